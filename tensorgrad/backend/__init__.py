@@ -1,0 +1,113 @@
+"""Choosing a backend: a name -> its kernels, an array -> the kernels that understand it.
+
+`numpy` and `numba` work on the same NumPy arrays, so one of them is current; CuPy arrays always belong to `cupy`.
+Neither Numba nor CuPy is imported before it is asked for.
+"""
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.backend.base import Array, Backend, BackendUnavailable
+from tensorgrad.backend.numpy import NumpyBackend
+
+__all__ = ["Array", "Backend", "BackendUnavailable", "backend_of", "check", "get_backend", "load", "use_backend"]
+
+NAMES = ("numpy", "numba", "cupy")
+
+_loaded: dict[str, Backend] = {"numpy": NumpyBackend()}
+_by_type: dict[type, Backend] = {np.ndarray: _loaded["numpy"]}
+_current: Backend = _loaded["numpy"]
+
+
+def load(name: str) -> Backend:
+    """The backend of that name, imported at the first call.
+
+    Raises ValueError for a name that is none, BackendUnavailable where it cannot run here.
+    """
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, (*NAMES, "auto"), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown backend {name!r}: choose auto, {', '.join(NAMES)}{hint}")
+    if name not in _loaded:
+        _loaded[name] = importlib.import_module(f"tensorgrad.backend.{name}").create()
+    return _loaded[name]
+
+
+def check(name: str) -> str | None:
+    """Why that backend cannot run here, in one line; None if it can."""
+    try:
+        load(name)
+    except BackendUnavailable as error:
+        return str(error)
+    return None
+
+
+def choose() -> tuple[Backend, str]:
+    """The fastest backend that runs here, and why the faster ones do not."""
+    passed = []
+    for name in reversed(NAMES):
+        why = check(name)
+        if why is None:
+            return load(name), "; ".join([f"auto took {name}", *passed])
+        passed.append(f"not {name}: {why}")
+    raise AssertionError("numpy always works")
+
+
+class use_backend:  # noqa: N801 - used like a function
+    """Make a backend current: at once, and until the end of the block where it is used in a `with`.
+
+    name: "numpy", "numba", "cupy", or "auto" for the fastest that runs here. `.backend` is what was taken and
+    `.reason` says why. Raises ValueError for an unknown name, BackendUnavailable where it cannot run.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.backend, self.reason = choose() if name == "auto" else (load(name), f"{name} was asked for")
+        self._before = _current, dict(_by_type)
+        _make_current(self.backend)
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _current
+        _current, types = self._before
+        _by_type.update(types)
+
+
+def _make_current(backend: Backend) -> None:
+    global _current
+    _current = backend
+    _by_type[backend.array_type] = backend
+
+
+def get_backend() -> Backend:
+    """The backend that new tensors are made on."""
+    return _current
+
+
+def backend_of(name: str, arrays: Sequence[Any]) -> Backend:
+    """The backend of an op's operands; Python and NumPy scalars go with any.
+
+    Raises TypeError where operands live on two backends, naming the op.
+    """
+    found = None
+    for x in arrays:
+        k = _by_type.get(type(x))
+        if k is not None and k is not found:
+            if found is not None:
+                raise TypeError(
+                    f"{name}: operands live on two backends, {found.name} and {k.name}; "
+                    f"move one with .to({found.name!r}) or .to({k.name!r})"
+                )
+            found = k
+    if found is None:
+        raise TypeError(f"{name}: no backend for {', '.join(type(x).__name__ for x in arrays)}")
+    return found

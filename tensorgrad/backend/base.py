@@ -1,0 +1,391 @@
+"""Every kernel once, in plain array mathematics over `xp` (NumPy or CuPy): the truth that faster kernels are held to.
+
+Forward stands above backward. `dx` is dloss/dx, `dy` the gradient that arrives. Kernels take and return arrays, never
+tensors. Half precision (float16, bfloat16) is computed in float32 and rounded once at the end.
+"""
+
+import math
+from typing import Any
+
+from tensorgrad.backend.erf import erf
+from tensorgrad.backend.philox import random_bits
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+Dropout = tuple[float, int, int, int]  # probability of zero; then the Philox seed, stream and step of the mask
+
+GELU_SCALE = math.sqrt(2 / math.pi)
+GELU_CUBIC = 0.044715
+
+
+class BackendUnavailable(RuntimeError):  # noqa: N818 - reads as what it is
+    """A backend that cannot run here; the message says what is missing and what to do, in one line."""
+
+
+class Backend:
+    """Kernels over one kind of array. A subclass overrides what it does better; all else falls back to this."""
+
+    name = "base"
+    xp: Any
+    array_type: type
+
+    # --- arrays ---------------------------------------------------------------------------------
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        """An array of this backend, without a copy where it is one already."""
+        return self.xp.asarray(x, dtype=dtype)
+
+    def to_numpy(self, x: Array) -> Any:
+        """The same numbers as a NumPy array on the host."""
+        return x
+
+    def check_indices(self, name: str, indices: Array, n: int) -> None:
+        """Raise IndexError where an index is outside [-n, n)."""
+        if indices.size and (int(indices.min()) < -n or int(indices.max()) >= n):
+            worst = int(indices.max()) if int(indices.max()) >= n else int(indices.min())
+            raise IndexError(f"{name}: index {worst} is out of range for {n} entries")
+
+    def wide(self, x: Array) -> Array:
+        """Half precision as float32, anything else as it is."""
+        return x.astype(self.xp.float32) if is_half(x.dtype) else x
+
+    def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+        """Sum; half precision adds up in float32."""
+        return self.wide(x).sum(axis=axis, keepdims=keepdims).astype(sum_dtype(x.dtype), copy=False)
+
+    def random_bits(self, n: int, seed: int, stream: int, step: int) -> Array:
+        """The first n words of a Philox stream: (n,) uint32."""
+        return random_bits(self.xp, n, seed, stream, step)
+
+    # --- matrix products ------------------------------------------------------------------------
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """a (..., m, n) @ b (..., n, p) -> (..., m, p). One large product where b is a single matrix."""
+        dtype = self.xp.result_type(a, b)
+        a, b = self.wide(a), self.wide(b)
+        if b.ndim == 2 and a.ndim > 2 and a.size:
+            y = self.xp.empty((*a.shape[:-1], b.shape[-1]), self.xp.result_type(a, b))
+            self.xp.matmul(a.reshape(-1, a.shape[-1]), b, out=y.reshape(-1, b.shape[-1]))
+        else:
+            y = self.xp.matmul(a, b)
+        return y.astype(dtype, copy=False)
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m)."""
+        y = self.matmul(x, weight.T)
+        if bias is not None:
+            y += bias
+        return y
+
+    def linear_backward_x(self, dy: Array, weight: Array) -> Array:
+        """dx = dy @ weight."""
+        return self.matmul(dy, weight)
+
+    def linear_backward_weight(self, dy: Array, x: Array) -> Array:
+        """dweight = dy^T @ x, over all rows of both."""
+        return self.matmul(dy.reshape(-1, dy.shape[-1]).T, x.reshape(-1, x.shape[-1]))
+
+    def linear_backward_bias(self, dy: Array) -> Array:
+        """dbias = the sum of dy over all rows."""
+        return self.sum(dy.reshape(-1, dy.shape[-1]), axis=0)
+
+    # --- activations ----------------------------------------------------------------------------
+
+    def sigmoid(self, x: Array) -> Array:
+        """1 / (1 + e^-x), without overflow: tanh saturates where exp would not."""
+        return 0.5 * self.xp.tanh(0.5 * x) + 0.5
+
+    def silu(self, x: Array) -> Array:
+        """x sigmoid(x)."""
+        return x * self.sigmoid(x)
+
+    def silu_backward(self, dy: Array, x: Array) -> Array:
+        """d/dx = s + x s (1 - s), with s = sigmoid(x)."""
+        s = self.sigmoid(x)
+        return dy * (s * (1 + x * (1 - s)))
+
+    def erf(self, x: Array) -> Array:
+        """2/sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
+        return erf(self.xp, self.wide(x)).astype(x.dtype, copy=False)
+
+    def gelu(self, x: Array) -> Array:
+        """x times the normal distribution function of x: x (1 + erf(x / sqrt 2)) / 2."""
+        x, dtype = self.wide(x), x.dtype
+        return (0.5 * x * (1 + erf(self.xp, x * math.sqrt(0.5)))).astype(dtype, copy=False)
+
+    def gelu_backward(self, dy: Array, x: Array) -> Array:
+        """d/dx = Phi(x) + x phi(x), with phi the normal density."""
+        x, dtype = self.wide(x), x.dtype
+        cumulative = 0.5 * (1 + erf(self.xp, x * math.sqrt(0.5)))
+        density = self.xp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+        return (dy * (cumulative + x * density)).astype(dtype, copy=False)
+
+    def gelu_tanh(self, x: Array) -> Array:
+        """x (1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3)."""
+        x, dtype = self.wide(x), x.dtype
+        u = GELU_SCALE * x * (1 + GELU_CUBIC * x * x)
+        return (0.5 * x * (1 + self.xp.tanh(u))).astype(dtype, copy=False)
+
+    def gelu_tanh_backward(self, dy: Array, x: Array) -> Array:
+        """d/dx = (1 + t)/2 + x (1 - t^2)/2 du/dx, with t = tanh u."""
+        x, dtype = self.wide(x), x.dtype
+        t = self.xp.tanh(GELU_SCALE * x * (1 + GELU_CUBIC * x * x))
+        du = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
+        return (dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)).astype(dtype, copy=False)
+
+    # --- softmax --------------------------------------------------------------------------------
+
+    def softmax(self, x: Array, axis: int) -> Array:
+        """exp(x) / sum exp(x), shifted by the maximum so that nothing overflows."""
+        y = self.xp.exp(self.wide(x) - self.wide(x.max(axis=axis, keepdims=True)))
+        y /= y.sum(axis=axis, keepdims=True)
+        return y.astype(x.dtype, copy=False)
+
+    def softmax_backward(self, dy: Array, y: Array, axis: int) -> Array:
+        """dx = y (dy - sum(y dy))."""
+        wide, dy = self.wide(y), self.wide(dy)
+        return (wide * (dy - (wide * dy).sum(axis=axis, keepdims=True))).astype(y.dtype, copy=False)
+
+    def logsumexp(self, x: Array, axis: Any, keepdims: bool) -> Array:
+        """log of the sum of exp(x); all -inf gives -inf."""
+        top = self.xp.where(self.xp.isfinite(top := self.wide(x).max(axis=axis, keepdims=True)), top, 0)
+        y = self.xp.log(self.xp.exp(self.wide(x) - top).sum(axis=axis, keepdims=True)) + top
+        return (y if keepdims else y.squeeze(axis)).astype(x.dtype, copy=False)
+
+    def log_softmax(self, x: Array, axis: int) -> Array:
+        """x - logsumexp(x)."""
+        wide = self.wide(x)
+        y = wide - self.wide(x.max(axis=axis, keepdims=True))
+        y -= self.xp.log(self.xp.exp(y).sum(axis=axis, keepdims=True))
+        return y.astype(x.dtype, copy=False)
+
+    def log_softmax_backward(self, dy: Array, y: Array, axis: int) -> Array:
+        """dx = dy - exp(y) sum(dy)."""
+        wide, dy = self.wide(y), self.wide(dy)
+        return (dy - self.xp.exp(wide) * dy.sum(axis=axis, keepdims=True)).astype(y.dtype, copy=False)
+
+    # --- normalisation --------------------------------------------------------------------------
+
+    def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
+        """Each row with mean 0 and variance 1, scaled and shifted: x (..., n) -> y, and mean and 1/std (..., 1)."""
+        wide = self.wide(x)
+        mean = wide.mean(axis=-1, keepdims=True)
+        y = wide - mean
+        rstd = 1 / self.xp.sqrt((y * y).mean(axis=-1, keepdims=True) + eps)
+        y *= rstd
+        if weight is not None:
+            y *= weight
+        if bias is not None:
+            y += bias
+        return y.astype(x.dtype, copy=False), mean, rstd
+
+    def layer_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Array:
+        """dx = rstd (g - mean(g) - xhat mean(g xhat)), with g = dy weight and xhat = (x - mean) rstd."""
+        xhat = (self.wide(x) - mean) * rstd
+        g = self.wide(dy) if weight is None else self.wide(dy) * weight
+        dx = g - g.mean(axis=-1, keepdims=True)
+        dx -= xhat * (g * xhat).mean(axis=-1, keepdims=True)
+        dx *= rstd
+        return dx.astype(x.dtype, copy=False)
+
+    def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
+        """dweight = the sum of dy xhat over all rows: (n,)."""
+        return ((self.wide(x) - mean) * rstd * dy).reshape(-1, x.shape[-1]).sum(axis=0)
+
+    def rms_norm(self, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
+        """Each row with mean square 1, scaled: x (..., n) -> y, and 1/rms (..., 1)."""
+        wide = self.wide(x)
+        rrms = 1 / self.xp.sqrt((wide * wide).mean(axis=-1, keepdims=True) + eps)
+        y = wide * rrms
+        if weight is not None:
+            y *= weight
+        return y.astype(x.dtype, copy=False), rrms
+
+    def rms_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, rrms: Array) -> Array:
+        """dx = rrms (g - xhat mean(g xhat)), with g = dy weight and xhat = x rrms."""
+        xhat = self.wide(x) * rrms
+        g = self.wide(dy) if weight is None else self.wide(dy) * weight
+        return (rrms * (g - xhat * (g * xhat).mean(axis=-1, keepdims=True))).astype(x.dtype, copy=False)
+
+    def rms_norm_backward_weight(self, dy: Array, x: Array, rrms: Array) -> Array:
+        """dweight = the sum of dy xhat over all rows: (n,)."""
+        return (self.wide(x) * rrms * dy).reshape(-1, x.shape[-1]).sum(axis=0)
+
+    # --- embedding and dropout ------------------------------------------------------------------
+
+    def embedding(self, weight: Array, indices: Array) -> Array:
+        """Row `indices` of weight (V, C): indices (...) -> (..., C)."""
+        return self.xp.take(weight, indices, axis=0)
+
+    def embedding_backward(self, dy: Array, indices: Array, shape: tuple[int, ...]) -> Array:
+        """dweight (V, C): every row's dy added to the row it was read from."""
+        dweight = self.xp.zeros(shape, self.wide(dy).dtype)
+        self.xp.add.at(dweight, indices.reshape(-1), self.wide(dy).reshape(-1, shape[-1]))
+        return dweight
+
+    def dropout_scale(self, shape: tuple[int, ...], dropout: Dropout, dtype: Any) -> Array:
+        """0 with probability p, 1 / (1 - p) otherwise: the same for the same Philox counter, so it is never stored."""
+        p, seed, stream, step = dropout
+        bits = self.random_bits(math.prod(shape), seed, stream, step)
+        keep = bits >= self.xp.uint32(min(round(p * 2**32), 2**32 - 1))
+        return (keep.astype(dtype) * (1 / (1 - p) if p < 1 else 0.0)).astype(dtype, copy=False).reshape(shape)
+
+    def dropout(self, x: Array, dropout: Dropout) -> Array:
+        """x with elements zeroed at random, the rest scaled up; its own backward, applied to dy."""
+        return x * self.dropout_scale(x.shape, dropout, x.dtype)
+
+    # --- cross-entropy --------------------------------------------------------------------------
+
+    def cross_entropy(
+        self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
+    ) -> tuple[Array, Array]:
+        """logits (N, V), targets (N) -> losses (N), 0 where ignored, and logsumexp (N), both at least float32."""
+        xp, wide = self.xp, self.wide(logits)
+        top = wide.max(axis=-1)
+        lse = xp.log(xp.exp(wide - top[:, None]).sum(axis=-1)) + top
+        kept = targets != ignore_index
+        at = xp.where(kept, targets, 0)
+        losses = lse - xp.take_along_axis(wide, at[:, None], axis=-1)[:, 0]
+        if label_smoothing:
+            losses = (1 - label_smoothing) * losses + label_smoothing * (lse - wide.mean(axis=-1))
+        return xp.where(kept, losses, xp.zeros_like(losses)), lse
+
+    def cross_entropy_backward(
+        self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float
+    ) -> Array:
+        """dlogits = dloss (softmax - (1 - s) onehot - s / V), and 0 where ignored."""
+        xp, wide = self.xp, self.wide(logits)
+        kept = targets != ignore_index
+        dlosses = xp.where(kept, dlosses, xp.zeros_like(dlosses)).astype(wide.dtype, copy=False)
+        dlogits = xp.exp(wide - lse[:, None])
+        if label_smoothing:
+            dlogits -= label_smoothing / logits.shape[-1]
+        dlogits *= dlosses[:, None]
+        dlogits[xp.arange(len(targets)), xp.where(kept, targets, 0)] -= (1 - label_smoothing) * dlosses
+        return dlogits.astype(logits.dtype, copy=False)
+
+    # --- attention ------------------------------------------------------------------------------
+
+    def attention(
+        self, q: Array, key: Array, v: Array, causal: bool, mask: Array | None, dropout: Dropout | None, scale: float
+    ) -> tuple[Array, Array]:
+        """softmax(scale q key^T) v for every head.
+
+        q (B, H, T, D), key and v (B, G, S, D), H a multiple of G -> y (B, H, T, D) and logsumexp (B, H, T, 1).
+        A row that may attend to nothing gives zeros.
+        """
+        scores = self._scores(q, key, causal, mask, scale)
+        lse = self.logsumexp(scores, axis=-1, keepdims=True)
+        weights = self._weights(scores, lse)
+        if dropout is not None:
+            weights *= self.dropout_scale(weights.shape, dropout, weights.dtype)
+        y = merge_heads(self.matmul(split_heads(weights, v.shape[1]), self.wide(v)[:, :, None]))
+        return y.astype(q.dtype, copy=False), lse
+
+    def attention_backward(
+        self, dy: Array, q: Array, key: Array, v: Array, y: Array, lse: Array,
+        causal: bool, mask: Array | None, dropout: Dropout | None, scale: float,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
+        """dq, dkey, dv. The weights p are made again from the logsumexp: no T x S matrix is kept.
+
+        dv = p^T dy; dp = dy v^T; dscores = p (dp - sum(dy y)); dq = scale dscores key; dkey = scale dscores^T q.
+        """
+        groups, transpose = key.shape[1], self.xp.matrix_transpose
+        p = self._weights(self._scores(q, key, causal, mask, scale), lse)
+        dp = merge_heads(
+            self.matmul(split_heads(self.wide(dy), groups), transpose(self.wide(v))[:, :, None])
+        )  # (B, H, T, S)
+        dropped = p
+        if dropout is not None:
+            kept = self.dropout_scale(p.shape, dropout, p.dtype)
+            dropped = p * kept
+            dp *= kept
+        dscores = p * (dp - (self.wide(dy) * self.wide(y)).sum(axis=-1, keepdims=True))
+        dscores *= scale
+        dv = self.matmul(transpose(split_heads(dropped, groups)), split_heads(self.wide(dy), groups)).sum(axis=2)
+        dkey = self.matmul(transpose(split_heads(dscores, groups)), split_heads(self.wide(q), groups)).sum(axis=2)
+        dq = merge_heads(self.matmul(split_heads(dscores, groups), self.wide(key)[:, :, None]))
+        return dq.astype(q.dtype, copy=False), dkey.astype(key.dtype, copy=False), dv.astype(v.dtype, copy=False)
+
+    def _scores(self, q: Array, key: Array, causal: bool, mask: Array | None, scale: float) -> Array:
+        """scale q key^T (B, H, T, S), -inf where a query may not attend."""
+        keys = self.xp.matrix_transpose(self.wide(key))[:, :, None]  # (B, G, 1, D, S)
+        scores = merge_heads(self.matmul(split_heads(self.wide(q), key.shape[1]) * scale, keys))
+        n_query, n_key = scores.shape[-2:]
+        if causal:  # the last query sees every key
+            allowed = self.xp.tri(n_query, n_key, n_key - n_query, dtype=bool)
+            mask = allowed if mask is None else mask & allowed
+        return scores if mask is None else self.xp.where(mask, scores, -self.xp.inf).astype(scores.dtype, copy=False)
+
+    def _weights(self, scores: Array, lse: Array) -> Array:
+        return self.xp.exp(scores - self.xp.where(self.xp.isfinite(lse), lse, 0))
+
+    def rotary_embedding(self, x: Array, positions: Array, base: float, inverse: bool = False) -> Array:
+        """Rotate the pairs (x[i], x[i + D/2]) by positions * base^(-2i / D); `inverse` turns back, which is backward.
+
+        x (..., T, D), positions (T) or broadcastable to (..., T).
+        """
+        xp, half = self.xp, x.shape[-1] // 2
+        wide = self.wide(x)
+        frequency = base ** (-xp.arange(half, dtype=xp.float64) / half)
+        angle = positions[..., None] * frequency
+        cos = xp.cos(angle).astype(wide.dtype)
+        sin = xp.sin(-angle if inverse else angle).astype(wide.dtype)
+        first, second = wide[..., :half], wide[..., half:]
+        y = xp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+        return y.astype(x.dtype, copy=False)
+
+    # --- optimisation ---------------------------------------------------------------------------
+
+    def adamw(
+        self, p: Array, g: Array, m: Array, v: Array, *,
+        lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
+    ) -> None:  # fmt: skip
+        """One AdamW step on p, m and v in place. `step` counts from 1.
+
+        m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; both divided by 1 - beta^step;
+        p = (1 - lr weight_decay) p - lr mhat / (sqrt(vhat) + eps).
+        """
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * self.wide(g) ** 2
+        denominator = self.xp.sqrt(v)
+        denominator *= 1 / math.sqrt(1 - beta2**step)
+        denominator += eps
+        p *= 1 - lr * weight_decay
+        p -= (lr / (1 - beta1**step) * m / denominator).astype(p.dtype, copy=False)
+
+    def global_norm(self, arrays: list[Array]) -> float:
+        """The Euclidean norm of all elements of all arrays together."""
+        total = 0.0
+        for x in arrays:
+            flat = self.wide(x).reshape(-1)
+            total += float(self.xp.vdot(flat, flat))
+        return math.sqrt(total)
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether a dtype is float16 or bfloat16."""
+    return dtype.itemsize == 2 and (dtype.kind == "f" or dtype.name == "bfloat16")
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether a dtype can have a gradient: float64, float32, float16 or bfloat16."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def sum_dtype(dtype: Any) -> Any:
+    """What a sum of that dtype is returned as: itself, and int64 for bool and small integers."""
+    if dtype.kind == "u":
+        return "uint64"
+    return "int64" if dtype.kind in "bi" else dtype
+
+
+def split_heads(x: Array, groups: int) -> Array:
+    """(B, H, T, S) -> (B, G, H / G, T, S): the query heads that share a key head side by side."""
+    return x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+
+
+def merge_heads(x: Array) -> Array:
+    """(B, G, H / G, T, S) -> (B, H, T, S)."""
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
