@@ -1,0 +1,397 @@
+"""The tape: which op made which array, and how gradients flow back along it.
+
+An op is a pure function over arrays that returns its result and the way back:
+
+    @op
+    def exp(k, x):
+        y = k.xp.exp(x)
+        return y, lambda dy: dy * y
+
+Recording makes one `Node` a result. Edges go from node to node, never to a tensor, so an intermediate that
+nobody keeps is freed at once. What backward needs is what the returned function closes over, and nothing else.
+"""
+
+import functools
+import heapq
+import inspect
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ContextDecorator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.backend import Array, backend_of
+
+Backward = Callable[[Any], Any]
+next_birth = itertools.count(1).__next__  # a parent is always born before its children
+
+
+class Variable:
+    """What the tape knows of a tensor: its array, and the node its gradient flows to (None: no gradient)."""
+
+    __slots__ = ("data", "node")
+
+    data: Array
+    node: "Node | None"
+
+
+class Node:
+    """One recorded op.
+
+    parents: the node of every operand, None where no gradient is wanted.
+    backward: one function from dy to the gradients of all operands, or a tuple of functions, one an operand;
+    None once freed.
+    """
+
+    __slots__ = ("backward", "birth", "dtype", "name", "parents", "shape")
+
+    def __init__(
+        self,
+        name: str,
+        array: Array,
+        parents: tuple["Node | None", ...],
+        backward: "Backward | tuple[Backward | None, ...] | None",
+    ) -> None:
+        self.birth = next_birth()
+        self.name = name
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype = array.dtype
+        self.parents = parents
+        self.backward = backward
+
+
+class Leaf(Node):
+    """Where gradients end: holds the gradient of a tensor that the user made."""
+
+    __slots__ = ("grad",)
+
+    def __init__(self, array: Array) -> None:
+        super().__init__("leaf", array, (), None)
+        self.grad: Array | None = None
+
+
+class Output(Node):
+    """One result of an op that has several: puts its gradient in its place in the list the op's node receives."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, origin: Node, array: Array, place: int) -> None:
+        super().__init__(origin.name, array, (origin,), None)
+        self.place = place
+
+
+class Several(Node):
+    """An op with several results: its dy is a list, with None for results that nothing used."""
+
+    __slots__ = ("count",)
+
+    def __init__(
+        self,
+        name: str,
+        arrays: list[Array],
+        parents: tuple[Node | None, ...],
+        backward: "Backward | tuple[Backward | None, ...]",
+    ) -> None:
+        super().__init__(name, arrays[0], parents, backward)
+        self.count = len(arrays)
+
+
+# --- recording ----------------------------------------------------------------------------------
+
+
+class _Mode(threading.local):
+    recording = True
+
+
+_mode = _Mode()
+
+
+class _SetRecording(ContextDecorator):
+    recording: bool
+
+    def __enter__(self) -> None:
+        self._before = _mode.recording
+        _mode.recording = self.recording
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _mode.recording = self._before
+
+    def _recreate_cm(self) -> "_SetRecording":
+        return type(self)()  # a decorated function may call itself: every call remembers its own state
+
+
+class no_grad(_SetRecording):  # noqa: N801 - PyTorch's name
+    """Record nothing and keep nothing for backward; a context manager and a decorator."""
+
+    recording = False
+
+
+class enable_grad(_SetRecording):  # noqa: N801 - PyTorch's name
+    """Record again inside `no_grad`; a context manager and a decorator."""
+
+    recording = True
+
+
+def is_grad_enabled() -> bool:
+    """Whether ops are recorded on this thread."""
+    return _mode.recording
+
+
+def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
+    """Turn `fn(k, *operand arrays, **options) -> (array, backward)` into a function over tensors.
+
+    `k` is the backend of the operands' arrays. Operands are tensors, arrays or Python scalars, at least one of them a
+    tensor; further positional arguments are taken as the options in the order in which `fn` names them.
+    A list of arrays as the result makes a list of tensors. `backward` None says that the op has no gradient.
+    """
+    name = fn.__name__.lstrip("_")  # `_concat` is the op under the function `concat`
+    parameters = list(inspect.signature(fn).parameters.values())[1:]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    n_operands = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+    option_names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    operand_names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    @functools.wraps(fn)
+    def apply(*operands: Any, **options: Any) -> Any:
+        if not variadic and (len(operands) > n_operands or (options and not options.keys() <= set(option_names))):
+            operands, options = _arrange(name, operand_names, option_names, operands, options)
+        arrays = []
+        parents = []
+        kind = None
+        wanted = False
+        for x in operands:
+            if isinstance(x, Variable):
+                kind = type(x)
+                arrays.append(x.data)
+                parents.append(x.node)
+                if x.node is not None:
+                    wanted = True
+            else:
+                arrays.append(x)
+                parents.append(None)
+        if kind is None:
+            raise TypeError(f"{name}: no operand is a Tensor, got {', '.join(type(x).__name__ for x in operands)}")
+        k = backend_of(name, arrays)
+        try:
+            result, backward = fn(k, *arrays, **options)
+        except ValueError as error:
+            raise _named(name, arrays, error) from error
+        record = wanted and backward is not None and _mode.recording
+        if record and type(backward) is tuple:  # what only a frozen operand's gradient needs is freed here
+            backward = tuple(f if p is not None else None for f, p in zip(backward, parents, strict=False))
+        if type(result) is list:
+            return _several(kind, name, result, tuple(parents), backward if record else None)
+        out = kind.__new__(kind)
+        if isinstance(result, np.generic):  # NumPy makes scalars of 0-d results
+            result = np.asarray(result)
+        out.data = result
+        out.node = Node(name, result, tuple(parents), backward) if record else None
+        return out
+
+    apply.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return apply
+
+
+def _named(name: str, arrays: list[Any], error: ValueError) -> ValueError:
+    """An array module's error, with the op and the shapes it was given; an op's own error as it is."""
+    if str(error).startswith(name + ":"):
+        return error
+    shapes = ", ".join(str(x.shape) if hasattr(x, "shape") else repr(x) for x in arrays)
+    return ValueError(f"{name}: {shapes}: {error}")
+
+
+def _arrange(
+    name: str, operand_names: list[str], option_names: list[str], operands: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Sort out options given by position and operands given by name."""
+    n = len(operand_names)
+    if len(operands) > n + len(option_names):
+        raise TypeError(f"{name}: takes at most {n + len(option_names)} arguments, got {len(operands)}")
+    given = dict(zip(operand_names + option_names, operands, strict=False))
+    for key, value in options.items():
+        if key in given:
+            raise TypeError(f"{name}: {key} is given twice")
+        if key not in operand_names and key not in option_names:
+            raise TypeError(f"{name}: unknown argument {key!r}; it takes {', '.join(operand_names + option_names)}")
+        given[key] = value
+    named = [key for key in operand_names if key in given]
+    if named != operand_names[: len(named)]:
+        raise TypeError(f"{name}: {operand_names[len(named) - 1]} is missing")
+    return tuple(given.pop(key) for key in named), given
+
+
+def _several(
+    kind: type[Variable], name: str, results: list[Array], parents: tuple[Node | None, ...], backward: Any
+) -> list[Variable]:
+    origin = Several(name, results, parents, backward) if backward is not None and results else None
+    tensors = []
+    for place, array in enumerate(results):
+        out = kind.__new__(kind)
+        out.data = array
+        out.node = Output(origin, array, place) if origin is not None else None
+        tensors.append(out)
+    return tensors
+
+
+# --- backward -----------------------------------------------------------------------------------
+
+
+class _Pending:
+    """Gradients that have arrived at nodes not yet visited, youngest node first.
+
+    Popping by birth is a topological order: a node's consumers are all younger than the node.
+    """
+
+    def __init__(self) -> None:
+        self.heap: list[tuple[int, Node]] = []
+        self.sums: dict[Node, Any] = {}
+        self.owned: set[Node] = set()  # nodes whose sum nothing else refers to
+
+    def pop(self) -> tuple[Node, Any]:
+        node = heapq.heappop(self.heap)[1]
+        self.owned.discard(node)
+        return node, self.sums.pop(node)
+
+    def add(self, node: Node, gradient: Array, dy: Any) -> None:
+        """Add what an op's backward made of `dy` to what has arrived at `node`."""
+        if isinstance(gradient, np.generic):
+            gradient = np.asarray(gradient)
+        if gradient.dtype != node.dtype:
+            gradient = gradient.astype(node.dtype)
+        if gradient.shape != node.shape:
+            raise RuntimeError(f"{node.name}: gradient of shape {gradient.shape} for a result of shape {node.shape}")
+        # A backward returns dy itself, a view, or an array it made: only the last may be written into.
+        owned = gradient is not dy and gradient.base is None
+        if isinstance(node, Leaf):
+            _add_to_leaf(node, gradient, owned)
+            return
+        before = self.sums.get(node)
+        if before is None:
+            heapq.heappush(self.heap, (-node.birth, node))
+            self.sums[node] = gradient
+        elif node in self.owned:
+            before += gradient
+            return
+        elif owned:
+            gradient += before
+            self.sums[node] = gradient
+        else:
+            self.sums[node] = before + gradient
+            owned = True
+        if owned:
+            self.owned.add(node)
+
+    def put(self, output: Output, gradient: Array) -> None:
+        """Hand the gradient of one of several results to the op that made them."""
+        (origin,) = output.parents
+        assert isinstance(origin, Several)
+        if origin not in self.sums:
+            heapq.heappush(self.heap, (-origin.birth, origin))
+            self.sums[origin] = [None] * origin.count
+        self.sums[origin][output.place] = gradient
+
+
+def _add_to_leaf(leaf: Leaf, gradient: Array, owned: bool) -> None:
+    if leaf.grad is None:
+        leaf.grad = gradient if owned else gradient.copy()
+    else:
+        leaf.grad += gradient
+
+
+def backward(root: Node, dy: Array, retain_graph: bool = False) -> None:
+    """Send `dy` from `root` to every leaf it depends on, adding to their `grad`.
+
+    Nodes are popped and, unless `retain_graph`, stripped as they are visited, so that saved arrays die as soon as
+    they are used. No recursion: any depth works.
+    Raises RuntimeError where a graph was freed by an earlier backward, or a saved array was overwritten.
+    """
+    pending = _Pending()
+    pending.add(root, dy, dy)
+    while pending.heap:
+        node, dy = pending.pop()
+        if type(node) is Output:
+            pending.put(node, dy)
+            continue
+        functions, parents = node.backward, node.parents
+        if functions is None:
+            raise RuntimeError(
+                f"{node.name}: backward a second time through a graph that was freed; "
+                "pass retain_graph=True to the first backward"
+            )
+        if node.birth < _last_write:
+            _refuse_overwritten(node)
+        if not retain_graph:
+            node.backward, node.parents = None, ()
+        for parent, gradient in _gradients(functions, parents, dy):
+            pending.add(parent, gradient, dy)
+        functions = gradient = None  # nothing of this node outlives its turn
+
+
+def _gradients(functions: Any, parents: tuple[Node | None, ...], dy: Any) -> Iterator[tuple[Node, Array]]:
+    if type(functions) is tuple:
+        for parent, function in zip(parents, functions, strict=False):
+            if parent is not None:
+                yield parent, function(dy)
+        return
+    gradients = functions(dy)
+    if type(gradients) is not tuple:
+        gradients = (gradients,)
+    for parent, gradient in zip(parents, gradients, strict=False):
+        if parent is not None:
+            yield parent, gradient
+
+
+# --- in-place writes ----------------------------------------------------------------------------
+
+_writes: dict[int, tuple[Any, int]] = {}  # id of a memory owner -> (weak reference to it, when it was last written)
+_last_write = 0
+
+
+def _owner(array: Array) -> Array:
+    while isinstance(array.base, type(array)):
+        array = array.base
+    return array
+
+
+def note_write(array: Array) -> None:
+    """Remember that `array` was overwritten: a backward that saved it before will refuse to run.
+
+    Costs nothing where no op was recorded before the write: nodes are compared with the time of the last write only.
+    """
+    global _last_write
+    owner = _owner(array)
+    key = id(owner)
+    _last_write = next_birth()
+    _writes[key] = (weakref.ref(owner, lambda _: _writes.pop(key, None)), _last_write)
+
+
+def saved_arrays(value: Any) -> Iterator[Array]:
+    """Every array that a backward function (or tuple of them) closes over."""
+    if callable(value) and hasattr(value, "__closure__"):
+        for cell in value.__closure__ or ():
+            try:
+                content = cell.cell_contents
+            except ValueError:  # a name that was never bound
+                continue
+            yield from saved_arrays(content)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from saved_arrays(item)
+    elif hasattr(value, "dtype") and hasattr(value, "base"):
+        yield value
+
+
+def _refuse_overwritten(node: Node) -> None:
+    for array in saved_arrays(node.backward):
+        reference, when = _writes.get(id(_owner(array)), (None, 0))
+        if when > node.birth and reference is not None and reference() is not None:
+            raise RuntimeError(
+                f"{node.name}: an array of shape {array.shape} that it saved for backward was overwritten in place; "
+                "write into a copy, or call backward first"
+            )

@@ -1,0 +1,113 @@
+"""Random numbers as a pure function of (seed, stream, step, element): the same on every backend.
+
+A stream is what the numbers are for; a step counts the draws from it. Given the step, a draw does not depend on what
+was drawn before, so a run that is resumed, or whose dropout is made again in backward, gets the same numbers.
+"""
+
+import math
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.backend import Array
+from tensorgrad.backend.philox import random_bits
+
+Shape = int | tuple[int, ...]
+
+
+class Stream(IntEnum):
+    """What random numbers are drawn for; each has counters of its own."""
+
+    INIT = 0
+    DROPOUT = 1
+    DATA = 2
+    SAMPLING = 3
+
+
+class Generator:
+    """Draws from Philox4x32-10 under one seed.
+
+    seed: an int of at most 64 bits. Every method takes `stream` and `step`: with step None the stream's own counter is
+    taken and advanced, with an explicit step the draw is a pure function of (seed, stream, step).
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.manual_seed(seed)
+
+    def manual_seed(self, seed: int) -> "Generator":
+        """Start anew from `seed`, every stream at its beginning."""
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+            raise ValueError(f"seed: {seed!r} is not an integer from 0 to 2**64 - 1")
+        self.seed = int(seed)
+        self.steps = {stream: 0 for stream in Stream}
+        return self
+
+    def next_step(self, stream: Stream) -> int:
+        """Take the next step number of a stream."""
+        step = self.steps[stream]
+        self.steps[stream] = step + 1
+        return step
+
+    def bits(self, shape: Shape, *, stream: Stream = Stream.SAMPLING, step: int | None = None) -> Array:
+        """Uniform 32-bit words: uint32 of that shape."""
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        step = self.next_step(stream) if step is None else step
+        return random_bits(np, math.prod(shape), self.seed, stream, step).reshape(shape)
+
+    def uniform(
+        self, shape: Shape, low: float = 0.0, high: float = 1.0, dtype: Any = np.float32, *,
+        stream: Stream = Stream.SAMPLING, step: int | None = None,
+    ) -> Array:  # fmt: skip
+        """Uniform in [low, high), from the upper 24 bits of each word so that float32 never rounds up to `high`."""
+        unit = (self.bits(shape, stream=stream, step=step) >> np.uint32(8)) * 2.0**-24
+        return (low + (high - low) * unit).astype(dtype)
+
+    def normal(
+        self, shape: Shape, mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32, *,
+        stream: Stream = Stream.SAMPLING, step: int | None = None,
+    ) -> Array:  # fmt: skip
+        """Normal by Box and Muller (1958): a pair of words makes a pair of numbers, computed in float64."""
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        n = math.prod(shape)
+        words = self.bits((n + n % 2,), stream=stream, step=step).reshape(-1, 2)
+        radius = np.sqrt(-2 * np.log((words[:, 0] + 1.0) * 2.0**-32))  # in (0, 1]: no log of 0
+        angle = words[:, 1] * (2 * math.pi * 2.0**-32)
+        pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+        return (mean + std * pairs.reshape(-1)[:n].reshape(shape)).astype(dtype)
+
+    def integers(
+        self, low: int, high: int, shape: Shape, *, stream: Stream = Stream.DATA, step: int | None = None
+    ) -> Array:
+        """Integers in [low, high), as int64: a 32-bit word scaled to the range (off by less than range / 2^32)."""
+        if not 0 < high - low <= 2**32:
+            raise ValueError(f"integers: [{low}, {high}) is empty or wider than 2**32")
+        bits = self.bits(shape, stream=stream, step=step).astype(np.uint64)
+        return low + (bits * np.uint64(high - low) >> np.uint64(32)).astype(np.int64)
+
+    def permutation(self, n: int, *, stream: Stream = Stream.DATA, step: int | None = None) -> Array:
+        """The numbers 0 to n - 1 in random order, as int64: sorted by a random word each."""
+        return np.argsort(self.bits((n,), stream=stream, step=step), kind="stable").astype(np.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on drawing, as plain ints that JSON can hold."""
+        return {"seed": self.seed, "steps": {stream.name.lower(): step for stream, step in self.steps.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`. Raises ValueError where it is not one."""
+        names = {stream.name.lower(): stream for stream in Stream}
+        steps = state.get("steps")
+        if not isinstance(steps, dict) or steps.keys() != names.keys():
+            raise ValueError(f"generator state: steps {steps!r} do not name the streams {', '.join(names)}")
+        if any(isinstance(step, bool) or not isinstance(step, int) or step < 0 for step in steps.values()):
+            raise ValueError(f"generator state: steps {steps!r} are not counts")
+        self.manual_seed(state.get("seed", None))
+        self.steps = {names[name]: step for name, step in steps.items()}
+
+
+default_generator = Generator(0)
+
+
+def manual_seed(seed: int) -> Generator:
+    """Seed the generator that initialisation and dropout draw from; returns it."""
+    return default_generator.manual_seed(seed)
