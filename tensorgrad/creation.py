@@ -1,0 +1,92 @@
+"""Tensors from nothing: filled, counted, or drawn at random. float32 on the current backend unless told otherwise."""
+
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.backend import get_backend
+from tensorgrad.random import Stream, default_generator
+from tensorgrad.tensor import Tensor
+
+Shape = int | tuple[int, ...]
+
+
+def asarray(data: Any, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
+    """A tensor of an array, a number, or nested lists of numbers; an array is not copied."""
+    return Tensor(data, requires_grad, dtype=dtype)
+
+
+def zeros(shape: Shape, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
+    """All 0."""
+    return Tensor(get_backend().xp.zeros(shape, dtype), requires_grad)
+
+
+def ones(shape: Shape, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
+    """All 1."""
+    return Tensor(get_backend().xp.ones(shape, dtype), requires_grad)
+
+
+def empty(shape: Shape, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
+    """Whatever was in memory."""
+    return Tensor(get_backend().xp.empty(shape, dtype), requires_grad)
+
+
+def full(shape: Shape, value: float, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
+    """All `value`; dtype None is float32 for a float, int64 for an int, bool for a bool."""
+    if dtype is None:
+        dtype = np.float32 if isinstance(value, float) else np.asarray(value).dtype
+    return Tensor(get_backend().xp.full(shape, value, dtype), requires_grad)
+
+
+def zeros_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
+    """All 0, of x's shape, and its dtype unless another is given."""
+    return zeros(x.shape, x.dtype if dtype is None else dtype, requires_grad=requires_grad)
+
+
+def ones_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
+    """All 1, of x's shape, and its dtype unless another is given."""
+    return ones(x.shape, x.dtype if dtype is None else dtype, requires_grad=requires_grad)
+
+
+def empty_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
+    """Whatever was in memory, of x's shape, and its dtype unless another is given."""
+    return empty(x.shape, x.dtype if dtype is None else dtype, requires_grad=requires_grad)
+
+
+def full_like(x: Tensor, value: float, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
+    """All `value`, of x's shape, and its dtype unless another is given."""
+    return full(x.shape, value, x.dtype if dtype is None else dtype, requires_grad=requires_grad)
+
+
+def arange(
+    start: float, stop: float | None = None, step: float = 1, dtype: Any = None, *, requires_grad: bool = False
+) -> Tensor:
+    """start, start + step, ... below stop; with one argument from 0. int64 for ints, float32 where a float is given."""
+    start, stop = (0, start) if stop is None else (start, stop)
+    if dtype is None:
+        dtype = np.int64 if all(isinstance(v, int) for v in (start, stop, step)) else np.float32
+    return Tensor(get_backend().xp.arange(start, stop, step, dtype=dtype), requires_grad)
+
+
+def linspace(start: float, stop: float, num: int, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
+    """`num` numbers at equal distances from start to stop, both included."""
+    return Tensor(get_backend().xp.linspace(start, stop, num, dtype=dtype), requires_grad)
+
+
+def eye(n_rows: int, n_cols: int | None = None, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
+    """1 on the diagonal, 0 elsewhere."""
+    return Tensor(get_backend().xp.eye(n_rows, n_cols, dtype=dtype), requires_grad)
+
+
+def uniform(
+    shape: Shape, low: float = 0.0, high: float = 1.0, dtype: Any = np.float32, *, requires_grad: bool = False
+) -> Tensor:
+    """Uniform in [low, high), from the default generator's stream for initialisation: `tensorgrad.manual_seed`."""
+    return Tensor(default_generator.uniform(shape, low, high, dtype, stream=Stream.INIT), requires_grad)
+
+
+def normal(
+    shape: Shape, mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32, *, requires_grad: bool = False
+) -> Tensor:
+    """Normally distributed, from the default generator's stream for initialisation: `tensorgrad.manual_seed`."""
+    return Tensor(default_generator.normal(shape, mean, std, dtype, stream=Stream.INIT), requires_grad)

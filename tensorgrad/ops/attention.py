@@ -1,0 +1,46 @@
+"""Scaled dot-product attention and rotary positions."""
+
+import math
+from typing import Any
+
+from tensorgrad.autograd import op
+from tensorgrad.backend import Array, Backend
+from tensorgrad.ops.dropout import draw
+
+
+@op
+def attention(
+    k: Backend, q: Array, key: Array, v: Array, *,
+    causal: bool = False, mask: Any = None, dropout_p: float = 0.0, scale: float | None = None,
+) -> tuple[Array, Any]:  # fmt: skip
+    """softmax(scale q key^T) v for every head (Vaswani et al. 2017, arXiv:1706.03762).
+
+    q (B, H, T, D); key, v (B, G, S, D) with H a multiple of G, each shared by H / G query heads (arXiv:2305.13245)
+    -> (B, H, T, D). scale: 1 / sqrt(D) unless given. causal: query i sees keys j <= i + S - T, so that the last query sees
+    all. mask: bool, True where a query may attend, broadcastable to (B, H, T, S). A query that may attend to nothing
+    gives zeros. dropout_p drops attention weights. Saves the operands, the result and each row's logsumexp; no T x S
+    matrix. Raises ValueError for shapes that do not fit.
+    """
+    if not q.ndim == key.ndim == v.ndim == 4 or key.shape[:3] != v.shape[:3] or key.shape[3] != q.shape[3]:
+        raise ValueError(f"attention: q {q.shape}, key {key.shape}, v {v.shape} are not (B, H, T, D), (B, G, S, D) twice")
+    if q.shape[0] != key.shape[0] or key.shape[1] == 0 or q.shape[1] % key.shape[1]:
+        raise ValueError(f"attention: {q.shape[1]} query heads cannot share {key.shape[1]} key heads, batch {q.shape[0]}")
+    allowed = None if mask is None else k.asarray(getattr(mask, "data", mask))
+    if allowed is not None and allowed.dtype != bool:
+        raise TypeError(f"attention: mask has dtype {allowed.dtype}; bool is needed, True where a query may attend")
+    dropout = draw("attention", dropout_p) if dropout_p else None
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    y, lse = k.attention(q, key, v, causal, allowed, dropout, scale)
+    return y, lambda dy: k.attention_backward(dy, q, key, v, y, lse, causal, allowed, dropout, scale)
+
+
+@op
+def rotary_embedding(k: Backend, x: Array, positions: Array, *, base: float = 10000.0) -> tuple[Array, Any]:
+    """Turn each pair (x[i], x[i + D/2]) by the angle positions * base^(-2i/D) (Su et al. 2021, arXiv:2104.09864).
+
+    x (..., T, D) with D even, positions (T) or broadcastable to (..., T) -> same shape and dtype as x.
+    """
+    if x.ndim < 2 or x.shape[-1] % 2:
+        raise ValueError(f"rotary_embedding: x {x.shape} is not (..., T, D) with D even")
+    positions = k.asarray(positions)
+    return k.rotary_embedding(x, positions, base), lambda dy: k.rotary_embedding(dy, positions, base, inverse=True)

@@ -1,0 +1,186 @@
+"""Elementwise arithmetic and elementary functions, with NumPy's broadcasting and dtype promotion.
+
+Every op takes operands of any shapes that broadcast together, floating dtypes for gradients, and returns the
+broadcast shape. `dx` is dloss/dx.
+"""
+
+from typing import Any
+
+from tensorgrad.autograd import op
+from tensorgrad.backend import Array, Backend
+from tensorgrad.ops.broadcasting import shape_of, unbroadcast
+
+Result = tuple[Array, Any]
+
+
+@op
+def add(k: Backend, a: Array, b: Array) -> Result:
+    """a + b. da = db = dy."""
+    a_shape, b_shape = shape_of(a), shape_of(b)
+    return a + b, (lambda dy: unbroadcast(k, dy, a_shape), lambda dy: unbroadcast(k, dy, b_shape))
+
+
+@op
+def subtract(k: Backend, a: Array, b: Array) -> Result:
+    """a - b. da = dy, db = -dy."""
+    a_shape, b_shape = shape_of(a), shape_of(b)
+    return a - b, (lambda dy: unbroadcast(k, dy, a_shape), lambda dy: unbroadcast(k, -dy, b_shape))
+
+
+@op
+def multiply(k: Backend, a: Array, b: Array) -> Result:
+    """a b. da = dy b, db = dy a."""
+    a_shape, b_shape = shape_of(a), shape_of(b)
+    return a * b, (lambda dy: unbroadcast(k, dy * b, a_shape), lambda dy: unbroadcast(k, dy * a, b_shape))
+
+
+@op
+def divide(k: Backend, a: Array, b: Array) -> Result:
+    """a / b. da = dy / b, db = -dy a / b^2."""
+    a_shape, b_shape = shape_of(a), shape_of(b)
+    return a / b, (lambda dy: unbroadcast(k, dy / b, a_shape), lambda dy: unbroadcast(k, -dy * a / (b * b), b_shape))
+
+
+@op
+def pow(k: Backend, a: Array, b: Array) -> Result:
+    """a ^ b. da = dy b a^(b-1), db = dy a^b log a, taken as 0 where a <= 0 (as the limit is at a = 0, b > 0)."""
+    xp = k.xp
+    a_shape, b_shape = shape_of(a), shape_of(b)
+    y = a**b
+
+    def da(dy: Array) -> Array:
+        lower = xp.where(xp.equal(b, 0), xp.ones_like(b), b)  # 0^0 = 1 is constant: no 0^-1
+        return unbroadcast(k, dy * (b * a ** (lower - 1)), a_shape)
+
+    def db(dy: Array) -> Array:
+        positive = xp.greater(a, 0)
+        log = xp.log(xp.where(positive, a, xp.ones_like(a)))
+        return unbroadcast(k, dy * xp.where(positive, y * log, xp.zeros_like(y)), b_shape)
+
+    return y, (da, db)
+
+
+@op
+def negative(k: Backend, x: Array) -> Result:
+    """-x. dx = -dy."""
+    return -x, lambda dy: -dy
+
+
+@op
+def abs(k: Backend, x: Array) -> Result:
+    """|x|. dx = dy sign(x): 0 at 0."""
+    return k.xp.abs(x), lambda dy: dy * k.xp.sign(x)
+
+
+@op
+def sign(k: Backend, x: Array) -> Result:
+    """-1, 0 or 1. dx = 0."""
+    return k.xp.sign(x), lambda dy: k.xp.zeros_like(dy)
+
+
+@op
+def exp(k: Backend, x: Array) -> Result:
+    """e^x. dx = dy y."""
+    y = k.xp.exp(x)
+    return y, lambda dy: dy * y
+
+
+@op
+def log(k: Backend, x: Array) -> Result:
+    """The natural logarithm. dx = dy / x."""
+    return k.xp.log(x), lambda dy: dy / x
+
+
+@op
+def sqrt(k: Backend, x: Array) -> Result:
+    """The square root. dx = dy / (2 y)."""
+    y = k.xp.sqrt(x)
+    return y, lambda dy: dy / (2 * y)
+
+
+@op
+def square(k: Backend, x: Array) -> Result:
+    """x^2. dx = 2 dy x."""
+    return k.xp.square(x), lambda dy: 2 * dy * x
+
+
+@op
+def reciprocal(k: Backend, x: Array) -> Result:
+    """1 / x. dx = -dy y^2."""
+    y = 1 / x
+    return y, lambda dy: -dy * y * y
+
+
+@op
+def sin(k: Backend, x: Array) -> Result:
+    """Sine of x in radians. dx = dy cos x."""
+    return k.xp.sin(x), lambda dy: dy * k.xp.cos(x)
+
+
+@op
+def cos(k: Backend, x: Array) -> Result:
+    """Cosine of x in radians. dx = -dy sin x."""
+    return k.xp.cos(x), lambda dy: -dy * k.xp.sin(x)
+
+
+@op
+def tanh(k: Backend, x: Array) -> Result:
+    """The hyperbolic tangent. dx = dy (1 - y^2)."""
+    y = k.xp.tanh(x)
+    return y, lambda dy: dy * (1 - y * y)
+
+
+@op
+def maximum(k: Backend, a: Array, b: Array) -> Result:
+    """The larger of a and b. Its gradient goes to the larger, half to each where they are equal."""
+    a_shape, b_shape = shape_of(a), shape_of(b)
+    share = _share(k, k.xp.greater(a, b), k.xp.equal(a, b))
+    return k.xp.maximum(a, b), (
+        lambda dy: unbroadcast(k, dy * share.astype(dy.dtype), a_shape),
+        lambda dy: unbroadcast(k, dy * (1 - share).astype(dy.dtype), b_shape),
+    )
+
+
+@op
+def minimum(k: Backend, a: Array, b: Array) -> Result:
+    """The smaller of a and b. Its gradient goes to the smaller, half to each where they are equal."""
+    a_shape, b_shape = shape_of(a), shape_of(b)
+    share = _share(k, k.xp.less(a, b), k.xp.equal(a, b))
+    return k.xp.minimum(a, b), (
+        lambda dy: unbroadcast(k, dy * share.astype(dy.dtype), a_shape),
+        lambda dy: unbroadcast(k, dy * (1 - share).astype(dy.dtype), b_shape),
+    )
+
+
+def _share(k: Backend, wins: Array, ties: Array) -> Array:
+    """1 where the first operand wins, 1/2 where they tie."""
+    return wins.astype("float32") + 0.5 * ties.astype("float32")
+
+
+@op
+def clip(k: Backend, x: Array, *, min: float | None = None, max: float | None = None) -> Result:
+    """x limited to [min, max]; None is no limit. dx = dy inside the limits and on them, 0 outside."""
+    xp = k.xp
+    inside = xp.ones(x.shape, bool)
+    if min is not None:
+        inside &= x >= min
+    if max is not None:
+        inside &= x <= max
+    return xp.clip(x, min, max), lambda dy: dy * inside.astype(dy.dtype)
+
+
+@op
+def where(k: Backend, condition: Array, a: Array, b: Array) -> Result:
+    """a where `condition` (bool) holds, b elsewhere. The gradient goes to what was taken."""
+    a_shape, b_shape = shape_of(a), shape_of(b)
+    return k.xp.where(condition, a, b), (
+        None,
+        lambda dy: unbroadcast(k, k.xp.where(condition, dy, k.xp.zeros_like(dy)), a_shape),
+        lambda dy: unbroadcast(k, k.xp.where(condition, k.xp.zeros_like(dy), dy), b_shape),
+    )
+
+
+@op
+def astype(k: Backend, x: Array, *, dtype: Any) -> Result:
+    """x in another dtype. dx = dy in x's dtype."""
+    return x.astype(dtype, copy=False), lambda dy: dy  # the tape casts every gradient to its tensor's dtype

@@ -1,0 +1,105 @@
+"""Matrix products and their general forms."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tensorgrad.autograd import op
+from tensorgrad.backend import Array, Backend
+from tensorgrad.ops.broadcasting import normalize_axis, unbroadcast
+
+Result = tuple[Array, Any]
+
+
+@op
+def matmul(k: Backend, a: Array, b: Array) -> Result:
+    """a (..., m, n) @ b (..., n, p) -> (..., m, p), leading axes broadcast; a vector counts as a row of a, a column of b.
+
+    da = dy b^T, db = a^T dy. Raises ValueError where the inner sizes differ or an operand has no dimension.
+    """
+    a, b = k.asarray(a), k.asarray(b)
+    if a.ndim == 0 or b.ndim == 0:
+        raise ValueError(f"matmul: {a.shape} @ {b.shape}: an operand has no dimension; use multiply")
+    inner_a, inner_b = a.shape[-1], b.shape[-2 if b.ndim > 1 else 0]
+    if inner_a != inner_b:
+        raise ValueError(f"matmul: {a.shape} @ {b.shape}: inner sizes {inner_a} and {inner_b} differ")
+    a_shape, b_shape = a.shape, b.shape
+    left = a[None, :] if a.ndim == 1 else a
+    right = b[:, None] if b.ndim == 1 else b
+    full = (*((1,) if len(a_shape) == 1 else ()), *((1,) if len(b_shape) == 1 else ()))
+
+    def matrices(dy: Array) -> Array:
+        """dy with the axes that vectors do not have."""
+        if not full:
+            return dy
+        rows = dy[..., None] if len(b_shape) == 1 else dy
+        return rows[..., None, :] if len(a_shape) == 1 else rows
+
+    def da(dy: Array) -> Array:
+        return unbroadcast(k, k.matmul(matrices(dy), right.swapaxes(-1, -2)), _as_matrix(a_shape, True)).reshape(a_shape)
+
+    def db(dy: Array) -> Array:
+        if len(b_shape) <= 2 and len(a_shape) > 2:  # one matrix for all rows of a: one large product
+            return k.linear_backward_weight(left, matrices(dy)).reshape(b_shape)
+        return unbroadcast(k, k.matmul(left.swapaxes(-1, -2), matrices(dy)), _as_matrix(b_shape, False)).reshape(b_shape)
+
+    return k.matmul(a, b), (da, db)
+
+
+def _as_matrix(shape: tuple[int, ...], row: bool) -> tuple[int, ...]:
+    if len(shape) > 1:
+        return shape
+    return (1, *shape) if row else (*shape, 1)
+
+
+@op
+def linear(k: Backend, x: Array, weight: Array, bias: Array | None = None) -> Result:
+    """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m).
+
+    dx = dy weight, dweight = dy^T x over all rows, dbias = the sum of dy over all rows.
+    """
+    if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"linear: x {x.shape} does not fit weight {weight.shape}: (..., n) and (m, n) are needed")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"linear: bias {bias.shape} does not fit weight {weight.shape}: {weight.shape[:1]} is needed")
+    return k.linear(x, weight, bias), (
+        lambda dy: k.linear_backward_x(dy, weight),
+        lambda dy: k.linear_backward_weight(dy, x),
+        lambda dy: k.linear_backward_bias(dy),
+    )
+
+
+@op
+def _tensordot(k: Backend, a: Array, b: Array, *, axes: int | tuple[Sequence[int], Sequence[int]]) -> Result:
+    if isinstance(axes, int):
+        over_a, over_b = list(range(a.ndim - axes, a.ndim)), list(range(axes))
+    else:
+        over_a, over_b = ([part] if isinstance(part, int) else list(part) for part in axes)
+    over_a = [normalize_axis("tensordot", i, a.ndim) for i in over_a]
+    over_b = [normalize_axis("tensordot", i, b.ndim) for i in over_b]
+    if [a.shape[i] for i in over_a] != [b.shape[i] for i in over_b]:
+        raise ValueError(f"tensordot: {a.shape} over axes {over_a} does not fit {b.shape} over axes {over_b}")
+    free_a = [i for i in range(a.ndim) if i not in over_a]
+    free_b = [i for i in range(b.ndim) if i not in over_b]
+    n_a, n_b = len(free_a), len(free_b)
+
+    def da(dy: Array) -> Array:
+        da = k.xp.tensordot(k.wide(dy), k.wide(b), axes=(range(n_a, n_a + n_b), free_b))
+        # its axes: a's free ones, then a's summed ones in the order that b's have in b
+        order = free_a + [over_a[over_b.index(i)] for i in sorted(over_b)]
+        return da.transpose(sorted(range(len(order)), key=order.__getitem__))
+
+    def db(dy: Array) -> Array:
+        db = k.xp.tensordot(k.wide(a), k.wide(dy), axes=(free_a, range(n_a)))
+        order = [over_b[over_a.index(i)] for i in sorted(over_a)] + free_b
+        return db.transpose(sorted(range(len(order)), key=order.__getitem__))
+
+    y = k.xp.tensordot(k.wide(a), k.wide(b), axes=(over_a, over_b))
+    return k.asarray(y, k.xp.result_type(a, b)), (da, db)
+
+
+def tensordot(a: Any, b: Any, axes: int | tuple[Sequence[int], Sequence[int]] = 2) -> Any:
+    """The sum of products over pairs of axes: the last `axes` of a with the first of b, or the two lists of axes.
+
+    The result has a's other axes, then b's.
+    """
+    return _tensordot(a, b, axes=axes)

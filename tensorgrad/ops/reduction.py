@@ -1,0 +1,146 @@
+"""Reductions over one axis, several, or all (axis None). Half precision adds up in float32."""
+
+import math
+from typing import Any
+
+from tensorgrad.autograd import op
+from tensorgrad.backend import Array, Backend
+from tensorgrad.ops.broadcasting import Shape, normalize_axes, normalize_axis
+
+Result = tuple[Array, Any]
+Axis = int | tuple[int, ...] | None
+
+
+def _kept(shape: Shape, axes: tuple[int, ...]) -> Shape:
+    """The shape of the result with keepdims: 1 along the reduced axes."""
+    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+
+
+def _count(shape: Shape, axes: tuple[int, ...]) -> int:
+    return math.prod(shape[a] for a in axes)
+
+
+@op
+def sum(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
+    """The sum. dx = dy, stretched again."""
+    axes, shape = normalize_axes("sum", axis, x.ndim), x.shape
+    kept = _kept(shape, axes)
+    return k.sum(x, axes, keepdims), lambda dy: k.xp.broadcast_to(dy.reshape(kept), shape)
+
+
+@op
+def mean(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
+    """The mean. dx = dy / n, stretched again."""
+    axes, shape = normalize_axes("mean", axis, x.ndim), x.shape
+    kept, n = _kept(shape, axes), _count(shape, axes)
+    if n == 0:
+        raise ValueError(f"mean: shape {shape} has no elements along axis {axis}")
+    y = k.wide(x).mean(axis=axes, keepdims=keepdims).astype(x.dtype, copy=False)
+    return y, lambda dy: k.xp.broadcast_to((dy / n).reshape(kept), shape)
+
+
+def _extremum(k: Backend, name: str, x: Array, axis: Axis, keepdims: bool) -> Result:
+    axes = normalize_axes(name, axis, x.ndim)
+    kept = _kept(x.shape, axes)
+    if _count(x.shape, axes) == 0:
+        raise ValueError(f"{name}: shape {x.shape} has no elements along axis {axis}")
+    y = (x.max if name == "max" else x.min)(axis=axes, keepdims=True)
+
+    def backward(dy: Array) -> Array:
+        hit = (x == y).astype(dy.dtype)
+        return dy.reshape(kept) * hit / k.sum(hit, axes, keepdims=True)
+
+    return y if keepdims else y.squeeze(axes), backward
+
+
+@op
+def max(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
+    """The largest element. Its gradient goes to the largest, in equal parts where there are several."""
+    return _extremum(k, "max", x, axis, keepdims)
+
+
+@op
+def min(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
+    """The smallest element. Its gradient goes to the smallest, in equal parts where there are several."""
+    return _extremum(k, "min", x, axis, keepdims)
+
+
+@op
+def prod(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
+    """The product. dx_i = dy times the product of all others, so that zeros need no division."""
+    xp = k.xp
+    axes, shape = normalize_axes("prod", axis, x.ndim), x.shape
+    rest = tuple(i for i in range(x.ndim) if i not in axes)
+    kept = _kept(shape, axes)
+    y = k.wide(x).prod(axis=axes, keepdims=keepdims).astype(x.dtype, copy=False)
+
+    def backward(dy: Array) -> Array:
+        moved = k.wide(x).transpose(*rest, *axes)  # the reduced axes last, as one
+        rows = moved.reshape(*moved.shape[: len(rest)], _count(shape, axes))
+        ones = xp.ones_like(rows[..., :1])
+        before = xp.concatenate([ones, xp.cumprod(rows, axis=-1)[..., :-1]], axis=-1)
+        after = xp.concatenate([ones, xp.cumprod(rows[..., ::-1], axis=-1)[..., :-1]], axis=-1)[..., ::-1]
+        others = (before * after)[..., : rows.shape[-1]].reshape(moved.shape)
+        inverse = sorted(range(len(shape)), key=(*rest, *axes).__getitem__)
+        return dy.reshape(kept) * others.transpose(inverse)
+
+    return y, backward
+
+
+def _deviation(k: Backend, name: str, x: Array, axis: Axis, correction: float) -> tuple[tuple[int, ...], Array, float]:
+    """The axes, x minus its mean, and the divisor n - correction."""
+    axes = normalize_axes(name, axis, x.ndim)
+    n = _count(x.shape, axes) - correction
+    if n <= 0:
+        raise ValueError(f"{name}: shape {x.shape} along axis {axis} leaves nothing to divide by ({n})")
+    wide = k.wide(x)
+    return axes, wide - wide.mean(axis=axes, keepdims=True), n
+
+
+@op
+def var(k: Backend, x: Array, *, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Result:
+    """The variance, divided by n - correction. dx = 2 dy (x - mean) / (n - correction)."""
+    axes, deviation, n = _deviation(k, "var", x, axis, correction)
+    kept, dtype = _kept(x.shape, axes), x.dtype
+    y = (deviation * deviation).sum(axis=axes, keepdims=keepdims) / n
+    return y.astype(dtype, copy=False), lambda dy: deviation * (2 / n * k.wide(dy)).reshape(kept)
+
+
+@op
+def std(k: Backend, x: Array, *, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Result:
+    """The square root of the variance. dx = dy (x - mean) / ((n - correction) std), 0 where std is 0."""
+    axes, deviation, n = _deviation(k, "std", x, axis, correction)
+    kept, dtype = _kept(x.shape, axes), x.dtype
+    y = k.xp.sqrt((deviation * deviation).sum(axis=axes, keepdims=True) / n)
+
+    def backward(dy: Array) -> Array:
+        return deviation * (k.wide(dy).reshape(kept) * (y > 0) / (n * (y + (y == 0))))
+
+    return (y if keepdims else y.squeeze(axes)).astype(dtype, copy=False), backward
+
+
+@op
+def logsumexp(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
+    """log sum exp(x), without overflow. dx = dy exp(x - y)."""
+    axes = normalize_axes("logsumexp", axis, x.ndim)
+    y = k.logsumexp(x, axes, keepdims=True)
+
+    def backward(dy: Array) -> Array:
+        lse = k.wide(y)
+        return dy.reshape(lse.shape) * k.xp.exp(k.wide(x) - k.xp.where(k.xp.isfinite(lse), lse, 0))
+
+    return y if keepdims else y.squeeze(axes), backward
+
+
+@op
+def cumulative_sum(k: Backend, x: Array, *, axis: int | None = None) -> Result:
+    """The sum of all elements up to each one. dx = the sum of dy from each one on. axis None only for one dimension."""
+    if axis is None and x.ndim != 1:
+        raise ValueError(f"cumulative_sum: axis is needed for shape {x.shape}")
+    axis = 0 if axis is None else normalize_axis("cumulative_sum", axis, x.ndim)
+    flip = k.xp.flip
+
+    def running(a: Array) -> Array:
+        return k.xp.cumsum(k.wide(a), axis=axis).astype(a.dtype, copy=False)
+
+    return running(x), lambda dy: flip(running(flip(dy, axis)), axis)

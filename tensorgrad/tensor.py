@@ -1,0 +1,418 @@
+"""Tensor: an array, its gradient, and operators that call ops."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from tensorgrad import autograd, ops
+from tensorgrad.autograd import Leaf, Variable, note_write, op
+from tensorgrad.backend import Array, Backend, backend_of, get_backend, load
+from tensorgrad.backend.base import is_floating
+
+Axis = int | tuple[int, ...] | None
+
+
+class Tensor(Variable):
+    """An array on a backend that remembers how it came about.
+
+    data: an array (kept without a copy), a Tensor, a number or nested lists of numbers. Python floats become float32.
+    requires_grad: collect the gradient of this tensor in `.grad` when `backward` is called on what is made of it.
+    dtype: convert to it; None keeps an array's own.
+    Raises TypeError for data that is not numeric, or a dtype that can have no gradient where one is required.
+    """
+
+    __slots__ = ("__weakref__",)
+    __array_ufunc__ = None  # numpy_array * tensor is ours, not an array of objects
+    __hash__ = object.__hash__
+
+    def __init__(self, data: Any, requires_grad: bool = False, *, dtype: Any = None) -> None:
+        self.data = _as_array(data, dtype)
+        self.node = None
+        if requires_grad:
+            self.requires_grad = True
+
+    # --- what it is -----------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The size of every dimension."""
+        return self.data.shape  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> Any:
+        """The type of the elements, a NumPy dtype."""
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return self.data.ndim  # type: ignore[no-any-return]
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.data.size  # type: ignore[no-any-return]
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient flows to this tensor. Can be set on tensors that no op made."""
+        return self.node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if self.node is not None and not isinstance(self.node, Leaf):
+            raise RuntimeError(f"requires_grad: set on the result of {self.node.name}; use detach()")
+        if not wanted:
+            self.node = None
+        elif not is_floating(self.dtype):
+            raise TypeError(f"requires_grad: {self.dtype} can have no gradient, only floating dtypes can")
+        elif self.node is None:
+            self.node = Leaf(self.data)
+
+    @property
+    def grad(self) -> Array | None:
+        """The gradient collected so far, an array like `data`; None before backward, and on results of ops."""
+        return self.node.grad if isinstance(self.node, Leaf) else None
+
+    @grad.setter
+    def grad(self, gradient: Array | None) -> None:
+        if not isinstance(self.node, Leaf):
+            raise RuntimeError("grad: only tensors made with requires_grad=True hold a gradient")
+        if gradient is not None and gradient.shape != self.shape:
+            raise ValueError(f"grad: shape {gradient.shape} for a tensor of shape {self.shape}")
+        self.node.grad = gradient
+
+    def __repr__(self) -> str:
+        k = kernels_of(self)
+        text = np.array2string(k.to_numpy(self.data), separator=", ", prefix="Tensor(", threshold=100)
+        grad = ", requires_grad=True" if isinstance(self.node, Leaf) else ""
+        made_by = f", made by {self.node.name}" if self.node is not None and not grad else ""
+        return f"Tensor({text}, dtype={self.dtype}{grad}{made_by})"
+
+    # --- out of the tape ------------------------------------------------------------------------
+
+    def numpy(self) -> Any:
+        """The elements as a NumPy array on the host; on CPU backends the same memory."""
+        return kernels_of(self).to_numpy(self.data)
+
+    def item(self) -> Any:
+        """The only element as a Python number. Raises ValueError where there is not exactly one."""
+        if self.size != 1:
+            raise ValueError(f"item: shape {self.shape} has {self.size} elements, not one")
+        return self.data.item()
+
+    def tolist(self) -> Any:
+        """The elements as nested Python lists."""
+        return self.numpy().tolist()
+
+    def detach(self) -> "Tensor":
+        """The same array, cut from the tape."""
+        return Tensor(self.data)
+
+    def backward(self, gradient: Any = None, *, retain_graph: bool = False) -> None:
+        """Add the gradient of this tensor to `.grad` of every leaf it was made of.
+
+        gradient: dloss/dself, of this shape; needed unless there is exactly one element, where it is 1.
+        retain_graph: keep what was saved, so that backward can run again.
+        Raises RuntimeError where nothing requires a gradient, or the graph was freed by an earlier backward.
+        """
+        if self.node is None:
+            raise RuntimeError("backward: nothing this tensor was made of requires a gradient")
+        if gradient is None:
+            if self.size != 1:
+                raise RuntimeError(f"backward: shape {self.shape} is not a scalar: pass gradient, of that shape")
+            gradient = kernels_of(self).xp.ones(self.shape, self.dtype)
+        else:
+            gradient = kernels_of(self).asarray(gradient.data if isinstance(gradient, Variable) else gradient)
+        if gradient.shape != self.shape:
+            raise ValueError(f"backward: gradient of shape {gradient.shape} for a tensor of shape {self.shape}")
+        autograd.backward(self.node, gradient, retain_graph)
+
+    # --- conversion -----------------------------------------------------------------------------
+
+    def astype(self, dtype: Any) -> "Tensor":
+        """The same numbers in another dtype; the gradient comes back in this one."""
+        out: Tensor = ops.astype(self, dtype=dtype)
+        return out
+
+    def to(self, backend: str) -> "Tensor":
+        """The same numbers on another backend; the gradient comes back to this one."""
+        out: Tensor = _to(self, backend=backend)
+        return out
+
+    # --- indexing -------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Any) -> Any:
+        return ops.getitem(self, key=key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if self.node is not None and autograd.is_grad_enabled():
+            raise RuntimeError("writing in place into a tensor that requires a gradient: use where, or no_grad()")
+        self.data[ops.indexing.index_key(key)] = value.data if isinstance(value, Variable) else value
+        note_write(self.data)
+
+    def __len__(self) -> int:
+        if self.ndim == 0:
+            raise TypeError("len() of a tensor with no dimensions")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError(f"a tensor of shape {self.shape} is neither true nor false: use all() or any()")
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iu":
+            raise TypeError(f"a tensor of dtype {self.dtype} is no index")
+        return int(self.item())
+
+    # --- operators ------------------------------------------------------------------------------
+
+    def __add__(self, other: Any) -> Any:
+        return ops.add(self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return ops.add(other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return ops.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return ops.subtract(other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return ops.multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return ops.multiply(other, self)
+
+    def __truediv__(self, other: Any) -> Any:
+        return ops.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return ops.divide(other, self)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return ops.floor_divide(self, other)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return ops.floor_divide(other, self)
+
+    def __mod__(self, other: Any) -> Any:
+        return ops.remainder(self, other)
+
+    def __rmod__(self, other: Any) -> Any:
+        return ops.remainder(other, self)
+
+    def __pow__(self, other: Any) -> Any:
+        return ops.pow(self, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        return ops.pow(other, self)
+
+    def __matmul__(self, other: Any) -> Any:
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return ops.matmul(other, self)
+
+    def __neg__(self) -> Any:
+        return ops.negative(self)
+
+    def __pos__(self) -> "Tensor":
+        return self
+
+    def __abs__(self) -> Any:
+        return ops.abs(self)
+
+    def __eq__(self, other: Any) -> Any:
+        return ops.equal(self, other)
+
+    def __ne__(self, other: Any) -> Any:
+        return ops.not_equal(self, other)
+
+    def __lt__(self, other: Any) -> Any:
+        return ops.less(self, other)
+
+    def __le__(self, other: Any) -> Any:
+        return ops.less_equal(self, other)
+
+    def __gt__(self, other: Any) -> Any:
+        return ops.greater(self, other)
+
+    def __ge__(self, other: Any) -> Any:
+        return ops.greater_equal(self, other)
+
+    def __and__(self, other: Any) -> Any:
+        return ops.logical_and(self, other)
+
+    def __or__(self, other: Any) -> Any:
+        return ops.logical_or(self, other)
+
+    def __xor__(self, other: Any) -> Any:
+        return ops.logical_xor(self, other)
+
+    def __invert__(self) -> Any:
+        return ops.logical_not(self)
+
+    # --- methods: the op of the same name -------------------------------------------------------
+
+    @property
+    def T(self) -> Any:  # noqa: N802 - the array API's name
+        """The transpose of a matrix: (m, n) -> (n, m)."""
+        if self.ndim != 2:
+            raise ValueError(f"T: shape {self.shape} is no matrix; use mT or permute_dims")
+        return ops.matrix_transpose(self)
+
+    @property
+    def mT(self) -> Any:  # noqa: N802 - the array API's name
+        """The last two axes exchanged: (..., m, n) -> (..., n, m)."""
+        return ops.matrix_transpose(self)
+
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """See `tensorgrad.sum`."""
+        return ops.sum(self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """See `tensorgrad.mean`."""
+        return ops.mean(self, axis=axis, keepdims=keepdims)
+
+    def max(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """See `tensorgrad.max`."""
+        return ops.max(self, axis=axis, keepdims=keepdims)
+
+    def min(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """See `tensorgrad.min`."""
+        return ops.min(self, axis=axis, keepdims=keepdims)
+
+    def prod(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """See `tensorgrad.prod`."""
+        return ops.prod(self, axis=axis, keepdims=keepdims)
+
+    def var(self, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Any:
+        """See `tensorgrad.var`."""
+        return ops.var(self, axis=axis, correction=correction, keepdims=keepdims)
+
+    def std(self, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Any:
+        """See `tensorgrad.std`."""
+        return ops.std(self, axis=axis, correction=correction, keepdims=keepdims)
+
+    def all(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """See `tensorgrad.all`."""
+        return ops.all(self, axis=axis, keepdims=keepdims)
+
+    def any(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """See `tensorgrad.any`."""
+        return ops.any(self, axis=axis, keepdims=keepdims)
+
+    def argmax(self, axis: int | None = None, keepdims: bool = False) -> Any:
+        """See `tensorgrad.argmax`."""
+        return ops.argmax(self, axis=axis, keepdims=keepdims)
+
+    def argmin(self, axis: int | None = None, keepdims: bool = False) -> Any:
+        """See `tensorgrad.argmin`."""
+        return ops.argmin(self, axis=axis, keepdims=keepdims)
+
+    def reshape(self, *shape: Any) -> Any:
+        """See `tensorgrad.reshape`; the shape as one tuple or as several ints."""
+        return ops.reshape(self, shape=_as_tuple(shape))
+
+    def permute_dims(self, *axes: Any) -> Any:
+        """See `tensorgrad.permute_dims`; the axes as one tuple or as several ints."""
+        return ops.permute_dims(self, axes=_as_tuple(axes))
+
+    def expand_dims(self, axis: int = 0) -> Any:
+        """See `tensorgrad.expand_dims`."""
+        return ops.expand_dims(self, axis=axis)
+
+    def squeeze(self, axis: Axis = None) -> Any:
+        """See `tensorgrad.squeeze`."""
+        return ops.squeeze(self, axis=axis)
+
+    def broadcast_to(self, *shape: Any) -> Any:
+        """See `tensorgrad.broadcast_to`; the shape as one tuple or as several ints."""
+        return ops.broadcast_to(self, shape=_as_tuple(shape))
+
+    def split(self, sections: Any, axis: int = 0) -> Any:
+        """See `tensorgrad.split`."""
+        return ops.split(self, sections=sections, axis=axis)
+
+    def exp(self) -> Any:
+        """See `tensorgrad.exp`."""
+        return ops.exp(self)
+
+    def log(self) -> Any:
+        """See `tensorgrad.log`."""
+        return ops.log(self)
+
+    def sqrt(self) -> Any:
+        """See `tensorgrad.sqrt`."""
+        return ops.sqrt(self)
+
+    def square(self) -> Any:
+        """See `tensorgrad.square`."""
+        return ops.square(self)
+
+    def tanh(self) -> Any:
+        """See `tensorgrad.tanh`."""
+        return ops.tanh(self)
+
+    def sigmoid(self) -> Any:
+        """See `tensorgrad.sigmoid`."""
+        return ops.sigmoid(self)
+
+    def relu(self) -> Any:
+        """See `tensorgrad.relu`."""
+        return ops.relu(self)
+
+    def gelu(self, approximate: Literal["none", "tanh"] = "none") -> Any:
+        """See `tensorgrad.gelu`."""
+        return ops.gelu(self, approximate=approximate)
+
+    def softmax(self, axis: int = -1) -> Any:
+        """See `tensorgrad.softmax`."""
+        return ops.softmax(self, axis=axis)
+
+    def clip(self, min: float | None = None, max: float | None = None) -> Any:
+        """See `tensorgrad.clip`."""
+        return ops.clip(self, min=min, max=max)
+
+
+@op
+def _to(k: Backend, x: Array, *, backend: str) -> tuple[Array, Any]:
+    target = load(backend)
+    return target.asarray(k.to_numpy(x)), lambda dy: k.asarray(target.to_numpy(dy))
+
+
+def kernels_of(tensor: Tensor) -> Backend:
+    """The backend whose kernels work on a tensor's array."""
+    return backend_of("tensor", [tensor.data])
+
+
+def _as_tuple(values: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(values[0]) if len(values) == 1 and not isinstance(values[0], int) else values
+
+
+def _as_array(data: Any, dtype: Any) -> Array:
+    if isinstance(data, Variable):
+        data = data.data
+    if not hasattr(data, "dtype"):
+        made = np.asarray(data)
+        if made.dtype.kind not in "bif":
+            raise TypeError(f"Tensor: {type(data).__name__} {data!r:.60} is not numeric")
+        if dtype is None and made.dtype == np.float64:
+            dtype = np.float32  # Python's floats, as in PyTorch; arrays keep their own dtype
+        data = made
+    if isinstance(data, np.ndarray | np.generic):
+        return get_backend().asarray(data, dtype)
+    return data if dtype is None else data.astype(dtype)
