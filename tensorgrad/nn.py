@@ -1,0 +1,175 @@
+"""Modules: tensors that belong together, and what is computed with them."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tensorgrad import ops
+from tensorgrad.autograd import note_write
+from tensorgrad.backend import Array, backend_of
+from tensorgrad.creation import normal, ones, uniform, zeros
+from tensorgrad.tensor import Tensor
+
+
+class StateDictError(ValueError):
+    """A state_dict that does not fit its module; the message lists every entry that is missing, unexpected or misshapen."""
+
+
+class Module:
+    """Holds parameters: every Tensor found in its attributes, in its modules, and in lists and dicts of them.
+
+    A subclass sets attributes and defines `forward`. Names are the path to the tensor: "h.0.attn.c_attn.weight".
+    """
+
+    training = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module computes; every subclass has its own."""
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) for every parameter, one that is shared under its first name only."""
+        seen: set[int] = set()
+        for name, value in _walk("", self):
+            if isinstance(value, Tensor) and id(value) not in seen:
+                seen.add(id(value))
+                yield name, value
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Every parameter once."""
+        return (tensor for _, tensor in self.named_parameters())
+
+    def modules(self) -> Iterator["Module"]:
+        """This module and every one inside it."""
+        return (value for _, value in _walk("", self) if isinstance(value, Module))
+
+    def num_params(self) -> int:
+        """The number of elements of all parameters."""
+        return sum(p.size for p in self.parameters())
+
+    def train(self, mode: bool = True) -> "Module":
+        """Training mode: dropout drops."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> "Module":
+        """Evaluation mode: dropout does nothing."""
+        return self.train(False)
+
+    def astype(self, dtype: Any) -> "Module":
+        """Convert every parameter in place; gradients are dropped. Make optimisers afterwards."""
+        for p in self.parameters():
+            wanted, p.requires_grad = p.requires_grad, False
+            p.data = p.data.astype(dtype)
+            p.requires_grad = wanted
+        return self
+
+    def state_dict(self) -> dict[str, Array]:
+        """name -> array for every parameter; the arrays are the parameters' own memory."""
+        return {name: p.data for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy arrays into the parameters.
+
+        Raises StateDictError, before anything is changed, where entries are missing, unexpected or of another shape.
+        """
+        parameters = dict(self.named_parameters())
+        problems = [f"missing {name}" for name in parameters if name not in state]
+        problems += [f"unexpected {name}" for name in state if name not in parameters]
+        problems += [
+            f"{name} has shape {tuple(state[name].shape)}, {p.shape} is needed"
+            for name, p in parameters.items()
+            if name in state and tuple(state[name].shape) != p.shape
+        ]
+        if problems:
+            raise StateDictError(f"{type(self).__name__}: " + "; ".join(problems))
+        for name, p in parameters.items():
+            value = state[name].data if isinstance(state[name], Tensor) else state[name]
+            p.data[...] = backend_of("load_state_dict", [p.data]).asarray(value)
+            note_write(p.data)
+
+
+def _walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """(path, object) for every Tensor and Module reachable through attributes, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield name, value
+        return
+    inside: Any = ()
+    if isinstance(value, Module):
+        yield name, value
+        inside = vars(value).items()
+    elif isinstance(value, dict):
+        inside = value.items()
+    elif isinstance(value, list | tuple):
+        inside = enumerate(value)
+    for key, part in inside:
+        yield from _walk(f"{name}.{key}" if name else str(key), part)
+
+
+class Linear(Module):
+    """x (..., n_in) @ weight (n_out, n_in)^T + bias (n_out) -> (..., n_out).
+
+    Weight and bias start uniform within 1 / sqrt(n_in), as PyTorch's do.
+    """
+
+    def __init__(self, n_in: int, n_out: int, bias: bool = True) -> None:
+        bound = 1 / math.sqrt(n_in) if n_in else 0.0
+        self.weight = uniform((n_out, n_in), -bound, bound, requires_grad=True)
+        self.bias = uniform((n_out,), -bound, bound, requires_grad=True) if bias else None
+
+    def forward(self, x: Tensor) -> Any:
+        """See `tensorgrad.linear`."""
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """Rows of weight (n_entries, n_embd) by number: indices (...) -> (..., n_embd). Starts normal(0, 1)."""
+
+    def __init__(self, n_entries: int, n_embd: int) -> None:
+        self.weight = normal((n_entries, n_embd), requires_grad=True)
+
+    def forward(self, indices: Any) -> Any:
+        """See `tensorgrad.embedding`."""
+        return ops.embedding(self.weight, indices)
+
+
+class LayerNorm(Module):
+    """Rows of n with mean 0 and variance 1, times weight (n) starting at 1, plus bias (n) starting at 0."""
+
+    def __init__(self, n: int, bias: bool = True, eps: float = 1e-5) -> None:
+        self.weight = ones(n, requires_grad=True)
+        self.bias = zeros(n, requires_grad=True) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Any:
+        """See `tensorgrad.layer_norm`."""
+        return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+class RMSNorm(Module):
+    """Rows of n with mean square 1, times weight (n) starting at 1."""
+
+    def __init__(self, n: int, eps: float = 1e-6) -> None:
+        self.weight = ones(n, requires_grad=True)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Any:
+        """See `tensorgrad.rms_norm`."""
+        return ops.rms_norm(x, self.weight, eps=self.eps)
+
+
+class Dropout(Module):
+    """Zeroes with probability p while training; nothing otherwise."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"Dropout: probability {p} is not between 0 and 1")
+        self.p = p
+
+    def forward(self, x: Tensor) -> Any:
+        """See `tensorgrad.dropout`."""
+        return ops.dropout(x, p=self.p, training=self.training)
