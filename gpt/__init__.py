@@ -1,0 +1,1 @@
+"""A GPT on tensorgrad: tokenizers, data, the model, training and generation."""

@@ -1,0 +1,230 @@
+"""What a model and a training run are made of: two dataclasses, and names for the usual ones."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """A mistake of the user, in one line: programs print it without a traceback and exit with 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean X?` for the closest known word, or nothing when none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+# --------------------------------------------------------------------------------------------------
+# The model
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT, in nanoGPT's names; the defaults are GPT-2's smallest.
+
+    Raises ValueError, in one line, for a value that no model can be built from.
+    """
+
+    block_size: int = 1024  # T, the context window
+    vocab_size: int = 50257  # V
+    n_layer: int = 12
+    n_head: int = 12  # H
+    n_embd: int = 768  # C, the width
+    dropout: float = 0.0
+    bias: bool = True  # in Linear and LayerNorm, as GPT-2 has it
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        _require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: "
+                "every head takes an equal share of the width"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GPTConfig:
+        """Build from a dict such as GPT_CONFIG_124M; an unknown key is a ValueError."""
+        _check_keys(values, cls, "a model configuration")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as a plain dict, ready for JSON."""
+        return asdict(self)
+
+
+_GPT2 = {"block_size": 1024, "vocab_size": 50257, "dropout": 0.0, "bias": True}
+_SHAKESPEARE = {"vocab_size": 65, "bias": False}
+
+GPT_CONFIG_124M: dict[str, Any] = {**_GPT2, "n_layer": 12, "n_head": 12, "n_embd": 768}
+GPT_CONFIG_355M: dict[str, Any] = {**_GPT2, "n_layer": 24, "n_head": 16, "n_embd": 1024}
+GPT_CONFIG_774M: dict[str, Any] = {**_GPT2, "n_layer": 36, "n_head": 20, "n_embd": 1280}
+GPT_CONFIG_1558M: dict[str, Any] = {**_GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600}
+
+GPT_CONFIG_SHAKESPEARE_CHAR_CPU: dict[str, Any] = {
+    **_SHAKESPEARE, "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0,
+}  # fmt: skip
+GPT_CONFIG_SHAKESPEARE_CHAR: dict[str, Any] = {
+    **_SHAKESPEARE, "n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "dropout": 0.2,
+}  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------
+# The run
+
+BACKENDS = ("auto", "numpy", "numba", "cupy")
+TOKENIZERS = ("char", "bpe", "gpt2")
+
+
+def flag(default: T, group: str, help: str) -> T:
+    """Declare a field that is also a flag of train.py, with its heading and text in `--help`."""
+    option: T = field(default=default, metadata={"group": group, "help": help})
+    return option
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run: a flag of train.py, and a key in a TOML file, each.
+
+    Raises ValueError, in one line, for a value that cannot be trained with.
+    """
+
+    data: str = flag("shakespeare", "data", "shakespeare, kjv, python-docs, or a file or folder")
+    tokenizer: str = flag("char", "data", "char, bpe (trained on the text) or gpt2")
+    vocab_size: int | None = flag(None, "data", "what --tokenizer bpe learns (default: 4096)")
+
+    n_layer: int = flag(4, "model", "transformer blocks")
+    n_head: int = flag(4, "model", "attention heads in a block; divides --n-embd")
+    n_embd: int = flag(128, "model", "width of the model")
+    block_size: int = flag(64, "model", "context window, in tokens")
+    dropout: float = flag(0.0, "model", "share of activations dropped while training")
+    bias: bool = flag(False, "model", "biases in the linear layers and the layer norms")
+
+    max_iters: int = flag(2000, "training", "optimiser steps in all")
+    batch_size: int = flag(12, "training", "windows in a batch")
+    grad_accum: int = flag(1, "training", "batches whose gradients are added up for one step")
+    lr: float = flag(1e-3, "training", "highest learning rate, reached after the warm-up")
+    min_lr: float = flag(1e-4, "training", "learning rate that the cosine comes down to")
+    warmup_iters: int = flag(100, "training", "steps in which the learning rate rises from 0")
+    lr_decay_iters: int | None = flag(None, "training", "step of --min-lr (default: --max-iters)")
+    weight_decay: float = flag(0.1, "training", "decay of matrices; biases and norms have none")
+    beta1: float = flag(0.9, "training", "AdamW: decay of the mean of the gradient")
+    beta2: float = flag(0.99, "training", "AdamW: decay of the mean of its square")
+    grad_clip: float = flag(1.0, "training", "highest norm of the whole gradient; 0: no limit")
+    seed: int = flag(1337, "training", "decides weights, dropout, batches and the sample")
+
+    backend: str = flag("auto", "run", "numpy, numba, cupy; auto takes the fastest, and says which")
+    eval_interval: int = flag(250, "run", "steps between validations, a checkpoint with each")
+    eval_iters: int = flag(20, "run", "batches that a validation averages over")
+    out: str | None = flag(None, "run", "folder of the run (default: a new one under checkpoints/)")
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name, known in (("backend", BACKENDS), ("tokenizer", TOKENIZERS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}{nearest(value, known) or _list(known)}")
+        for name in ("max_iters", "batch_size", "grad_accum", "eval_interval", "eval_iters"):
+            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("warmup_iters", "weight_decay", "grad_clip"):
+            _require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        _require(self, "seed", 0 <= self.seed < 2**64, "at least 0 and below 2**64")
+        for name in ("vocab_size", "lr_decay_iters"):
+            value = getattr(self, name)
+            _require(self, name, value is None or value >= 1, "at least 1")
+        for name in ("beta1", "beta2"):
+            _require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        _require(self, "lr", 0 < self.lr < math.inf, "above 0")
+        _require(self, "min_lr", 0 <= self.min_lr <= self.lr, f"between 0 and lr ({self.lr:g})")
+        if self.vocab_size is not None and self.tokenizer != "bpe":
+            raise ValueError(
+                f"vocab_size {self.vocab_size} is how much tokenizer bpe learns; {self.tokenizer} has tokens of its own"
+            )
+        self.model_config(vocab_size=1)  # raises for a shape that no model can have
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Return how many tokens one optimiser step learns from."""
+        return self.batch_size * self.grad_accum * self.block_size
+
+    def model_config(self, vocab_size: int) -> GPTConfig:
+        """Return the model of this run; how large the vocabulary is, is the tokenizer's to say."""
+        names = [f.name for f in fields(self) if f.metadata["group"] == "model"]
+        return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Build from a plain dict; an unknown key is a ValueError."""
+        _check_keys(values, cls, "a training configuration")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as a plain dict, ready for JSON."""
+        return asdict(self)
+
+
+def _preset(model: dict[str, Any], **training: Any) -> dict[str, Any]:
+    return {key: value for key, value in model.items() if key != "vocab_size"} | training
+
+
+# As nanoGPT trains it, half a million tokens a step: for a large --data and a large machine.
+_GPT2_RUN: dict[str, Any] = {
+    "tokenizer": "gpt2", "batch_size": 12, "grad_accum": 40, "max_iters": 600_000,
+    "lr": 6e-4, "min_lr": 6e-5, "warmup_iters": 2000, "beta2": 0.95,
+    "eval_interval": 1000, "eval_iters": 200,
+}  # fmt: skip
+
+# What `--config NAME` sets; flags still go before it.
+NAMED_CONFIGS: dict[str, dict[str, Any]] = {
+    "shakespeare-char-cpu": _preset(GPT_CONFIG_SHAKESPEARE_CHAR_CPU),
+    "shakespeare-char": _preset(GPT_CONFIG_SHAKESPEARE_CHAR, batch_size=64, max_iters=5000, eval_iters=200),
+    "gpt2-124m": _preset(GPT_CONFIG_124M, **_GPT2_RUN),
+    "gpt2-355m": _preset(GPT_CONFIG_355M, **_GPT2_RUN),
+    "gpt2-774m": _preset(GPT_CONFIG_774M, **_GPT2_RUN),
+    "gpt2-1558m": _preset(GPT_CONFIG_1558M, **_GPT2_RUN),
+}
+
+
+# --------------------------------------------------------------------------------------------------
+# Checks
+
+# A bool is an int to Python, but not to the reader of a configuration; an int will do for a float.
+_IS_A = {
+    "int": lambda value: type(value) is int,
+    "float": lambda value: type(value) in (int, float),
+    "bool": lambda value: type(value) is bool,
+    "str": lambda value: type(value) is str,
+    "None": lambda value: value is None,
+}
+
+
+def _check_types(config: GPTConfig | TrainConfig) -> None:
+    for f in fields(config):
+        value, kinds = getattr(config, f.name), str(f.type).split(" | ")
+        if not any(_IS_A[kind](value) for kind in kinds):
+            raise ValueError(f"{f.name} must be {kinds[0]}, not {value!r}")
+
+
+def _check_keys(values: Mapping[str, Any], cls: type[Any], what: str) -> None:
+    names = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in names:
+            raise ValueError(f"unknown key {key!r} in {what}{nearest(str(key), names)}")
+
+
+def _require(config: GPTConfig | TrainConfig, name: str, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {rule}, not {getattr(config, name)!r}")
+
+
+def _list(known: Iterable[str]) -> str:
+    return f" (one of {', '.join(known)})"
