@@ -1,0 +1,140 @@
+"""Byte-pair encoding, trained: the pair of tokens seen most often becomes a token, over and over.
+
+The text is first split into chunks (words, numbers, punctuation) that no token reaches across, and
+each distinct chunk is kept once, as the bytes of its UTF-8, with how often it occurs. A merge then
+touches only the places where its pair stands, so the whole training costs about one step per byte
+of the distinct chunks, however large the vocabulary and however long a chunk.
+
+Sennrich, Haddow and Birch 2016 (arXiv:1508.07909); on bytes, Radford et al. 2019 (GPT-2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tiktoken
+
+Pair = tuple[int, int]
+
+SINGLE_BYTES = [bytes([byte]) for byte in range(256)]  # the first tokens of every vocabulary
+END_OF_TEXT = "<|endoftext|>"
+
+# Both patterns match every character, so the chunks put together are the text. A chunk of letters
+# takes the space before it along; of several spaces, all but the last are a chunk of their own.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# GPT-4's also keeps the line break with the punctuation before it, and splits long numbers.
+GPT4_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s*[\r\n]|\s++$|\s+(?!\S)|\s"
+)
+
+# tiktoken's regex engine gives up on a million spaces before a letter, on the way back to `(?!\S)`.
+_LONG_SPACE = re.compile(r"(?<!\s)\s{500000,}(?=\S)")
+
+_GAP = -1  # stands between two chunks: no pair includes it
+_MERGED = -2  # where a token stood that is now part of the one before it
+
+
+def learn_tokens(text: str, size: int, pattern: str = GPT4_PATTERN) -> list[bytes]:
+    """Return up to `size` tokens, each at its id: the 256 bytes, then one for every merge.
+
+    The most frequent pair is merged first and, among equals, the one with the smallest ids, so the
+    result depends on nothing but the text, and is the one that rustbpe finds. It is shorter than
+    `size` where every chunk has become a single token before.
+    """
+    import regex  # type: ignore[import-untyped]  # which tiktoken brings along
+
+    chunks = _Chunks(Counter(regex.findall(pattern, text)))
+    heap = [(-count, pair) for pair, count in chunks.count.items()]
+    heapify(heap)
+    tokens = list(SINGLE_BYTES)
+    while heap and len(tokens) < size:
+        key, pair = heappop(heap)
+        count = chunks.count[pair]
+        if count < -key:  # merges since took some away: put it back where it now belongs
+            if count > 0:
+                heappush(heap, (-count, pair))
+            continue
+        for new_pair in chunks.merge(pair, len(tokens)):
+            heappush(heap, (-chunks.count[new_pair], new_pair))
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+    return tokens
+
+
+class _Chunks:
+    """The distinct chunks of a text end to end, as a linked list in which tokens can be merged.
+
+    All lists have one entry per byte (and one per gap between chunks):
+    token[i] is the token that begins there, before[i] and after[i] are the places of its
+    neighbours, and times[i] is how often its chunk occurs in the text.
+    """
+
+    def __init__(self, occurrences: Mapping[str, int]) -> None:
+        self.token: list[int] = []
+        self.times: list[int] = []
+        for chunk, times in occurrences.items():
+            encoded = chunk.encode()
+            self.token += [*encoded, _GAP]
+            self.times += [times] * (len(encoded) + 1)
+        self.before = list(range(-1, len(self.token) - 1))  # before the first: -1, the last gap
+        self.after = list(range(1, len(self.token) + 1))
+
+        self.count: Counter[Pair] = Counter()  # of every pair, over the whole text
+        self.places: defaultdict[Pair, list[int]] = defaultdict(list)  # may hold outdated ones
+        for i, pair in enumerate(pairwise(self.token)):
+            if _GAP not in pair:
+                self._add(pair, i)
+
+    def _add(self, pair: Pair, i: int) -> None:
+        self.count[pair] += self.times[i]
+        self.places[pair].append(i)
+
+    def merge(self, pair: Pair, new: int) -> set[Pair]:
+        """Make every `pair` the token `new`, from left to right, and return the pairs it is in."""
+        first, second = pair
+        token, before, after, count = self.token, self.before, self.after, self.count
+        created = set()
+        for i in self.places.pop(pair):
+            j = after[i]
+            if token[i] != first or token[j] != second:
+                continue  # another merge took one of the two; in "aaa" this one did
+            left, right = before[i], after[j]
+            token[i], token[j] = new, _MERGED
+            after[i], before[right] = right, i
+            if token[left] != _GAP:
+                count[token[left], first] -= self.times[i]
+                self._add((token[left], new), left)
+                created.add((token[left], new))
+            if token[right] != _GAP:
+                count[second, token[right]] -= self.times[i]
+                self._add((new, token[right]), i)
+                created.add((new, token[right]))
+        del count[pair]
+        return {made for made in created if count[made] > 0}  # in "abab" some are gone again
+
+
+def make_encoding(name: str, ranks: dict[bytes, int], pattern: str) -> tiktoken.Encoding:
+    """Return tiktoken's fast encoder for these tokens and their ids, and <|endoftext|> as the last.
+
+    tiktoken joins neighbours whose bytes together are a token, whatever pair they are. That comes
+    to the same: the merges before a token's own can leave its bytes as one pair only.
+    """
+    import tiktoken
+
+    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
+
+
+def split_long_spaces(text: str) -> list[str]:
+    """Cut a text before the last of very many spaces, where a chunk ends too.
+
+    tiktoken can encode the pieces one by one, and not always the whole. (Where GPT-4's pattern
+    finds a line break there, the cut is within a chunk; put together, the text is still the same.)
+    """
+    cuts = [match.end() - 1 for match in _LONG_SPACE.finditer(text)]
+    return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
