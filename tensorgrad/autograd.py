@@ -20,13 +20,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tensorgrad.backend import Array, backend_of
 
 Backward = Callable[[Any], Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
 next_birth = itertools.count(1).__next__  # a parent is always born before its children
 
 
@@ -113,26 +114,34 @@ _mode = _Mode()
 class _SetRecording(ContextDecorator):
     recording: bool
 
+    def __init__(self) -> None:
+        self._before: list[bool] = []  # one for every block that has been entered and not left
+
     def __enter__(self) -> None:
-        self._before = _mode.recording
+        self._before.append(_mode.recording)
         _mode.recording = self.recording
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _mode.recording = self._before
+        _mode.recording = self._before.pop()
+
+    def __call__(self, fn: Function) -> Function:
+        if inspect.isgeneratorfunction(fn):
+            raise TypeError(f"{type(self).__name__}: {fn.__name__} is a generator: its body runs later, between yields")
+        return super().__call__(fn)
 
     def _recreate_cm(self) -> "_SetRecording":
-        return type(self)()  # a decorated function may call itself: every call remembers its own state
+        return type(self)()  # a decorated function may run on several threads: every call remembers its own state
 
 
-class no_grad(_SetRecording):  # noqa: N801 - PyTorch's name
+class no_grad(_SetRecording):
     """Record nothing and keep nothing for backward; a context manager and a decorator."""
 
     recording = False
 
 
-class enable_grad(_SetRecording):  # noqa: N801 - PyTorch's name
+class enable_grad(_SetRecording):
     """Record again inside `no_grad`; a context manager and a decorator."""
 
     recording = True
@@ -149,22 +158,23 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
     `k` is the backend of the operands' arrays. Operands are tensors, arrays or Python scalars, at least one of them a
     tensor; further positional arguments are taken as the options in the order in which `fn` names them.
     A list of arrays as the result makes a list of tensors. `backward` None says that the op has no gradient.
+    What backward returns is dy itself, a view, or an array that it made and hands to nobody else: never a saved one.
     """
     name = fn.__name__.lstrip("_")  # `_concat` is the op under the function `concat`
     parameters = list(inspect.signature(fn).parameters.values())[1:]
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     n_operands = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
     option_names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    operand_names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    operand_defaults = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
 
     @functools.wraps(fn)
     def apply(*operands: Any, **options: Any) -> Any:
         if not variadic and (len(operands) > n_operands or (options and not options.keys() <= set(option_names))):
-            operands, options = _arrange(name, operand_names, option_names, operands, options)
+            operands, options = _arrange(name, operand_defaults, option_names, operands, options)
         arrays = []
         parents = []
         kind = None
-        wanted = False
+        wanted = weak = False
         for x in operands:
             if isinstance(x, Variable):
                 kind = type(x)
@@ -175,13 +185,18 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
             else:
                 arrays.append(x)
                 parents.append(None)
+                weak |= type(x) is float
         if kind is None:
             raise TypeError(f"{name}: no operand is a Tensor, got {', '.join(type(x).__name__ for x in operands)}")
         k = backend_of(name, arrays)
+        if weak:
+            arrays = k.weak_scalars(arrays)
         try:
             result, backward = fn(k, *arrays, **options)
         except ValueError as error:
-            raise _named(name, arrays, error) from error
+            if str(error).startswith(f"{name}:"):
+                raise
+            raise ValueError(f"{name}: {', '.join(map(_described, arrays))}: {error}") from error
         record = wanted and backward is not None and _mode.recording
         if record and type(backward) is tuple:  # what only a frozen operand's gradient needs is freed here
             backward = tuple(f if p is not None else None for f, p in zip(backward, parents, strict=False))
@@ -198,32 +213,29 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
     return apply
 
 
-def _named(name: str, arrays: list[Any], error: ValueError) -> ValueError:
-    """An array module's error, with the op and the shapes it was given; an op's own error as it is."""
-    if str(error).startswith(name + ":"):
-        return error
-    shapes = ", ".join(str(x.shape) if hasattr(x, "shape") else repr(x) for x in arrays)
-    return ValueError(f"{name}: {shapes}: {error}")
+def _described(x: Any) -> str:
+    return str(x.shape) if hasattr(x, "shape") else repr(x)
 
 
 def _arrange(
-    name: str, operand_names: list[str], option_names: list[str], operands: tuple[Any, ...], options: dict[str, Any]
+    name: str, defaults: dict[str, Any], option_names: list[str], operands: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Sort out options given by position and operands given by name."""
-    n = len(operand_names)
-    if len(operands) > n + len(option_names):
-        raise TypeError(f"{name}: takes at most {n + len(option_names)} arguments, got {len(operands)}")
-    given = dict(zip(operand_names + option_names, operands, strict=False))
+    """Sort out options given by position and operands given by name. defaults: of the operands, in their order."""
+    known = [*defaults, *option_names]
+    if len(operands) > len(known):
+        raise TypeError(f"{name}: takes at most {len(known)} arguments, got {len(operands)}")
+    given = dict(zip(known, operands, strict=False))
     for key, value in options.items():
         if key in given:
             raise TypeError(f"{name}: {key} is given twice")
-        if key not in operand_names and key not in option_names:
-            raise TypeError(f"{name}: unknown argument {key!r}; it takes {', '.join(operand_names + option_names)}")
+        if key not in known:
+            raise TypeError(f"{name}: unknown argument {key!r}; it takes {', '.join(known)}")
         given[key] = value
-    named = [key for key in operand_names if key in given]
-    if named != operand_names[: len(named)]:
-        raise TypeError(f"{name}: {operand_names[len(named) - 1]} is missing")
-    return tuple(given.pop(key) for key in named), given
+    arranged = [given.pop(key, default) for key, default in defaults.items()]
+    for key, value in zip(defaults, arranged, strict=True):
+        if value is inspect.Parameter.empty:
+            raise TypeError(f"{name}: {key} is missing")
+    return tuple(arranged), given
 
 
 def _several(
@@ -268,6 +280,8 @@ class _Pending:
             raise RuntimeError(f"{node.name}: gradient of shape {gradient.shape} for a result of shape {node.shape}")
         # A backward returns dy itself, a view, or an array it made: only the last may be written into.
         owned = gradient is not dy and gradient.base is None
+        if type(dy) is list and any(gradient is part for part in dy):
+            owned = False
         if isinstance(node, Leaf):
             _add_to_leaf(node, gradient, owned)
             return
@@ -329,20 +343,22 @@ def backward(root: Node, dy: Array, retain_graph: bool = False) -> None:
         if not retain_graph:
             node.backward, node.parents = None, ()
         for parent, gradient in _gradients(functions, parents, dy):
+            if gradient is None:
+                raise RuntimeError(f"{node.name}: an operand that requires a gradient is one that can have none")
             pending.add(parent, gradient, dy)
         functions = gradient = None  # nothing of this node outlives its turn
 
 
 def _gradients(functions: Any, parents: tuple[Node | None, ...], dy: Any) -> Iterator[tuple[Node, Array]]:
     if type(functions) is tuple:
-        for parent, function in zip(parents, functions, strict=False):
+        for parent, function in itertools.zip_longest(parents, functions):
             if parent is not None:
-                yield parent, function(dy)
+                yield parent, None if function is None else function(dy)
         return
     gradients = functions(dy)
     if type(gradients) is not tuple:
         gradients = (gradients,)
-    for parent, gradient in zip(parents, gradients, strict=False):
+    for parent, gradient in itertools.zip_longest(parents, gradients):
         if parent is not None:
             yield parent, gradient
 

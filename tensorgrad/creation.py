@@ -6,7 +6,7 @@ import numpy as np
 
 from tensorgrad.backend import get_backend
 from tensorgrad.random import Stream, default_generator
-from tensorgrad.tensor import Tensor
+from tensorgrad.tensor import Tensor, kernels_of, wrap
 
 Shape = int | tuple[int, ...]
 
@@ -39,23 +39,27 @@ def full(shape: Shape, value: float, dtype: Any = None, *, requires_grad: bool =
 
 
 def zeros_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
-    """All 0, of x's shape, and its dtype unless another is given."""
-    return zeros(x.shape, x.dtype if dtype is None else dtype, requires_grad=requires_grad)
+    """All 0, of x's shape, on its backend, and of its dtype unless another is given."""
+    return full_like(x, 0, dtype, requires_grad=requires_grad)
 
 
 def ones_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
-    """All 1, of x's shape, and its dtype unless another is given."""
-    return ones(x.shape, x.dtype if dtype is None else dtype, requires_grad=requires_grad)
+    """All 1, of x's shape, on its backend, and of its dtype unless another is given."""
+    return full_like(x, 1, dtype, requires_grad=requires_grad)
 
 
 def empty_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
-    """Whatever was in memory, of x's shape, and its dtype unless another is given."""
-    return empty(x.shape, x.dtype if dtype is None else dtype, requires_grad=requires_grad)
+    """Whatever was in memory, of x's shape, on its backend, and of its dtype unless another is given."""
+    out = wrap(kernels_of(x).xp.empty(x.shape, x.dtype if dtype is None else dtype))
+    out.requires_grad = requires_grad
+    return out
 
 
 def full_like(x: Tensor, value: float, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
-    """All `value`, of x's shape, and its dtype unless another is given."""
-    return full(x.shape, value, x.dtype if dtype is None else dtype, requires_grad=requires_grad)
+    """All `value`, of x's shape, on its backend, and of its dtype unless another is given."""
+    out = wrap(kernels_of(x).xp.full(x.shape, value, x.dtype if dtype is None else dtype))
+    out.requires_grad = requires_grad
+    return out
 
 
 def arange(
@@ -64,7 +68,7 @@ def arange(
     """start, start + step, ... below stop; with one argument from 0. int64 for ints, float32 where a float is given."""
     start, stop = (0, start) if stop is None else (start, stop)
     if dtype is None:
-        dtype = np.int64 if all(isinstance(v, int) for v in (start, stop, step)) else np.float32
+        dtype = np.int64 if all(isinstance(v, int | np.integer) for v in (start, stop, step)) else np.float32
     return Tensor(get_backend().xp.arange(start, stop, step, dtype=dtype), requires_grad)
 
 

@@ -7,12 +7,13 @@ from typing import Any
 from tensorgrad import ops
 from tensorgrad.autograd import note_write
 from tensorgrad.backend import Array, backend_of
+from tensorgrad.backend.base import is_floating
 from tensorgrad.creation import normal, ones, uniform, zeros
 from tensorgrad.tensor import Tensor
 
 
 class StateDictError(ValueError):
-    """A state_dict that does not fit its module; the message lists every entry that is missing, unexpected or misshapen."""
+    """A state_dict that does not fit its module; the message lists every missing, unexpected or misshapen entry."""
 
 
 class Module:
@@ -61,11 +62,12 @@ class Module:
         return self.train(False)
 
     def astype(self, dtype: Any) -> "Module":
-        """Convert every parameter in place; gradients are dropped. Make optimisers afterwards."""
+        """Convert every floating parameter in place; gradients are dropped. Make optimisers afterwards."""
         for p in self.parameters():
-            wanted, p.requires_grad = p.requires_grad, False
-            p.data = p.data.astype(dtype)
-            p.requires_grad = wanted
+            if is_floating(p.dtype):
+                wanted, p.requires_grad = p.requires_grad, False
+                p.data = p.data.astype(dtype)
+                p.requires_grad = wanted
         return self
 
     def state_dict(self) -> dict[str, Array]:
@@ -113,10 +115,16 @@ def _walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 class Linear(Module):
     """x (..., n_in) @ weight (n_out, n_in)^T + bias (n_out) -> (..., n_out).
 
-    Weight and bias start uniform within 1 / sqrt(n_in), as PyTorch's do.
+    Weight and bias start uniform within 1 / sqrt(n_in), as PyTorch's do; with `std`, weight starts normal(0, std) and
+    bias 0.
     """
 
-    def __init__(self, n_in: int, n_out: int, bias: bool = True) -> None:
+    def __init__(self, n_in: int, n_out: int, bias: bool = True, std: float | None = None) -> None:
+        self.bias = None
+        if std is not None:
+            self.weight = normal((n_out, n_in), std=std, requires_grad=True)
+            self.bias = zeros(n_out, requires_grad=True) if bias else None
+            return
         bound = 1 / math.sqrt(n_in) if n_in else 0.0
         self.weight = uniform((n_out, n_in), -bound, bound, requires_grad=True)
         self.bias = uniform((n_out,), -bound, bound, requires_grad=True) if bias else None
@@ -127,10 +135,10 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """Rows of weight (n_entries, n_embd) by number: indices (...) -> (..., n_embd). Starts normal(0, 1)."""
+    """Rows of weight (n_entries, n_embd) by number: indices (...) -> (..., n_embd). Starts normal(0, std)."""
 
-    def __init__(self, n_entries: int, n_embd: int) -> None:
-        self.weight = normal((n_entries, n_embd), requires_grad=True)
+    def __init__(self, n_entries: int, n_embd: int, std: float = 1.0) -> None:
+        self.weight = normal((n_entries, n_embd), std=std, requires_grad=True)
 
     def forward(self, indices: Any) -> Any:
         """See `tensorgrad.embedding`."""

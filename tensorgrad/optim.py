@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from tensorgrad.autograd import note_write
+from tensorgrad.autograd import Leaf, note_write
 from tensorgrad.backend import Array, backend_of
 from tensorgrad.tensor import Tensor
 
@@ -21,7 +21,9 @@ class Optimizer:
     moments: tuple[str, ...] = ()  # names of the arrays remembered for every parameter
 
     def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
-        given = list(params)
+        if isinstance(params, Tensor | dict):
+            raise TypeError(f"{type(self).__name__}: a {type(params).__name__} is no list of parameters or groups")
+        given: list[Any] = list(params)
         groups = given if given and isinstance(given[0], dict) else [{"params": given}]
         self.step_count = 0
         self.param_groups: list[dict[str, Any]] = []
@@ -29,7 +31,8 @@ class Optimizer:
             unknown = group.keys() - defaults.keys() - {"params"}
             if unknown:
                 raise TypeError(f"{type(self).__name__}: unknown option {sorted(unknown)[0]!r} of a group")
-            options = {**defaults, **group, "params": list(group["params"])}
+            members = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+            options = {**defaults, **group, "params": members}
             _check_options(type(self).__name__, options)
             self.param_groups.append(options)
         self.params = [p for group in self.param_groups for p in group["params"]]
@@ -39,6 +42,8 @@ class Optimizer:
             raise ValueError(f"{type(self).__name__}: a parameter is given twice")
         if not all(isinstance(p, Tensor) and p.requires_grad for p in self.params):
             raise ValueError(f"{type(self).__name__}: a parameter does not require a gradient")
+        if not all(isinstance(p.node, Leaf) for p in self.params):
+            raise ValueError(f"{type(self).__name__}: a parameter is the result of an op, which collects no gradient")
         self.state = [{name: _moment_like(p) for name in self.moments} for p in self.params]
 
     def step(self) -> None:
@@ -69,21 +74,31 @@ class Optimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`. Raises ValueError, before anything is changed, where it does not fit."""
-        own = self.state_dict()
-        groups, arrays = state["param_groups"], state["state"]
+        kind, own = type(self).__name__, self.state_dict()
+        arrays, step = state["state"], int(state["step"])
+        groups = [
+            {key: tuple(v) if isinstance(v, list) else v for key, v in group.items()} for group in state["param_groups"]
+        ]
         if len(groups) != len(own["param_groups"]):
-            raise ValueError(f"{type(self).__name__}: {len(groups)} groups, {len(own['param_groups'])} are needed")
+            raise ValueError(f"{kind}: {len(groups)} groups, {len(own['param_groups'])} are needed")
+        for group, options in zip(groups, own["param_groups"], strict=True):
+            if group.keys() != options.keys():
+                raise ValueError(f"{kind}: option {_odd(group, options)} of a group is missing or unexpected")
+            _check_options(kind, group)
         if arrays.keys() != own["state"].keys():
-            odd = sorted(arrays.keys() ^ own["state"].keys())[0]
-            raise ValueError(f"{type(self).__name__}: {odd} is missing or unexpected")
+            raise ValueError(f"{kind}: {_odd(arrays, own['state'])} is missing or unexpected")
         for name, array in own["state"].items():
             if tuple(arrays[name].shape) != array.shape:
-                raise ValueError(f"{type(self).__name__}: {name} {arrays[name].shape}, {array.shape} is needed")
-        self.step_count = int(state["step"])
+                raise ValueError(f"{kind}: {name} {arrays[name].shape}, {array.shape} is needed")
+        self.step_count = step
         for group, options in zip(self.param_groups, groups, strict=True):
-            group.update({key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
+            group.update(options)
         for name, array in own["state"].items():
             array[...] = backend_of("load_state_dict", [array]).asarray(arrays[name])
+
+
+def _odd(given: dict[str, Any], needed: dict[str, Any]) -> str:
+    return sorted(given.keys() ^ needed.keys())[0]
 
 
 def _moment_like(p: Tensor) -> Array:
@@ -103,7 +118,8 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101).
 
-    lr, betas, eps, weight_decay: as PyTorch's AdamW, and so is the result. Moments are at least float32.
+    lr, betas, eps, weight_decay: as PyTorch's AdamW, and so is the result. Moments are at least float32. One step count
+    corrects all biases: a parameter whose first gradient comes late starts with smaller steps than PyTorch's.
     """
 
     moments = ("exp_avg", "exp_avg_sq")
@@ -123,7 +139,7 @@ class AdamW(Optimizer):
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum: v = momentum v + g; p = p - lr v, or lr (g + momentum v) with nesterov.
+    """Stochastic gradient descent with momentum: v = momentum v + g; p -= lr v, or lr (g + momentum v) with nesterov.
 
     weight_decay adds weight_decay p to g, as PyTorch's SGD does.
     """
@@ -139,13 +155,15 @@ class SGD(Optimizer):
 
     def update(self, p: Tensor, grad: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
         """The formula above."""
+        k = backend_of("SGD", [p.data, grad])
+        grad = k.wide(grad)
         if group["weight_decay"]:
-            grad = grad + group["weight_decay"] * p.data
+            grad = grad + group["weight_decay"] * k.wide(p.data)
         velocity = state["momentum_buffer"]
         velocity *= group["momentum"]
         velocity += grad
         direction = grad + group["momentum"] * velocity if group["nesterov"] else velocity
-        p.data[...] -= (group["lr"] * direction).astype(p.dtype, copy=False)
+        p.data[...] = k.wide(p.data) - group["lr"] * direction
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
@@ -160,8 +178,9 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
         return 0.0
     norm = backend_of("clip_grad_norm", grads).global_norm(grads)
     if math.isfinite(norm) and norm > max_norm:
-        for grad in grads:
-            grad *= max_norm / (norm + 1e-6)  # PyTorch's guard, kept so that results agree
+        scale = max_norm / (norm + 1e-6)  # PyTorch's guard, kept so that results agree
+        for i in range(len(grads)):
+            grads[i] *= scale
     return norm
 
 

@@ -5,15 +5,18 @@ was drawn before, so a run that is resumed, or whose dropout is made again in ba
 """
 
 import math
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
 from tensorgrad.backend import Array
+from tensorgrad.backend.numpy import cpu_count, thread_pool
 from tensorgrad.backend.philox import random_bits
 
 Shape = int | tuple[int, ...]
+BLOCK = 2**16  # numbers made at a time: even, since normal numbers come in pairs
 
 
 class Stream(IntEnum):
@@ -51,30 +54,42 @@ class Generator:
 
     def bits(self, shape: Shape, *, stream: Stream = Stream.SAMPLING, step: int | None = None) -> Array:
         """Uniform 32-bit words: uint32 of that shape."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
         step = self.next_step(stream) if step is None else step
-        return random_bits(np, math.prod(shape), self.seed, stream, step).reshape(shape)
+        return _in_blocks(shape, np.uint32, lambda start, stop: self._words(start, stop, stream, step))
+
+    def _words(self, start: int, stop: int, stream: Stream, step: int) -> Array:
+        return random_bits(np, stop - start, self.seed, stream, step, start)
 
     def uniform(
         self, shape: Shape, low: float = 0.0, high: float = 1.0, dtype: Any = np.float32, *,
         stream: Stream = Stream.SAMPLING, step: int | None = None,
     ) -> Array:  # fmt: skip
-        """Uniform in [low, high), from the upper 24 bits of each word so that float32 never rounds up to `high`."""
-        unit = (self.bits(shape, stream=stream, step=step) >> np.uint32(8)) * 2.0**-24
-        return (low + (high - low) * unit).astype(dtype)
+        """Uniform in [low, high), from the upper 24 bits of each word."""
+        number = self.next_step(stream) if step is None else step
+
+        def block(start: int, stop: int) -> Array:
+            return low + (high - low) * 2.0**-24 * (self._words(start, stop, stream, number) >> np.uint32(8))
+
+        values = _in_blocks(shape, dtype, block)
+        first, end = np.asarray([low, high], values.dtype)
+        values[values == end] = np.nextafter(end, first)  # rounded up to what is just outside
+        return values
 
     def normal(
         self, shape: Shape, mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32, *,
         stream: Stream = Stream.SAMPLING, step: int | None = None,
     ) -> Array:  # fmt: skip
         """Normal by Box and Muller (1958): a pair of words makes a pair of numbers, computed in float64."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        n = math.prod(shape)
-        words = self.bits((n + n % 2,), stream=stream, step=step).reshape(-1, 2)
-        radius = np.sqrt(-2 * np.log((words[:, 0] + 1.0) * 2.0**-32))  # in (0, 1]: no log of 0
-        angle = words[:, 1] * (2 * math.pi * 2.0**-32)
-        pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-        return (mean + std * pairs.reshape(-1)[:n].reshape(shape)).astype(dtype)
+        number = self.next_step(stream) if step is None else step
+
+        def block(start: int, stop: int) -> Array:
+            words = self._words(start, stop + stop % 2, stream, number).reshape(-1, 2)
+            radius = np.sqrt(-2 * np.log((words[:, 0] + 1.0) * 2.0**-32))  # in (0, 1]: no log of 0
+            angle = words[:, 1] * (2 * math.pi * 2.0**-32)
+            pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+            return mean + std * pairs.reshape(-1)[: stop - start]
+
+        return _in_blocks(shape, dtype, block)
 
     def integers(
         self, low: int, high: int, shape: Shape, *, stream: Stream = Stream.DATA, step: int | None = None
@@ -83,7 +98,7 @@ class Generator:
         if not 0 < high - low <= 2**32:
             raise ValueError(f"integers: [{low}, {high}) is empty or wider than 2**32")
         bits = self.bits(shape, stream=stream, step=step).astype(np.uint64)
-        return low + (bits * np.uint64(high - low) >> np.uint64(32)).astype(np.int64)
+        return np.asarray(low + (bits * np.uint64(high - low) >> np.uint64(32)).astype(np.int64))
 
     def permutation(self, n: int, *, stream: Stream = Stream.DATA, step: int | None = None) -> Array:
         """The numbers 0 to n - 1 in random order, as int64: sorted by a random word each."""
@@ -101,8 +116,25 @@ class Generator:
             raise ValueError(f"generator state: steps {steps!r} do not name the streams {', '.join(names)}")
         if any(isinstance(step, bool) or not isinstance(step, int) or step < 0 for step in steps.values()):
             raise ValueError(f"generator state: steps {steps!r} are not counts")
-        self.manual_seed(state.get("seed", None))
+        seed: Any = state.get("seed")
+        self.manual_seed(seed)
         self.steps = {names[name]: step for name, step in steps.items()}
+
+
+def _in_blocks(shape: Shape, dtype: Any, make: Callable[[int, int], Array]) -> Array:
+    """An array whose elements start to stop are make(start, stop): a block at a time, on all cores."""
+    values = np.empty(shape, dtype)
+    flat = values.reshape(-1)
+
+    def fill(start: int) -> None:
+        stop = min(start + BLOCK, flat.size)
+        flat[start:stop] = make(start, stop)
+
+    if flat.size <= BLOCK:
+        fill(0)
+    else:
+        list(thread_pool(cpu_count()).map(fill, range(0, flat.size, BLOCK)))
+    return values
 
 
 default_generator = Generator(0)

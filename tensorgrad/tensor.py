@@ -37,7 +37,7 @@ class Tensor(Variable):
     @property
     def shape(self) -> tuple[int, ...]:
         """The size of every dimension."""
-        return self.data.shape  # type: ignore[no-any-return]
+        return self.data.shape
 
     @property
     def dtype(self) -> Any:
@@ -47,12 +47,12 @@ class Tensor(Variable):
     @property
     def ndim(self) -> int:
         """The number of dimensions."""
-        return self.data.ndim  # type: ignore[no-any-return]
+        return self.data.ndim
 
     @property
     def size(self) -> int:
         """The number of elements."""
-        return self.data.size  # type: ignore[no-any-return]
+        return self.data.size
 
     @property
     def requires_grad(self) -> bool:
@@ -78,9 +78,14 @@ class Tensor(Variable):
     @grad.setter
     def grad(self, gradient: Array | None) -> None:
         if not isinstance(self.node, Leaf):
+            if gradient is None:  # an optimiser's zero_grad, after a parameter was frozen
+                return
             raise RuntimeError("grad: only tensors made with requires_grad=True hold a gradient")
-        if gradient is not None and gradient.shape != self.shape:
-            raise ValueError(f"grad: shape {gradient.shape} for a tensor of shape {self.shape}")
+        if gradient is not None:
+            gradient = gradient.data if isinstance(gradient, Variable) else gradient
+            gradient = kernels_of(self).asarray(gradient, self.dtype)
+            if gradient.shape != self.shape:
+                raise ValueError(f"grad: shape {gradient.shape} for a tensor of shape {self.shape}")
         self.node.grad = gradient
 
     def __repr__(self) -> str:
@@ -102,13 +107,17 @@ class Tensor(Variable):
             raise ValueError(f"item: shape {self.shape} has {self.size} elements, not one")
         return self.data.item()
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """What NumPy takes a tensor for: `numpy.asarray(tensor)`."""
+        return np.array(self.numpy(), dtype, copy=copy)
+
     def tolist(self) -> Any:
         """The elements as nested Python lists."""
         return self.numpy().tolist()
 
     def detach(self) -> "Tensor":
         """The same array, cut from the tape."""
-        return Tensor(self.data)
+        return wrap(self.data)
 
     def backward(self, gradient: Any = None, *, retain_graph: bool = False) -> None:
         """Add the gradient of this tensor to `.grad` of every leaf it was made of.
@@ -149,7 +158,11 @@ class Tensor(Variable):
     def __setitem__(self, key: Any, value: Any) -> None:
         if self.node is not None and autograd.is_grad_enabled():
             raise RuntimeError("writing in place into a tensor that requires a gradient: use where, or no_grad()")
-        self.data[ops.indexing.index_key(key)] = value.data if isinstance(value, Variable) else value
+        if isinstance(value, Variable):
+            if value.node is not None and autograd.is_grad_enabled():
+                raise RuntimeError("writing in place loses the gradient of what is written: use where or concat")
+            value = value.data
+        self.data[ops.indexing.index_key(key)] = value
         note_write(self.data)
 
     def __len__(self) -> int:
@@ -254,28 +267,30 @@ class Tensor(Variable):
         return ops.greater_equal(self, other)
 
     def __and__(self, other: Any) -> Any:
-        return ops.logical_and(self, other)
+        return ops.bitwise_and(self, other)
 
     def __or__(self, other: Any) -> Any:
-        return ops.logical_or(self, other)
+        return ops.bitwise_or(self, other)
 
     def __xor__(self, other: Any) -> Any:
-        return ops.logical_xor(self, other)
+        return ops.bitwise_xor(self, other)
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__  # the order makes no difference
 
     def __invert__(self) -> Any:
-        return ops.logical_not(self)
+        return ops.bitwise_invert(self)
 
     # --- methods: the op of the same name -------------------------------------------------------
 
     @property
-    def T(self) -> Any:  # noqa: N802 - the array API's name
+    def T(self) -> Any:
         """The transpose of a matrix: (m, n) -> (n, m)."""
         if self.ndim != 2:
             raise ValueError(f"T: shape {self.shape} is no matrix; use mT or permute_dims")
         return ops.matrix_transpose(self)
 
     @property
-    def mT(self) -> Any:  # noqa: N802 - the array API's name
+    def mT(self) -> Any:
         """The last two axes exchanged: (..., m, n) -> (..., n, m)."""
         return ops.matrix_transpose(self)
 
@@ -394,13 +409,20 @@ def _to(k: Backend, x: Array, *, backend: str) -> tuple[Array, Any]:
     return target.asarray(k.to_numpy(x)), lambda dy: k.asarray(target.to_numpy(dy))
 
 
+def wrap(array: Array) -> Tensor:
+    """A tensor of an array on the backend where it is, which need not be the current one."""
+    out = Tensor.__new__(Tensor)
+    out.data, out.node = array, None
+    return out
+
+
 def kernels_of(tensor: Tensor) -> Backend:
     """The backend whose kernels work on a tensor's array."""
     return backend_of("tensor", [tensor.data])
 
 
 def _as_tuple(values: tuple[Any, ...]) -> tuple[int, ...]:
-    return tuple(values[0]) if len(values) == 1 and not isinstance(values[0], int) else values
+    return tuple(values[0]) if len(values) == 1 and isinstance(values[0], tuple | list) else values
 
 
 def _as_array(data: Any, dtype: Any) -> Array:
@@ -408,11 +430,13 @@ def _as_array(data: Any, dtype: Any) -> Array:
         data = data.data
     if not hasattr(data, "dtype"):
         made = np.asarray(data)
-        if made.dtype.kind not in "bif":
+        if made.dtype.kind not in "biuf":
             raise TypeError(f"Tensor: {type(data).__name__} {data!r:.60} is not numeric")
         if dtype is None and made.dtype == np.float64:
             dtype = np.float32  # Python's floats, as in PyTorch; arrays keep their own dtype
         data = made
     if isinstance(data, np.ndarray | np.generic):
+        if data.dtype.kind not in "biu" and not is_floating(data.dtype):
+            raise TypeError(f"Tensor: an array of dtype {data.dtype} is not numeric")
         return get_backend().asarray(data, dtype)
-    return data if dtype is None else data.astype(dtype)
+    return backend_of("Tensor", [data]).asarray(data, dtype)

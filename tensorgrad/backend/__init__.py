@@ -6,7 +6,6 @@ Neither Numba nor CuPy is imported before it is asked for.
 
 import difflib
 import importlib
-import importlib.util
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -14,9 +13,19 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend.base import Array, Backend, BackendUnavailable
-from tensorgrad.backend.numpy import NumpyBackend
+from tensorgrad.backend.numpy import NumpyBackend, cpu_count
 
-__all__ = ["Array", "Backend", "BackendUnavailable", "backend_of", "check", "get_backend", "load", "use_backend"]
+__all__ = [
+    "Array",
+    "Backend",
+    "BackendUnavailable",
+    "backend_of",
+    "check",
+    "get_backend",
+    "load",
+    "set_num_threads",
+    "use_backend",
+]
 
 NAMES = ("numpy", "numba", "cupy")
 
@@ -36,6 +45,7 @@ def load(name: str) -> Backend:
         raise ValueError(f"unknown backend {name!r}: choose auto, {', '.join(NAMES)}{hint}")
     if name not in _loaded:
         _loaded[name] = importlib.import_module(f"tensorgrad.backend.{name}").create()
+        _by_type.setdefault(_loaded[name].array_type, _loaded[name])
     return _loaded[name]
 
 
@@ -50,7 +60,7 @@ def check(name: str) -> str | None:
 
 def choose() -> tuple[Backend, str]:
     """The fastest backend that runs here, and why the faster ones do not."""
-    passed = []
+    passed: list[str] = []
     for name in reversed(NAMES):
         why = check(name)
         if why is None:
@@ -59,7 +69,7 @@ def choose() -> tuple[Backend, str]:
     raise AssertionError("numpy always works")
 
 
-class use_backend:  # noqa: N801 - used like a function
+class use_backend:
     """Make a backend current: at once, and until the end of the block where it is used in a `with`.
 
     name: "numpy", "numba", "cupy", or "auto" for the fastest that runs here. `.backend` is what was taken and
@@ -72,13 +82,14 @@ class use_backend:  # noqa: N801 - used like a function
         _make_current(self.backend)
 
     def __enter__(self) -> "use_backend":
+        _make_current(self.backend)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global _current
-        _current, types = self._before
+        before, types = self._before
+        _make_current(before)
         _by_type.update(types)
 
 
@@ -86,6 +97,18 @@ def _make_current(backend: Backend) -> None:
     global _current
     _current = backend
     _by_type[backend.array_type] = backend
+    backend.activate()
+
+
+def set_num_threads(n: int) -> None:
+    """Compute on n CPU threads from now on: matrix products and all other kernels alike.
+
+    At first it is as many as there are cores. Raises ValueError for n below 1 or above the number of cores.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= cpu_count():
+        raise ValueError(f"threads: {n!r} is not a number from 1 to {cpu_count()}, the cores of this machine")
+    NumpyBackend.threads = n
+    _current.activate()
 
 
 def get_backend() -> Backend:

@@ -17,7 +17,7 @@ GELU_SCALE = math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715
 
 
-class BackendUnavailable(RuntimeError):  # noqa: N818 - reads as what it is
+class BackendUnavailable(RuntimeError):
     """A backend that cannot run here; the message says what is missing and what to do, in one line."""
 
 
@@ -27,6 +27,9 @@ class Backend:
     name = "base"
     xp: Any
     array_type: type
+
+    def activate(self) -> None:
+        """Called when this backend becomes the current one, and when the number of threads has changed."""
 
     # --- arrays ---------------------------------------------------------------------------------
 
@@ -38,15 +41,26 @@ class Backend:
         """The same numbers as a NumPy array on the host."""
         return x
 
-    def check_indices(self, name: str, indices: Array, n: int) -> None:
-        """Raise IndexError where an index is outside [-n, n)."""
-        if indices.size and (int(indices.min()) < -n or int(indices.max()) >= n):
+    def check_indices(self, name: str, indices: Array, n: int, lowest: int | None = None) -> None:
+        """Raise IndexError where an index is outside [lowest, n); lowest None is -n, counted from the end."""
+        if indices.size and (int(indices.min()) < (-n if lowest is None else lowest) or int(indices.max()) >= n):
             worst = int(indices.max()) if int(indices.max()) >= n else int(indices.min())
             raise IndexError(f"{name}: index {worst} is out of range for {n} entries")
 
     def wide(self, x: Array) -> Array:
         """Half precision as float32, anything else as it is."""
         return x.astype(self.xp.float32) if is_half(x.dtype) else x
+
+    def narrow(self, x: Array, dtype: Any) -> Array:
+        """What was computed from `wide` arrays of that dtype: half precision again, anything else as it is."""
+        return x.astype(dtype) if is_half(dtype) else x
+
+    def weak_scalars(self, operands: list[Any]) -> list[Any]:
+        """Python floats as bfloat16 where the arrays are: NumPy would make float32 of the two."""
+        dtypes = {x.dtype for x in operands if hasattr(x, "dtype") and x.dtype != bool}
+        if len(dtypes) != 1 or (dtype := dtypes.pop()).name != "bfloat16":
+            return operands
+        return [self.xp.asarray(x, dtype) if type(x) is float else x for x in operands]
 
     def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
         """Sum; half precision adds up in float32."""
@@ -62,7 +76,7 @@ class Backend:
         """a (..., m, n) @ b (..., n, p) -> (..., m, p). One large product where b is a single matrix."""
         dtype = self.xp.result_type(a, b)
         a, b = self.wide(a), self.wide(b)
-        if b.ndim == 2 and a.ndim > 2 and a.size:
+        if b.ndim == 2 and a.ndim > 2 and a.size and b.size:
             y = self.xp.empty((*a.shape[:-1], b.shape[-1]), self.xp.result_type(a, b))
             self.xp.matmul(a.reshape(-1, a.shape[-1]), b, out=y.reshape(-1, b.shape[-1]))
         else:
@@ -71,10 +85,10 @@ class Backend:
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m)."""
-        y = self.matmul(x, weight.T)
+        y = self.matmul(self.wide(x), self.wide(weight).T)
         if bias is not None:
             y += bias
-        return y
+        return self.narrow(y, self.xp.result_type(x, weight))
 
     def linear_backward_x(self, dy: Array, weight: Array) -> Array:
         """dx = dy @ weight."""
@@ -82,35 +96,39 @@ class Backend:
 
     def linear_backward_weight(self, dy: Array, x: Array) -> Array:
         """dweight = dy^T @ x, over all rows of both."""
-        return self.matmul(dy.reshape(-1, dy.shape[-1]).T, x.reshape(-1, x.shape[-1]))
+        return self.matmul(as_rows(dy).T, as_rows(x))
 
     def linear_backward_bias(self, dy: Array) -> Array:
         """dbias = the sum of dy over all rows."""
-        return self.sum(dy.reshape(-1, dy.shape[-1]), axis=0)
+        return self.sum(as_rows(dy), axis=0)
 
     # --- activations ----------------------------------------------------------------------------
 
     def sigmoid(self, x: Array) -> Array:
-        """1 / (1 + e^-x), without overflow: tanh saturates where exp would not."""
-        return 0.5 * self.xp.tanh(0.5 * x) + 0.5
+        """1 / (1 + e^-x), as e^x / (1 + e^x) below 0 so that nothing overflows and small results keep their digits."""
+        wide = self.wide(x)
+        e = self.xp.exp(-self.xp.abs(wide))
+        return self.narrow(self.xp.where(wide >= 0, self.xp.ones_like(e), e) / (1 + e), x.dtype)
 
     def silu(self, x: Array) -> Array:
         """x sigmoid(x)."""
-        return x * self.sigmoid(x)
+        wide = self.wide(x)
+        return self.narrow(wide * self.sigmoid(wide), x.dtype)
 
     def silu_backward(self, dy: Array, x: Array) -> Array:
         """d/dx = s + x s (1 - s), with s = sigmoid(x)."""
-        s = self.sigmoid(x)
-        return dy * (s * (1 + x * (1 - s)))
+        wide = self.wide(x)
+        s = self.sigmoid(wide)
+        return self.narrow(dy * (s * (1 + wide * (1 - s))), x.dtype)
 
     def erf(self, x: Array) -> Array:
         """2/sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
-        return erf(self.xp, self.wide(x)).astype(x.dtype, copy=False)
+        return self.narrow(erf(self.xp, self.wide(x)), x.dtype)
 
     def gelu(self, x: Array) -> Array:
         """x times the normal distribution function of x: x (1 + erf(x / sqrt 2)) / 2."""
         x, dtype = self.wide(x), x.dtype
-        return (0.5 * x * (1 + erf(self.xp, x * math.sqrt(0.5)))).astype(dtype, copy=False)
+        return self.narrow(0.5 * x * (1 + erf(self.xp, x * math.sqrt(0.5))), dtype)
 
     def gelu_backward(self, dy: Array, x: Array) -> Array:
         """d/dx = Phi(x) + x phi(x), with phi the normal density."""
@@ -123,7 +141,7 @@ class Backend:
         """x (1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3)."""
         x, dtype = self.wide(x), x.dtype
         u = GELU_SCALE * x * (1 + GELU_CUBIC * x * x)
-        return (0.5 * x * (1 + self.xp.tanh(u))).astype(dtype, copy=False)
+        return self.narrow(0.5 * x * (1 + self.xp.tanh(u)), dtype)
 
     def gelu_tanh_backward(self, dy: Array, x: Array) -> Array:
         """d/dx = (1 + t)/2 + x (1 - t^2)/2 du/dx, with t = tanh u."""
@@ -138,7 +156,7 @@ class Backend:
         """exp(x) / sum exp(x), shifted by the maximum so that nothing overflows."""
         y = self.xp.exp(self.wide(x) - self.wide(x.max(axis=axis, keepdims=True)))
         y /= y.sum(axis=axis, keepdims=True)
-        return y.astype(x.dtype, copy=False)
+        return self.narrow(y, x.dtype)
 
     def softmax_backward(self, dy: Array, y: Array, axis: int) -> Array:
         """dx = y (dy - sum(y dy))."""
@@ -147,16 +165,19 @@ class Backend:
 
     def logsumexp(self, x: Array, axis: Any, keepdims: bool) -> Array:
         """log of the sum of exp(x); all -inf gives -inf."""
-        top = self.xp.where(self.xp.isfinite(top := self.wide(x).max(axis=axis, keepdims=True)), top, 0)
-        y = self.xp.log(self.xp.exp(self.wide(x) - top).sum(axis=axis, keepdims=True)) + top
-        return (y if keepdims else y.squeeze(axis)).astype(x.dtype, copy=False)
+        xp, wide = self.xp, self.wide(x)
+        top = wide.max(axis=axis, keepdims=True)
+        top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
+        total = xp.exp(wide - top).sum(axis=axis, keepdims=True)
+        y = xp.where(total == 0, -xp.inf, xp.log(total + (total == 0)) + top)  # no log of 0: NumPy would warn
+        return self.narrow(y if keepdims else y.squeeze(axis), x.dtype)
 
     def log_softmax(self, x: Array, axis: int) -> Array:
         """x - logsumexp(x)."""
         wide = self.wide(x)
         y = wide - self.wide(x.max(axis=axis, keepdims=True))
-        y -= self.xp.log(self.xp.exp(y).sum(axis=axis, keepdims=True))
-        return y.astype(x.dtype, copy=False)
+        y = y - self.xp.log(self.xp.exp(y).sum(axis=axis, keepdims=True))
+        return self.narrow(y, x.dtype)
 
     def log_softmax_backward(self, dy: Array, y: Array, axis: int) -> Array:
         """dx = dy - exp(y) sum(dy)."""
@@ -176,7 +197,7 @@ class Backend:
             y *= weight
         if bias is not None:
             y += bias
-        return y.astype(x.dtype, copy=False), mean, rstd
+        return self.narrow(y, x.dtype), mean, rstd
 
     def layer_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Array:
         """dx = rstd (g - mean(g) - xhat mean(g xhat)), with g = dy weight and xhat = (x - mean) rstd."""
@@ -189,7 +210,7 @@ class Backend:
 
     def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
         """dweight = the sum of dy xhat over all rows: (n,)."""
-        return ((self.wide(x) - mean) * rstd * dy).reshape(-1, x.shape[-1]).sum(axis=0)
+        return as_rows((self.wide(x) - mean) * rstd * dy).sum(axis=0)
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
         """Each row with mean square 1, scaled: x (..., n) -> y, and 1/rms (..., 1)."""
@@ -198,7 +219,7 @@ class Backend:
         y = wide * rrms
         if weight is not None:
             y *= weight
-        return y.astype(x.dtype, copy=False), rrms
+        return self.narrow(y, x.dtype), rrms
 
     def rms_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, rrms: Array) -> Array:
         """dx = rrms (g - xhat mean(g xhat)), with g = dy weight and xhat = x rrms."""
@@ -208,7 +229,7 @@ class Backend:
 
     def rms_norm_backward_weight(self, dy: Array, x: Array, rrms: Array) -> Array:
         """dweight = the sum of dy xhat over all rows: (n,)."""
-        return (self.wide(x) * rrms * dy).reshape(-1, x.shape[-1]).sum(axis=0)
+        return as_rows(self.wide(x) * rrms * dy).sum(axis=0)
 
     # --- embedding and dropout ------------------------------------------------------------------
 
@@ -219,7 +240,7 @@ class Backend:
     def embedding_backward(self, dy: Array, indices: Array, shape: tuple[int, ...]) -> Array:
         """dweight (V, C): every row's dy added to the row it was read from."""
         dweight = self.xp.zeros(shape, self.wide(dy).dtype)
-        self.xp.add.at(dweight, indices.reshape(-1), self.wide(dy).reshape(-1, shape[-1]))
+        self.xp.add.at(dweight, indices.reshape(-1), as_rows(self.wide(dy)))
         return dweight
 
     def dropout_scale(self, shape: tuple[int, ...], dropout: Dropout, dtype: Any) -> Array:
@@ -279,7 +300,7 @@ class Backend:
         if dropout is not None:
             weights *= self.dropout_scale(weights.shape, dropout, weights.dtype)
         y = merge_heads(self.matmul(split_heads(weights, v.shape[1]), self.wide(v)[:, :, None]))
-        return y.astype(q.dtype, copy=False), lse
+        return self.narrow(y, q.dtype), lse
 
     def attention_backward(
         self, dy: Array, q: Array, key: Array, v: Array, y: Array, lse: Array,
@@ -345,15 +366,19 @@ class Backend:
         m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; both divided by 1 - beta^step;
         p = (1 - lr weight_decay) p - lr mhat / (sqrt(vhat) + eps).
         """
+        g = self.wide(g)
         m *= beta1
         m += (1 - beta1) * g
         v *= beta2
-        v += (1 - beta2) * self.wide(g) ** 2
+        v += (1 - beta2) * g**2
         denominator = self.xp.sqrt(v)
         denominator *= 1 / math.sqrt(1 - beta2**step)
         denominator += eps
-        p *= 1 - lr * weight_decay
-        p -= (lr / (1 - beta1**step) * m / denominator).astype(p.dtype, copy=False)
+        new = self.wide(p)  # p itself, unless that is half precision
+        new *= 1 - lr * weight_decay
+        new -= lr / (1 - beta1**step) * m / denominator
+        if new is not p:
+            p[...] = new
 
     def global_norm(self, arrays: list[Array]) -> float:
         """The Euclidean norm of all elements of all arrays together."""
@@ -366,12 +391,12 @@ class Backend:
 
 def is_half(dtype: Any) -> bool:
     """Whether a dtype is float16 or bfloat16."""
-    return dtype.itemsize == 2 and (dtype.kind == "f" or dtype.name == "bfloat16")
+    return bool(dtype.itemsize == 2 and (dtype.kind == "f" or dtype.name == "bfloat16"))
 
 
 def is_floating(dtype: Any) -> bool:
     """Whether a dtype can have a gradient: float64, float32, float16 or bfloat16."""
-    return dtype.kind == "f" or dtype.name == "bfloat16"
+    return bool(dtype.kind == "f" or dtype.name == "bfloat16")
 
 
 def sum_dtype(dtype: Any) -> Any:
@@ -381,11 +406,16 @@ def sum_dtype(dtype: Any) -> Any:
     return "int64" if dtype.kind in "bi" else dtype
 
 
+def as_rows(x: Array) -> Array:
+    """(..., n) -> (all rows, n); n may be 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def split_heads(x: Array, groups: int) -> Array:
     """(B, H, T, S) -> (B, G, H / G, T, S): the query heads that share a key head side by side."""
-    return x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+    return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
 
 
 def merge_heads(x: Array) -> Array:
     """(B, G, H / G, T, S) -> (B, H, T, S)."""
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])

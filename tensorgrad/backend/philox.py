@@ -39,7 +39,7 @@ def philox4x32(xp: Any, counter: tuple[Array, Array, Array, Array], key: tuple[i
 def random_bits(xp: Any, n: int, seed: int, stream: int, step: int, start: int = 0) -> Array:
     """Words `start` to `start + n` of one stream: (n,) uint32.
 
-    Word e is word e % 4 of the block with counter (e // 4 low, e // 4 high, step, stream) under the key `seed` (64 bit).
+    Word e is word e % 4 of the block with counter (e // 4 low, e // 4 high, step, stream) under the 64-bit key `seed`.
     """
     first, last = start // 4, -(-(start + n) // 4)
     block = xp.arange(first, last, dtype=xp.uint64)

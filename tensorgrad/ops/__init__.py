@@ -8,6 +8,10 @@ from tensorgrad.ops.comparison import (
     argmax,
     argmin,
     argsort,
+    bitwise_and,
+    bitwise_invert,
+    bitwise_or,
+    bitwise_xor,
     ceil,
     count_nonzero,
     equal,
@@ -90,7 +94,8 @@ DIFFERENTIABLE = [
     "take", "take_along_axis", "tanh", "tensordot", "tile", "tril", "triu", "var", "where",
 ]  # fmt: skip
 WITHOUT_GRADIENT = [
-    "all", "any", "argmax", "argmin", "argsort", "ceil", "count_nonzero", "equal", "floor",
+    "all", "any", "argmax", "argmin", "argsort", "bitwise_and", "bitwise_invert", "bitwise_or",
+    "bitwise_xor", "ceil", "count_nonzero", "equal", "floor",
     "floor_divide", "greater", "greater_equal", "isfinite", "isinf", "isnan", "less",
     "less_equal", "logical_and", "logical_not", "logical_or", "logical_xor", "not_equal",
     "remainder", "round",

@@ -45,4 +45,9 @@ def gelu(k: Backend, x: Array, *, approximate: Literal["none", "tanh"] = "none")
 @op
 def erf(k: Backend, x: Array) -> Result:
     """The error function. dx = dy 2/sqrt(pi) e^(-x^2)."""
-    return k.erf(x), lambda dy: dy * (2 / math.sqrt(math.pi) * k.xp.exp(-x * x))
+
+    def backward(dy: Array) -> Array:
+        wide = k.wide(x)
+        return dy * (2 / math.sqrt(math.pi) * k.xp.exp(-wide * wide))
+
+    return k.erf(x), backward

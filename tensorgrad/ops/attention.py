@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
-from tensorgrad.autograd import op
+from tensorgrad.autograd import Variable, op
 from tensorgrad.backend import Array, Backend
+from tensorgrad.ops.broadcasting import fits
 from tensorgrad.ops.dropout import draw
 
 
@@ -15,21 +16,25 @@ def attention(
 ) -> tuple[Array, Any]:  # fmt: skip
     """softmax(scale q key^T) v for every head (Vaswani et al. 2017, arXiv:1706.03762).
 
-    q (B, H, T, D); key, v (B, G, S, D) with H a multiple of G, each shared by H / G query heads (arXiv:2305.13245)
-    -> (B, H, T, D). scale: 1 / sqrt(D) unless given. causal: query i sees keys j <= i + S - T, so that the last query sees
-    all. mask: bool, True where a query may attend, broadcastable to (B, H, T, S). A query that may attend to nothing
-    gives zeros. dropout_p drops attention weights. Saves the operands, the result and each row's logsumexp; no T x S
+    q (B, H, T, D); key, v (B, G, S, D) with H a multiple of G: H / G query heads share each of them (arXiv:2305.13245)
+    -> (B, H, T, D). scale: 1 / sqrt(D) unless given. causal: query i sees keys j <= i + S - T, so the last sees all.
+    mask: bool, True where a query may attend, broadcastable to (B, H, T, S). A query that may attend to nothing gives
+    zeros. dropout_p drops attention weights. Saves the operands, the result and each row's logsumexp, and no T x S
     matrix. Raises ValueError for shapes that do not fit.
     """
     if not q.ndim == key.ndim == v.ndim == 4 or key.shape[:3] != v.shape[:3] or key.shape[3] != q.shape[3]:
-        raise ValueError(f"attention: q {q.shape}, key {key.shape}, v {v.shape} are not (B, H, T, D), (B, G, S, D) twice")
+        shapes = f"q {q.shape}, key {key.shape}, v {v.shape}"
+        raise ValueError(f"attention: {shapes} are not (B, H, T, D), (B, G, S, D), (B, G, S, D)")
     if q.shape[0] != key.shape[0] or key.shape[1] == 0 or q.shape[1] % key.shape[1]:
-        raise ValueError(f"attention: {q.shape[1]} query heads cannot share {key.shape[1]} key heads, batch {q.shape[0]}")
-    allowed = None if mask is None else k.asarray(getattr(mask, "data", mask))
+        raise ValueError(f"attention: the heads of q {q.shape} cannot share those of key {key.shape}")
+    allowed = None if mask is None else k.asarray(mask.data if isinstance(mask, Variable) else mask)
     if allowed is not None and allowed.dtype != bool:
         raise TypeError(f"attention: mask has dtype {allowed.dtype}; bool is needed, True where a query may attend")
+    full = (*q.shape[:3], key.shape[2])
+    if allowed is not None and not fits(allowed.shape, full):
+        raise ValueError(f"attention: mask {allowed.shape} does not broadcast to {full}, (B, H, T, S)")
     dropout = draw("attention", dropout_p) if dropout_p else None
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy float would widen all
     y, lse = k.attention(q, key, v, causal, allowed, dropout, scale)
     return y, lambda dy: k.attention_backward(dy, q, key, v, y, lse, causal, allowed, dropout, scale)
 
@@ -43,4 +48,7 @@ def rotary_embedding(k: Backend, x: Array, positions: Array, *, base: float = 10
     if x.ndim < 2 or x.shape[-1] % 2:
         raise ValueError(f"rotary_embedding: x {x.shape} is not (..., T, D) with D even")
     positions = k.asarray(positions)
-    return k.rotary_embedding(x, positions, base), lambda dy: k.rotary_embedding(dy, positions, base, inverse=True)
+    if not fits(positions.shape, x.shape[:-1]):
+        raise ValueError(f"rotary_embedding: positions {positions.shape} do not broadcast to {x.shape[:-1]}, x's (..., T)")
+    y = k.rotary_embedding(x, positions, base)
+    return y, lambda dy: k.rotary_embedding(dy, positions, base, inverse=True)

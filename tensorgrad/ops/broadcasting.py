@@ -22,6 +22,12 @@ def unbroadcast(k: Backend, dy: Array, shape: Shape) -> Array:
     return k.sum(dy, axis=(*range(new), *stretched), keepdims=True).reshape(shape)
 
 
+def fits(shape: Shape, target: Shape) -> bool:
+    """Whether arrays of that shape broadcast to `target`."""
+    behind = target[len(target) - len(shape) :]
+    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape, behind, strict=True))
+
+
 def normalize_axis(name: str, axis: int, ndim: int) -> int:
     """An axis counted from 0. Raises ValueError where there is no such axis."""
     if not -ndim <= axis < ndim:

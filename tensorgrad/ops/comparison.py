@@ -9,6 +9,11 @@ Result = tuple[Array, None]
 Axis = int | tuple[int, ...] | None
 
 
+def _quiet(k: Backend, *operands: Array) -> list[Array]:
+    """bfloat16 as float32, exactly the same numbers: comparing NaN, ml_dtypes warns and NumPy does not."""
+    return [k.wide(x) if hasattr(x, "dtype") else x for x in operands]
+
+
 @op
 def equal(k: Backend, a: Array, b: Array) -> Result:
     """a == b, elementwise."""
@@ -24,25 +29,25 @@ def not_equal(k: Backend, a: Array, b: Array) -> Result:
 @op
 def less(k: Backend, a: Array, b: Array) -> Result:
     """a < b, elementwise."""
-    return k.xp.less(a, b), None
+    return k.xp.less(*_quiet(k, a, b)), None
 
 
 @op
 def less_equal(k: Backend, a: Array, b: Array) -> Result:
     """a <= b, elementwise."""
-    return k.xp.less_equal(a, b), None
+    return k.xp.less_equal(*_quiet(k, a, b)), None
 
 
 @op
 def greater(k: Backend, a: Array, b: Array) -> Result:
     """a > b, elementwise."""
-    return k.xp.greater(a, b), None
+    return k.xp.greater(*_quiet(k, a, b)), None
 
 
 @op
 def greater_equal(k: Backend, a: Array, b: Array) -> Result:
     """a >= b, elementwise."""
-    return k.xp.greater_equal(a, b), None
+    return k.xp.greater_equal(*_quiet(k, a, b)), None
 
 
 @op
@@ -67,6 +72,30 @@ def logical_xor(k: Backend, a: Array, b: Array) -> Result:
 def logical_not(k: Backend, x: Array) -> Result:
     """not x, elementwise."""
     return k.xp.logical_not(x), None
+
+
+@op
+def bitwise_and(k: Backend, a: Array, b: Array) -> Result:
+    """The bits that are set in both of two integers; a and b for bool."""
+    return k.xp.bitwise_and(a, b), None
+
+
+@op
+def bitwise_or(k: Backend, a: Array, b: Array) -> Result:
+    """The bits that are set in either of two integers; a or b for bool."""
+    return k.xp.bitwise_or(a, b), None
+
+
+@op
+def bitwise_xor(k: Backend, a: Array, b: Array) -> Result:
+    """The bits that are set in one of two integers but not both; either a or b for bool."""
+    return k.xp.bitwise_xor(a, b), None
+
+
+@op
+def bitwise_invert(k: Backend, x: Array) -> Result:
+    """The bits of an integer that are not set; not x for bool."""
+    return k.xp.invert(x), None
 
 
 @op

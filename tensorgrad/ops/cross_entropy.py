@@ -13,14 +13,14 @@ def cross_entropy(
 ) -> tuple[Array, Any]:  # fmt: skip
     """-log softmax(logits)[target], in nats.
 
-    logits (..., V), targets (...) integer -> a scalar, or (...) with reduction "none"; at least float32. Targets equal to
-    `ignore_index` count for nothing; where all are, the mean is 0. label_smoothing s mixes s / V of every class into the
-    target (Szegedy et al. 2016, arXiv:1512.00567). dlogits = softmax - target. Saves the logits and their logsumexp.
+    logits (..., V), targets (...) integer -> a scalar, or (...) with reduction "none"; at least float32. Targets equal
+    to `ignore_index` count for nothing; where all are, the mean is 0. label_smoothing s mixes s / V of every class into
+    the target (Szegedy et al. 2016, arXiv:1512.00567). dlogits = softmax - target. Saves logits and their logsumexp.
     Raises ValueError for shapes that do not fit, IndexError for a target that is no class.
     """
     targets = k.asarray(targets)
     if logits.ndim == 0 or targets.shape != logits.shape[:-1]:
-        raise ValueError(f"cross_entropy: targets {targets.shape} do not fit logits {logits.shape}: one a row is needed")
+        raise ValueError(f"cross_entropy: targets {targets.shape} do not fit logits {logits.shape}: one a row")
     if targets.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: targets have dtype {targets.dtype}, not an integer one")
     if reduction not in ("mean", "sum", "none"):
@@ -30,9 +30,9 @@ def cross_entropy(
     shape, flat = logits.shape, targets.reshape(-1)
     rows = logits.reshape(flat.size, shape[-1])
     kept = flat != ignore_index
-    k.check_indices("cross_entropy", k.xp.where(kept, flat, 0), shape[-1])
+    k.check_indices("cross_entropy", k.xp.where(kept, flat, 0), shape[-1], lowest=0)
     losses, lse = k.cross_entropy(rows, flat, ignore_index, label_smoothing)
-    count = k.xp.maximum(kept.sum(), 1).astype(losses.dtype)  # stays on the device
+    count = k.xp.maximum(kept.sum(dtype=losses.dtype), 1)  # stays on the device
 
     def backward(dy: Array) -> Array:
         dlosses = dy.reshape(-1) if reduction == "none" else k.xp.broadcast_to(dy, flat.shape)

@@ -34,10 +34,6 @@ def _einsum(k: Backend, *operands: Array, subscripts: str) -> tuple[Array, Any]:
     xp = k.xp
     terms, output = _parse(subscripts, [x.ndim for x in operands])
     wide = [k.wide(x) for x in operands]
-    sizes: dict[str, int] = {}
-    for term, x in zip(terms, operands, strict=True):
-        for letter, n in zip(term, x.shape, strict=True):
-            sizes[letter] = n if sizes.get(letter, 1) == 1 else sizes[letter]
     y = xp.einsum(",".join(terms) + "->" + output, *wide, optimize=len(operands) > 2)
 
     def gradient(i: int) -> Any:
@@ -51,23 +47,21 @@ def _einsum(k: Backend, *operands: Array, subscripts: str) -> tuple[Array, Any]:
 
         def backward(dy: Array) -> Array:
             dx = xp.einsum(inputs + "->" + target, k.wide(dy), *arrays, optimize=len(arrays) > 1)
-            return _spread(k, dx, target, letters, term, shape, sizes)
+            return _spread(k, dx, target, letters, term, shape)
 
         return backward
 
     return k.asarray(y, xp.result_type(*operands)), tuple(gradient(i) for i in range(len(operands)))
 
 
-def _spread(
-    k: Backend, dx: Array, target: str, letters: str, term: str, shape: tuple[int, ...], sizes: dict[str, int]
-) -> Array:
+def _spread(k: Backend, dx: Array, target: str, letters: str, term: str, shape: tuple[int, ...]) -> Array:
     """A gradient over the letters of `target` as one over `term`: sums stretched, diagonals put back, 1s summed."""
     xp = k.xp
     own = {letter: n for letter, n in zip(term, shape, strict=True)}
     stretched = tuple(axis for axis, c in enumerate(target) if own[c] == 1 and dx.shape[axis] != 1)
     dx = dx.sum(axis=stretched, keepdims=True)
-    dx = dx.reshape([own[c] if c in target else 1 for c in letters])
-    # a letter of this operand alone was summed over: every element counts once for each repetition of dy
+    dx = dx.reshape([dx.shape[target.index(c)] if c in target else 1 for c in letters])
+    # a letter that was summed over here alone, or against an operand of size 1: each element got the same dy
     dx = xp.broadcast_to(dx, [own[c] for c in letters])
     if len(letters) == len(term):
         return dx

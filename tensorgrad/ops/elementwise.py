@@ -8,6 +8,7 @@ from typing import Any
 
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
+from tensorgrad.backend.base import is_floating
 from tensorgrad.ops.broadcasting import shape_of, unbroadcast
 
 Result = tuple[Array, Any]
@@ -38,7 +39,10 @@ def multiply(k: Backend, a: Array, b: Array) -> Result:
 def divide(k: Backend, a: Array, b: Array) -> Result:
     """a / b. da = dy / b, db = -dy a / b^2."""
     a_shape, b_shape = shape_of(a), shape_of(b)
-    return a / b, (lambda dy: unbroadcast(k, dy / b, a_shape), lambda dy: unbroadcast(k, -dy * a / (b * b), b_shape))
+    return a / b, (
+        lambda dy: unbroadcast(k, dy / b, a_shape),
+        lambda dy: unbroadcast(k, -dy / b * (a / b), b_shape),  # b * b could overflow
+    )
 
 
 @op
@@ -49,13 +53,15 @@ def pow(k: Backend, a: Array, b: Array) -> Result:
     y = a**b
 
     def da(dy: Array) -> Array:
-        lower = xp.where(xp.equal(b, 0), xp.ones_like(b), b)  # 0^0 = 1 is constant: no 0^-1
-        return unbroadcast(k, dy * (b * a ** (lower - 1)), a_shape)
+        # x^0 is constant: no 0^-1. A Python number stays one, it would widen the arrays otherwise
+        lower = xp.where(b == 0, xp.zeros_like(b), b - 1) if hasattr(b, "dtype") else (b - 1 if b else b)
+        return unbroadcast(k, dy * (b * a**lower), a_shape)
 
     def db(dy: Array) -> Array:
-        positive = xp.greater(a, 0)
-        log = xp.log(xp.where(positive, a, xp.ones_like(a)))
-        return unbroadcast(k, dy * xp.where(positive, y * log, xp.zeros_like(y)), b_shape)
+        base = k.wide(k.asarray(a, y.dtype))  # the logarithm of a small integer would be float16
+        positive = base > 0
+        log = xp.log(xp.where(positive, base, xp.ones_like(base)))
+        return unbroadcast(k, dy * xp.where(positive, y * log, xp.zeros_like(y)).astype(dy.dtype), b_shape)
 
     return y, (da, db)
 
@@ -75,7 +81,7 @@ def abs(k: Backend, x: Array) -> Result:
 @op
 def sign(k: Backend, x: Array) -> Result:
     """-1, 0 or 1. dx = 0."""
-    return k.xp.sign(x), lambda dy: k.xp.zeros_like(dy)
+    return k.xp.sign(x), k.xp.zeros_like
 
 
 @op
@@ -160,19 +166,22 @@ def _share(k: Backend, wins: Array, ties: Array) -> Array:
 @op
 def clip(k: Backend, x: Array, *, min: float | None = None, max: float | None = None) -> Result:
     """x limited to [min, max]; None is no limit. dx = dy inside the limits and on them, 0 outside."""
-    xp = k.xp
-    inside = xp.ones(x.shape, bool)
+    _, min, max = k.weak_scalars([x, min, max])
+    y, inside = x, k.xp.ones(x.shape, bool)
     if min is not None:
-        inside &= x >= min
+        y, inside = k.xp.maximum(y, min), inside & (x >= min)
     if max is not None:
-        inside &= x <= max
-    return xp.clip(x, min, max), lambda dy: dy * inside.astype(dy.dtype)
+        y, inside = k.xp.minimum(y, max), inside & (x <= max)  # xp.clip would make float32 of bfloat16
+    return y, lambda dy: dy * inside.astype(dy.dtype)
 
 
 @op
 def where(k: Backend, condition: Array, a: Array, b: Array) -> Result:
     """a where `condition` (bool) holds, b elsewhere. The gradient goes to what was taken."""
     a_shape, b_shape = shape_of(a), shape_of(b)
+    condition = k.asarray(condition)
+    if condition.dtype != bool:
+        raise TypeError(f"where: condition has dtype {condition.dtype}, not bool: compare with something")
     return k.xp.where(condition, a, b), (
         None,
         lambda dy: unbroadcast(k, k.xp.where(condition, dy, k.xp.zeros_like(dy)), a_shape),
@@ -182,5 +191,7 @@ def where(k: Backend, condition: Array, a: Array, b: Array) -> Result:
 
 @op
 def astype(k: Backend, x: Array, *, dtype: Any) -> Result:
-    """x in another dtype. dx = dy in x's dtype."""
-    return x.astype(dtype, copy=False), lambda dy: dy  # the tape casts every gradient to its tensor's dtype
+    """x in another dtype. dx = dy in x's dtype; no gradient comes back through integers or bool."""
+    y = x.astype(dtype, copy=False)
+    # the tape casts every gradient to its tensor's dtype
+    return y, (lambda dy: dy) if is_floating(y.dtype) else None

@@ -17,5 +17,5 @@ def embedding(k: Backend, weight: Array, indices: Array) -> tuple[Array, Any]:
         raise ValueError(f"embedding: weight {shape} is not a table (V, C)")
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices have dtype {indices.dtype}, not an integer one")
-    k.check_indices("embedding", indices, shape[0])
+    k.check_indices("embedding", indices, shape[0], lowest=0)
     return k.embedding(weight, indices), lambda dy: k.embedding_backward(dy, indices, shape).astype(dtype, copy=False)

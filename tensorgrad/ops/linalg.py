@@ -8,11 +8,12 @@ from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import normalize_axis, unbroadcast
 
 Result = tuple[Array, Any]
+Axes = int | Sequence[int]
 
 
 @op
 def matmul(k: Backend, a: Array, b: Array) -> Result:
-    """a (..., m, n) @ b (..., n, p) -> (..., m, p), leading axes broadcast; a vector counts as a row of a, a column of b.
+    """a (..., m, n) @ b (..., n, p) -> (..., m, p), leading axes broadcast; a vector a is a row, a vector b a column.
 
     da = dy b^T, db = a^T dy. Raises ValueError where the inner sizes differ or an operand has no dimension.
     """
@@ -25,22 +26,21 @@ def matmul(k: Backend, a: Array, b: Array) -> Result:
     a_shape, b_shape = a.shape, b.shape
     left = a[None, :] if a.ndim == 1 else a
     right = b[:, None] if b.ndim == 1 else b
-    full = (*((1,) if len(a_shape) == 1 else ()), *((1,) if len(b_shape) == 1 else ()))
 
     def matrices(dy: Array) -> Array:
         """dy with the axes that vectors do not have."""
-        if not full:
-            return dy
         rows = dy[..., None] if len(b_shape) == 1 else dy
         return rows[..., None, :] if len(a_shape) == 1 else rows
 
     def da(dy: Array) -> Array:
-        return unbroadcast(k, k.matmul(matrices(dy), right.swapaxes(-1, -2)), _as_matrix(a_shape, True)).reshape(a_shape)
+        full_da = k.matmul(matrices(dy), right.swapaxes(-1, -2))
+        return unbroadcast(k, full_da, _as_matrix(a_shape, True)).reshape(a_shape)
 
     def db(dy: Array) -> Array:
         if len(b_shape) <= 2 and len(a_shape) > 2:  # one matrix for all rows of a: one large product
             return k.linear_backward_weight(left, matrices(dy)).reshape(b_shape)
-        return unbroadcast(k, k.matmul(left.swapaxes(-1, -2), matrices(dy)), _as_matrix(b_shape, False)).reshape(b_shape)
+        full_db = k.matmul(left.swapaxes(-1, -2), matrices(dy))
+        return unbroadcast(k, full_db, _as_matrix(b_shape, False)).reshape(b_shape)
 
     return k.matmul(a, b), (da, db)
 
@@ -64,18 +64,20 @@ def linear(k: Backend, x: Array, weight: Array, bias: Array | None = None) -> Re
     return k.linear(x, weight, bias), (
         lambda dy: k.linear_backward_x(dy, weight),
         lambda dy: k.linear_backward_weight(dy, x),
-        lambda dy: k.linear_backward_bias(dy),
+        k.linear_backward_bias,
     )
 
 
 @op
-def _tensordot(k: Backend, a: Array, b: Array, *, axes: int | tuple[Sequence[int], Sequence[int]]) -> Result:
+def _tensordot(k: Backend, a: Array, b: Array, *, axes: int | tuple[Axes, Axes]) -> Result:
     if isinstance(axes, int):
-        over_a, over_b = list(range(a.ndim - axes, a.ndim)), list(range(axes))
-    else:
-        over_a, over_b = ([part] if isinstance(part, int) else list(part) for part in axes)
-    over_a = [normalize_axis("tensordot", i, a.ndim) for i in over_a]
-    over_b = [normalize_axis("tensordot", i, b.ndim) for i in over_b]
+        if not 0 <= axes <= min(a.ndim, b.ndim):
+            raise ValueError(f"tensordot: {a.shape} and {b.shape} have no {axes} axes to sum over")
+        axes = (range(a.ndim - axes, a.ndim), range(axes))
+    over_a, over_b = (
+        [normalize_axis("tensordot", i, x.ndim) for i in ([part] if isinstance(part, int) else part)]
+        for x, part in zip((a, b), axes, strict=True)
+    )
     if [a.shape[i] for i in over_a] != [b.shape[i] for i in over_b]:
         raise ValueError(f"tensordot: {a.shape} over axes {over_a} does not fit {b.shape} over axes {over_b}")
     free_a = [i for i in range(a.ndim) if i not in over_a]
@@ -97,7 +99,7 @@ def _tensordot(k: Backend, a: Array, b: Array, *, axes: int | tuple[Sequence[int
     return k.asarray(y, k.xp.result_type(a, b)), (da, db)
 
 
-def tensordot(a: Any, b: Any, axes: int | tuple[Sequence[int], Sequence[int]] = 2) -> Any:
+def tensordot(a: Any, b: Any, axes: int | tuple[Axes, Axes] = 2) -> Any:
     """The sum of products over pairs of axes: the last `axes` of a with the first of b, or the two lists of axes.
 
     The result has a's other axes, then b's.

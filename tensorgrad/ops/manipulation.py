@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tensorgrad.autograd import op
+from tensorgrad.autograd import Variable, op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import Shape, normalize_axes, normalize_axis, unbroadcast
 
@@ -78,7 +78,8 @@ def concat(arrays: Sequence[Any], axis: int | None = 0) -> Any:
     if not arrays:
         raise ValueError("concat: no tensors to join")
     if axis is None:
-        return _concat(*(reshape(a, shape=(-1,)) for a in arrays), axis=0)
+        flat = [reshape(a, shape=(-1,)) if isinstance(a, Variable) else a.reshape(-1) for a in arrays]
+        return _concat(*flat, axis=0)
     return _concat(*arrays, axis=axis)
 
 
@@ -113,12 +114,36 @@ def split(k: Backend, x: Array, *, sections: int | Sequence[int], axis: int = 0)
     places = [(slice(None),) * axis + (slice(s, s + n),) for s, n in zip(starts, sizes, strict=True)]
 
     def backward(parts: list[Array | None]) -> Array:
+        whole = _whole(parts, places, shape)
+        if whole is not None:
+            return whole
         dx = k.xp.empty(shape, dtype)
         for place, part in zip(places, parts, strict=True):
             dx[place] = 0 if part is None else part
         return dx
 
     return [x[place] for place in places], backward
+
+
+def _whole(parts: list[Array | None], places: list[Any], shape: Shape) -> Array | None:
+    """The array that the parts lie in, if it is theirs alone and each is where it would be copied to."""
+    base = None if parts[0] is None else parts[0].base
+    if base is None or base.size != math.prod(shape) or not base.flags.c_contiguous:
+        return None
+    whole = base.reshape(shape)
+    for place, part in zip(places, parts, strict=True):
+        if part is None or part.base is not base or part.dtype != base.dtype:
+            return None
+        view = whole[place]
+        if view.strides != part.strides or _start(view) != _start(part):
+            return None
+    return whole
+
+
+def _start(x: Array) -> int:
+    """The address of the first element."""
+    interface = x.__array_interface__ if hasattr(x, "__array_interface__") else x.__cuda_array_interface__
+    return int(interface["data"][0])
 
 
 
@@ -140,7 +165,7 @@ def repeat(k: Backend, x: Array, *, repeats: int | Any, axis: int | None = None)
     xp, before, dtype = k.xp, x.shape, x.dtype
     flat = x.reshape(-1) if axis is None else x
     at = 0 if axis is None else normalize_axis("repeat", axis, x.ndim)
-    counts = repeats if isinstance(repeats, int) else k.to_numpy(getattr(repeats, "data", repeats))
+    counts = k.to_numpy(repeats.data) if isinstance(repeats, Variable) else repeats
     source = xp.repeat(xp.arange(flat.shape[at]), counts)
     shape = flat.shape
 
@@ -162,7 +187,7 @@ def flip(k: Backend, x: Array, *, axis: int | tuple[int, ...] | None = None) -> 
 @op
 def roll(k: Backend, x: Array, *, shift: int | tuple[int, ...], axis: int | tuple[int, ...] | None = None) -> Result:
     """Elements moved on by `shift` along the axes, what falls off comes in at the front; None rolls x as if flat."""
-    back = -shift if isinstance(shift, int) else tuple(-s for s in shift)
+    back = tuple(-s for s in shift) if isinstance(shift, tuple | list) else -shift
     return k.xp.roll(x, shift, axis), lambda dy: k.xp.roll(dy, back, axis)
 
 

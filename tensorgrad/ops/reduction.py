@@ -5,6 +5,7 @@ from typing import Any
 
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
+from tensorgrad.backend.base import sum_dtype
 from tensorgrad.ops.broadcasting import Shape, normalize_axes, normalize_axis
 
 Result = tuple[Array, Any]
@@ -35,7 +36,7 @@ def mean(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> 
     kept, n = _kept(shape, axes), _count(shape, axes)
     if n == 0:
         raise ValueError(f"mean: shape {shape} has no elements along axis {axis}")
-    y = k.wide(x).mean(axis=axes, keepdims=keepdims).astype(x.dtype, copy=False)
+    y = k.narrow(k.wide(x).mean(axis=axes, keepdims=keepdims), x.dtype)
     return y, lambda dy: k.xp.broadcast_to((dy / n).reshape(kept), shape)
 
 
@@ -47,8 +48,10 @@ def _extremum(k: Backend, name: str, x: Array, axis: Axis, keepdims: bool) -> Re
     y = (x.max if name == "max" else x.min)(axis=axes, keepdims=True)
 
     def backward(dy: Array) -> Array:
-        hit = (x == y).astype(dy.dtype)
-        return dy.reshape(kept) * hit / k.sum(hit, axes, keepdims=True)
+        hit = x == y
+        share = k.wide(dy).reshape(kept)
+        share = share / hit.sum(axis=axes, keepdims=True).astype(share.dtype)
+        return k.xp.where(hit, share, k.xp.zeros_like(share))
 
     return y if keepdims else y.squeeze(axes), backward
 
@@ -72,7 +75,7 @@ def prod(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> 
     axes, shape = normalize_axes("prod", axis, x.ndim), x.shape
     rest = tuple(i for i in range(x.ndim) if i not in axes)
     kept = _kept(shape, axes)
-    y = k.wide(x).prod(axis=axes, keepdims=keepdims).astype(x.dtype, copy=False)
+    y = k.wide(x).prod(axis=axes, keepdims=keepdims).astype(sum_dtype(x.dtype), copy=False)
 
     def backward(dy: Array) -> Array:
         moved = k.wide(x).transpose(*rest, *axes)  # the reduced axes last, as one
@@ -103,7 +106,7 @@ def var(k: Backend, x: Array, *, axis: Axis = None, correction: float = 0, keepd
     axes, deviation, n = _deviation(k, "var", x, axis, correction)
     kept, dtype = _kept(x.shape, axes), x.dtype
     y = (deviation * deviation).sum(axis=axes, keepdims=keepdims) / n
-    return y.astype(dtype, copy=False), lambda dy: deviation * (2 / n * k.wide(dy)).reshape(kept)
+    return k.narrow(y, dtype), lambda dy: deviation * (2 / n * k.wide(dy)).reshape(kept)
 
 
 @op
@@ -116,17 +119,17 @@ def std(k: Backend, x: Array, *, axis: Axis = None, correction: float = 0, keepd
     def backward(dy: Array) -> Array:
         return deviation * (k.wide(dy).reshape(kept) * (y > 0) / (n * (y + (y == 0))))
 
-    return (y if keepdims else y.squeeze(axes)).astype(dtype, copy=False), backward
+    return k.narrow(y if keepdims else y.squeeze(axes), dtype), backward
 
 
 @op
 def logsumexp(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
     """log sum exp(x), without overflow. dx = dy exp(x - y)."""
     axes = normalize_axes("logsumexp", axis, x.ndim)
-    y = k.logsumexp(x, axes, keepdims=True)
+    lse = k.logsumexp(k.wide(x), axes, keepdims=True)  # kept before rounding: exp would blow the error up
+    y = k.narrow(lse, x.dtype)
 
     def backward(dy: Array) -> Array:
-        lse = k.wide(y)
         return dy.reshape(lse.shape) * k.xp.exp(k.wide(x) - k.xp.where(k.xp.isfinite(lse), lse, 0))
 
     return y if keepdims else y.squeeze(axes), backward
@@ -141,6 +144,6 @@ def cumulative_sum(k: Backend, x: Array, *, axis: int | None = None) -> Result:
     flip = k.xp.flip
 
     def running(a: Array) -> Array:
-        return k.xp.cumsum(k.wide(a), axis=axis).astype(a.dtype, copy=False)
+        return k.xp.cumsum(k.wide(a), axis=axis).astype(sum_dtype(a.dtype), copy=False)
 
     return running(x), lambda dy: flip(running(flip(dy, axis)), axis)

@@ -1,0 +1,54 @@
+"""CuPy: the plain mathematics on an NVIDIA GPU. CuPy is imported when this backend is asked for, never before."""
+
+import contextlib
+from typing import Any
+
+from tensorgrad.backend.base import Array, Backend, BackendUnavailable
+
+EXTRAS = 'pip install "tensorgrad[cuda13]" (cuda12 for a driver of CUDA 12)'
+
+
+class CupyBackend(Backend):
+    """Kernels over CuPy arrays."""
+
+    name = "cupy"
+
+    def __init__(self, cupy: Any) -> None:
+        self.xp = cupy
+        self.array_type = cupy.ndarray
+
+    def to_numpy(self, x: Array) -> Any:
+        """The same numbers as a NumPy array on the host; waits for the GPU."""
+        return self.xp.asnumpy(x)
+
+    def check_indices(self, name: str, indices: Array, n: int, lowest: int | None = None) -> None:
+        """Nothing: to look at indices on the GPU is to wait for it. CuPy wraps those that are out of range around."""
+
+
+def create() -> Backend:
+    """The backend, for `tensorgrad.backend.load`. Raises BackendUnavailable without CuPy, or a GPU that it can use."""
+    with contextlib.suppress(ModuleNotFoundError):
+        import ml_dtypes
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise
+        raise BackendUnavailable(f"CuPy is not installed: {EXTRAS}") from None
+    except ImportError as error:
+        raise BackendUnavailable(f"CuPy is installed but fails to import ({_line(error)}): {EXTRAS}") from error
+    try:
+        n_gpus = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise BackendUnavailable(
+            f"CuPy is installed but finds no GPU that it can use ({_line(error)}): "
+            "check that nvidia-smi shows one, and that its driver is as new as CuPy's CUDA"
+        ) from error
+    if n_gpus == 0:
+        raise BackendUnavailable("CuPy is installed but there is no GPU: choose numba or numpy")
+    return CupyBackend(cupy)
+
+
+def _line(error: Exception) -> str:
+    """The first line of a message that may have many."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
