@@ -1,0 +1,287 @@
+"""The model: its shape, what it does with dropout and bad input, its gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from gpt.config import (
+    GPT_CONFIG_124M,
+    GPT_CONFIG_355M,
+    GPT_CONFIG_774M,
+    GPT_CONFIG_1558M,
+    GPT_CONFIG_SHAKESPEARE_CHAR,
+    GPT_CONFIG_SHAKESPEARE_CHAR_CPU,
+    GPTConfig,
+)
+from gpt.model import GPT
+
+TINY = GPTConfig(block_size=4, vocab_size=7, n_layer=2, n_head=2, n_embd=4, bias=True)
+FOUR_LAYERS = {"block_size": 32, "vocab_size": 65, "n_layer": 4, "n_head": 4, "n_embd": 128}
+
+
+def batch(config: GPTConfig, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.random.default_rng(seed).integers(
+        config.vocab_size, size=(rows, config.block_size + 1)
+    )
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def randomise(model: GPT, std: float) -> None:
+    """Give every parameter, biases and norms too, a value that makes a difference."""
+    rng = np.random.default_rng(1)
+    for name, p in model.named_parameters():
+        centre = 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0
+        p.data[...] = centre + std * rng.standard_normal(p.shape)
+
+
+# --------------------------------------------------------------------------------------------------
+# Shape
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (GPT_CONFIG_SHAKESPEARE_CHAR_CPU, 804_096),
+        (GPT_CONFIG_SHAKESPEARE_CHAR, 10_646_784 + 256 * 384),  # nanoGPT leaves out the positions
+        (GPT_CONFIG_124M, 124_439_808),
+        (GPT_CONFIG_355M, 354_823_168),
+        (GPT_CONFIG_774M, 774_030_080),
+        (GPT_CONFIG_1558M, 1_557_611_200),
+    ],
+    ids=["char-cpu", "char", "124M", "355M", "774M", "1558M"],
+)
+def test_parameter_count(config: dict, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole model is built, of matrices that are one zero seen many times: 6 GB, in none."""
+
+    def seen_many_times(_: object, shape: tuple, *args: object, **options: object) -> np.ndarray:
+        return np.broadcast_to(np.float32(0), shape)
+
+    monkeypatch.setattr(tg.Generator, "normal", seen_many_times)
+    monkeypatch.setattr(tg.Generator, "uniform", seen_many_times)
+    model = GPT(config)
+    assert model.num_params() == count
+    assert len(model.h) == config["n_layer"]
+
+
+def test_names_are_nanogpts() -> None:
+    names = [name for name, _ in GPT(TINY).named_parameters()]
+    block = [
+        f"{part}.{kind}"
+        for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+        for kind in ("weight", "bias")
+    ]
+    layers = [f"h.{i}.{name}" for i in range(2) for name in block]
+    outside = ["wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"]  # no lm_head: it is wte
+    assert sorted(names) == sorted(layers + outside)
+
+
+def test_without_bias_there_are_none() -> None:
+    model = GPT({**TINY.to_dict(), "bias": False})
+    assert not [name for name, _ in model.named_parameters() if "bias" in name]
+
+
+def test_dict_and_config_make_the_same_model() -> None:
+    tg.manual_seed(5)
+    one = GPT(TINY)
+    tg.manual_seed(5)
+    other = GPT(TINY.to_dict())
+    assert one.config == other.config
+    for (name, p), (_, q) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert np.array_equal(p.data, q.data), name
+
+
+def test_initialisation() -> None:
+    model = GPT(FOUR_LAYERS)
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            assert not p.data.any(), name
+        elif "ln_" in name:
+            assert (p.data == 1).all(), name
+        else:
+            std = 0.02 / np.sqrt(8) if name.endswith("c_proj.weight") else 0.02
+            n_deviations = 5 / np.sqrt(2 * p.size)  # of a standard deviation over p.size draws
+            assert p.data.std() == pytest.approx(std, rel=n_deviations), name
+            assert abs(p.data.mean()) < 5 * std / np.sqrt(p.size), name
+        assert p.dtype == np.float32
+
+
+def test_flops_per_token() -> None:
+    model = GPT(GPT_CONFIG_SHAKESPEARE_CHAR_CPU)
+    assert model.estimate_flops_per_token() == 6 * (804_096 - 64 * 128) + 12 * 4 * 4 * 32 * 64
+
+
+def test_untrained_loss_is_that_of_guessing() -> None:
+    model = GPT(FOUR_LAYERS)
+    _, loss = model(*batch(model.config, 4))
+    assert loss.item() == pytest.approx(np.log(65), abs=0.1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Behaviour
+
+
+def test_without_targets_only_the_last_position() -> None:
+    model = GPT(TINY)
+    x, y = batch(TINY, 3)
+    every, loss = model(x, y)
+    last, none = model(x)
+    assert every.shape == (3, 4, 7) and loss.shape == () and none is None
+    assert last.shape == (3, 1, 7)
+    np.testing.assert_allclose(last.numpy()[:, 0], every.numpy()[:, -1], atol=1e-6)
+
+
+def test_no_token_sees_a_later_one() -> None:
+    model = GPT(TINY)
+    randomise(model, 0.5)
+    x, y = batch(TINY, 1)
+    before = model(x, y)[0].numpy()
+    for t in range(1, 4):
+        changed = x.copy()
+        changed[0, t] = (x[0, t] + 1) % 7
+        after = model(changed, y)[0].numpy()
+        np.testing.assert_array_equal(after[0, :t], before[0, :t])
+        assert np.abs(after[0, t:] - before[0, t:]).max(axis=-1).min() > 1e-4
+
+
+def test_accepts_tensors() -> None:
+    model = GPT(TINY)
+    x, y = batch(TINY, 2)
+    _, loss = model(tg.asarray(x), tg.asarray(y))
+    assert loss.item() == model(x, y)[1].item()
+
+
+def test_dropout_only_while_training() -> None:
+    model = GPT({**TINY.to_dict(), "dropout": 0.5})
+    randomise(model, 0.5)
+    x, y = batch(TINY, 2)
+    model.train()
+    assert model(x, y)[1].item() != model(x, y)[1].item()
+    model.eval()
+    loss = model(x, y)[1].item()
+    assert loss == model(x, y)[1].item()
+    plain = GPT(TINY)
+    randomise(plain, 0.5)
+    assert loss == plain(x, y)[1].item()
+
+
+def test_dropout_is_where_nanogpt_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedding, the weights of every attention, and both branches of every block."""
+    calls = []
+    attention = tg.attention
+
+    def spy(*args: object, dropout_p: float = 0.0, **options: object) -> tg.Tensor:
+        calls.append(dropout_p)
+        return attention(*args, dropout_p=dropout_p, **options)
+
+    monkeypatch.setattr(tg, "attention", spy)
+    model = GPT({**TINY.to_dict(), "dropout": 0.25})
+    model.train()
+    model(*batch(TINY, 1))
+    model.eval()
+    model(*batch(TINY, 1))
+    assert calls == [0.25, 0.25, 0.0, 0.0]
+    dropouts = [model.drop] + [d for b in model.h for d in (b.attn.resid_dropout, b.mlp.dropout)]
+    assert [d.p for d in dropouts] == [0.25] * 5
+
+
+def test_dropping_the_embedding_leaves_nothing() -> None:
+    model = GPT({**TINY.to_dict(), "bias": False})
+    x, y = batch(TINY, 2)
+    assert model(x, y)[0].numpy().all()
+    model.drop.p = 1 - 1e-9
+    assert not model(x, y)[0].numpy().any()
+
+
+def test_everything_dropped_but_the_embedding_leaves_it_alone() -> None:
+    """With each branch of the blocks dropped, what comes out is the normalised embedding."""
+    model = GPT({**TINY.to_dict(), "bias": False})
+    model.train()
+    for block in model.h:
+        block.attn.resid_dropout.p = block.mlp.dropout.p = 1 - 1e-9
+    x, y = batch(TINY, 2)
+    logits = model(x, y)[0].numpy()
+    embedded = model.wte.weight.numpy()[x] + model.wpe.weight.numpy()
+    centred = embedded - embedded.mean(-1, keepdims=True)
+    normed = centred / np.sqrt(embedded.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(logits, normed @ model.wte.weight.numpy().T, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("idx", "message"),
+    [
+        (np.zeros((1, 5), int), "5 tokens is longer than the window, block_size 4"),
+        (np.zeros(4, int), r"idx must be \(batch, time\)"),
+        (np.zeros((1, 0), int), r"idx must be \(batch, time\)"),
+    ],
+)
+def test_refuses_sequences_that_do_not_fit(idx: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GPT(TINY)(idx)
+
+
+@pytest.mark.parametrize("token", [7, 1000, -8])
+def test_refuses_tokens_out_of_range(token: int) -> None:
+    with pytest.raises((IndexError, ValueError), match=rf"embedding.*{token}.*7"):
+        GPT(TINY)(np.array([[0, token]]))
+
+
+def test_refuses_targets_of_another_shape() -> None:
+    x, y = batch(TINY, 2)
+    with pytest.raises(ValueError, match=r"targets \(2, 3\) are not of idx's shape \(2, 4\)"):
+        GPT(TINY)(x, y[:, :3])
+
+
+def test_unknown_configuration_key() -> None:
+    with pytest.raises(ValueError, match="n_embed"):
+        GPT({"n_embed": 4})
+
+
+def test_the_five_line_loop() -> None:
+    """As the README has it: a model and an optimiser learn one batch by heart."""
+    tg.manual_seed(0)
+    model = GPT(TINY)
+    optimizer = tg.optim.AdamW(model.parameters(), lr=1e-2)
+    x, y = batch(TINY, 2)
+    losses = []
+    for _ in range(100):
+        logits, loss = model(x, y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 3
+
+
+# --------------------------------------------------------------------------------------------------
+# Against finite differences, in float64
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradient_of_every_parameter(bias: bool) -> None:
+    """Every single number the tiny model has, moved by 1e-5 both ways."""
+    model = GPT({**TINY.to_dict(), "bias": bias})
+    model.astype(np.float64)
+    randomise(model, 0.4)
+    x, y = batch(TINY, 2)
+    _, loss = model(x, y)
+    assert loss.dtype == np.float64
+    loss.backward()
+
+    def loss_with(p: tg.Tensor, place: tuple[int, ...], value: float) -> float:
+        p.data[place] = value
+        with tg.no_grad():
+            return model(x, y)[1].item()
+
+    checked = 0
+    for name, p in model.named_parameters():
+        numeric = np.zeros(p.shape)
+        for place in np.ndindex(p.shape):
+            value = p.data[place]
+            up, down = (loss_with(p, place, value + h) for h in (1e-5, -1e-5))
+            numeric[place] = (up - down) / 2e-5
+            p.data[place] = value
+            checked += 1
+        np.testing.assert_allclose(p.grad, numeric, atol=1e-9, rtol=1e-6, err_msg=name)
+    assert checked == model.num_params()
