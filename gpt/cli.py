@@ -1,0 +1,135 @@
+"""What train.py and generate.py share: flags with suggestions, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tensorgrad as tg
+from gpt.config import UserError, nearest
+from gpt.tokenizer_errors import TokenizerError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
+EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE, what `cat` ends with in `cat file | head`
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, with one-line errors, the nearest right flag, and nanoGPT's spelling.
+
+    `--batch_size=12`, `--batch-size=12` and `--batch-size 12` mean the same. Abbreviations are off:
+    a flag that happens to start another one must not be taken for it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
+
+    def parse_args(  # type: ignore[override]  # argparse overloads this for namespaces of other types
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse, or print one line to stderr and exit with status 2."""
+        given = sys.argv[1:] if args is None else args
+        parsed, unknown = self.parse_known_args([self._hyphens(word) for word in given], namespace)
+        if unknown:
+            self.error(self._explain(unknown[0]))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message alone, without the usage that would bury it."""
+        self.exit(EXIT_ERROR, error_line(self.prog, message))
+
+    def flags(self) -> list[str]:
+        """Return every long flag."""
+        words = (word for action in self._actions for word in action.option_strings)
+        return [word for word in words if word.startswith("--")]
+
+    def _hyphens(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        hyphenated = name.replace("_", "-")
+        # Only the name of a flag we have: a prompt may well begin with dashes and hold underscores.
+        return hyphenated + equals + value if hyphenated in self.flags() else word
+
+    def _explain(self, word: str) -> str:
+        name = word.partition("=")[0]
+        if not name.startswith("-"):
+            return f"unexpected argument {word!r}: every setting is a flag (see --help)"
+        guess = nearest("--" + name.lstrip("-").replace("_", "-"), self.flags())
+        return f"unknown flag {name}{guess or ' (see --help)'}"
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """Return an argparse type that accepts these names, and suggests the nearest for any other."""
+
+    def parse(text: str) -> str:
+        if text in names:
+            return text
+        raise argparse.ArgumentTypeError(
+            f"unknown value {text!r}{nearest(text, names)} (one of {', '.join(names)})"
+        )
+
+    return parse
+
+
+def boolean(text: str) -> bool:
+    """Parse `True`, `False`, `1`, `0`, `yes`, `no`, `on`, `off` in any case, an argparse type."""
+    words = {"true": True, "1": True, "yes": True, "on": True}
+    words |= {"false": False, "0": False, "no": False, "off": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return words[text.lower()]
+
+
+@contextmanager
+def user_errors(*kinds: type[Exception], about: str = "") -> Iterator[None]:
+    """Turn exceptions of these kinds (default ValueError) into UserError, with `about: ` in front.
+
+    For the few lines that read what the user gave; anywhere else a ValueError is a bug and keeps
+    its traceback.
+    """
+    kinds = kinds or (ValueError,)
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{about}: {error}" if about else str(error)) from error
+
+
+def error_line(prog: str, message: str) -> str:
+    """Return `prog: error: message` as exactly one line."""
+    return f"{prog}: error: {' '.join(message.split())}\n"
+
+
+def run(main: Callable[[], int], prog: str | None = None) -> int:
+    """Run a program's main and return its exit status, for `sys.exit(run(main))`.
+
+    A mistake of the user (UserError, a text that the tokenizer cannot take, a backend that cannot
+    run here, a file that cannot be read or written) becomes one line on stderr and status 2; Ctrl-C
+    ends with 130, a closed pipe with 141, both quietly. Anything else is a bug, and keeps its
+    traceback.
+    """
+    prog = prog or Path(sys.argv[0]).name
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show every character
+    try:
+        status = main()
+        sys.stdout.flush()  # here, where a closed pipe is still ours to catch
+        return status
+    except (UserError, TokenizerError, tg.BackendUnavailable) as error:
+        sys.stderr.write(error_line(prog, str(error)))
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_PIPE_CLOSED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(error_line(prog, f"{error.filename}: {error.strerror}"))
+        return EXIT_ERROR

@@ -1,0 +1,188 @@
+"""The flags of train.py: one for every field of TrainConfig, in nanoGPT's spelling too, or TOML."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import shutil
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gpt.cli import ArgumentParser, boolean, one_of, user_errors
+from gpt.config import BACKENDS, NAMED_CONFIGS, TOKENIZERS, TrainConfig, UserError, nearest
+
+GROUPS = ("data", "model", "training", "run")
+NEWEST = ""  # what a bare --resume stands for
+
+DESCRIPTION = """\
+Train a GPT. Without any flag: a small one, character by character, on Shakespeare; a few minutes
+on an ordinary CPU. Writes checkpoints/<run>/ and prints a sample at the end."""
+
+EXAMPLES = """\
+examples:
+  train.py                                         the default model on Shakespeare
+  train.py --data notes/ --tokenizer bpe           your own texts, with a tokenizer trained on them
+  train.py --config shakespeare-char --n-layer 4   a named configuration, one value changed
+  train.py --config run.toml                       flags from a file: lines such as n_layer = 6
+  train.py --resume                                go on with the newest checkpoint
+Underscores do as well as hyphens (--n_layer=6). Flags go before --config, that before the defaults.
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line asks for: the values given, and whether to go on with a run."""
+
+    given: dict[str, Any]  # by the names of TrainConfig's fields; none of those left at a default
+    resume: str | None  # None: a new run; NEWEST; or the path of a checkpoint
+
+    def train_config(self, under: Mapping[str, Any] | None = None) -> TrainConfig:
+        """Return the defaults, changed by `under`, then by what was given; UserError if wrong."""
+        with user_errors():
+            return TrainConfig.from_dict({**(under or {}), **self.given})
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Read the command line. One line and exit status 2 where it is wrong; UserError for TOML."""
+    parser = build_parser()
+    try:
+        words = [new for word in argv for new in translate_nanogpt(word)]
+    except UserError as error:
+        parser.error(str(error))
+    flags = vars(parser.parse_args(words))
+    resume, config = flags.pop("resume", None), flags.pop("config", None)
+    return Arguments(given={**(read_config(config) if config else {}), **flags}, resume=resume)
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser; a flag that is not given leaves nothing behind in what it parses."""
+    parser = ArgumentParser(
+        prog="train.py",
+        usage="train.py [flags]",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=_HelpFormatter,
+    )
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    for field in fields(TrainConfig):
+        flag = "--" + field.name.replace("_", "-")
+        shown = "" if field.default is None else f" (default: {field.default})"
+        kind = str(field.type).removesuffix(" | None")
+        options = {**_KINDS[kind], **_SPECIAL.get(field.name, {})}
+        group, text = groups[field.metadata["group"]], field.metadata["help"] + shown
+        group.add_argument(flag, help=text, **options)
+    groups["run"].add_argument("--config", metavar="NAME", help=f"{', '.join(NAMED_CONFIGS)}, or a .toml file of flags")
+    groups["run"].add_argument(
+        "--resume", metavar="PATH", nargs="?", const=NEWEST,
+        help="go on exactly where a checkpoint stands (default: the newest, in --out if given)",
+    )  # fmt: skip
+    return parser
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size().columns, 100)
+        super().__init__(prog, max_help_position=24, width=width)
+
+
+_KINDS: dict[str, dict[str, Any]] = {
+    "int": {"type": int, "metavar": "N"},
+    "float": {"type": float, "metavar": "X"},
+    "bool": {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"},
+    "str": {"type": str, "metavar": "PATH"},
+}
+_SPECIAL: dict[str, dict[str, Any]] = {
+    "backend": {"type": one_of(*BACKENDS), "metavar": "NAME"},
+    "tokenizer": {"type": one_of(*TOKENIZERS), "metavar": "NAME"},
+    "data": {"metavar": "SOURCE"},
+}
+
+
+# --------------------------------------------------------------------------------------------------
+# --config
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """Return the values of a named configuration or of a TOML file, by TrainConfig's names.
+
+    Raises UserError for a name or a key that there is not, with the nearest that there is.
+    """
+    if name in NAMED_CONFIGS:
+        return dict(NAMED_CONFIGS[name])
+    path = Path(name)
+    if path.suffix != ".toml" and not path.is_file():
+        names = f": give a .toml file, or one of {', '.join(NAMED_CONFIGS)}"
+        raise UserError(f"unknown configuration {name!r}{nearest(name, NAMED_CONFIGS) or names}")
+    with user_errors(OSError, ValueError, about=name):  # TOML's and UTF-8's are ValueErrors
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = {_RENAMED.get(k := key.replace("-", "_"), k): v for key, v in values.items()}
+        TrainConfig.from_dict(values)  # wrong on its own: say so with the file's name
+    return values
+
+
+# --------------------------------------------------------------------------------------------------
+# nanoGPT's spelling
+
+_RENAMED = {
+    "learning_rate": "lr",
+    "gradient_accumulation_steps": "grad_accum",
+    "out_dir": "out",
+}
+
+# Its settings that have no flag here: the values that come to some flags, or to none, and what to
+# say of every other value.
+_NANOGPT: dict[str, tuple[dict[str, list[str]], str]] = {
+    "dataset": (
+        {
+            "shakespeare_char": ["--data=shakespeare", "--tokenizer=char"],
+            "shakespeare": ["--data=shakespeare", "--tokenizer=gpt2"],
+        },
+        "give the text itself with --data",
+    ),
+    "init_from": (
+        {"scratch": [], "resume": ["--resume"]},
+        "only scratch and resume can be started from here",
+    ),
+    "device": ({"cpu": ["--backend=cpu"], "cuda": ["--backend=cupy"]}, "choose with --backend"),
+    "dtype": ({"float32": []}, "training is in float32"),
+    "compile": ({"False": []}, "nothing is compiled ahead; --backend numba has compiled kernels"),
+    "decay_lr": ({"True": []}, "give --warmup-iters 0 and a --min-lr equal to --lr"),
+    "eval_only": ({"False": []}, "benchmarks/ and gpt.evaluate measure without training"),
+    "wandb_log": ({"False": []}, "every step's figures are in metrics.jsonl of the run"),
+    # The newest and the best checkpoint are always kept, and every step is always written down.
+    "always_save_checkpoint": ({"True": [], "False": []}, "it must be True or False"),
+}
+_WITHOUT_EFFECT = ("log_interval", "wandb_project", "wandb_run_name")
+_CONFIG_FILES = {"train_shakespeare_char.py": "shakespeare-char", "train_gpt2.py": "gpt2-124m"}
+
+
+def translate_nanogpt(word: str) -> list[str]:
+    """Return what one word of nanoGPT's command line comes to here; any other word unchanged.
+
+    Raises UserError for a setting that nothing here corresponds to.
+    """
+    if Path(word).name in _CONFIG_FILES:
+        return [f"--config={_CONFIG_FILES[Path(word).name]}"]
+    setting = re.fullmatch(r"--(\w+)=(.*)", word, re.DOTALL)
+    if not setting:
+        return [word]
+    name, value = setting.groups()
+    if name in _RENAMED:
+        return [f"--{_RENAMED[name]}={value}"]
+    if name in _WITHOUT_EFFECT:
+        return []
+    if name not in _NANOGPT:
+        return [word]
+    values, otherwise = _NANOGPT[name]
+    if value not in values:
+        raise UserError(f"{word} has no counterpart here: {otherwise}")
+    return [flag.replace("=cpu", f"={_cpu_backend()}") for flag in values[value]]
+
+
+def _cpu_backend() -> str:
+    return "numba" if importlib.util.find_spec("numba") else "numpy"

@@ -1,0 +1,142 @@
+"""What the programs share: flags in both spellings, suggestions, one line for every mistake."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import tensorgrad as tg
+from gpt.cli import ArgumentParser, boolean, one_of, run, user_errors
+from gpt.config import UserError
+from gpt.tokenizer_errors import TokenizerError
+
+
+def parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="prog")
+    parser.add_argument("--batch-size", type=int, default=12)
+    parser.add_argument("--backend", type=one_of("numpy", "numba"), default="numpy")
+    parser.add_argument("--bias", type=boolean, default=True)
+    parser.add_argument("--prompt", default="")
+    return parser
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that these arguments are answered with."""
+    with pytest.raises(SystemExit) as caught:
+        parser().parse_args(words)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("prog: error: ")
+    return err.removeprefix("prog: error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--batch-size", "7"], ["--batch_size", "7"], ["--batch-size=7"], ["--batch_size=7"]],
+    ids=" ".join,
+)
+def test_spellings(words: list[str]) -> None:
+    assert parser().parse_args(words).batch_size == 7
+
+
+def test_values_keep_their_underscores() -> None:
+    assert parser().parse_args(["--prompt=--batch_size"]).prompt == "--batch_size"
+    assert parser().parse_args(["--prompt", "-- a_b"]).prompt == "-- a_b"
+    assert parser().parse_args(["--prompt", "a_b=c_d"]).prompt == "a_b=c_d"
+
+
+def test_words_come_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["prog", "--batch_size=3"])
+    assert parser().parse_args().batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--batchsize", "unknown flag --batchsize; did you mean --batch-size?"),
+        ("--batch_sizes=3", "unknown flag --batch_sizes; did you mean --batch-size?"),
+        ("--batch", "unknown flag --batch; did you mean --batch-size?"),
+        ("--zzz", "unknown flag --zzz (see --help)"),
+        ("-prompt", "unknown flag -prompt; did you mean --prompt?"),
+        ("7", "unexpected argument '7': every setting is a flag (see --help)"),
+        ("--batch-size=x", "argument --batch-size: invalid int value: 'x'"),
+        ("--batch-size", "argument --batch-size: expected one argument"),
+        (
+            "--backend=numby",
+            "argument --backend: unknown value 'numby'; did you mean numpy? (one of numpy, numba)",
+        ),
+        ("--bias=maybe", "argument --bias: 'maybe' is neither true nor false"),
+    ],
+)
+def test_refusals(word: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, word) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("True", True), ("off", False), ("0", False), ("yes", True)]
+)
+def test_boolean(text: str, value: bool) -> None:
+    assert boolean(text) is value
+
+
+def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    parser_with_help = ArgumentParser(prog="prog")
+    parser_with_help.add_argument("--top-k", type=int, default=200, help="how many")
+    with pytest.raises(SystemExit) as caught:
+        parser_with_help.parse_args(["--help"])
+    assert caught.value.code == 0
+    assert "how many (default: 200)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("no such\nfile"), "no such file"),
+        (TokenizerError("never seen 'z'"), "never seen 'z'"),
+        (tg.BackendUnavailable("no GPU"), "no GPU"),
+        (
+            FileNotFoundError(2, "No such file or directory", "a.txt"),
+            "a.txt: No such file or directory",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_mistakes_are_one_line(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(raising(error), prog="prog") == 2
+    assert capsys.readouterr() == ("", f"prog: error: {line}\n")
+
+
+@pytest.mark.parametrize("bug", [ValueError("x"), KeyError("x"), OSError("nothing of a file")])
+def test_bugs_keep_their_traceback(bug: Exception) -> None:
+    with pytest.raises(type(bug)):
+        run(raising(bug), prog="prog")
+
+
+def test_quiet_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(KeyboardInterrupt()), prog="prog") == 130
+    assert run(raising(BrokenPipeError()), prog="prog") == 141
+    assert capsys.readouterr() == ("", "\n")
+
+
+def test_status_is_mains_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda: 0) == 0
+    assert run(lambda: 5) == 5
+
+
+def test_user_errors() -> None:
+    with pytest.raises(UserError, match="^file: bad$"), user_errors(about="file"):
+        raise ValueError("bad")
+    with pytest.raises(UserError, match="^bad$"), user_errors(ArithmeticError):
+        raise FloatingPointError("bad")
+    with pytest.raises(TypeError), user_errors():
+        raise TypeError("bad")
+
+
+def raising(error: BaseException) -> object:
+    def main() -> int:
+        raise error
+
+    return main

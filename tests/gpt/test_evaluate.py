@@ -1,0 +1,83 @@
+"""The loss over a whole text against a loop that predicts one token at a time, and the estimate."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from gpt.config import GPTConfig
+from gpt.data import DataLoader
+from gpt.evaluate import estimate_loss, evaluate, evaluating
+from gpt.model import GPT
+
+T = 4
+TOKENS = np.array([0, 3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 0, 4, 3, 2], dtype=np.uint16)
+
+
+@pytest.fixture(autouse=True)
+def numpy_backend() -> Iterator[None]:
+    with tg.use_backend("numpy"):
+        yield
+
+
+@pytest.fixture
+def model() -> GPT:
+    tg.manual_seed(3)
+    config = GPTConfig(block_size=T, vocab_size=7, n_layer=1, n_head=2, n_embd=8, dropout=0.5)
+    model = GPT(config)
+    for p in model.parameters():
+        p.data *= 20  # far from the even guess that every window would lose the same by
+    return model
+
+
+def one_by_one(model: GPT, tokens: np.ndarray, block_size: int) -> float:
+    """The same mean from the last logits of every context: no windows of targets, no batches."""
+    model.eval()
+    losses = []
+    for i in range(1, len(tokens)):
+        start = (i - 1) // block_size * block_size
+        context = tokens[start:i].astype(np.int64)[None]
+        logits = model(context)[0].numpy()[0, 0].astype(np.float64)
+        losses.append(np.log(np.exp(logits).sum()) - logits[tokens[i]])
+    model.train()
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize("n", [2, 4, 5, 6, 13, 15])  # with a rest, without, and with nothing else
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_every_token_counts_once(model: GPT, n: int, batch_size: int) -> None:
+    expected = one_by_one(model, TOKENS[:n], T)
+    assert evaluate(model, TOKENS[:n], batch_size=batch_size) == pytest.approx(expected, rel=1e-5)
+
+
+def test_windows_may_be_shorter_than_the_models(model: GPT) -> None:
+    assert evaluate(model, TOKENS, block_size=3) == pytest.approx(one_by_one(model, TOKENS, 3))
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_tokens_are_refused(model: GPT, n: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 2 tokens are needed, not {n}"):
+        evaluate(model, TOKENS[:n])
+
+
+def test_an_estimate_is_the_mean_over_its_batches_and_the_same_again(model: GPT) -> None:
+    loader = DataLoader(TOKENS, batch_size=2, block_size=T, seed=1)
+    before = tg.random.default_generator.state_dict()
+    first = estimate_loss(model, loader, 3)
+    with evaluating(model):
+        expected = np.mean([model(*loader.batch(i))[1].item() for i in range(3)])
+    assert first == pytest.approx(expected)
+    assert estimate_loss(model, loader, 3) == first
+    assert tg.random.default_generator.state_dict() == before  # training goes on undisturbed
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_as_before_whatever_happens(model: GPT, training: bool) -> None:
+    model.train(training)
+    with pytest.raises(ZeroDivisionError), evaluating(model):
+        assert not model.training
+        assert not tg.is_grad_enabled()
+        _ = 1 / 0
+    assert model.training is training
+    assert tg.is_grad_enabled()

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Train a GPT: `python train.py`, or `python train.py --help` for everything that can be set."""
+
+import sys
+
+from gpt.cli import run as run_program
+from gpt.flags import parse
+from gpt.generation import stream_text
+from gpt.run import Run, make_run
+from gpt.trainer import train
+
+SAMPLE_TOKENS = 400
+
+
+def main() -> int:
+    run = make_run(parse(sys.argv[1:]))
+    describe(run)
+    status = train(run)
+    if status:
+        print(f"Stopped after step {run.step}. To go on: python train.py --resume {run.folder}")
+    else:
+        print_sample(run)
+        print(f"Saved in {run.folder}. For more: python generate.py --checkpoint {run.folder}")
+    return status
+
+
+def describe(run: Run) -> None:
+    config, model, step = run.config, run.model.config, run.step
+    n_train, n_val = len(run.train_loader.tokens), len(run.val_loader.tokens)
+    print(f"backend  {run.backend}")
+    print(f"data     {config.data}: {n_train:,} tokens to train on, {n_val:,} to validate with")
+    print(f"tokens   {config.tokenizer}, {model.vocab_size:,} different ones")
+    print(f"model    {run.model.num_params():,} parameters: {model.n_layer} layers, ", end="")
+    print(f"{model.n_head} heads, width {model.n_embd}, window {model.block_size}")
+    print(f"run      {run.folder}" + (f", from step {step}" if step else ""), flush=True)
+
+
+def print_sample(run: Run) -> None:
+    # A tokenizer with an end-of-text token would begin there, where this model never was.
+    prompt = "" if run.tokenizer.eot is None else "\n"
+    pieces = stream_text(
+        run.model, run.tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_k=200, seed=run.config.seed
+    )
+    print("-" * 80)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print("\n" + "-" * 80)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
