@@ -1,0 +1,78 @@
+"""The key/value cache: what attention needs of earlier tokens, so that only new ones are run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gpt.model import GPT
+from tensorgrad import Tensor
+from tensorgrad.backend import Array, backend_of
+
+
+class LayerCache:
+    """The keys and values of one layer, (B, H, block_size, D) each, in place from the first."""
+
+    def __init__(self, cache: KVCache, k: Array, v: Array) -> None:
+        self.cache, self.k, self.v = cache, k, v
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Array | None]:
+        """Write k, v (B, H, T, D); return both as far as written (views) and which may be seen."""
+        c = self.cache
+        if c.uniform:
+            self.k[:, :, c.slots] = k.data
+            self.v[:, :, c.slots] = v.data
+        else:  # every row at its own place; an index at both ends of a slice puts H third
+            self.k[c.rows, :, c.slots] = k.data.transpose(0, 2, 1, 3)  # (B, T, H, D)
+            self.v[c.rows, :, c.slots] = v.data.transpose(0, 2, 1, 3)
+        return Tensor(self.k[:, :, : c.end_slot]), Tensor(self.v[:, :, : c.end_slot]), c.mask
+
+
+class KVCache:
+    """Room for the keys and values of a batch, up to the window; rows may differ in length.
+
+    The slot of a token is its position, so a short row just has empty slots behind it. Those are
+    masked, and hold zeros: what is masked counts 0 times its value, which for a nan is nan.
+    """
+
+    def __init__(self, model: GPT, n_rows: int) -> None:
+        config, weight = model.config, model.wte.weight.data
+        shape = (n_rows, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.xp = backend_of("KVCache", [weight]).xp
+        self.block_size = config.block_size
+        self.lengths = np.zeros(n_rows, dtype=np.int64)  # tokens held, by row; on the host
+        self.layers = [
+            LayerCache(self, self.xp.zeros(shape, weight.dtype), self.xp.zeros(shape, weight.dtype))
+            for _ in range(config.n_layer)
+        ]
+
+    def begin(self, n_new: int) -> Array:
+        """Choose the slots of n_new tokens a row; return their positions, (T,) or (B, T)."""
+        start, self.end_slot = int(self.lengths.min()), int(self.lengths.max()) + n_new
+        if self.end_slot > self.block_size:
+            raise ValueError(
+                f"the cache holds {self.block_size} tokens a row, not {self.end_slot}: "
+                "past the window, the last tokens have to be run again"
+            )
+        self.uniform = start + n_new == self.end_slot
+        self.mask: Array | None = None  # rows of one length: plainly causal
+        if self.uniform:
+            self.slots = slice(start, self.end_slot)
+            return self.xp.arange(start, self.end_slot)
+        positions = self.lengths[:, None] + np.arange(n_new)  # (B, T)
+        visible = np.arange(self.end_slot) <= positions[:, :, None]  # (B, T, S)
+        self.mask = self.xp.asarray(visible[:, None])  # (B, 1, T, S)
+        self.rows = self.xp.arange(len(positions))[:, None]  # (B, 1)
+        self.slots = self.xp.asarray(positions)
+        return self.slots
+
+    def end(self, n_new: int) -> None:
+        """Count n_new tokens a row as held."""
+        self.lengths += n_new
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all other rows."""
+        self.lengths = self.lengths[list(rows)]
+        for layer in self.layers:
+            layer.k, layer.v = layer.k[list(rows)], layer.v[list(rows)]
