@@ -1,0 +1,69 @@
+"""Who takes part in train_step.py: our backends, PyTorch's modes, and the matrix products alone."""
+
+import dataclasses
+from typing import Any
+
+from benchmarks import common
+from benchmarks.configurations import Setup
+from benchmarks.workers import Worker
+from gpt.cli import one_of
+from gpt.config import UserError
+from tensorgrad import backend
+
+PRODUCTS = "products alone"
+
+
+def torch_mode(text: str) -> str:
+    """An argparse type: eager, compile or compile-max, then +fused and +keep."""
+    first, *rest = text.split("+")
+    one_of("eager", "compile", "compile-max")(first)
+    for word in rest:
+        one_of("fused", "keep")(word)
+    return "+".join([first, *sorted(set(rest))])
+
+
+def usable(names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Those of our backends that run here, and why the others do not. Raises UserError where none does."""
+    reasons = {name: backend.check(name) for name in dict.fromkeys(names)}
+    left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    if len(left_out) == len(reasons):
+        raise UserError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
+    return [name for name in reasons if name not in left_out], left_out
+
+
+def start(name: str, setup: Setup, inputs: str, threads: int) -> Worker:
+    """The process of a contender: one of our backends, a mode of PyTorch, or the products alone."""
+    spec: dict[str, Any] = {"setup": dataclasses.asdict(setup)}
+    if name == PRODUCTS:
+        return Worker(name, "benchmarks.training:Products", spec, threads)
+    spec |= {"inputs": inputs, "threads": threads}
+    if not name.startswith("torch "):
+        return Worker(name, "benchmarks.training:Ours", {**spec, "backend": name}, threads)
+    first, *rest = name.removeprefix("torch ").split("+")
+    compiled = {"compile": "default", "compile-max": "max"}.get(first, "")
+    spec |= {"compiled": compiled, "fused": "fused" in rest}
+    return Worker(name, "benchmarks.training:Torch", spec, threads, contender_environment(name))
+
+
+def contender_environment(name: str) -> dict[str, str]:
+    """The variables that make the mode, beside the number of threads."""
+    keep = common.KEEP_MEMORY if name.startswith("torch ") and "keep" in name.split("+") else {}
+    # inductor's helpers would stay there as processes of their own
+    return keep | ({"TORCHINDUCTOR_COMPILE_THREADS": "1"} if "compile" in name else {})
+
+
+def heats(ours: list[str], modes: list[str], setup: Setup) -> list[list[str]]:
+    """Everybody at once if memory holds them; else PyTorch's modes in groups, each with our first backend."""
+    room = max(int(0.8 * common.memory_available() / setup.memory()), 2)
+    groups = [[*ours, *modes]]
+    if len(groups[0]) > room:
+        rest = [*ours[1:], *modes]
+        groups = [[ours[0], *rest[i : i + room - 1]] for i in range(0, len(rest), room - 1)]
+    return groups
+
+
+def colour_of(name: str) -> str:
+    """Ours, theirs, or the bound."""
+    if name == PRODUCTS:
+        return common.BOUND
+    return common.THEIRS if name.startswith("torch ") else common.OURS

@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""Time a training step: tensorgrad beside PyTorch, in one run, on the same weights and batches.
+
+    python benchmarks/train_step.py                                   configurations A, B and C
+    python benchmarks/train_step.py --config B --rounds 11            one of them, more turns
+    python benchmarks/train_step.py --torch eager compile+fused+keep  these modes of PyTorch only
+    python benchmarks/train_step.py --no-torch --backends numba       ourselves alone
+    python benchmarks/train_step.py --sweep batch                     B's model, batch 1 to 32
+    python benchmarks/train_step.py --sweep context                   B's model, batch 1, 256 to 4096 tokens
+
+A mode of PyTorch is `eager`, `compile` or `compile-max` (torch.compile with autotuning), with `+fused` for the fused
+AdamW and `+keep` for an allocator that keeps its memory (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set high).
+Every contender is a process of its own and only one works at a time. They are timed only if the losses of their first
+steps agree to 1e-4. Where memory does not hold all of them, they run in heats, each beside our first backend.
+"""
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+
+from benchmarks import common
+from benchmarks.configurations import SETUPS, Setup, write_inputs
+from benchmarks.contenders import PRODUCTS, colour_of, contender_environment, heats, start, torch_mode, usable
+from benchmarks.sweeps import chart_of_sweep, sweep
+from benchmarks.workers import Unavailable, Worker, alternate, idle_warning
+from gpt.cli import ArgumentParser, one_of
+from gpt.cli import run as run_program
+from gpt.config import UserError
+
+TORCH_MODES = ["eager", "eager+fused", "eager+fused+keep", "compile+fused", "compile+fused+keep"]
+STEPS = {"A": 20, "B": 4, "C": 2}  # a turn: long enough to be in its stride, short enough to stay neighbours
+TOLERANCE = 1e-4
+
+Result = dict[str, Any]
+
+
+def main() -> int:
+    options = parse()
+    env = common.environment(options.threads, keep=True)
+    print(common.environment_line(env))
+    options.backends, left_out = usable(options.backends)
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}")
+    if options.sweep:
+        results = sweep(options)
+        panels, unit = chart_of_sweep(results, options.sweep)
+    else:
+        results = {name: compare(name, SETUPS[name], options) for name in options.config}
+        panels, unit = {name: chart_of(name, result) for name, result in results.items()}, "ms"
+    path = common.result_path("train_step" + (f"-{options.sweep}" if options.sweep else ""), options.out)
+    print()
+    common.write_json(path, {"program": "train_step", "environment": env, "sweep": options.sweep, "results": results})
+    if not options.no_chart:
+        what = {"batch": "A sequence's share of a training step", "context": "Peak memory of training, by context"}
+        title = what.get(options.sweep, "A training step: shorter is faster")
+        common.bar_chart(path.with_suffix(".png"), title, panels, unit, common.environment_line(env))
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = ArgumentParser(description="Time a training step of tensorgrad and PyTorch, side by side.")
+    known = one_of(*(name for name in SETUPS if name != "124M"))
+    parser.add_argument("--config", type=known, nargs="+", default=["A", "B", "C"], help="what to train")
+    parser.add_argument("--backends", type=one_of("numba", "numpy"), nargs="+", default=["numba", "numpy"], help="ours")
+    parser.add_argument("--torch", type=torch_mode, nargs="+", default=TORCH_MODES, help="PyTorch's modes")
+    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--steps", type=common.at_least(1), help="steps in a turn (default: 20, 4, 2 for A, B, C)")
+    parser.add_argument("--warm-up", type=common.at_least(1), default=3, help="first steps: their losses must agree")
+    parser.add_argument("--seed", type=int, default=1337, help="decides weights and tokens")
+    parser.add_argument("--sweep", type=one_of("batch", "context"), help="B's model over batch sizes or contexts")
+    parser.add_argument("--points", type=common.at_least(1), nargs="+", help="which ones, instead of the usual")
+    common.add_common_flags(parser, rounds=7)
+    options = parser.parse_args()
+    if options.points and not options.sweep:
+        parser.error("--points are those of a --sweep: say which, batch or context")
+    options.torch = [] if options.no_torch else options.torch
+    return options
+
+
+# --- the comparison -----------------------------------------------------------------------------
+
+
+def compare(name: str, setup: Setup, options: argparse.Namespace) -> Result:
+    """Time all contenders on one configuration and print the table."""
+    print(f"\n{name}: {setup.describe()}")
+    steps = options.steps or STEPS.get(name, 2)
+    rows: dict[str, Result] = {}
+    left_out: dict[str, str] = {}
+    modes = [f"torch {mode}" for mode in options.torch]
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = str(Path(folder) / "inputs.safetensors")
+        write_inputs(Path(inputs), setup, options.seed)
+        for heat in heats(options.backends, modes, setup):
+            for row, figures in run_heat(heat, setup, inputs, steps, options, left_out).items():
+                rows.setdefault(row, figures)
+    for contender, reason in left_out.items():
+        print(f"left out: {contender}: {reason}")
+    result = {"setup": dataclasses.asdict(setup), "rows": rows, "left_out": left_out, "steps": steps}
+    result["summary"] = summarise(rows, options.backends)
+    print_rows(rows, setup)
+    print_summary(result["summary"], rows)
+    return result
+
+
+def run_heat(
+    heat: list[str], setup: Setup, inputs: str, steps: int, options: argparse.Namespace, left_out: dict[str, str]
+) -> dict[str, Result]:
+    """One group of contenders: started, held to the first one's losses, timed in turns. {name: figures}."""
+    with ExitStack() as stack:
+        workers, warm = [], {}
+        for contender in heat:
+            try:
+                common.progress(f"starting {contender}")
+                worker = stack.enter_context(start(contender, setup, inputs, options.threads))
+                warm[contender] = worker.call("warm_up", steps=options.warm_up)
+                workers.append(worker)
+            except Unavailable as reason:
+                if contender == heat[0]:
+                    raise UserError(f"{contender} cannot run: {reason}") from None
+                left_out[contender] = str(reason)
+        check_losses(warm)
+        products = stack.enter_context(start(PRODUCTS, setup, inputs, options.threads))
+        products.call("run", steps=1)
+        common.progress(f"timing {', '.join(worker.name for worker in workers)}")
+        try:
+            turns, idle = alternate([*workers, products], options.rounds, lambda w: w.call("run", steps=steps))
+            rows = {w.name: figures_of(w, turns, warm[w.name], setup) for w in workers}
+            rows[PRODUCTS] = bound_of(turns[PRODUCTS], products.call("gflop"))
+        except Unavailable as reason:
+            raise UserError(f"a contender failed while it was timed: {reason}") from None
+    if warning := idle_warning(idle):
+        print(warning)
+    reference = rows[heat[0]]["ms"]
+    for row in rows.values():
+        row |= {"ratio": row["ms"] / reference, "share_of_bound": rows[PRODUCTS]["ms"] / row["ms"], "idle_share": idle}
+    return rows
+
+
+def check_losses(warm: dict[str, Result]) -> None:
+    """Refuse to time what does not compute the same. Raises UserError."""
+    (first, reference), *others = warm.items()
+    for name, reply in others:
+        pairs = zip(reference["losses"], reply["losses"], strict=True)
+        for step, (expected, loss) in enumerate(pairs):
+            if not abs(loss - expected) <= TOLERANCE * abs(expected):
+                raise UserError(
+                    f"not timed: at step {step} {name} has loss {loss:.6f}, {first} {expected:.6f}: "
+                    f"they differ by more than {TOLERANCE:g}, so they do not compute the same"
+                )
+
+
+def figures_of(worker: Worker, turns: dict[str, list[Result]], warm: Result, setup: Setup) -> Result:
+    """The medians of a contender's turns, and its memory."""
+    replies = turns[worker.name]
+    times = [ms for reply in replies for ms in reply["ms"]]
+    return {
+        "ms": common.median(times),
+        "spread": common.spread(times),
+        "fastest_ms": min(times),
+        "tokens_per_s": setup.tokens / common.median(times) * 1e3,
+        "faults": common.median([reply["faults"] for reply in replies]),
+        "cpu_ms": common.median([reply["cpu_ms"] for reply in replies]),
+        **worker.call("memory"),
+        **warm,
+        "environment": contender_environment(worker.name),
+        "times_ms": times,
+    }
+
+
+def bound_of(turns: list[Result], gflop: float) -> Result:
+    times = [ms for reply in turns for ms in reply["ms"]]
+    attention = common.median([ms for reply in turns for ms in reply["attention_ms"]])
+    ms = common.median(times)
+    spread, speed = common.spread(times), gflop / ms * 1e3
+    return {"ms": ms, "spread": spread, "attention_ms": attention, "gflop": gflop, "gflops": speed}
+
+
+# --- what is said of it -------------------------------------------------------------------------
+
+
+def print_rows(rows: dict[str, Result], setup: Setup) -> None:
+    header = ["", "ms/step", "+-", "ratio", "tokens/s", "peak MB", "faults/step", "share of bound", "first step s"]
+    cells = []
+    for name, row in rows.items():
+        line = [name, f"{row['ms']:,.1f}", f"{row['spread']:.1%}", f"{row['ratio']:.2f}"]
+        if "peak_mb" in row:
+            line += [f"{row['tokens_per_s']:,.0f}", f"{row['peak_mb']:,.0f}", f"{row['faults']:,.0f}"]
+            line += [f"{row['share_of_bound']:.2f}", f"{row['first_step_s']:.1f}"]
+        else:
+            line += ["", "", "", f"{row['gflops']:.0f} GFLOP/s", ""]
+        cells.append(line)
+    print(common.table(header, cells))
+
+
+def summarise(rows: dict[str, Result], backends: list[str]) -> Result:
+    """The ratios that the project is held to."""
+    torch = {name: row for name, row in rows.items() if name.startswith("torch ")}
+    eager = torch.get("torch eager")
+    ours = rows[backends[0]]
+    summary: Result = {"reference": backends[0], "bound_over_ours": ours["share_of_bound"]}
+    if torch:
+        best = min(torch, key=lambda name: torch[name]["ratio"])
+        summary |= {"torch_best": best, "torch_best_over_ours": torch[best]["ratio"]}
+    if eager:
+        summary["memory_ours_over_eager"] = ours["peak_mb"] / eager["peak_mb"]
+    if eager and "numpy" in rows:
+        summary["eager_over_numpy"] = eager["ratio"] / rows["numpy"]["ratio"]
+    return summary
+
+
+def print_summary(summary: Result, rows: dict[str, Result]) -> None:
+    first = summary["reference"]
+    lines = [f"the products alone / {first}: {summary['bound_over_ours']:.2f}"]
+    if "torch_best" in summary:
+        lines.append(f"PyTorch's best ({summary['torch_best']}) / {first}: {summary['torch_best_over_ours']:.2f}")
+    if "memory_ours_over_eager" in summary:
+        lines.append(f"peak memory, {first} / torch eager: {summary['memory_ours_over_eager']:.2f}")
+    if "eager_over_numpy" in summary and first != "numpy":
+        lines.append(f"torch eager / numpy: {summary['eager_over_numpy']:.2f}")
+    print("\n".join(lines))
+
+
+def chart_of(name: str, result: Result) -> common.Bars:
+    # A heat's ratio, not its milliseconds: in another heat the machine may have been slower.
+    reference = result["rows"][result["summary"]["reference"]]["ms"]
+    return [(row, figures["ratio"] * reference, colour_of(row)) for row, figures in result["rows"].items()]
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,313 @@
+"""The benchmarks run, refuse to time what differs, and count what they say. Figures are no matter of tests."""
+
+import importlib
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from benchmarks import common, train_step, training
+from benchmarks.configurations import SETUPS, parameter_shapes, write_inputs
+from benchmarks.contenders import heats, start, torch_mode
+from benchmarks.generate import check_scores
+from benchmarks.watching import Watch, backward_flop
+from benchmarks.workers import Unavailable, Worker, alternate
+from gpt.config import UserError
+from gpt.model import GPT
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = SETUPS["tiny"]
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{program}.py"), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def result_of(program: str, out: Path, *arguments: str) -> dict[str, Any]:
+    """Run a benchmark and read what it wrote."""
+    done = run(program, *arguments, "--out", str(out), "--no-chart")
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(out.read_text())
+    assert result["program"] == program
+    assert result["environment"]["dtype"] == "float32"
+    assert result["environment"]["threads"] == 1
+    return result
+
+
+# --- the programs -------------------------------------------------------------------------------
+
+NUMPY = ["--config", "tiny", "--backends", "numpy", "--threads", "1"]
+
+
+def beside(*modes: str) -> list[str]:
+    """The flags that bring PyTorch in, where it is installed."""
+    return ["--torch", *modes] if HAS_TORCH else ["--no-torch"]
+
+
+def test_train_step(tmp_path: Path) -> None:
+    arguments = [*NUMPY, "--rounds", "2", "--steps", "2", *beside("eager+keep+fused")]
+    result = result_of("train_step", tmp_path / "result.json", *arguments)["results"]["tiny"]
+    names = ["numpy", *(["torch eager+fused+keep"] if HAS_TORCH else []), train_step.PRODUCTS]
+    assert list(result["rows"]) == names
+    ours = result["rows"]["numpy"]
+    assert ours["ratio"] == 1
+    assert len(ours["times_ms"]) == 2 * 2
+    assert ours["peak_mb"] >= ours["steady_peak_mb"] > 1
+    assert ours["losses"][0] == pytest.approx(math.log(TINY.vocab_size), rel=0.05)
+    if HAS_TORCH:
+        theirs = result["rows"]["torch eager+fused+keep"]
+        assert theirs["losses"] == pytest.approx(ours["losses"], rel=1e-4)
+        assert theirs["environment"] == common.KEEP_MEMORY
+        assert result["summary"]["torch_best_over_ours"] == theirs["ms"] / ours["ms"]
+
+
+def test_sweep(tmp_path: Path) -> None:
+    arguments = [*NUMPY, "--no-torch", "--rounds", "1", "--steps", "1"]
+    arguments += ["--sweep", "context", "--points", "32", "8"]
+    result = result_of("train_step", tmp_path / "result.json", *arguments)
+    assert [row["tokens"] for row in result["results"]["numpy"]["rows"]] == [8, 32]
+
+
+def test_generate(tmp_path: Path) -> None:
+    arguments = [
+        *NUMPY,
+        "--rounds",
+        "1",
+        "--prompt",
+        "5",
+        "--new",
+        "6",
+        "--read-mb",
+        "8",
+        *beside("huggingface", "plain"),
+    ]
+    result = result_of("generate", tmp_path / "result.json", *arguments)
+    assert result["bound"]["parameter_bytes"] == 4 * TINY.n_params()
+    assert all(len(row["tokens"]) == 6 for row in result["rows"].values())
+    scores = [row["score"] for row in result["rows"].values()]
+    assert scores == pytest.approx(scores[:1] * len(scores), rel=1e-4)
+    if HAS_TORCH:
+        assert "torch plain" in result["rows"]
+        assert "torch huggingface" in {**result["rows"], **result["left_out"]}
+
+
+def test_ops(tmp_path: Path) -> None:
+    arguments = [*NUMPY, "--rounds", "1", "--turn-ms", "1", *beside("eager")]
+    result = result_of("ops", tmp_path / "result.json", *arguments)
+    rows = result["results"]["tiny"]
+    assert {"attention", "layer_norm", "linear head", "linear head + cross_entropy", "adamw"} <= rows.keys()
+    assert rows["attention"]["times"]["numpy"]["backward_ms"] > 0
+    assert (rows["attention"]["ratio"] is not None) == HAS_TORCH
+
+
+def test_profile_step(tmp_path: Path) -> None:
+    arguments = ["--config", "tiny", "--backend", "numpy", "--threads", "1", "--rounds", "2", "--read-mb", "8"]
+    result = result_of("profile_step", tmp_path / "result.json", *arguments)
+    rows = {(row["phase"], row["op"]): row for row in result["rows"]}
+    linear = 2 * TINY.tokens * sum(n_out * n_in * count for n_out, n_in, count in TINY.linears()) / 1e9
+    for phase, products, calls in (("forward", 1, 5), ("backward", 2, 5)):  # the head may be one with the loss
+        found = [row for (of, op), row in rows.items() if of == phase and op.startswith("linear")]
+        assert sum(row["gflop"] for row in found) == pytest.approx(products * linear)
+        assert sum(row["calls"] for row in found) == calls
+    assert rows["update", "adamw"]["gb"] == pytest.approx(28 * TINY.n_params() / 1e9)
+    assert sum(row["ms"] for row in result["rows"]) <= result["watched_ms"]
+    assert result["skeleton_ms"] > 0
+    assert all(chain["op_us"] > chain["numpy_us"] for chain in result["overhead"].values())
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        ("train_step", ["--config", "D"], "argument --config: unknown value 'D' (one of A, B, C, tiny)"),
+        ("train_step", ["--torch", "eager+fusd"], "argument --torch: unknown value 'fusd'; did you mean fused?"),
+        ("train_step", ["--points", "3"], "--points are those of a --sweep: say which, batch or context"),
+        ("generate", ["--new", "2000"], "--prompt 64 and --new 2000 do not fit the window, 1024 tokens"),
+        ("ops", ["--op", "conv"], "--op: no kernel's name contains 'conv'"),
+        ("ops", ["--threads", "10000"], "argument --threads: '10000' is not a whole number from 1 to "),
+        ("profile_step", ["--rounds", "0"], "argument --rounds: '0' is not a whole number from 1"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    program: str,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{program}.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(f"benchmarks.{program}").main()
+    said = capsys.readouterr().err
+    assert said.startswith(f"{program}.py: error: {message}")
+    assert said.count("\n") == 1
+
+
+# --- what they are made of ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["A", "B", "tiny"])
+def test_parameters_are_those_of_the_model(name: str) -> None:
+    model = GPT(SETUPS[name].model())
+    assert dict(parameter_shapes(SETUPS[name])) == {key: p.shape for key, p in model.named_parameters()}
+    assert SETUPS[name].n_params() == model.num_params()
+
+
+def test_gpt2_has_its_124_million_parameters() -> None:
+    assert SETUPS["124M"].n_params() == 124_439_808
+
+
+def test_products_count_their_operations() -> None:
+    linears = 3 * 2 * 64 * (12 * 16**2 + 11 * 16)  # three products; 12 C^2 weights in a layer, and the head
+    attention = 6 * 2 * 2 * 16 * 32**2  # six products, in a single block of queries
+    assert training.Products(vars(TINY)).gflop() * 1e9 == pytest.approx(linears + attention)
+
+
+def test_losses_that_differ_are_not_timed() -> None:
+    train_step.check_losses({"a": {"losses": [4.0, 3.0]}, "b": {"losses": [4.0003, 3.0002]}})
+    for losses in ([4.0, 3.01], [4.0, math.nan]):
+        with pytest.raises(UserError, match=r"not timed: at step 1 b has loss .*, a 3\.0+: they differ by more than"):
+            train_step.check_losses({"a": {"losses": [4.0, 3.0]}, "b": {"losses": losses}})
+    with pytest.raises(UserError, match="not timed: b gives the text a loss of"):
+        check_scores({"a": 2.0, "b": 2.1})
+
+
+def test_other_weights_are_noticed(tmp_path: Path) -> None:
+    replies = {}
+    for name, seed in (("a", 1), ("b", 2)):
+        write_inputs(tmp_path / name, TINY, seed)
+        with start("numpy", TINY, str(tmp_path / name), threads=1) as worker:
+            replies[name] = worker.call("warm_up", steps=1)
+    with pytest.raises(UserError, match="they do not compute the same"):
+        train_step.check_losses(replies)
+
+
+def test_modes_of_pytorch() -> None:
+    assert torch_mode("compile+keep+fused") == "compile+fused+keep"
+    with pytest.raises(Exception, match="unknown value 'compiled'; did you mean compile"):
+        torch_mode("compiled")
+
+
+def test_what_does_not_fit_into_memory_runs_in_heats(monkeypatch: pytest.MonkeyPatch) -> None:
+    everybody = ["numba", "numpy", "torch eager", "torch compile"]
+    monkeypatch.setattr(common, "memory_available", lambda: 4.1 * TINY.memory() / 0.8)
+    assert heats(everybody[:2], everybody[2:], TINY) == [everybody]
+    monkeypatch.setattr(common, "memory_available", lambda: 3.1 * TINY.memory() / 0.8)
+    assert heats(everybody[:2], everybody[2:], TINY) == [everybody[:3], ["numba", "torch compile"]]
+    monkeypatch.setattr(common, "memory_available", lambda: 0)
+    assert heats(everybody[:2], everybody[2:], TINY) == [["numba", name] for name in everybody[1:]]
+
+
+def test_without_pytorch_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(Unavailable, match="PyTorch is not installed"):
+        training.Torch(vars(TINY), "inputs", threads=1)
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
+def test_without_a_compiler_compiled_modes_are_left_out(tmp_path: Path) -> None:
+    write_inputs(tmp_path / "inputs", TINY, seed=0)
+    spec = {"setup": vars(TINY), "inputs": str(tmp_path / "inputs"), "threads": 1, "compiled": "default"}
+    with pytest.raises(Unavailable, match=r"torch.compile needs a C\+\+ compiler"):
+        Worker("torch compile", "benchmarks.training:Torch", spec, threads=1, environment={"PATH": str(tmp_path)})
+
+
+# --- workers ------------------------------------------------------------------------------------
+
+
+def test_workers_take_turns_one_at_a_time() -> None:
+    order: list[str] = []
+
+    def turn(worker: Worker) -> float:
+        order.append(worker.name)
+        return float(worker.call("gflop"))
+
+    spec = {"setup": vars(TINY)}
+    with (
+        Worker("a", "benchmarks.training:Products", spec, threads=1) as a,
+        Worker("b", "benchmarks.training:Products", spec, threads=1) as b,
+    ):
+        replies, idle = alternate([a, b], 3, turn)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert replies["a"] == replies["b"] == [training.Products(vars(TINY)).gflop()] * 3
+    assert 0 <= idle < 1
+    assert a.process.returncode == b.process.returncode == 0
+
+
+def test_a_worker_that_fails_says_why() -> None:
+    with pytest.raises(Unavailable, match="ModuleNotFoundError: No module named 'benchmarks.nobody'"):
+        Worker("x", "benchmarks.nobody:Nobody", {}, threads=1)
+    with Worker("x", "benchmarks.training:Products", {"setup": vars(TINY)}, threads=1) as worker:
+        with pytest.raises(Unavailable, match="TypeError: 'str' object cannot be interpreted as an integer"):
+            worker.call("run", steps="three")
+        assert worker.call("gflop") > 0  # and goes on
+        worker.process.kill()
+        with pytest.raises(Unavailable, match=r"its process ended with status -9 \(out of memory\?\)"):
+            worker.call("gflop")
+
+
+def test_page_faults_and_peak_memory_are_counted() -> None:
+    size = 64 * 2**20
+    common.reset_peak_memory()
+    before, faults = common.peak_memory(), common.page_faults()
+    touched = np.ones(size, np.uint8)
+    assert common.peak_memory() - before == pytest.approx(touched.nbytes / common.MB, rel=0.2)
+    assert common.page_faults() > faults
+
+
+# --- the profiler -------------------------------------------------------------------------------
+
+
+def test_watching_counts_and_leaves_no_trace() -> None:
+    backend = tg.get_backend()
+    before = tg.gelu, tg.ops.linear, vars(backend).copy()
+    x, w = tg.ones((3, 4), requires_grad=True), tg.ones((5, 4), requires_grad=True)
+    with Watch(backend, n_params=0) as watch:
+        watch.phase = "forward"
+        y = tg.gelu(tg.ops.linear(x, w)).sum()
+        watch.phase = "backward"
+        watch.watch_graph(y.node)
+        y.backward()
+    assert (tg.gelu, tg.ops.linear, vars(backend)) == before
+    assert x.grad is not None
+    calls = {key: row.calls for key, row in watch.rows.items()}
+    for op in ("linear", "gelu", "sum"):
+        assert calls["forward", op] == calls["backward", op] == 1
+    linear = watch.rows["forward", "linear"]
+    assert linear.flop == 2 * 3 * 4 * 5
+    assert linear.bytes == 4 * (3 * 4 + 5 * 4 + 3 * 5)
+    assert 0 < linear.kernel_seconds <= linear.seconds
+    assert watch.rows["backward", "linear"].flop == 2 * linear.flop
+    assert watch.n_ops == 3
+
+
+def test_only_the_gradients_that_are_made_count() -> None:
+    assert backward_flop("linear", 100.0, 1) == 100.0
+    assert backward_flop("attention", 100.0, 2) == 200.0
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def test_figures() -> None:
+    assert common.growth([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
+    assert common.growth([1, 2, 4], [1, 4, 16]) == pytest.approx(2)
+    assert common.spread([1.0, 1.0, 1.0, 1.0]) == 0
+    assert common.table(["", "ms"], [["a", "1.5"], ["bcd", "22.0"]]) == "       ms\na     1.5\nbcd  22.0"
+
+
+def test_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "chart.png"
+    common.bar_chart(path, "Title", {"A": [("ours", 1.0, common.OURS)], "empty": []}, "ms", "note")
+    if importlib.util.find_spec("matplotlib") is None:
+        assert "no chart: matplotlib is not installed" in capsys.readouterr().out
+    else:
+        assert path.read_bytes().startswith(b"\x89PNG")
