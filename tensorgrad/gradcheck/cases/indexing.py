@@ -1,0 +1,91 @@
+"""Reading by index."""
+
+import numpy as np
+
+from tensorgrad import ops
+from tensorgrad.gradcheck.cases.case import Case, integers, randn
+
+_rows = np.array([2, 0, 2, 2, 1])  # row 2 three times
+_mask = np.array([True, False, True, True])
+_nothing = np.array([], dtype=np.int64)
+
+cases: dict[str, list[Case]] = {
+    "getitem": [
+        Case("an int", ops.getitem, randn(4, 3), key=1),
+        Case("a negative int", ops.getitem, randn(4, 3), key=-1),
+        Case("to 0-d", ops.getitem, randn(2, 3), key=(1, 2)),
+        Case("one element", ops.getitem, randn(1), key=0),
+        Case("nothing of 0-d", ops.getitem, randn(), key=()),
+        Case("a slice", ops.getitem, randn(5, 3), key=slice(1, 4)),
+        Case("slices with steps", ops.getitem, randn(5, 6), key=(slice(None, None, 2), slice(1, None, 3))),
+        Case("negative steps", ops.getitem, randn(5, 4), key=(slice(None, None, -1), slice(3, 0, -2))),
+        Case("an empty slice", ops.getitem, randn(5, 3), key=slice(3, 3)),
+        Case("an int and a slice", ops.getitem, randn(3, 4, 2), key=(slice(None), 1, slice(None))),
+        Case("None", ops.getitem, randn(3, 4), key=(slice(None), None, slice(1, 3))),
+        Case("Ellipsis", ops.getitem, randn(2, 3, 4), key=(..., 1)),
+        Case("Ellipsis in the middle", ops.getitem, randn(2, 3, 4), key=(0, ..., slice(1, 3))),
+        Case("Ellipsis alone", ops.getitem, randn(2, 3), key=...),
+        Case("an array", ops.getitem, randn(4, 3), key=np.array([3, 0, -1])),
+        Case("repeated indices", ops.getitem, randn(3, 2), key=_rows),
+        Case("a list", ops.getitem, randn(3, 2), key=[0, 0, 2]),
+        Case("no indices", ops.getitem, randn(3, 2), key=_nothing),
+        Case("two arrays", ops.getitem, randn(3, 4), key=(np.array([0, 2, 0]), np.array([1, 1, 1]))),
+        Case("arrays that broadcast", ops.getitem, randn(3, 4), key=(np.array([[0], [2]]), np.array([1, 3, 3]))),
+        Case("arrays apart", ops.getitem, randn(3, 2, 4), key=(np.array([0, 2]), slice(None), np.array([1, 1]))),
+        Case("a slice and an array", ops.getitem, randn(3, 4), key=(slice(0, 2), np.array([1, 1, 3]))),
+        Case("a tensor", lambda x, i: ops.getitem(x, key=(slice(None), i)), randn(2, 3), integers(0, 3, 4)),
+        Case("a mask", ops.getitem, randn(4, 3), key=_mask),
+        Case("a mask of every axis", ops.getitem, randn(3, 4), key=np.eye(3, 4) == 1),
+        Case("a mask of the last axis", ops.getitem, randn(2, 4), key=(slice(None), _mask)),
+        Case("a mask of nothing", ops.getitem, randn(4, 3), key=np.zeros(4, bool)),
+        Case("True", ops.getitem, randn(2, 3), key=True),
+        Case("of nothing", ops.getitem, randn(0, 3), key=(slice(None), 1)),
+        Case("transposed", ops.getitem, randn(4, 3).T, key=(slice(1, None), _rows)),
+        Case("sliced", ops.getitem, randn(6, 5)[::2, ::-1], key=_rows),
+        Case("stride 0", ops.getitem, np.broadcast_to(randn(4), (3, 4)), key=(slice(None, 2), slice(1, 3))),
+        Case("used twice", lambda x: ops.add(ops.getitem(x, key=slice(1, None)), ops.getitem(x, key=0)), randn(3, 4)),
+        Case("by operator", lambda x: x[1:, [0, 0, 2]] * x[0, 1], randn(3, 4)),
+    ],
+    "take": [
+        Case("one element", ops.take, randn(1), np.array([0])),
+        Case("one index", ops.take, randn(4), np.array(2)),
+        Case("axis 0", ops.take, randn(4, 3), np.array([3, 0]), axis=0),
+        Case("axis -1", ops.take, randn(2, 3), np.array([2, 2, 0, 1]), axis=-1),
+        Case("repeated indices", ops.take, randn(3, 2), _rows, axis=0),
+        Case("negative indices", ops.take, randn(3, 2), np.array([-1, 2, -3]), axis=0),
+        Case("a matrix of indices", ops.take, randn(2, 4, 3), integers(0, 4, 2, 5), axis=1),
+        Case("small integers", ops.take, randn(4), np.array([3, 1, 1], np.uint8)),
+        Case("no indices", ops.take, randn(3, 2), _nothing, axis=0),
+        Case("empty", ops.take, randn(0, 3), np.array([1, 1]), axis=1),
+        Case("transposed", ops.take, randn(4, 3).T, _rows, axis=0),
+        Case("sliced indices", ops.take, randn(6, 5)[::2], np.array([[0, 1], [2, 2]]).T[::-1], axis=0),
+        Case("stride 0", ops.take, np.broadcast_to(randn(4), (3, 4)), _rows, axis=0),
+        Case("used twice", lambda x, i: ops.matmul(ops.take(x, i, axis=0), x), randn(3, 3), _rows),
+    ],
+    "take_along_axis": [
+        Case("one element", ops.take_along_axis, randn(1), np.array([0])),
+        Case("last axis", ops.take_along_axis, randn(2, 3), np.array([[2, 0], [1, 1]])),
+        Case("axis 0", ops.take_along_axis, randn(3, 2), np.array([[2, 0], [2, 1], [0, 0], [1, 1]]), axis=0),
+        Case("middle axis", ops.take_along_axis, randn(2, 4, 3), integers(0, 4, 2, 2, 3), axis=1),
+        Case("negative indices", ops.take_along_axis, randn(2, 3), np.array([[-1], [-3]])),
+        Case("indices broadcast", ops.take_along_axis, randn(3, 4), np.array([[1, 1, 0]])),
+        Case("x broadcasts", ops.take_along_axis, randn(1, 4), np.array([[1], [2], [2]])),
+        Case("empty", ops.take_along_axis, randn(0, 3), np.zeros((0, 2), np.int64)),
+        Case("transposed", ops.take_along_axis, randn(4, 3).T, integers(0, 4, 3, 2)),
+        Case("stride 0", ops.take_along_axis, np.broadcast_to(randn(4), (3, 4)), integers(0, 4, 3, 2)),
+        Case("used twice", lambda x, i: ops.multiply(ops.take_along_axis(x, i), x), randn(3, 4), integers(0, 4, 3, 4)),
+    ],
+    "embedding": [
+        Case("one element", ops.embedding, randn(1, 1), np.array([0])),
+        Case("one index", ops.embedding, randn(4, 3), np.array(2)),
+        Case("a batch", ops.embedding, randn(5, 3), integers(0, 5, 2, 4)),
+        Case("repeated indices", ops.embedding, randn(3, 2), _rows),
+        Case("small integers", ops.embedding, randn(4, 2), np.array([3, 3, 0], np.uint8)),
+        Case("no indices", ops.embedding, randn(3, 2), _nothing),
+        Case("rows of nothing", ops.embedding, randn(3, 0), _rows),
+        Case("transposed", ops.embedding, randn(2, 3).T, _rows),
+        Case("sliced", ops.embedding, randn(6, 5)[::2, ::-1], integers(0, 3, 3, 4).T[::2]),
+        Case("stride 0", ops.embedding, np.broadcast_to(randn(4), (3, 4)), _rows),
+        Case("used twice", lambda w, i: ops.matmul(ops.embedding(w, i), ops.matrix_transpose(w)), randn(3, 2), _rows),
+    ],
+}  # fmt: skip

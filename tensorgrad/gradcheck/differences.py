@@ -1,0 +1,137 @@
+"""Central differences in float64, along one random direction or along every axis."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.backend import Array
+from tensorgrad.gradcheck.probe import Probe, Recorded
+from tensorgrad.random import Generator
+
+FLOOR = 1e-3  # the least that an error is measured against, for a dy of 1: curvature adds about eps^2 to a difference
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far apart two numbers are that should be one, as a relative error, and where."""
+
+    error: float
+    where: str = ""
+    got: float = 0.0
+    expected: float = 0.0
+
+    def describe(self, expected: str, got: str) -> str:
+        """One line, with what the two numbers are called."""
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}{expected} {self.expected:.9g}, {got} {self.got:.9g}, relative error {self.error:.2g}"
+
+
+def relative_error(got: Any, expected: Any, size: Any = 0.0) -> Array:
+    """|got - expected| over the largest of |got|, |expected| and `size`, elementwise; not a number counts as infinite.
+
+    size: how large the terms are whose sum the numbers are, where rounding is to be measured against them.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(got - expected)
+        scale = np.maximum(np.maximum(np.abs(got), np.abs(expected)), size)
+    difference = np.where(got == expected, 0.0, difference)
+    error = np.divide(difference, scale, out=np.zeros(difference.shape), where=difference != 0)
+    return np.where(np.isfinite(error), error, np.inf)
+
+
+def index_text(index: Sequence[Any]) -> str:
+    """An index as it is written: [1, 2]; nothing for a scalar."""
+    return f"[{', '.join(str(int(i)) for i in index)}]" if len(index) else ""
+
+
+def total(terms: list[Array]) -> float:
+    """The sum of all elements of all arrays."""
+    return float(sum(np.sum(term) for term in terms))
+
+
+def directional(
+    probe: Probe, values: list[Array], dys: list[Array], gradients: list[Array], eps: float, generator: Generator
+) -> Difference:
+    """The derivative of sum(dy y) along one random direction, by two calls, against the gradients (all on the host).
+
+    The error is measured against the terms of both sums too, sum |dx step| and sum |dy y| (|dy| / 1000 where y is
+    smaller): the rounding of y alone moves the difference by about 1e-16 / eps of the latter.
+    """
+    plus, minus = [], []
+    for x in (probe.k.to_numpy(x) for x in probe.arrays):
+        direction = generator.normal(x.shape, dtype=np.float64)
+        plus.append(x + eps * direction)
+        minus.append(x - eps * direction)
+    with np.errstate(invalid="ignore"):
+        steps = [np.nan_to_num(p - m, nan=0.0) for p, m in zip(plus, minus, strict=True)]  # as rounded; inf stays inf
+    above, below = probe.evaluate(plus), probe.evaluate(minus)
+    rise = [dy * (a - b) / (2 * eps) for dy, a, b in zip(dys, above, below, strict=True)]
+    slope = [dx * step / (2 * eps) for dx, step in zip(gradients, steps, strict=True)]
+    terms = [np.abs(dy) * np.maximum(np.abs(y), FLOOR) for dy, y in zip(dys, values, strict=True)]
+    size = max(total([np.abs(s) for s in slope]), total(terms))
+    error = relative_error(np.float64(total(slope)), np.float64(total(rise)), size)
+    return Difference(float(error), "along a random direction", total(slope), total(rise))
+
+
+def jacobian(probe: Probe, recorded: Recorded, eps: float) -> Difference:
+    """The derivative of every result by every input element, by two calls an input; the worst of all.
+
+    An error is measured against the largest result and the largest derivative too, of which rounding is a share.
+    """
+    values = [probe.k.to_numpy(x) for x in probe.arrays]
+    numeric = _by_differences(probe, values, eps)
+    analytic = _by_backward(recorded)
+    if not numeric.size:
+        return Difference(0.0)
+    outputs = recorded.arrays
+    size = max(FLOOR, np.nan_to_num(np.abs(analytic), posinf=0).max(), *(np.abs(y).max(initial=0.0) for y in outputs))
+    errors = relative_error(analytic, numeric, size)
+    row, column = np.unravel_index(np.argmax(errors), errors.shape)
+    where = f"input {_place(values, int(column), probe.places)}, result {_place(outputs, int(row))}"
+    return Difference(float(errors[row, column]), where, float(analytic[row, column]), float(numeric[row, column]))
+
+
+def jacobian_size(probe: Probe, recorded: Recorded) -> int:
+    """How many derivatives the Jacobian has."""
+    return int(sum(x.size for x in probe.arrays)) * sum(y.size for y in recorded.outputs)
+
+
+def _by_differences(probe: Probe, values: list[Array], eps: float) -> Array:
+    """(results, inputs), column by column."""
+    columns = []
+    for place, x in enumerate(values):
+        for i in range(x.size):
+            ends = []
+            for sign in (1, -1):
+                moved = x.flatten()
+                moved[i] += sign * eps
+                given = [*values[:place], moved.reshape(x.shape), *values[place + 1 :]]
+                ends.append((moved[i], np.concatenate([y.reshape(-1) for y in probe.evaluate(given)])))
+            (plus, above), (minus, below) = ends
+            step = plus - minus if np.isfinite(plus) else 2 * eps
+            columns.append((above - below) / step)
+    n_results = len(columns[0]) if columns else 0
+    return np.stack(columns, axis=1) if columns else np.zeros((n_results, 0))
+
+
+def _by_backward(recorded: Recorded) -> Array:
+    """(results, inputs), row by row."""
+    rows = []
+    for place, y in enumerate(recorded.outputs):
+        for i in range(y.size):
+            dys = [np.zeros(other.shape) for other in recorded.outputs]
+            dys[place].reshape(-1)[i] = 1
+            gradients = recorded.pull([recorded.k.asarray(dy) for dy in dys])
+            rows.append(np.concatenate([dx.reshape(-1) for dx in gradients]))
+    return np.stack(rows) if rows else np.zeros((0, sum(leaf.size for leaf in recorded.leaves)))
+
+
+def _place(arrays: list[Array], flat: int, names: Sequence[int] | None = None) -> str:
+    """Which array an element of all of them, one after the other, is in, and where."""
+    for i, x in enumerate(arrays):
+        if flat < x.size:
+            return f"{names[i] if names else i} {index_text(np.unravel_index(flat, x.shape))}".strip()
+        flat -= x.size
+    raise IndexError(flat)

@@ -1,0 +1,200 @@
+"""Matrix products and attention of the numba backend against the plain mathematics, value by value."""
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from tensorgrad.backend import blas, load
+from tensorgrad.backend.base import Backend
+
+pytest.importorskip("numba")
+if blas.find() is None:
+    pytest.skip("this NumPy brings no OpenBLAS that can be called by address", allow_module_level=True)
+
+gemm = importlib.import_module("tensorgrad.backend.numba.gemm")
+attention = importlib.import_module("tensorgrad.backend.numba.attention")
+
+DTYPES = [np.float32, np.float64]
+TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12}
+
+
+class Plain(Backend):
+    """The mathematics and nothing else."""
+
+    xp = np
+    array_type = np.ndarray
+
+
+@pytest.fixture(autouse=True)
+def small_arrays_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (gemm, attention):
+        monkeypatch.setattr(module, "SMALL", 0)
+
+
+def normal(*shape: int, dtype: Any) -> Any:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(dtype)
+
+
+# --- products -----------------------------------------------------------------------------------
+
+PAIRS = {
+    "matrices": lambda a: (a(5, 7), a(7, 3)),
+    "wide": lambda a: (a(3, 5), a(5, 70)),
+    "one row": lambda a: (a(1, 7), a(7, 3)),
+    "one column": lambda a: (a(5, 7), a(7, 1)),
+    "one inner": lambda a: (a(5, 1), a(1, 3)),
+    "one of each": lambda a: (a(1, 1), a(1, 1)),
+    "rows of a batch": lambda a: (a(2, 5, 7), a(7, 3)),
+    "transposed": lambda a: (a(7, 5).T, a(3, 7).T),
+    "stacks": lambda a: (a(2, 3, 5, 7), a(2, 3, 7, 4)),
+    "stacks, transposed": lambda a: (a(2, 3, 7, 5).swapaxes(-1, -2), a(2, 3, 4, 7).swapaxes(-1, -2)),
+    "heads of a projection": lambda a: (a(2, 5, 3, 4).swapaxes(1, 2), a(2, 3, 4, 6)),
+    "stacks that broadcast": lambda a: (a(3, 1, 5, 7), a(2, 7, 4)),
+    "every other row": lambda a: (a(10, 7)[::2], a(7, 3)),
+    "every other column": lambda a: (a(5, 14)[:, ::2], a(7, 6)[:, ::2]),
+    "backwards": lambda a: (a(5, 7)[::-1], a(7, 3)[:, ::-1]),
+    "stride 0": lambda a: (np.broadcast_to(a(7), (5, 7)), np.broadcast_to(a(7, 1), (7, 3))),
+    "empty": lambda a: (a(0, 7), a(7, 3)),
+    "empty inner": lambda a: (a(5, 0), a(0, 3)),
+    "large": lambda a: (a(130, 64), a(64, 257)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", PAIRS)
+def test_matmul(name: str, dtype: Any) -> None:
+    a, b = PAIRS[name](lambda *shape: normal(*shape, dtype=dtype))
+    y = load("numba").matmul(a, b)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y, Plain().matmul(a, b), rtol=0, atol=20 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(4, 8), (2, 3, 8), (1, 8), (70, 8)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear(shape: tuple[int, ...], with_bias: bool, dtype: Any) -> None:
+    x, weight = normal(*shape, dtype=dtype), normal(6, 8, dtype=dtype)
+    bias = normal(6, dtype=dtype) if with_bias else None
+    expected = Plain().linear(x, weight, bias)
+    np.testing.assert_allclose(load("numba").linear(x, weight, bias), expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_matmul_adds_in_place(dtype: Any) -> None:
+    a, b, c = (normal(*shape, dtype=dtype) for shape in ((5, 7), (7, 3), (5, 3)))
+    expected, kept = c + a @ b, c
+    load("numba").add_matmul(c, a, b)
+    assert c is kept
+    np.testing.assert_allclose(c, expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_half_precision_and_integers_are_left_to_the_plain_mathematics() -> None:
+    k = load("numba")
+    x = normal(3, 4, dtype=np.float16)
+    assert k.matmul(x, x.T).dtype == np.float16
+    assert k.linear(x, x, None).dtype == np.float16
+    assert k.matmul(np.eye(3, dtype=int), np.ones((3, 2), int)).tolist() == [[1, 1]] * 3
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_bodies_without_the_compiler(threads: int) -> None:
+    a, b = normal(9, 4, dtype=np.float64), normal(4, 11, dtype=np.float64)
+    for x, y in ((a, b), (b.T, a.T)):
+        bias, c = normal(y.shape[1], dtype=np.float64), np.ones((len(x), y.shape[1]))
+        gemm.product.py_func(x, y, c, bias, 2.0, threads)
+        np.testing.assert_allclose(c, 2 + x @ y + bias)
+    stack = normal(2, 3, 4, dtype=np.float64)
+    c = np.empty((2, 3, 3))
+    gemm.stacked_product.py_func(stack, stack.swapaxes(1, 2), c)
+    np.testing.assert_allclose(c, stack @ stack.swapaxes(1, 2))
+
+
+# --- attention ----------------------------------------------------------------------------------
+
+# batch, heads, key heads, queries, keys, head size, size of values
+SHAPES = [
+    (1, 1, 1, 1, 1, 1, 1),
+    (2, 4, 2, 5, 5, 3, 3),
+    (1, 1, 1, 1, 7, 4, 4),
+    (1, 3, 1, 6, 9, 4, 2),
+    (2, 2, 2, 70, 70, 8, 8),
+    (1, 2, 1, 3, 130, 4, 4),
+    (1, 2, 1, 130, 3, 4, 4),
+    (1, 2, 2, 130, 100, 4, 6),
+]
+
+
+def operands(shape: tuple[int, ...], dtype: Any) -> tuple[Any, Any, Any, Any]:
+    """dy, q, key, v, as views of projections: the heads of a token side by side."""
+    n_batch, n_head, n_group, n_query, n_key, size, v_size = shape
+    return tuple(
+        normal(n_batch, n, heads, width, dtype=dtype).swapaxes(1, 2)
+        for n, heads, width in (
+            (n_query, n_head, v_size), (n_query, n_head, size), (n_key, n_group, size), (n_key, n_group, v_size),
+        )
+    )  # type: ignore[return-value]  # fmt: skip
+
+
+def check(k: Any, shape: tuple[int, ...], causal: bool, dtype: Any) -> None:
+    dy, q, key, v = operands(shape, dtype)
+    y, lse = k.attention(q, key, v, causal, None, None, 0.3)
+    expected_y, expected_lse = Plain().attention(q, key, v, causal, None, None, 0.3)
+    near = {"rtol": 0, "atol": TOLERANCE[dtype]}
+    np.testing.assert_allclose(y, expected_y, **near)
+    np.testing.assert_allclose(lse, expected_lse, **near)
+    expected = Plain().attention_backward(dy, q, key, v, expected_y, expected_lse, causal, None, None, 0.3)
+    for got, want in zip(
+        k.attention_backward(dy, q, key, v, y, lse, causal, None, None, 0.3), expected, strict=True
+    ):
+        np.testing.assert_allclose(got, want, **near)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention(shape: tuple[int, ...], causal: bool, dtype: Any) -> None:
+    check(load("numba"), shape, causal, dtype)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_of_the_numpy_backend(shape: tuple[int, ...], causal: bool) -> None:
+    check(load("numpy"), shape, causal, np.float64)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", [(2, 4, 2, 5, 5, 3, 3), (1, 2, 1, 66, 3, 4, 4), (1, 1, 1, 3, 70, 2, 2)])
+def test_the_bodies_of_attention_without_the_compiler(
+    shape: tuple[int, ...], causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "forward", attention.forward.py_func)
+    monkeypatch.setattr(attention, "backward", attention.backward.py_func)
+    check(load("numba"), shape, causal, np.float64)
+
+
+def test_gradients_of_one_projection_come_back_as_one_array_without_a_copy() -> None:
+    """What `split` returns is the array that attention wrote into."""
+    with tg.use_backend("numba"):
+        x = tg.normal((2, 5, 24), dtype=np.float64, requires_grad=True)
+        heads = [part.reshape(2, 5, 2, 4).permute_dims(0, 2, 1, 3) for part in tg.split(x, 3, axis=-1)]
+        y = tg.attention(*heads, causal=True)
+        y.backward(np.ones(y.shape))
+    assert x.grad is not None and x.grad.shape == (2, 5, 24)
+    with tg.use_backend("numpy"):
+        other = tg.Tensor(x.data, requires_grad=True)
+        heads = [part.reshape(2, 5, 2, 4).permute_dims(0, 2, 1, 3) for part in tg.split(other, 3, axis=-1)]
+        tg.attention(*heads, causal=True).backward(np.ones(y.shape))
+    np.testing.assert_allclose(x.grad, other.grad, rtol=0, atol=1e-12)
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    _, q, key, v = operands((2, 2, 2, 70, 70, 8, 8), np.float32)
+    results, all_threads = [], load("numpy").threads
+    with tg.use_backend("numba"):
+        for threads in (1, all_threads):
+            tg.set_num_threads(threads)
+            results.append(load("numba").attention(q, key, v, True, None, None, 0.3)[0])
+    assert all(np.array_equal(results[0], y) for y in results)
