@@ -48,7 +48,7 @@ def learn_tokens(text: str, size: int, pattern: str = GPT4_PATTERN) -> list[byte
     result depends on nothing but the text, and is the one that rustbpe finds. It is shorter than
     `size` where every chunk has become a single token before.
     """
-    import regex  # type: ignore[import-untyped]  # which tiktoken brings along
+    import regex
 
     chunks = _Chunks(Counter(regex.findall(pattern, text)))
     heap = [(-count, pair) for pair, count in chunks.count.items()]

@@ -136,8 +136,10 @@ class GPT(nn.Module):
             cache.end(n_new)
         if targets is None:
             x = x[:, -1:]  # (B, 1, C): generation asks for nothing else, and the head is wide
-        logits = tg.linear(self.ln_f(x), self.wte.weight)  # (B, T, V); the head is the embedding
-        return logits, None if targets is None else tg.cross_entropy(logits, targets)
+            return tg.linear(self.ln_f(x), self.wte.weight), None  # the head is the embedding
+        # (B, T, V) and a scalar, in one operation: all gradients of the logits at once would be the largest array of all
+        logits, loss = tg.linear_cross_entropy(self.ln_f(x), self.wte.weight, targets)
+        return logits, loss
 
     def estimate_flops_per_token(self) -> int:
         """Return the operations of one token, forward and backward (PaLM, appendix B).

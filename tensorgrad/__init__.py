@@ -63,6 +63,7 @@ from tensorgrad.ops import (
     less,
     less_equal,
     linear,
+    linear_cross_entropy,
     log,
     log_softmax,
     logical_and,

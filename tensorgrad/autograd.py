@@ -241,6 +241,7 @@ def _arrange(
 def _several(
     kind: type[Variable], name: str, results: list[Array], parents: tuple[Node | None, ...], backward: Any
 ) -> list[Variable]:
+    results = [np.asarray(y) if isinstance(y, np.generic) else y for y in results]
     origin = Several(name, results, parents, backward) if backward is not None and results else None
     tensors = []
     for place, array in enumerate(results):

@@ -120,14 +120,13 @@ class Linear(Module):
     """
 
     def __init__(self, n_in: int, n_out: int, bias: bool = True, std: float | None = None) -> None:
-        self.bias = None
-        if std is not None:
+        bound = 1 / math.sqrt(n_in) if n_in else 0.0
+        if std is None:
+            self.weight = uniform((n_out, n_in), -bound, bound, requires_grad=True)
+            self.bias = uniform((n_out,), -bound, bound, requires_grad=True) if bias else None
+        else:
             self.weight = normal((n_out, n_in), std=std, requires_grad=True)
             self.bias = zeros(n_out, requires_grad=True) if bias else None
-            return
-        bound = 1 / math.sqrt(n_in) if n_in else 0.0
-        self.weight = uniform((n_out, n_in), -bound, bound, requires_grad=True)
-        self.bias = uniform((n_out,), -bound, bound, requires_grad=True) if bias else None
 
     def forward(self, x: Tensor) -> Any:
         """See `tensorgrad.linear`."""

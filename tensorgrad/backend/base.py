@@ -83,6 +83,10 @@ class Backend:
             y = self.xp.matmul(a, b)
         return y.astype(dtype, copy=False)
 
+    def add_matmul(self, c: Array, a: Array, b: Array) -> None:
+        """c += a @ b, in place, for matrices."""
+        c += self.matmul(a, b)
+
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m)."""
         y = self.matmul(self.wide(x), self.wide(weight).T)

@@ -32,7 +32,7 @@ from tensorgrad.ops.comparison import (
     remainder,
     round,
 )
-from tensorgrad.ops.cross_entropy import cross_entropy
+from tensorgrad.ops.cross_entropy import cross_entropy, linear_cross_entropy
 from tensorgrad.ops.dropout import dropout
 from tensorgrad.ops.einsum import einsum
 from tensorgrad.ops.elementwise import (
@@ -86,7 +86,7 @@ from tensorgrad.ops.softmax import log_softmax, softmax
 DIFFERENTIABLE = [
     "abs", "add", "astype", "attention", "broadcast_to", "clip", "concat", "cos",
     "cross_entropy", "cumulative_sum", "divide", "dropout", "einsum", "embedding", "erf", "exp",
-    "expand_dims", "flip", "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax",
+    "expand_dims", "flip", "gelu", "getitem", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax",
     "logsumexp", "matmul", "matrix_transpose", "max", "maximum", "mean", "min", "minimum",
     "multiply", "negative", "pad", "permute_dims", "pow", "prod", "reciprocal", "relu",
     "repeat", "reshape", "rms_norm", "roll", "rotary_embedding", "sigmoid", "sign", "silu",

@@ -49,6 +49,6 @@ def rotary_embedding(k: Backend, x: Array, positions: Array, *, base: float = 10
         raise ValueError(f"rotary_embedding: x {x.shape} is not (..., T, D) with D even")
     positions = k.asarray(positions)
     if not fits(positions.shape, x.shape[:-1]):
-        raise ValueError(f"rotary_embedding: positions {positions.shape} do not broadcast to {x.shape[:-1]}, x's (..., T)")
+        raise ValueError(f"rotary_embedding: positions {positions.shape} do not broadcast to (..., T) {x.shape[:-1]}")
     y = k.rotary_embedding(x, positions, base)
     return y, lambda dy: k.rotary_embedding(dy, positions, base, inverse=True)

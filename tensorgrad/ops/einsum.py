@@ -33,20 +33,19 @@ def _parse(subscripts: str, ndims: list[int]) -> tuple[list[str], str]:
 def _einsum(k: Backend, *operands: Array, subscripts: str) -> tuple[Array, Any]:
     xp = k.xp
     terms, output = _parse(subscripts, [x.ndim for x in operands])
-    wide = [k.wide(x) for x in operands]
-    y = xp.einsum(",".join(terms) + "->" + output, *wide, optimize=len(operands) > 2)
+    y = xp.einsum(",".join(terms) + "->" + output, *map(k.wide, operands), optimize=len(operands) > 2)
 
     def gradient(i: int) -> Any:
         term, shape = terms[i], operands[i].shape
         others = [j for j in range(len(terms)) if j != i]
-        arrays = [wide[j] for j in others]
+        arrays = [operands[j] for j in others]
         reached = set(output).union(*(terms[j] for j in others))
         letters = "".join(dict.fromkeys(term))  # each once, in order
         target = "".join(c for c in letters if c in reached)
         inputs = ",".join([output, *(terms[j] for j in others)])
 
         def backward(dy: Array) -> Array:
-            dx = xp.einsum(inputs + "->" + target, k.wide(dy), *arrays, optimize=len(arrays) > 1)
+            dx = xp.einsum(inputs + "->" + target, *map(k.wide, [dy, *arrays]), optimize=len(arrays) > 1)
             return _spread(k, dx, target, letters, term, shape)
 
         return backward

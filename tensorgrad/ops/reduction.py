@@ -9,7 +9,8 @@ from tensorgrad.backend.base import sum_dtype
 from tensorgrad.ops.broadcasting import Shape, normalize_axes, normalize_axis
 
 Result = tuple[Array, Any]
-Axis = int | tuple[int, ...] | None
+Axes = tuple[int, ...]
+Axis = int | Axes | None
 
 
 def _kept(shape: Shape, axes: tuple[int, ...]) -> Shape:
@@ -90,36 +91,37 @@ def prod(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> 
     return y, backward
 
 
-def _deviation(k: Backend, name: str, x: Array, axis: Axis, correction: float) -> tuple[tuple[int, ...], Array, float]:
-    """The axes, x minus its mean, and the divisor n - correction."""
+def _moments(k: Backend, name: str, x: Array, axis: Axis, correction: float) -> tuple[Axes, Array, Array, float]:
+    """The axes, mean and variance along them (axes kept, at least float32), and the divisor n - correction."""
     axes = normalize_axes(name, axis, x.ndim)
     n = _count(x.shape, axes) - correction
     if n <= 0:
         raise ValueError(f"{name}: shape {x.shape} along axis {axis} leaves nothing to divide by ({n})")
     wide = k.wide(x)
-    return axes, wide - wide.mean(axis=axes, keepdims=True), n
+    mean = wide.mean(axis=axes, keepdims=True)
+    deviation = wide - mean
+    return axes, mean, (deviation * deviation).sum(axis=axes, keepdims=True) / n, n
 
 
 @op
 def var(k: Backend, x: Array, *, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Result:
-    """The variance, divided by n - correction. dx = 2 dy (x - mean) / (n - correction)."""
-    axes, deviation, n = _deviation(k, "var", x, axis, correction)
-    kept, dtype = _kept(x.shape, axes), x.dtype
-    y = (deviation * deviation).sum(axis=axes, keepdims=keepdims) / n
-    return k.narrow(y, dtype), lambda dy: deviation * (2 / n * k.wide(dy)).reshape(kept)
+    """The variance, divided by n - correction. dx = 2 dy (x - mean) / (n - correction). Saves x and the mean."""
+    axes, mean, y, n = _moments(k, "var", x, axis, correction)
+    kept = _kept(x.shape, axes)
+    y = k.narrow(y if keepdims else y.squeeze(axes), x.dtype)
+    return y, lambda dy: (k.wide(x) - mean) * (2 / n * k.wide(dy)).reshape(kept)
 
 
 @op
 def std(k: Backend, x: Array, *, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Result:
     """The square root of the variance. dx = dy (x - mean) / ((n - correction) std), 0 where std is 0."""
-    axes, deviation, n = _deviation(k, "std", x, axis, correction)
-    kept, dtype = _kept(x.shape, axes), x.dtype
-    y = k.xp.sqrt((deviation * deviation).sum(axis=axes, keepdims=True) / n)
+    axes, mean, variance, n = _moments(k, "std", x, axis, correction)
+    kept, y = _kept(x.shape, axes), k.xp.sqrt(variance)
 
     def backward(dy: Array) -> Array:
-        return deviation * (k.wide(dy).reshape(kept) * (y > 0) / (n * (y + (y == 0))))
+        return (k.wide(x) - mean) * (k.wide(dy).reshape(kept) * (y > 0) / (n * (y + (y == 0))))
 
-    return k.narrow(y if keepdims else y.squeeze(axes), dtype), backward
+    return k.narrow(y if keepdims else y.squeeze(axes), x.dtype), backward
 
 
 @op
