@@ -73,7 +73,7 @@ def test_matmul(name: str, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(4, 8), (2, 3, 8), (1, 8), (70, 8)])
+@pytest.mark.parametrize("shape", [(4, 8), (5, 8), (2, 3, 8), (2, 1, 8), (1, 8), (70, 8)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_linear(shape: tuple[int, ...], with_bias: bool, dtype: Any) -> None:
     x, weight = normal(*shape, dtype=dtype), normal(6, 8, dtype=dtype)
@@ -106,6 +106,10 @@ def test_the_bodies_without_the_compiler(threads: int) -> None:
         bias, c = normal(y.shape[1], dtype=np.float64), np.ones((len(x), y.shape[1]))
         gemm.product.py_func(x, y, c, bias, 2.0, threads)
         np.testing.assert_allclose(c, 2 + x @ y + bias)
+    for bias in (b[:0, 0], normal(9, dtype=np.float64)):
+        y = np.empty((3, 9))
+        gemm.few_rows.py_func(b.T[:3], a, bias, y)
+        np.testing.assert_allclose(y, b.T[:3] @ a.T + (bias if bias.size else 0))
     stack = normal(2, 3, 4, dtype=np.float64)
     c = np.empty((2, 3, 3))
     gemm.stacked_product.py_func(stack, stack.swapaxes(1, 2), c)

@@ -1,0 +1,47 @@
+"""Compiled, multi-threaded kernels for the CPU, over the same NumPy arrays as the plain mathematics.
+
+One file a family, each with its kernels and, in a class, the arrays they are for; everything else is left to
+`NumpyBackend`. Importing this raises BackendUnavailable where Numba is missing.
+"""
+
+import os
+
+from tensorgrad.backend import blas
+from tensorgrad.backend.base import Backend
+from tensorgrad.backend.numba.activation import Activation
+from tensorgrad.backend.numba.attention import Attention
+from tensorgrad.backend.numba.compile import set_num_threads
+from tensorgrad.backend.numba.cross_entropy import CrossEntropy
+from tensorgrad.backend.numba.dropout import Dropout
+from tensorgrad.backend.numba.embedding import Embedding
+from tensorgrad.backend.numba.gemm import Products, connect
+from tensorgrad.backend.numba.normalization import Normalization
+from tensorgrad.backend.numba.optimizer import Optimization
+from tensorgrad.backend.numba.progress import announce_compilation
+from tensorgrad.backend.numba.softmax import Softmax
+
+
+class NumbaBackend(Activation, Attention, CrossEntropy, Dropout, Embedding, Normalization, Optimization, Softmax):
+    """Kernels compiled by Numba for float32 and float64; the plain mathematics for all else."""
+
+    name = "numba"
+
+    def activate(self) -> None:
+        """Use all threads for kernels, and one for a matrix product: kernels start several products at a time."""
+        super().activate()
+        set_num_threads(self.threads)
+        if self.blas is not None:
+            self.blas.set_num_threads(1)
+
+
+def create() -> Backend:
+    """The backend, for `tensorgrad.backend.load`."""
+    # Waiting threads sleep. By default they spin, and where another program wants a core too, they take it from the
+    # thread they are waiting for. Read by OpenMP when the first kernel starts; what the user has set stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    announce_compilation()
+    library = blas.find()
+    if library is not None:
+        connect(library)
+    Products.blas = library
+    return NumbaBackend()

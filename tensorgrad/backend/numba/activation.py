@@ -1,0 +1,129 @@
+"""Activation functions, each one pass over memory."""
+
+import math
+from typing import Any
+
+from tensorgrad.backend.base import GELU_CUBIC, GELU_SCALE, Array
+from tensorgrad.backend.numba.arrays import block_of, elementwise, n_blocks
+from tensorgrad.backend.numba.compile import kernel, prange
+from tensorgrad.backend.numba.mathematics import HALF, ONE, erf, exp, logistic
+from tensorgrad.backend.numpy import NumpyBackend
+
+ROOT_HALF = math.sqrt(0.5)
+DENSITY = 1 / math.sqrt(2 * math.pi)
+
+
+@kernel
+def sigmoid(x: Any, y: Any) -> None:
+    """y = 1 / (1 + e^-x)."""
+    for block in prange(n_blocks(x)):
+        xb, yb = block_of(x, block), block_of(y, block)
+        for i in range(xb.size):
+            yb[i] = logistic(xb[i])
+
+
+@kernel
+def silu(x: Any, y: Any) -> None:
+    """y = x sigmoid(x)."""
+    for block in prange(n_blocks(x)):
+        xb, yb = block_of(x, block), block_of(y, block)
+        for i in range(xb.size):
+            yb[i] = xb[i] * logistic(xb[i])
+
+
+@kernel
+def silu_backward(dy: Any, x: Any, dx: Any) -> None:
+    """dx = dy s (1 + x (1 - s)), with s = sigmoid(x)."""
+    for block in prange(n_blocks(x)):
+        dyb, xb, dxb = block_of(dy, block), block_of(x, block), block_of(dx, block)
+        for i in range(xb.size):
+            s = logistic(xb[i])
+            dxb[i] = dyb[i] * (s * (ONE + xb[i] * (ONE - s)))
+
+
+@kernel
+def erf_of(x: Any, y: Any) -> None:
+    """y = erf(x)."""
+    for block in prange(n_blocks(x)):
+        xb, yb = block_of(x, block), block_of(y, block)
+        for i in range(xb.size):
+            yb[i] = erf(xb[i])
+
+
+@kernel
+def gelu(x: Any, y: Any) -> None:
+    """y = x (1 + erf(x / sqrt 2)) / 2."""
+    root_half = x.dtype.type(ROOT_HALF)
+    for block in prange(n_blocks(x)):
+        xb, yb = block_of(x, block), block_of(y, block)
+        for i in range(xb.size):
+            yb[i] = HALF * xb[i] * (ONE + erf(root_half * xb[i]))
+
+
+@kernel
+def gelu_backward(dy: Any, x: Any, dx: Any) -> None:
+    """dx = dy (Phi(x) + x phi(x)), with the normal distribution function and density."""
+    root_half, density = x.dtype.type(ROOT_HALF), x.dtype.type(DENSITY)
+    for block in prange(n_blocks(x)):
+        dyb, xb, dxb = block_of(dy, block), block_of(x, block), block_of(dx, block)
+        for i in range(xb.size):
+            cumulative = HALF + HALF * erf(root_half * xb[i])
+            dxb[i] = dyb[i] * (cumulative + xb[i] * density * exp(-HALF * xb[i] * xb[i]))
+
+
+@kernel
+def gelu_tanh(x: Any, y: Any) -> None:
+    """y = x (1 + tanh u) / 2 = x sigmoid(2u): one function written in two ways, and in this one nothing cancels."""
+    scale, cubic = x.dtype.type(2 * GELU_SCALE), x.dtype.type(GELU_CUBIC)
+    for block in prange(n_blocks(x)):
+        xb, yb = block_of(x, block), block_of(y, block)
+        for i in range(xb.size):
+            yb[i] = xb[i] * logistic(scale * xb[i] * (ONE + cubic * xb[i] * xb[i]))
+
+
+@kernel
+def gelu_tanh_backward(dy: Any, x: Any, dx: Any) -> None:
+    """dx = dy (s + x s (1 - s) d(2u)/dx), with s = sigmoid(2u)."""
+    scale, cubic, three = x.dtype.type(2 * GELU_SCALE), x.dtype.type(GELU_CUBIC), x.dtype.type(3)
+    for block in prange(n_blocks(x)):
+        dyb, xb, dxb = block_of(dy, block), block_of(x, block), block_of(dx, block)
+        for i in range(xb.size):
+            square = cubic * xb[i] * xb[i]
+            s = logistic(scale * xb[i] * (ONE + square))
+            dxb[i] = dyb[i] * (s + xb[i] * s * (ONE - s) * scale * (ONE + three * square))
+
+
+class Activation(NumpyBackend):
+    """The kernels above, for float32 and float64."""
+
+    def sigmoid(self, x: Array) -> Array:
+        """1 / (1 + e^-x)."""
+        return elementwise(sigmoid, super().sigmoid, x)
+
+    def silu(self, x: Array) -> Array:
+        """x sigmoid(x)."""
+        return elementwise(silu, super().silu, x)
+
+    def silu_backward(self, dy: Array, x: Array) -> Array:
+        """dx of silu."""
+        return elementwise(silu_backward, super().silu_backward, dy, x)
+
+    def erf(self, x: Array) -> Array:
+        """2/sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
+        return elementwise(erf_of, super().erf, x)
+
+    def gelu(self, x: Array) -> Array:
+        """x times the normal distribution function of x."""
+        return elementwise(gelu, super().gelu, x)
+
+    def gelu_backward(self, dy: Array, x: Array) -> Array:
+        """dx of gelu."""
+        return elementwise(gelu_backward, super().gelu_backward, dy, x)
+
+    def gelu_tanh(self, x: Array) -> Array:
+        """GPT-2's approximation of gelu."""
+        return elementwise(gelu_tanh, super().gelu_tanh, x)
+
+    def gelu_tanh_backward(self, dy: Array, x: Array) -> Array:
+        """dx of gelu_tanh."""
+        return elementwise(gelu_tanh_backward, super().gelu_tanh_backward, dy, x)

@@ -1,0 +1,117 @@
+"""How a function becomes a kernel, and where compiled code is kept. Numba's decorators get their types here."""
+
+import contextlib
+import functools
+import hashlib
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tensorgrad.backend.base import BackendUnavailable
+
+try:
+    import numba
+    from numba.core.caching import FunctionCache
+    from numba.extending import overload
+except ModuleNotFoundError as error:
+    raise BackendUnavailable('numba is not installed: pip install "tensorgrad[fast]"') from error
+except ImportError as error:  # Numba refuses a NumPy that is newer than it knows
+    raise BackendUnavailable(f"numba cannot be imported: {error}") from error
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+prange: Any = numba.prange
+
+SMALL = 2**15  # elements; below, waking the other threads costs more than they save
+
+
+class Kernel:
+    """A loop over arrays, compiled twice from one body: `prange` over threads, and in series for small arrays.
+
+    Called with the arguments of the body; the size of the first tells how much there is to do.
+
+    Compiled without any of LLVM's fast-math flags: what is written is what is computed. Numba optimises a parallel loop
+    once when it compiles it and twice when it keeps it on disk, and LLVM rounds differently in the vector instructions
+    of a loop and in those for its last elements, wherever a flag leaves a choice. Without, the same bits come out of
+    the first run and the second, in parallel and in series, with any number of threads.
+    """
+
+    def __init__(self, fn: Callable[..., None]) -> None:
+        functools.update_wrapper(self, fn)
+        self.py_func = fn
+        self.serial = jit(fn, fn.__name__)
+        self.parallel = jit(fn, f"{fn.__name__}_parallel", parallel=True)
+
+    def __call__(self, first: Any, *rest: Any) -> None:
+        (self.parallel if first.size > SMALL else self.serial)(first, *rest)
+
+
+def kernel(fn: Callable[..., None]) -> Kernel:
+    """Compile a loop over arrays, as a decorator."""
+    return Kernel(fn)
+
+
+def compiled(fn: Function) -> Function:
+    """Compile a function that kernels call, into where it is called: loops with calls in them are not vectorised."""
+    result: Function = jit(fn, fn.__name__, forceinline=True)
+    return result
+
+
+def by_type(fn: Callable[..., Any], float32: Callable[..., Any], float64: Callable[..., Any]) -> None:
+    """Let compiled code that calls fn(x) call one of two functions: the first if x is float32 or an array of it."""
+
+    def choose(x: Any) -> Callable[..., Any]:
+        is_float32 = getattr(x, "dtype", x) == numba.types.float32
+        return (lambda x: float32(x)) if is_float32 else (lambda x: float64(x))
+
+    choose.__annotations__.clear()  # Numba wants the signature of the lambdas
+    overload(fn, jit_options={"forceinline": True})(choose)
+
+
+def jit(fn: Callable[..., Any], name: str, **options: bool) -> Any:
+    """fn, compiled when it is first called with arguments of new types and kept on disk as `name` for later runs."""
+    copy = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__)
+    copy.__qualname__, copy.__module__, copy.__doc__ = name, fn.__module__, fn.__doc__
+    dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(copy)
+    with contextlib.suppress(RuntimeError):  # no folder that can be written: every process compiles anew
+        dispatcher._cache = Cache(copy)
+    return dispatcher
+
+
+class Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache on disk, that knows what a kernel is made of and never stands in the way.
+
+    Numba looks at the file a function is written in; kernels call functions of other files of this package too. A full
+    disk or a damaged file costs a compilation, not an error.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        super().__init__(fn)
+        self._cache_file._source_stamp = (self._cache_file._source_stamp, digest(Path(__file__).parent))
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was compiled in an earlier run; None where nothing usable is there."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep compiled code for later runs, if that is possible."""
+        try:
+            super().save_overload(sig, data)
+        except Exception:
+            self.disable()
+
+
+@functools.cache
+def digest(folder: Path) -> str:
+    """One hash of every source file in a folder."""
+    sources = [path.read_bytes() for path in sorted(folder.glob("*.py"))]
+    return hashlib.sha256(b"\0".join(sources)).hexdigest()
+
+
+def set_num_threads(n: int) -> None:
+    """Share the loops of kernels among n threads, or as many as Numba has if that is fewer."""
+    numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))

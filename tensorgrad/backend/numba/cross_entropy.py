@@ -1,0 +1,75 @@
+"""Cross-entropy of logits: a row is read for its maximum while it comes from memory, and again from the cache."""
+
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.backend.base import Array
+from tensorgrad.backend.numba.arrays import claimed, flat, rows
+from tensorgrad.backend.numba.compile import kernel, prange
+from tensorgrad.backend.numba.mathematics import ONE, exp, largest
+from tensorgrad.backend.numba.sums import LANES, n_row_blocks, rows_of, sum_exp, total
+from tensorgrad.backend.numpy import NumpyBackend
+
+
+@kernel
+def cross_entropy(logits: Any, targets: Any, losses: Any, lse: Any, ignore_index: int, smoothing: float) -> None:
+    """loss = (1 - s) (lse - logit of the target) + s (lse - mean logit), with lse = log sum exp(logits)."""
+    smooth, classes = logits.dtype.type(smoothing), logits.shape[1]
+    for block in prange(n_row_blocks(logits)):
+        lanes = np.empty(LANES, logits.dtype)
+        for i in rows_of(block, logits):
+            row = logits[i]
+            top = largest(row)
+            lse[i] = np.log(sum_exp(row, top, lanes)) + top
+            losses[i] = 0
+            if targets[i] != ignore_index:
+                losses[i] = lse[i] - row[targets[i] % classes]
+                if smoothing > 0:
+                    losses[i] += smooth * (lse[i] - total(row) / logits.dtype.type(classes) - losses[i])
+
+
+@kernel
+def cross_entropy_backward(
+    logits: Any, dlosses: Any, targets: Any, lse: Any, dlogits: Any, ignore_index: int, smoothing: float
+) -> None:
+    """dlogits = dloss (softmax - s / V - (1 - s) onehot), and 0 where ignored."""
+    smooth, classes = logits.dtype.type(smoothing), logits.shape[1]
+    share = smooth / logits.dtype.type(classes)
+    for i in prange(logits.shape[0]):
+        dloss = dlosses[i] if targets[i] != ignore_index else logits.dtype.type(0)
+        shift = lse[i]
+        for j in range(classes):
+            dlogits[i, j] = (exp(logits[i, j] - shift) - share) * dloss
+        if targets[i] != ignore_index:
+            dlogits[i, targets[i] % classes] -= (ONE - smooth) * dloss
+
+
+class CrossEntropy(NumpyBackend):
+    """The kernels above, for float32 and float64."""
+
+    def cross_entropy(
+        self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
+    ) -> tuple[Array, Array]:
+        """logits (N, V), targets (N) -> losses (N), 0 where ignored, and logsumexp (N)."""
+        if not claimed(logits) or not logits.size:
+            return super().cross_entropy(logits, targets, ignore_index, label_smoothing)
+        losses, lse = np.empty(len(logits), logits.dtype), np.empty(len(logits), logits.dtype)
+        cross_entropy(
+            rows(logits), flat(targets.astype(np.int64, copy=False)), losses, lse, int(ignore_index),
+            float(label_smoothing),
+        )  # fmt: skip
+        return losses, lse
+
+    def cross_entropy_backward(
+        self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float
+    ) -> Array:
+        """dlogits = dloss (softmax - (1 - s) onehot - s / V), and 0 where ignored."""
+        if not claimed(logits, lse) or not logits.size:
+            return super().cross_entropy_backward(dlosses, logits, targets, lse, ignore_index, label_smoothing)
+        dlogits = np.empty(logits.shape, logits.dtype)
+        cross_entropy_backward(
+            rows(logits), flat(dlosses.astype(logits.dtype, copy=False)), flat(targets.astype(np.int64, copy=False)),
+            flat(lse), rows(dlogits), int(ignore_index), float(label_smoothing),
+        )  # fmt: skip
+        return dlogits

@@ -1,0 +1,95 @@
+"""Philox4x32-10 (see backend/philox.py) inside the loop that needs its bits, so that they never reach memory."""
+
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.backend import philox as plain
+from tensorgrad.backend.base import Array
+from tensorgrad.backend.base import Dropout as Draw
+from tensorgrad.backend.numba.arrays import BLOCK, block_of, claimed, flat, n_blocks
+from tensorgrad.backend.numba.compile import compiled, kernel, prange
+from tensorgrad.backend.numpy import NumpyBackend
+
+U = np.uint64
+LOW, SHIFT = U(plain.LOW_32), U(32)
+MULTIPLIER_0, MULTIPLIER_1 = U(plain.MULTIPLIER_0), U(plain.MULTIPLIER_1)
+WEYL_0, WEYL_1 = U(plain.WEYL_0), U(plain.WEYL_1)
+
+
+@compiled
+def philox(four: Any, step: Any, stream: Any, seed: Any) -> Any:
+    """Words 4 four to 4 four + 3 of a stream. All arguments, and the four 32-bit words, are uint64."""
+    x0, x1, x2, x3 = four & LOW, four >> SHIFT, step & LOW, stream & LOW
+    k0, k1 = seed & LOW, seed >> SHIFT
+    for _ in range(plain.ROUNDS):
+        product_0, product_1 = x0 * MULTIPLIER_0, x2 * MULTIPLIER_1
+        x0, x1, x2, x3 = (
+            (product_1 >> SHIFT) ^ x1 ^ k0, product_1 & LOW, (product_0 >> SHIFT) ^ x3 ^ k1, product_0 & LOW
+        )  # fmt: skip
+        k0, k1 = (k0 + WEYL_0) & LOW, (k1 + WEYL_1) & LOW
+    return x0, x1, x2, x3
+
+
+@compiled
+def fill_bits(words: Any, first: Any, step: Any, stream: Any, seed: Any) -> None:
+    """The words of a stream, as uint32; four at a time from `first` on."""
+    for i in range(words.size // 4):
+        a, b, c, d = philox(first + U(i), step, stream, seed)
+        words[4 * i] = np.uint32(a)
+        words[4 * i + 1] = np.uint32(b)
+        words[4 * i + 2] = np.uint32(c)
+        words[4 * i + 3] = np.uint32(d)
+
+
+@compiled
+def drop_fours(
+    x: Any, y: Any, threshold: Any, kept: Any, lost: Any, first: Any, step: Any, stream: Any, seed: Any
+) -> None:
+    """y = x kept where the element's word reaches the threshold, x lost where not; four at a time from `first` on."""
+    for i in range(x.size // 4):
+        a, b, c, d = philox(first + U(i), step, stream, seed)
+        y[4 * i] = x[4 * i] * (kept if a >= threshold else lost)
+        y[4 * i + 1] = x[4 * i + 1] * (kept if b >= threshold else lost)
+        y[4 * i + 2] = x[4 * i + 2] * (kept if c >= threshold else lost)
+        y[4 * i + 3] = x[4 * i + 3] * (kept if d >= threshold else lost)
+
+
+@kernel
+def random_bits(words: Any, step: Any, stream: Any, seed: Any) -> None:
+    """words (n), n a multiple of 4: the first of a stream, as uint32."""
+    for block in prange(n_blocks(words)):
+        fill_bits(block_of(words, block), U(block * (BLOCK // 4)), step, stream, seed)
+
+
+@kernel
+def drop(x: Any, y: Any, threshold: Any, scale: float, step: Any, stream: Any, seed: Any) -> None:
+    """y = x scale where the element's word reaches the threshold, x 0 where not."""
+    kept, lost = x.dtype.type(scale), x.dtype.type(0)
+    for block in prange(n_blocks(x)):
+        first = U(block * (BLOCK // 4))
+        drop_fours(block_of(x, block), block_of(y, block), threshold, kept, lost, first, step, stream, seed)
+    last = x.size // 4
+    words = philox(U(last), step, stream, seed)
+    for i in range(4 * last, x.size):
+        y[i] = x[i] * (kept if words[i - 4 * last] >= threshold else lost)
+
+
+class Dropout(NumpyBackend):
+    """The kernels above, for float32 and float64."""
+
+    def random_bits(self, n: int, seed: int, stream: int, step: int) -> Array:
+        """The first n words of a Philox stream: (n,) uint32."""
+        words = np.empty(n + -n % 4, np.uint32)
+        random_bits(words, U(step), U(stream), U(seed))
+        return words[:n]
+
+    def dropout(self, x: Array, dropout: Draw) -> Array:
+        """x with elements zeroed at random, the rest scaled up; its own backward, applied to dy."""
+        if not claimed(x):
+            return super().dropout(x, dropout)
+        p, seed, stream, step = dropout
+        threshold, scale = min(round(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
+        y = np.empty(x.shape, x.dtype)
+        drop(flat(x), y.reshape(-1), U(threshold), scale, U(step), U(stream), U(seed))
+        return y

@@ -1,0 +1,144 @@
+"""Exponential and error function without branches, so that LLVM makes vector instructions of loops that call them.
+
+In float32 they are polynomials after a reduction of the range (Cody and Waite 1980, "Software Manual for the Elementary
+Functions"), with coefficients of least maximum error found by Lawson's reweighted least squares. In float64, which
+serves to check, they are the C library's. NaN stays NaN, infinities have their limits.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba.extending import intrinsic, overload
+
+from tensorgrad.backend.numba.compile import by_type, compiled
+
+F = np.float32
+ONE, HALF = F(1), F(0.5)  # exact in float32, so that they leave float32 and float64 what they are
+LOG2_E = F(1.4426950408889634)
+LN2_HIGH, LN2_LOW = F(-0.69314718), F(1.9046543e-9)  # together -ln 2
+ROUND, ROUND_BITS = F(1.5 * 2**23), np.int32(0x4B400000)  # adding it rounds to an integer, left in the lowest bits
+SIGN = np.int32(-(2**31))  # the bit of a float32 that holds its sign
+
+# e^r = 1 + r + r^2 q(r) for |r| <= ln(2) / 2, to 3e-9. Coefficients from the highest power down.
+EXP = (F(0.0013814613), F(0.00836871), F(0.04166839), F(0.16666521), F(0.49999994))
+# erf(x) = x + x p(x^2) for |x| <= 0.9, to 1.2e-8.
+ERF_SMALL = (F(-0.00060903584), F(0.0050119627), F(-0.026778908), F(0.11282141), F(-0.37612525), F(0.12837915))
+# 1 - erf(x) = exp(p(x)) for 0.9 <= x <= 4, to 1.7e-9 of erf(x).
+ERF_LARGE = (F(0.00019822), F(-0.0030654934), F(0.022315225), F(-0.1041137), F(-0.63697606), F(-1.1277972),
+             F(-0.0001664448))  # fmt: skip
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """a b + c for float32, rounded once: one instruction where it is compiled."""
+    return F(float(a) * float(b) + float(c))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:
+    return c(a, b, c), lambda context, builder, signature, arguments: builder.fma(*arguments)
+
+
+overload(fma)(lambda a, b, c: lambda a, b, c: _fma(a, b, c))
+
+
+@compiled
+def polynomial(coefficients: Any, x: Any) -> Any:
+    """Horner's rule, highest power first."""
+    y = coefficients[0]
+    for c in coefficients[1:]:
+        y = fma(y, x, c)
+    return y
+
+
+@compiled
+def bits(x: Any) -> Any:
+    """The bits of a float32 as int32."""
+    return np.float32(x).view(np.int32)
+
+
+@compiled
+def from_bits(n: Any) -> Any:
+    """The float32 with these bits."""
+    return np.int32(n).view(np.float32)
+
+
+@compiled
+def power_of_two(n: Any) -> Any:
+    """2^n as float32 for n in [-126, 127]: n is the exponent in its bits."""
+    return from_bits((n + np.int32(127)) << np.int32(23))
+
+
+@compiled
+def exp_float32(x: Any) -> Any:
+    """e^x = 2^n e^r, with n = round(x / ln 2) and r what is left: |r| <= ln(2) / 2."""
+    x = F(-104) if x < F(-104) else x  # written so that NaN passes
+    x = F(89) if x > F(89) else x
+    rounded = fma(x, LOG2_E, ROUND)
+    n = np.int32(bits(rounded) - ROUND_BITS)
+    r = fma(rounded - ROUND, LN2_LOW, fma(rounded - ROUND, LN2_HIGH, x))
+    mantissa = fma(polynomial(EXP, r) * r, r, r) + ONE
+    half = np.int32(n >> 1)  # 2^n in two steps, as it may be infinite or subnormal and its root is not
+    return mantissa * power_of_two(half) * power_of_two(np.int32(n - half))
+
+
+@compiled
+def erf_float32(x: Any) -> Any:
+    """Two polynomials: of x^2 near 0, and of |x| for the logarithm of 1 - erf(x), which falls like -x^2."""
+    size = F(4) if abs(x) > F(4) else abs(x)  # erf(4) is 1 in float32
+    small = fma(x, polynomial(ERF_SMALL, size * size), x)
+    large = bits(ONE - exp_float32(polynomial(ERF_LARGE, size))) | (bits(x) & SIGN)
+    is_large = -np.int32(size > F(0.9))  # all its bits are set, or none: a branch would keep loops from vectorising
+    return from_bits((large & is_large) | (bits(small) & ~is_large))
+
+
+def exp(x: Any) -> Any:
+    """e^x for a float32 or float64 scalar."""
+    return exp_float32(x) if isinstance(x, np.float32) else np.exp(x)
+
+
+def erf(x: Any) -> Any:
+    """The error function of a float32 or float64 scalar."""
+    return erf_float32(x) if isinstance(x, np.float32) else np.float64(math.erf(x))
+
+
+by_type(exp, exp_float32, math.exp)
+by_type(erf, erf_float32, math.erf)
+
+
+@compiled
+def logistic(x: Any) -> Any:
+    """1 / (1 + e^-x): where e^-x overflows it is 0, as it should be."""
+    return ONE / (ONE + exp(-x))
+
+
+@compiled
+def ordered(n: Any) -> Any:
+    """The bits of a float32, as int32 that are ordered as the numbers are; its own inverse. NaN is above infinity."""
+    return np.int32(n ^ ((n >> 31) & np.int32(2**31 - 1)))
+
+
+@compiled
+def largest_float32(row: Any) -> Any:
+    """Maxima of integers are vectorised; those of floats are not where NaN may occur."""
+    as_bits, top = row.view(np.int32), np.int32(-(2**31))
+    for j in range(row.size):
+        top = max(top, ordered(as_bits[j]))
+    return from_bits(ordered(top))
+
+
+@compiled
+def largest_float64(row: Any) -> Any:
+    """The plain loop."""
+    top = row[0]
+    for j in range(1, row.size):
+        top = max(top, row[j])
+    return top
+
+
+def largest(row: Any) -> Any:
+    """The largest element of a float32 or float64 row that is not empty; NaN where one is found on the way, or not."""
+    return largest_float32(row) if row.dtype == np.float32 else largest_float64(row)
+
+
+by_type(largest, largest_float32, largest_float64)

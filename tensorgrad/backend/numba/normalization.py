@@ -1,0 +1,161 @@
+"""Layer normalisation and RMS normalisation, a row at a time while it is in the cache."""
+
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.backend.base import Array
+from tensorgrad.backend.numba.arrays import claimed, contiguous, flat, rows
+from tensorgrad.backend.numba.compile import kernel, prange
+from tensorgrad.backend.numba.mathematics import ONE
+from tensorgrad.backend.numba.sums import dot, dot_about, squares_about, total
+from tensorgrad.backend.numpy import NumpyBackend
+
+BLOCK = 64  # rows: each block is added up by one thread, and the sums of the blocks in their order
+
+
+@kernel
+def layer_norm(x: Any, weight: Any, bias: Any, y: Any, mean: Any, rstd: Any, eps: float) -> None:
+    """y = (x - mean) rstd weight + bias, with rstd = 1 / sqrt(variance + eps)."""
+    per_element, small = ONE / x.dtype.type(x.shape[1]), x.dtype.type(eps)
+    for i in prange(x.shape[0]):
+        xi, yi = x[i], y[i]
+        middle = total(xi) * per_element
+        scale = ONE / np.sqrt(squares_about(xi, middle) * per_element + small)
+        for j in range(xi.size):
+            yi[j] = (xi[j] - middle) * scale * weight[j] + bias[j]
+        mean[i], rstd[i] = middle, scale
+
+
+@kernel
+def layer_norm_backward_x(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: Any) -> None:
+    """dx = rstd (g - mean(g) - xhat mean(g xhat)), with g = dy weight and xhat = (x - mean) rstd."""
+    per_element = ONE / x.dtype.type(x.shape[1])
+    for i in prange(x.shape[0]):
+        dyi, xi, dxi, middle, scale = dy[i], x[i], dx[i], mean[i], rstd[i]
+        mean_g = dot(dyi, weight) * per_element
+        along = dot_about(dyi, weight, xi, middle) * per_element * scale * scale
+        for j in range(xi.size):
+            dxi[j] = scale * (dyi[j] * weight[j] - mean_g - (xi[j] - middle) * along)
+
+
+@kernel
+def layer_norm_backward_weight(dy: Any, x: Any, mean: Any, rstd: Any, partial: Any) -> None:
+    """partial (blocks, n): the sum of dy (x - mean) rstd over each block of rows."""
+    for block in prange(partial.shape[0]):
+        for i in range(block * BLOCK, min((block + 1) * BLOCK, x.shape[0])):
+            middle, scale = mean[i], rstd[i]
+            for j in range(x.shape[1]):
+                partial[block, j] += dy[i, j] * ((x[i, j] - middle) * scale)
+
+
+@kernel
+def column_sums(x: Any, partial: Any) -> None:
+    """partial (blocks, n): the sum of each block of rows."""
+    for block in prange(partial.shape[0]):
+        for i in range(block * BLOCK, min((block + 1) * BLOCK, x.shape[0])):
+            for j in range(x.shape[1]):
+                partial[block, j] += x[i, j]
+
+
+@kernel
+def rms_norm(x: Any, weight: Any, y: Any, rrms: Any, eps: float) -> None:
+    """y = x rrms weight, with rrms = 1 / sqrt(mean(x^2) + eps)."""
+    per_element, small = ONE / x.dtype.type(x.shape[1]), x.dtype.type(eps)
+    for i in prange(x.shape[0]):
+        xi, yi = x[i], y[i]
+        scale = ONE / np.sqrt(dot(xi, xi) * per_element + small)
+        for j in range(xi.size):
+            yi[j] = xi[j] * scale * weight[j]
+        rrms[i] = scale
+
+
+@kernel
+def rms_norm_backward_x(dy: Any, x: Any, weight: Any, rrms: Any, dx: Any) -> None:
+    """dx = rrms (g - xhat mean(g xhat)), with g = dy weight and xhat = x rrms."""
+    per_element = ONE / x.dtype.type(x.shape[1])
+    for i in prange(x.shape[0]):
+        dyi, xi, dxi, scale = dy[i], x[i], dx[i], rrms[i]
+        along = dot_about(dyi, weight, xi, x.dtype.type(0)) * per_element * scale * scale
+        for j in range(xi.size):
+            dxi[j] = scale * (dyi[j] * weight[j] - xi[j] * along)
+
+
+def takes(x: Array, like_x: Array | None = None, per_row: tuple[Array, ...] = (), *vectors: Array | None) -> bool:
+    """Whether kernels may have x (..., n), an array of its shape, arrays with a number a row, and vectors (n)."""
+    given = [v for v in vectors if v is not None]
+    return (
+        claimed(x, *([] if like_x is None else [like_x]), *per_row, *given)
+        and x.size > 0
+        and (like_x is None or like_x.shape == x.shape)
+        and all(stat.size * x.shape[-1] == x.size for stat in per_row)
+        and all(v.shape == x.shape[-1:] for v in given)
+    )
+
+
+def or_constant(vector: Array | None, constant: float, x: Array) -> Array:
+    """A weight or bias that is not there as one that does nothing, so that there is one kernel."""
+    return np.full(x.shape[-1], constant, x.dtype) if vector is None else contiguous(vector)
+
+
+def partial_sums(x: Array) -> Array:
+    """Zeros for the sums of the blocks of rows of x (rows, n)."""
+    return np.zeros((-(-len(x) // BLOCK), x.shape[1]), x.dtype)
+
+
+class Normalization(NumpyBackend):
+    """The kernels above, for float32 and float64."""
+
+    def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
+        """x (..., n) -> y, and mean and 1/std (..., 1)."""
+        if not takes(x, None, (), weight, bias):
+            return super().layer_norm(x, weight, bias, eps)
+        y = np.empty(x.shape, x.dtype)
+        mean, rstd = (np.empty((*x.shape[:-1], 1), x.dtype) for _ in range(2))
+        scale, shift = or_constant(weight, 1, x), or_constant(bias, 0, x)
+        layer_norm(rows(x), scale, shift, rows(y), flat(mean), flat(rstd), float(eps))
+        return y, mean, rstd
+
+    def layer_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Array:
+        """dx of layer_norm."""
+        if not takes(x, dy, (mean, rstd), weight):
+            return super().layer_norm_backward_x(dy, x, weight, mean, rstd)
+        dx = np.empty(x.shape, x.dtype)
+        layer_norm_backward_x(rows(dy), rows(x), or_constant(weight, 1, x), flat(mean), flat(rstd), rows(dx))
+        return dx
+
+    def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
+        """dweight of layer_norm: (n,)."""
+        if not takes(x, dy, (mean, rstd)):
+            return super().layer_norm_backward_weight(dy, x, mean, rstd)
+        partial = partial_sums(rows(x))
+        layer_norm_backward_weight(rows(dy), rows(x), flat(mean), flat(rstd), partial)
+        return partial.sum(axis=0)
+
+    def linear_backward_bias(self, dy: Array) -> Array:
+        """The sum over all rows: (n,)."""
+        if not takes(dy):
+            return super().linear_backward_bias(dy)
+        partial = partial_sums(rows(dy))
+        column_sums(rows(dy), partial)
+        return partial.sum(axis=0)
+
+    def rms_norm(self, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
+        """x (..., n) -> y, and 1/rms (..., 1)."""
+        if not takes(x, None, (), weight):
+            return super().rms_norm(x, weight, eps)
+        y, rrms = np.empty(x.shape, x.dtype), np.empty((*x.shape[:-1], 1), x.dtype)
+        rms_norm(rows(x), or_constant(weight, 1, x), rows(y), flat(rrms), float(eps))
+        return y, rrms
+
+    def rms_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, rrms: Array) -> Array:
+        """dx of rms_norm."""
+        if not takes(x, dy, (rrms,), weight):
+            return super().rms_norm_backward_x(dy, x, weight, rrms)
+        dx = np.empty(x.shape, x.dtype)
+        rms_norm_backward_x(rows(dy), rows(x), or_constant(weight, 1, x), flat(rrms), rows(dx))
+        return dx
+
+    def rms_norm_backward_weight(self, dy: Array, x: Array, rrms: Array) -> Array:
+        """dweight of rms_norm: (n,), as layer_norm's with mean 0."""
+        return self.layer_norm_backward_weight(dy, x, np.zeros_like(rrms), rrms)

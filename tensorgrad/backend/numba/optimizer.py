@@ -1,0 +1,68 @@
+"""The update of the parameters, and the norm of their gradients."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.backend.base import Array
+from tensorgrad.backend.numba.arrays import BLOCK, block_of, claimed, flat, n_blocks
+from tensorgrad.backend.numba.compile import kernel, prange
+from tensorgrad.backend.numba.sums import squares
+from tensorgrad.backend.numpy import NumpyBackend
+
+
+@kernel
+def adamw(
+    p: Any, g: Any, m: Any, v: Any, beta1: float, beta2: float, decay: float, rate: float, correction: float, eps: float
+) -> None:
+    """p = decay p - rate m / (correction sqrt(v) + eps), after m and v took in g; one pass over the four arrays."""
+    number = p.dtype.type
+    b1, b2, keep, step, root, small = (
+        number(beta1), number(beta2), number(decay), number(rate), number(correction), number(eps)
+    )  # fmt: skip
+    c1, c2 = number(1 - beta1), number(1 - beta2)
+    for block in prange(n_blocks(p)):
+        pb, gb, mb, vb = block_of(p, block), block_of(g, block), block_of(m, block), block_of(v, block)
+        for i in range(pb.size):
+            mb[i] = b1 * mb[i] + c1 * gb[i]
+            vb[i] = b2 * vb[i] + c2 * (gb[i] * gb[i])
+            pb[i] = keep * pb[i] - step * mb[i] / (root * np.sqrt(vb[i]) + small)
+
+
+@kernel
+def sums_of_squares(x: Any, sums: Any) -> None:
+    """sums (blocks): the sum of x^2 over each block, in float64."""
+    for block in prange(sums.size):
+        sums[block] = squares(block_of(x, block))
+
+
+class Optimization(NumpyBackend):
+    """The kernels above, for float32 and float64."""
+
+    def adamw(
+        self, p: Array, g: Array, m: Array, v: Array, *,
+        lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
+    ) -> None:  # fmt: skip
+        """One AdamW step on p, m and v in place. `step` counts from 1."""
+        if not claimed(p, g, m, v) or g.shape != p.shape or not all(x.flags.carray for x in (p, m, v)):
+            super().adamw(
+                p, g, m, v, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, step=step
+            )  # fmt: skip
+            return
+        adamw(
+            flat(p), flat(g), flat(m), flat(v), float(beta1), float(beta2), float(1 - lr * weight_decay),
+            float(lr / (1 - beta1**step)), 1 / math.sqrt(1 - beta2**step), float(eps),
+        )  # fmt: skip
+
+    def global_norm(self, arrays: list[Array]) -> float:
+        """The Euclidean norm of all elements of all arrays together, added up in float64."""
+        total = 0.0
+        for x in map(self.wide, arrays):
+            if not claimed(x):
+                total += super().global_norm([x]) ** 2
+                continue
+            sums = np.empty(-(-x.size // BLOCK))
+            sums_of_squares(flat(x), sums)
+            total += float(sums.sum())
+        return math.sqrt(total)

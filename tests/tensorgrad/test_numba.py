@@ -1,0 +1,583 @@
+"""The compiled kernels against the plain mathematics, value by value, and what surrounds them."""
+
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from tensorgrad.backend.base import Backend
+from tensorgrad.backend.erf import erf as precise_erf
+
+numba = pytest.importorskip("numba")
+
+from tensorgrad.backend.numba import (  # noqa: E402
+    NumbaBackend,
+    activation,
+    arrays,
+    cross_entropy,
+    dropout,
+    embedding,
+    mathematics,
+    normalization,
+    optimizer,
+    softmax,
+    sums,
+)
+from tensorgrad.backend.numba import compile as compiling  # noqa: E402
+
+
+class Plain(Backend):
+    """The plain mathematics alone."""
+
+    xp = np
+    array_type = np.ndarray
+
+
+PLAIN, FAST = Plain(), NumbaBackend()
+ROOT = Path(tg.__file__).parent.parent
+FAMILIES = (activation, cross_entropy, dropout, embedding, normalization, optimizer, softmax)
+KERNELS = {
+    name: value for module in FAMILIES for name, value in vars(module).items() if isinstance(value, compiling.Kernel)
+}
+SMALL, LARGE = (3, 4, 5), (9, 31, 130)  # compiled in series, and in parallel
+TOLERANCE = {np.dtype(np.float32): 3e-6, np.dtype(np.float64): 1e-13}
+DROP = (0.3, 7, 1, 5)
+
+Call = Callable[[Backend, Any], Any]
+
+
+class Inputs:
+    """Arrays of one shape and dtype, the same for the same name, whatever their layout in memory."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any = np.float32, layout: str = "C") -> None:
+        self.shape, self.dtype, self.layout = shape, np.dtype(dtype), layout
+        self.given: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        """x, y, dy ...: full arrays; names in capitals: one number a column."""
+        shape = self.shape[-1:] if name.isupper() else self.shape
+        values = np.random.default_rng(list(name.encode())).standard_normal(shape)
+        return self.lay(values.astype(self.dtype))
+
+    def rows(self, name: str) -> np.ndarray:
+        """Positive numbers, one a row: (..., 1)."""
+        return self.lay(np.abs(Inputs((*self.shape[:-1], 1), self.dtype).__getattr__(name)) + self.dtype.type(0.5))
+
+    def classes(self, n: int, dtype: Any = np.int64) -> np.ndarray:
+        """A class a row, and some ignored."""
+        chosen = np.random.default_rng(1).integers(0, n, math.prod(self.shape[:-1])).astype(dtype)
+        chosen[::5] = 1
+        return self.lay(chosen)
+
+    def lay(self, x: np.ndarray) -> np.ndarray:
+        laid = LAYOUTS[self.layout](x)
+        assert np.array_equal(laid, x)
+        self.given.append((laid, x.copy()))
+        return laid
+
+    def assert_untouched(self) -> None:
+        for laid, before in self.given:
+            assert np.array_equal(laid, before)
+
+
+def strided(x: np.ndarray) -> np.ndarray:
+    wide = np.zeros((*x.shape, 2), x.dtype)
+    wide[..., 1] = x
+    return wide[..., 1]
+
+
+def read_only(x: np.ndarray) -> np.ndarray:
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+def misaligned(x: np.ndarray) -> np.ndarray:
+    memory = bytearray(x.nbytes + 1)
+    laid = np.frombuffer(memory, x.dtype, x.size, 1).reshape(x.shape)
+    laid[...] = x
+    return laid
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "C": lambda x: x,
+    "Fortran": lambda x: np.asfortranarray(x) if x.ndim else x,
+    "strided": strided,
+    "reversed": lambda x: np.flip(np.flip(x).copy()),
+    "read-only": read_only,
+    "misaligned": misaligned,
+}
+
+# Every kernel by the method that runs it. `k` is a backend, `a` the inputs.
+ELEMENTWISE: dict[str, Call] = {
+    "sigmoid": lambda k, a: k.sigmoid(a.x),
+    "silu": lambda k, a: k.silu(a.x),
+    "silu_backward": lambda k, a: k.silu_backward(a.dy, a.x),
+    "erf": lambda k, a: k.erf(a.x),
+    "gelu": lambda k, a: k.gelu(a.x),
+    "gelu_backward": lambda k, a: k.gelu_backward(a.dy, a.x),
+    "gelu_tanh": lambda k, a: k.gelu_tanh(a.x),
+    "gelu_tanh_backward": lambda k, a: k.gelu_tanh_backward(a.dy, a.x),
+    "dropout": lambda k, a: k.dropout(a.x, DROP),
+    "dropout all": lambda k, a: k.dropout(a.x, (1.0, 7, 1, 5)),
+    "dropout_scale": lambda k, a: k.dropout_scale(a.x.shape, DROP, a.x.dtype),
+}
+ROWWISE: dict[str, Call] = {
+    "softmax": lambda k, a: k.softmax(a.x, a.x.ndim - 1),
+    "softmax_backward": lambda k, a: k.softmax_backward(a.dy, a.y, -1),
+    "log_softmax": lambda k, a: k.log_softmax(a.x, a.x.ndim - 1),
+    "log_softmax_backward": lambda k, a: k.log_softmax_backward(a.dy, a.y, -1),
+    "layer_norm": lambda k, a: k.layer_norm(a.x, a.W, a.B, 1e-5),
+    "layer_norm without": lambda k, a: k.layer_norm(a.x, None, None, 1e-5),
+    "layer_norm_backward_x": lambda k, a: k.layer_norm_backward_x(a.dy, a.x, a.W, a.rows("mean"), a.rows("rstd")),
+    "layer_norm_backward_weight": lambda k, a: k.layer_norm_backward_weight(a.dy, a.x, a.rows("mean"), a.rows("rstd")),
+    "linear_backward_bias": lambda k, a: k.linear_backward_bias(a.dy),
+    "rms_norm": lambda k, a: k.rms_norm(a.x, a.W, 1e-6),
+    "rms_norm without": lambda k, a: k.rms_norm(a.x, None, 1e-6),
+    "rms_norm_backward_x": lambda k, a: k.rms_norm_backward_x(a.dy, a.x, a.W, a.rows("rrms")),
+    "rms_norm_backward_weight": lambda k, a: k.rms_norm_backward_weight(a.dy, a.x, a.rows("rrms")),
+    "cross_entropy": lambda k, a: cross_entropy_both(k, a, 0.0),
+    "cross_entropy smooth": lambda k, a: cross_entropy_both(k, a, 0.1),
+    "embedding_backward": lambda k, a: k.embedding_backward(a.dy, a.classes(5) - 5, (5, a.shape[-1])),
+    "embedding_backward wide": lambda k, a: k.embedding_backward(
+        a.dy, a.classes(5, np.uint8) * 40, (1000, a.shape[-1])
+    ),
+}
+FLAT: dict[str, Call] = {
+    "adamw": lambda k, a: adamw(k, a, 0.1),
+    "adamw without decay": lambda k, a: adamw(k, a, 0.0),
+    "global_norm": lambda k, a: k.global_norm([a.x, a.y, a.W, a.x[..., :0]]),
+}
+CASES = {**ELEMENTWISE, **ROWWISE, **FLAT}
+
+
+def cross_entropy_both(k: Backend, a: Inputs, smoothing: float) -> Any:
+    """Forward and backward, with class 1 ignored."""
+    logits, targets = a.x.reshape(-1, a.shape[-1]), a.classes(a.shape[-1], np.int32)
+    losses, lse = k.cross_entropy(logits, targets, 1, smoothing)
+    dlosses = a.rows("dlosses").reshape(-1)
+    return losses, lse, k.cross_entropy_backward(dlosses, logits, targets, lse, 1, smoothing)
+
+
+def adamw(k: Backend, a: Inputs, weight_decay: float) -> Any:
+    p, m, v = (LAYOUTS[a.layout](x.copy()) for x in (a.p, a.m, np.abs(a.v)))
+    if not p.flags.writeable:
+        p, m, v = p.copy(), m.copy(), v.copy()
+    k.adamw(p, a.g, m, v, lr=0.01, beta1=0, beta2=0.99, eps=1e-8, weight_decay=weight_decay, step=3)
+    return p, m, v
+
+
+def several(result: Any) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(x) for x in (result if isinstance(result, tuple) else (result,)))
+
+
+def assert_like_plain(call: Call, a: Inputs) -> None:
+    """As precise as the plain mathematics in float64 says, and of the dtype and shape that it has without."""
+    got = several(call(FAST, a))
+    a.assert_untouched()
+    exact = several(call(PLAIN, Exact(a)))
+    plain = several(call(PLAIN, a))
+    for mine, truth, same in zip(got, exact, plain, strict=True):
+        assert mine.dtype == same.dtype
+        assert mine.shape == same.shape
+        scale = float(np.abs(truth).max(initial=0)) + 1e-30
+        assert float(np.abs(mine - truth).max(initial=0)) / scale < TOLERANCE[a.dtype]
+
+
+class Exact:
+    """Inputs with their very numbers as float64."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs, self.shape, self.layout = inputs, inputs.shape, "C"
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        return getattr(self.inputs, name).astype(np.float64)
+
+    def rows(self, name: str) -> np.ndarray:
+        return self.inputs.rows(name).astype(np.float64)
+
+    def classes(self, n: int, dtype: Any = np.int64) -> np.ndarray:
+        return self.inputs.classes(n, dtype)
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the Python that is otherwise compiled, arithmetic and all."""
+    monkeypatch.setattr(compiling.Kernel, "__call__", lambda self, *arguments: self.py_func(*arguments))
+    for module in (arrays, mathematics, sums, *FAMILIES):
+        for name, value in list(vars(module).items()):
+            if hasattr(value, "inspect_asm"):
+                monkeypatch.setattr(module, name, value.py_func)
+
+
+# --------------------------------------------------------------------------------------------------
+# Values
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("shape", [SMALL, LARGE, (1, 1), (2, 5003)], ids=str)
+def test_float32(name: str, shape: tuple[int, ...]) -> None:
+    assert_like_plain(CASES[name], Inputs(shape))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float64(name: str) -> None:
+    assert_like_plain(CASES[name], Inputs(SMALL, np.float64))
+
+
+@pytest.mark.parametrize("name", ["gelu_tanh", "layer_norm"])
+def test_float64_in_parallel(name: str) -> None:
+    assert_like_plain(CASES[name], Inputs(LARGE, np.float64))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("interpreted")
+def test_the_python_that_is_compiled(name: str) -> None:
+    for dtype in (np.float32, np.float64):
+        assert_like_plain(CASES[name], Inputs((2, 3, 5), dtype))
+
+
+def test_every_kernel_is_among_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = set()
+    monkeypatch.setattr(compiling.Kernel, "__call__", lambda self, *_: called.add(self.__name__))
+    for call in CASES.values():
+        call(FAST, Inputs(SMALL))
+    FAST.random_bits(5, 0, 0, 0)
+    assert called == KERNELS.keys()
+
+
+@pytest.mark.parametrize("name", [*ELEMENTWISE, "adamw", "global_norm"])
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (7,)], ids=str)
+def test_scalars_and_nothing(name: str, shape: tuple[int, ...]) -> None:
+    call = CASES[name]
+    if name == "global_norm":
+        call = lambda k, a: k.global_norm([a.x, a.y])  # noqa: E731
+    assert_like_plain(call, Inputs(shape))
+
+
+@pytest.mark.parametrize("name", [n for n in ROWWISE if n != "cross_entropy smooth"])
+def test_no_rows(name: str) -> None:
+    assert_like_plain(CASES[name], Inputs((0, 5)))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -2])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_other_axes(name: str, axis: int) -> None:
+    assert_like_plain(lambda k, a: getattr(k, name)(a.x, axis), Inputs(SMALL))
+    assert_like_plain(lambda k, a: getattr(k, f"{name}_backward")(a.dy, a.y, axis), Inputs(SMALL))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CASES)
+def test_layouts(name: str, layout: str) -> None:
+    """Bit for bit what comes of contiguous arrays, but for the updates in place, which the plain mathematics makes."""
+    a = Inputs(SMALL, layout=layout)
+    got, same = several(CASES[name](FAST, a)), several(CASES[name](FAST, Inputs(SMALL)))
+    a.assert_untouched()
+    for x, y in zip(got, same, strict=True):
+        if name.startswith("adamw"):
+            np.testing.assert_allclose(x, y, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "backward" in n and "cross" not in n])
+def test_gradient_that_is_one_number(name: str) -> None:
+    """What the gradient of a sum is: an array without strides, which may not be written to."""
+
+    class OneNumber(Inputs):
+        @property
+        def dy(self) -> np.ndarray:
+            return np.broadcast_to(self.dtype.type(0.3), self.shape)
+
+    assert_like_plain(CASES[name], OneNumber(SMALL))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_half_precision_is_left_to_the_plain_mathematics(name: str) -> None:
+    for dtype in (np.float16, pytest.importorskip("ml_dtypes").bfloat16):
+        got, plain = (several(CASES[name](k, Inputs(SMALL, dtype))) for k in (FAST, PLAIN))
+        for x, y in zip(got, plain, strict=True):
+            assert x.dtype == y.dtype
+            tolerance = 3e-6 if name == "global_norm" else 0
+            np.testing.assert_allclose(x.astype(np.float64), y.astype(np.float64), rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["silu_backward", "softmax_backward", "layer_norm_backward_x", "adamw"])
+def test_mixed_dtypes_are_left_to_the_plain_mathematics(name: str) -> None:
+    class Mixed(Inputs):
+        @property
+        def x(self) -> np.ndarray:
+            return super().__getattr__("x").astype(np.float64)
+
+        y = g = x
+
+    for x, y in zip(*(several(CASES[name](k, Mixed(SMALL))) for k in (FAST, PLAIN)), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+
+
+# --------------------------------------------------------------------------------------------------
+# What is not a number, and what is large
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bad", [math.nan, -math.nan])
+@pytest.mark.parametrize("name", [n for n in CASES if n != "dropout_scale"])
+def test_nan_is_seen(name: str, bad: float, dtype: Any) -> None:
+    """Wherever it is, it comes out where the plain mathematics has it, and nowhere else."""
+    for place in (0, 17, 129):
+
+        class Bad(Inputs):
+            def lay(self, x: np.ndarray) -> np.ndarray:
+                if x.dtype.kind == "f" and x.shape == self.shape:
+                    x.reshape(-1)[place] = bad  # noqa: B023
+                return x
+
+        got, plain = (several(CASES[name](k, Bad((2, 65), dtype))) for k in (FAST, PLAIN))
+        assert any(np.isnan(x).any() for x in got)
+        for x, y in zip(got, plain, strict=True):
+            np.testing.assert_array_equal(np.isnan(x), np.isnan(y))
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "erf", "gelu", "gelu_tanh", "silu", "softmax", "log_softmax"])
+def test_large_numbers(name: str) -> None:
+    call = {"softmax": lambda k, x: k.softmax(x, 0), "log_softmax": lambda k, x: k.log_softmax(x, 0)}.get(
+        name, lambda k, x: getattr(k, name)(x)
+    )
+    for dtype in (np.float32, np.float64):
+        x = np.array([-1e12, -200, -88, -20, -1e-30, 0, 1e-30, 20, 88, 200, 1e12], dtype)
+        with np.errstate(under="ignore"):
+            np.testing.assert_allclose(call(FAST, x), call(PLAIN, x), rtol=2e-6, atol=2e-6)
+
+
+def test_infinity() -> None:
+    x = np.array([math.inf, -math.inf], np.float32)
+    assert FAST.sigmoid(x).tolist() == [1, 0]
+    assert FAST.erf(x).tolist() == [1, -1]
+    assert FAST.softmax(np.array([1, -math.inf, 1], np.float32), 0).tolist() == [0.5, 0, 0.5]
+    assert np.isnan(FAST.softmax(np.array([-math.inf, -math.inf], np.float32), 0)).all()
+    assert FAST.global_norm([x]) == math.inf
+    assert FAST.global_norm([np.full(4, 1e30, np.float32)]) == pytest.approx(
+        2e30
+    )  # its square is too large for float32
+
+
+def test_global_norm_of_any_numbers() -> None:
+    arrays = [np.array([2, 1]), np.array([2], ">f4"), np.array([4], np.float32), np.array([5], np.float16)]
+    assert FAST.global_norm(arrays) == pytest.approx(math.sqrt(50))
+
+
+def test_ignored_targets_count_for_nothing() -> None:
+    logits = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    targets = np.array([-100, 2, -100])
+    losses, lse = FAST.cross_entropy(logits, targets, -100, 0.0)
+    assert losses[[0, 2]].tolist() == [0, 0]
+    dlogits = FAST.cross_entropy_backward(np.ones(3, np.float32), logits, targets, lse, -100, 0.1)
+    assert dlogits[[0, 2]].tolist() == [[0] * 4] * 2
+    assert abs(float(dlogits[1].sum())) < 1e-6
+
+
+# --------------------------------------------------------------------------------------------------
+# The functions of mathematics.py
+
+
+@numba.njit
+def exp_of(x: Any, y: Any) -> None:
+    for i in range(x.size):
+        y[i] = mathematics.exp(x[i])
+
+
+def all_float32(every: int) -> np.ndarray:
+    """One in so many of all float32, both signs, and those at the ends: subnormal, infinite, not a number."""
+    some = np.arange(0, 0x7F800000, every, dtype=np.uint32)
+    ends = [1, 0x7FFFFF, 0x800000, 0x7F7FFFFF, 0x7F800000, 0x7FC00000]
+    positive = np.concatenate([some, np.array(ends, np.uint32)]).view(np.float32)
+    return np.concatenate([positive, -positive])
+
+
+def units_off(got: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Errors in units in the last place of the nearest float32."""
+    with np.errstate(over="ignore", under="ignore"):
+        nearest = exact.astype(np.float32)
+    same = (got == nearest) | (np.isnan(got) & np.isnan(nearest))
+    with np.errstate(invalid="ignore"):
+        off = np.abs(got.astype(np.float64) - exact) / np.spacing(np.abs(nearest)).astype(np.float64)
+    return np.where(same, 0, off)
+
+
+def test_exp_is_good_to_one_unit() -> None:
+    around = np.linspace(-110, 95, 2_000_001).astype(np.float32)
+    x = np.concatenate([all_float32(every=2003), around])
+    y = np.empty_like(x)
+    exp_of(x, y)
+    with np.errstate(over="ignore", under="ignore"):
+        assert units_off(y, np.exp(x.astype(np.float64))).max() <= 1.01
+
+
+def test_erf_is_good_to_two_units() -> None:
+    x = np.concatenate([all_float32(every=2003), np.linspace(-5, 5, 1_000_001).astype(np.float32)])
+    with np.errstate(under="ignore"):
+        exact = precise_erf(np, x.astype(np.float64))
+    assert units_off(FAST.erf(x), exact).max() <= 2
+
+
+def test_sigmoid_is_good_to_three_units() -> None:
+    x = np.linspace(-87, 100, 1_000_001).astype(np.float32)
+    assert units_off(FAST.sigmoid(x), 1 / (1 + np.exp(-x.astype(np.float64)))).max() <= 3
+
+
+@pytest.mark.parametrize("value", [-1e30, -104.0, -88.0, -0.7, 0.0, 1e-40, 1.0, 88.7])
+@pytest.mark.usefixtures("interpreted")
+def test_mathematics_in_python(value: float) -> None:
+    for dtype in (np.float32, np.float64):
+        x = dtype(value)
+        with np.errstate(under="ignore"):
+            assert float(mathematics.exp(x)) == pytest.approx(math.exp(float(x)), rel=2e-7, abs=1e-44)
+        assert float(mathematics.erf(x)) == pytest.approx(math.erf(float(x)), rel=3e-7)
+        assert mathematics.largest(np.array([-3, x, -2e30], dtype)) == max(x, dtype(-3))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("name", ["gelu_backward", "softmax"])
+def test_loops_are_vectorised(name: str, parallel: bool) -> None:
+    """The multiplications fused with additions in exp and erf are of whole vectors."""
+    fresh = numba.njit(error_model="numpy", parallel=parallel)(KERNELS[name].py_func)
+    a = Inputs((1, 4) if name == "softmax" else (4,))
+    fresh(*(a.x for _ in range(name.count("backward"))), a.x, a.y.copy())
+    (assembly,) = fresh.inspect_asm().values()
+    assert len(re.findall(r"\tvf\w+ps\t.*%[yz]mm", assembly)) >= 6
+
+
+# --------------------------------------------------------------------------------------------------
+# The same again
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = numba.get_num_threads()
+    yield
+    numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("threads")
+def test_any_number_of_threads_gives_the_same_bits(name: str) -> None:
+    results = []
+    for n in {1, 2, numba.config.NUMBA_NUM_THREADS}:
+        if n <= numba.config.NUMBA_NUM_THREADS:
+            numba.set_num_threads(n)
+            results += [several(CASES[name](FAST, Inputs(LARGE))) for _ in range(2)]
+    for other in results[1:]:
+        for x, y in zip(results[0], other, strict=True):
+            assert x.tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_series_and_in_parallel_come_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for small in (-1, 2**62):
+        monkeypatch.setattr(compiling, "SMALL", small)
+        results.append(several(CASES[name](FAST, Inputs((33, 130)))))
+    for x, y in zip(*results, strict=True):
+        assert x.tobytes() == y.tobytes()
+
+
+BITS = """
+import hashlib
+import numpy as np
+from tensorgrad.backend.numba import NumbaBackend, compile
+compile.SMALL = 0
+k, x = NumbaBackend(), np.random.default_rng(0).standard_normal((300, 129)).astype(np.float32)
+row = np.abs(x[:, :1]) + 0.5
+results = k.gelu_backward(x, x), k.layer_norm_backward_x(x, x, x[0], row, row)
+print(*(hashlib.sha256(x.tobytes()).hexdigest() for x in results))
+"""
+
+
+def test_the_run_that_compiles_and_the_next_give_the_same_bits(tmp_path: Path) -> None:
+    """Numba keeps other machine code than what it runs after compiling, which shows wherever LLVM has a choice."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    first, second = (
+        subprocess.run([sys.executable, "-c", BITS], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    )
+    assert first == second
+    assert len(set(first.split())) == 2
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 63, 64, 65, 127, 500])
+def test_sums(n: int) -> None:
+    """The compiled sums against NumPy's, for rows that fill their vectors and rows that do not."""
+    a, b, x = np.random.default_rng(n).standard_normal((3, n)).astype(np.float32)
+    wide = [v.astype(np.float64) for v in (a, b, x)]
+    exact = [
+        sums.total(wide[0]), sums.dot(*wide[:2]), sums.dot_about(*wide, 0.3), sums.squares_about(wide[2], 0.3),
+        sums.squares(a),
+    ]  # fmt: skip
+    got = all_sums(a, b, x, np.float32(0.3))
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
+    assert got[-1] == pytest.approx(exact[-1], rel=1e-14)
+
+
+@numba.njit
+def all_sums(a: Any, b: Any, x: Any, middle: Any) -> Any:
+    about = sums.dot_about(a, b, x, middle), sums.squares_about(x, middle)
+    return sums.total(a), sums.dot(a, b), *about, sums.squares(a)
+
+
+def test_sums_of_rows_with_gaps_are_refused() -> None:
+    with pytest.raises(numba.TypingError, match="contiguous"):
+        numba.njit(lambda x: sums.total(x))(np.ones((4, 2))[:, 0])
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-9, 0.1, 0.5, 1 - 1e-9, 1.0])
+@pytest.mark.parametrize("n", [0, 1, 4, 4095, 4096, 4097, 32770, 50001])
+def test_dropout_has_the_bits_of_the_plain_mask(n: int, p: float) -> None:
+    x = np.random.default_rng(n).standard_normal(n).astype(np.float32)
+    draw = (p, 2**64 - 3, 1, 2**40 + 9)
+    assert FAST.dropout(x, draw).tobytes() == PLAIN.dropout(x, draw).tobytes()
+
+
+@pytest.mark.parametrize("n", [0, 1, 6, 4096, 32770, 50001])
+def test_random_bits_are_those_of_the_plain_mathematics(n: int) -> None:
+    for seed, stream, step in ((0, 0, 0), (2**63 + 12345, 3, 2**32 - 1)):
+        np.testing.assert_array_equal(FAST.random_bits(n, seed, stream, step), PLAIN.random_bits(n, seed, stream, step))
+
+
+def test_embedding_rows_are_added_in_the_order_of_reading() -> None:
+    dy = np.array([[1e8], [1], [-1e8], [1]], np.float32)
+    assert FAST.embedding_backward(dy, np.zeros(4, np.int64), (2, 1)).tolist() == [[1], [0]]
+
+
+def test_a_model_trains_as_on_numpy() -> None:
+    def losses(name: str) -> list[float]:
+        with tg.use_backend(name):
+            tg.manual_seed(3)
+            table, scale = tg.normal((11, 16), std=0.3, requires_grad=True), tg.ones((16,), requires_grad=True)
+            weight = tg.normal((16, 16), std=0.3, requires_grad=True)
+            optimizer = tg.optim.AdamW([table, scale, weight], lr=1e-2)
+            tokens = np.random.default_rng(0).integers(0, 11, (4, 9))
+            seen = []
+            for _ in range(20):
+                x = tg.layer_norm(tg.embedding(table, tokens[:, :-1]), scale)
+                x = tg.dropout(tg.gelu(tg.linear(x, weight), approximate="tanh"), p=0.1)
+                loss = tg.cross_entropy(tg.linear(x, table), tokens[:, 1:])
+                loss.backward()
+                tg.optim.clip_grad_norm(optimizer.params, 0.5)
+                optimizer.step()
+                optimizer.zero_grad()
+                seen.append(loss.item())
+            return seen
+
+    np.testing.assert_allclose(losses("numba"), losses("numpy"), rtol=1e-5)
