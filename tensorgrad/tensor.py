@@ -1,6 +1,6 @@
 """Tensor: an array, its gradient, and operators that call ops."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,18 @@ from tensorgrad.backend import Array, Backend, backend_of, get_backend, load
 from tensorgrad.backend.base import is_floating
 
 Axis = int | tuple[int, ...] | None
+
+
+def _updating(fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """x += y and its like: under no_grad a leaf is written into, as an optimiser does; else x becomes the result."""
+
+    def update(self: "Tensor", other: Any) -> Any:
+        if not isinstance(self.node, Leaf) or autograd.is_grad_enabled():
+            return fn(self, other)
+        self[...] = fn(self, other)
+        return self
+
+    return update
 
 
 class Tensor(Variable):
@@ -238,6 +250,9 @@ class Tensor(Variable):
 
     def __rmatmul__(self, other: Any) -> Any:
         return ops.matmul(other, self)
+
+    __iadd__, __isub__ = _updating(ops.add), _updating(ops.subtract)
+    __imul__, __itruediv__ = _updating(ops.multiply), _updating(ops.divide)
 
     def __neg__(self) -> Any:
         return ops.negative(self)

@@ -127,8 +127,11 @@ def split(k: Backend, x: Array, *, sections: int | Sequence[int], axis: int = 0)
 
 def _whole(parts: list[Array | None], places: list[Any], shape: Shape) -> Array | None:
     """The array that the parts lie in, if it is theirs alone and each is where it would be copied to."""
-    base = None if parts[0] is None else parts[0].base
-    if base is None or base.size != math.prod(shape) or not base.flags.c_contiguous:
+    first = parts[0]
+    if first is None or not isinstance(first.base, type(first)):  # no base, or memory that is no array
+        return None
+    base = first.base
+    if base.size != math.prod(shape) or not base.flags.c_contiguous:
         return None
     whole = base.reshape(shape)
     for place, part in zip(places, parts, strict=True):
@@ -144,8 +147,6 @@ def _start(x: Array) -> int:
     """The address of the first element."""
     interface = x.__array_interface__ if hasattr(x, "__array_interface__") else x.__cuda_array_interface__
     return int(interface["data"][0])
-
-
 
 
 @op

@@ -1,0 +1,480 @@
+"""Choosing a backend, and the one for CuPy on a stand-in for CuPy that is made of NumPy."""
+
+import builtins
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_table import Row
+
+import tensorgrad as tg
+from tensorgrad import Tensor, backend, nn, optim
+from tensorgrad.backend import BackendUnavailable
+from tensorgrad.backend.cupy import CupyBackend
+
+# --- a stand-in for CuPy --------------------------------------------------------------------------
+
+
+class FakeArray(np.ndarray):
+    """As strict as CuPy's: it meets no NumPy array, and what is made of it is never one, not even a scalar."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
+        if out:
+            options["out"] = tuple(plain(x) for x in out)
+        result = getattr(ufunc, method)(*(plain(x) for x in inputs), **options)
+        return out[0] if out else fake(result)
+
+    def __getitem__(self, key: Any) -> Any:
+        return fake(plain(self)[plain(key)])
+
+
+def plain(x: Any) -> Any:
+    """What NumPy can work on. Raises where CuPy would."""
+    if isinstance(x, list | tuple):
+        return type(x)(plain(part) for part in x)
+    if isinstance(x, FakeArray):
+        return x.view(np.ndarray)
+    if isinstance(x, np.ndarray):
+        raise TypeError(f"Unsupported type {type(x)}")
+    return x
+
+
+def fake(x: Any) -> Any:
+    """The same as CuPy's arrays; one that owns its memory still does."""
+    if isinstance(x, list | tuple):
+        return type(x)(fake(part) for part in x)
+    if isinstance(x, np.ndarray | np.generic):
+        if x.base is not None:
+            return x.view(FakeArray)
+        owner = np.empty_like(x, shape=x.shape).view(FakeArray) if x.dtype.kind == "V" else FakeArray(x.shape, x.dtype)
+        owner.view(np.ndarray)[...] = x
+        return owner
+    return x
+
+
+class FakeFunction:
+    def __init__(self, fn: Any) -> None:
+        self.fn = fn
+
+    def __call__(self, *operands: Any, **options: Any) -> Any:
+        options = {name: plain(option) for name, option in options.items()}
+        return fake(self.fn(*plain(operands), **options))
+
+    def __getattr__(self, name: str) -> Any:  # add.at
+        return FakeFunction(getattr(self.fn, name))
+
+
+class FakeCupy(types.ModuleType):
+    """NumPy's functions under CuPy's name and rules."""
+
+    def __init__(self, n_gpus: int | Exception = 1) -> None:
+        super().__init__("cupy")
+        self.ndarray = FakeArray
+        self.cuda = types.SimpleNamespace(
+            runtime=types.SimpleNamespace(getDeviceCount=self.count, CUDARuntimeError=FakeCudaError)
+        )
+        self.n_gpus = n_gpus
+        self.copied_to_host = 0
+
+    def count(self) -> int:
+        if isinstance(self.n_gpus, Exception):
+            raise self.n_gpus
+        return self.n_gpus
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        x = x.view(np.ndarray) if isinstance(x, FakeArray) and x.dtype != (dtype or x.dtype) else x
+        return x if isinstance(x, FakeArray) else fake(np.array(x, dtype))
+
+    def asnumpy(self, x: Any) -> Any:
+        assert isinstance(x, FakeArray)
+        self.copied_to_host += 1
+        return np.array(x.view(np.ndarray))
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(np, name)
+        return FakeFunction(found) if callable(found) and not isinstance(found, type) else found
+
+
+class FakeCudaError(RuntimeError):
+    pass
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backends as they are at first; what a test loads and makes current is forgotten after it."""
+    loaded = {"numpy": backend.load("numpy")}
+    monkeypatch.setattr(backend, "_loaded", loaded)
+    monkeypatch.setattr(backend, "_by_type", {np.ndarray: loaded["numpy"]})
+    monkeypatch.setattr(backend, "_current", loaded["numpy"])
+
+
+@pytest.fixture
+def cupy(registry: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = FakeCupy()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    return module
+
+
+# --- choosing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nunba", "unknown backend 'nunba': choose auto, numpy, numba, cupy; did you mean 'numba'?"),
+        ("Cupy", "unknown backend 'Cupy': choose auto, numpy, numba, cupy; did you mean 'cupy'?"),
+        ("audo", "unknown backend 'audo': choose auto, numpy, numba, cupy; did you mean 'auto'?"),
+        ("torch", "unknown backend 'torch': choose auto, numpy, numba, cupy"),
+        ("", "unknown backend '': choose auto, numpy, numba, cupy"),
+    ],
+)
+def test_unknown_names(name: str, message: str, registry: None) -> None:
+    for choose in (tg.use_backend, backend.load):
+        with pytest.raises(ValueError) as caught:
+            choose(name)
+        assert str(caught.value) == message
+    assert tg.get_backend().name == "numpy"
+
+
+def test_numpy_is_current_at_first() -> None:
+    code = "import tensorgrad as tg; print(tg.get_backend().name, tg.get_backend().xp.__name__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["numpy", "numpy"]
+
+
+def test_a_backend_is_current_at_once_and_until_the_end_of_its_block(cupy: Any) -> None:
+    with tg.use_backend("cupy") as outer:
+        assert outer.backend.name == tg.get_backend().name == "cupy"
+        with tg.use_backend("numpy"):
+            assert tg.get_backend().name == "numpy"
+            tg.use_backend("cupy")
+            assert tg.get_backend().name == "cupy"
+        assert tg.get_backend().name == "cupy"
+    assert tg.get_backend().name == "numpy"
+    with pytest.raises(KeyError), tg.use_backend("cupy"):
+        raise KeyError
+    assert tg.get_backend().name == "numpy"
+    chosen = tg.use_backend("cupy")
+    assert tg.get_backend().name == "cupy"
+    tg.use_backend("numpy")
+    with chosen:
+        assert tg.get_backend().name == "cupy"
+    assert tg.get_backend().name == "numpy"
+
+
+def test_reasons(cupy: Any) -> None:
+    assert tg.use_backend("numpy").reason == "numpy was asked for"
+    chosen = tg.use_backend("auto")
+    assert (chosen.backend.name, chosen.reason) == ("cupy", "auto took cupy")
+
+
+def test_auto_says_what_it_passed_over(registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> Any:
+        if name == "numpy":
+            return backend._loaded["numpy"]
+        raise BackendUnavailable(f"no {name} today")
+
+    monkeypatch.setattr(backend, "load", load)
+    chosen = tg.use_backend("auto")
+    assert chosen.backend.name == "numpy"
+    assert chosen.reason == "auto took numpy; not cupy: no cupy today; not numba: no numba today"
+    assert backend.check("cupy") == "no cupy today"
+    assert backend.check("numpy") is None
+
+
+# --- when CuPy cannot be had ----------------------------------------------------------------------
+
+
+def refused() -> str:
+    with pytest.raises(BackendUnavailable) as caught:
+        tg.use_backend("cupy")
+    assert tg.get_backend().name == "numpy"
+    message = str(caught.value)
+    assert "\n" not in message
+    assert backend.check("cupy") == message
+    return message
+
+
+def test_cupy_is_not_installed(registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    message = refused()
+    assert message == 'CuPy is not installed: pip install "tensorgrad[cuda13]" (cuda12 for a driver of CUDA 12)'
+
+
+def test_cupy_fails_to_import(registry: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    (tmp_path / "cupy.py").write_text("raise ImportError('\\n====\\nlibcudart.so.13 is missing\\n')")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = refused()
+    assert message.startswith("CuPy is installed but fails to import (====): pip install")
+
+
+def test_something_that_cupy_needs_is_missing(registry: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    (tmp_path / "cupy.py").write_text("import tensorgrad_needs_no_such_module")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="tensorgrad_needs_no_such_module"):
+        tg.use_backend("cupy")
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "message"),
+    [
+        (FakeCudaError("cudaErrorNoDevice: no CUDA-capable device is detected\nmore"),
+         "CuPy is installed but finds no GPU that it can use (cudaErrorNoDevice: no CUDA-capable device is detected): "
+         "check that nvidia-smi shows one, and that its driver is as new as CuPy's CUDA"),
+        (FakeCudaError(""), "CuPy is installed but finds no GPU that it can use (FakeCudaError): check"),
+        (0, "CuPy is installed but there is no GPU: choose numba or numpy"),
+    ],
+)  # fmt: skip
+def test_there_is_no_gpu(n_gpus: Any, message: str, cupy: Any) -> None:
+    cupy.n_gpus = n_gpus
+    assert refused().startswith(message)
+
+
+def test_bfloat16_is_registered_before_cupy_is_imported(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    real = builtins.__import__
+
+    def spy(name: str, *args: Any, **options: Any) -> Any:
+        order.append(name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", spy)
+    backend.load("cupy")
+    assert [name for name in order if name in ("ml_dtypes", "cupy")] == ["ml_dtypes", "cupy"]
+
+
+def test_cupy_without_ml_dtypes(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert isinstance(backend.load("cupy"), CupyBackend)
+
+
+# --- the plain mathematics on another array module ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[Any]:
+    """The stand-in, current for as long as a test with drawn examples needs it."""
+    saved = dict(backend._loaded), dict(backend._by_type), backend._current, sys.modules.get("cupy")
+    backend._loaded.pop("cupy", None)
+    sys.modules["cupy"] = FakeCupy()
+    with tg.use_backend("cupy") as chosen:
+        yield chosen.backend
+    for registered, before in ((backend._loaded, saved[0]), (backend._by_type, saved[1])):
+        registered.clear()
+        registered.update(before)
+    backend._current = saved[2]
+    sys.modules.pop("cupy")
+    if saved[3] is not None:
+        sys.modules["cupy"] = saved[3]
+
+
+def outcome(row: Row, inputs: list[Any], options: Any, k: Any) -> tuple[list[Any], list[Any]]:
+    """Results and gradients, as NumPy arrays."""
+    result = row.run(*inputs, **options)
+    outputs = result if isinstance(result, list) else [result]
+    for y in outputs:
+        assert isinstance(y.data, k.array_type)
+        if y.requires_grad:
+            y.backward(k.asarray(np.linspace(-1, 1, y.size).reshape(y.shape)), retain_graph=True)
+    tensors = [x for x in inputs if isinstance(x, Tensor) and x.grad is not None]
+    assert all(type(x.grad) is k.array_type for x in tensors)
+    return [y.numpy() for y in outputs], [k.to_numpy(x.grad) for x in tensors]
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_every_op_runs_on_arrays_that_are_not_numpys(row: Row, gpu: Any, data: Any) -> None:
+    call = data.draw(row.calls)
+    assert tg.get_backend() is gpu
+    there = [Tensor(x, x.dtype.kind == "f") if isinstance(x, np.ndarray) else x for x in call.arrays()]
+    with tg.use_backend("numpy") as plainly:
+        here = outcome(row, call.tensors(), call.options, plainly.backend)
+    options = dict(call.options)
+    if row.name == "attention" and options["mask"] is not None:
+        options["mask"] = Tensor(options["mask"])
+    if row.name == "getitem":
+        options["key"] = tg.ops.indexing.index_key(on_device(options["key"]))
+    for got, wanted in zip(outcome(row, there, options, gpu), here, strict=True):
+        for a, b in zip(got, wanted, strict=True):
+            assert type(a) is np.ndarray
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def on_device(key: Any) -> Any:
+    if isinstance(key, tuple):
+        return tuple(on_device(part) for part in key)
+    return Tensor(key) if isinstance(key, np.ndarray) else key
+
+
+def test_tensors_are_made_where_the_current_backend_is(gpu: Any) -> None:
+    made = [Tensor([1.0]), Tensor(np.ones(2)), tg.zeros(2), tg.arange(3), tg.normal(2), tg.eye(2), tg.linspace(0, 1, 3),
+            tg.full(2, 1.0), tg.empty(2), tg.uniform(2), tg.zeros_like(tg.ones(2)), nn.Linear(2, 2).weight]  # fmt: skip
+    assert all(isinstance(x.data, FakeArray) for x in made)
+    x = tg.ones(2)
+    assert Tensor(x).data is x.data
+    assert (x[0].item(), x.tolist(), repr(x)) == (1.0, [1.0, 1.0], "Tensor([1., 1.], dtype=float32)")
+    with tg.use_backend("numpy"):
+        assert isinstance(tg.ones(2).data, np.ndarray)
+        assert not isinstance(tg.ones(2).data, FakeArray)
+
+
+def test_tensors_stay_where_they_are(gpu: Any) -> None:
+    """What is made of a tensor is made on its backend, whichever is current."""
+    with tg.use_backend("numpy"):
+        here = Tensor(np.ones(2), requires_grad=True)
+    like = [tg.zeros_like(here), tg.ones_like(here), tg.full_like(here, 3), tg.empty_like(here)]
+    assert all(type(x.data) is np.ndarray for x in (here.detach(), here * 2, *like))
+    here.backward(np.ones(2))
+    assert type(here.grad) is np.ndarray
+    there = tg.ones(2, requires_grad=True)
+    with tg.use_backend("numpy"):
+        for x in (there.detach(), there * 2, tg.zeros_like(there)):
+            assert isinstance(x.data, FakeArray)
+        (there * 2).sum().backward()
+        assert isinstance(there.grad, FakeArray)
+        there.grad = np.ones(2, np.float32)
+        assert isinstance(there.grad, FakeArray)
+
+
+def test_backends_do_not_mix(gpu: Any) -> None:
+    with tg.use_backend("numpy"):
+        here = Tensor(np.ones(2))
+    there = tg.ones(2)
+    cupy_first = r"operands live on two backends, cupy and numpy; move one with .to\('cupy'\) or .to\('numpy'\)$"
+    with pytest.raises(TypeError, match="^add: " + cupy_first):
+        _ = there + np.ones(2)
+    with pytest.raises(TypeError, match="^concat: " + cupy_first):
+        tg.concat([there, here])
+    with pytest.raises(TypeError, match="^multiply: operands live on two backends, numpy and cupy"):
+        _ = here * there
+    np.testing.assert_array_equal((there + here.to("cupy")).numpy(), [2, 2])
+    np.testing.assert_array_equal((there * np.float32(3) + 1).numpy(), [4, 4])  # numbers go with any
+
+
+def test_gradients_move_back_with_to(cupy: Any) -> None:
+    """The other backend is loaded by `to` itself."""
+    x = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    y = x.to("cupy")
+    assert isinstance(y.data, FakeArray)
+    z = (y * y).to("numpy")
+    assert type(z.data) is np.ndarray
+    z.sum().backward()
+    assert type(x.grad) is np.ndarray
+    np.testing.assert_array_equal(x.grad, [2, 4])
+
+
+def test_indices_are_not_looked_at(gpu: Any) -> None:
+    """Looking would mean waiting for the GPU."""
+    gpu.check_indices("take", object(), 3)
+    gpu.check_indices("cross_entropy", object(), 3, lowest=0)
+    before = gpu.xp.copied_to_host
+    weight = tg.ones((3, 2), requires_grad=True)
+    loss = tg.cross_entropy(tg.embedding(weight, tg.arange(2)), tg.arange(2))
+    loss.backward()
+    assert gpu.xp.copied_to_host == before
+
+
+def train(k: Any) -> list[float]:
+    tg.manual_seed(0)
+    model = nn.Module()
+    model.table, model.norm, model.head = nn.Embedding(7, 8), nn.RMSNorm(8), nn.Linear(8, 7)
+    optimizers = [optim.AdamW(model.table.parameters(), lr=0.1), optim.SGD(model.head.parameters(), 0.1, momentum=0.9)]
+    losses = []
+    for step in range(5):
+        tokens = Tensor(tg.Generator(1).integers(0, 7, (2, 4), step=step))
+        h = tg.dropout(model.norm(model.table(tokens)), p=0.2)
+        y = tg.attention(*[h.reshape(2, 4, 2, 4).permute_dims(0, 2, 1, 3)] * 3, causal=True)
+        loss = tg.cross_entropy(model.head(y.permute_dims(0, 2, 1, 3).reshape(2, 4, 8)), tokens)
+        loss.backward()
+        losses += [loss.item(), optim.clip_grad_norm(model.parameters(), 1.0)]
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for optimizer in optimizers:
+        state = optimizer.state_dict()
+        optimizer.load_state_dict({**state, "state": {name: k.to_numpy(a) for name, a in state["state"].items()}})
+    model.load_state_dict({name: k.to_numpy(array) for name, array in model.state_dict().items()})
+    model.astype(np.float64)
+    assert all(type(p.data) is k.array_type for p in model.parameters())
+    return losses
+
+
+def test_a_seed_trains_the_same_model_everywhere(gpu: Any) -> None:
+    there = train(gpu)
+    with tg.use_backend("numpy") as plainly:
+        here = train(plainly.backend)
+    np.testing.assert_allclose(there, here, rtol=1e-5)
+
+
+def test_what_has_no_backend() -> None:
+    with pytest.raises(TypeError, match="^exp: no backend for list, float$"):
+        backend.backend_of("exp", [[1], 2.0])
+
+
+# --- what NumPy does block by block ---------------------------------------------------------------
+
+
+class Plain(backend.Backend):
+    """The plain mathematics and nothing else."""
+
+    xp = np
+    array_type = np.ndarray
+
+
+LARGE = 2 * 2**15 + 5  # two blocks and a bit
+
+
+@pytest.mark.parametrize("lay_out", [lambda x: x, lambda x: x.reshape(-1, 3).T, lambda x: x[::-2]])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
+def test_activations_in_blocks(name: str, dtype: Any, lay_out: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, dy = (lay_out(rng.standard_normal(3 * (LARGE // 3)).astype(dtype)) for _ in range(2))
+    k, plainly = backend.load("numpy"), Plain()
+    np.testing.assert_array_equal(getattr(k, name)(x), getattr(plainly, name)(x))
+    backwards = f"{name}_backward"
+    np.testing.assert_array_equal(getattr(k, backwards)(dy, x), getattr(plainly, backwards)(dy, x))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_adamw_in_blocks(transposed: bool) -> None:
+    options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "step": 3}
+    states = []
+    for k in (backend.load("numpy"), Plain()):
+        rng = np.random.default_rng(0)
+        p, g, m, v = (rng.random(3 * (LARGE // 3)).reshape(-1, 3) for _ in range(4))
+        p = np.asfortranarray(p) if transposed else p
+        k.adamw(p, g, m, v, **options)
+        states.append((p, m, v))
+    for got, wanted in zip(*states, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("n_query", "n_key"), [(150, 150), (150, 40), (70, 200), (1, 90)])
+def test_causal_attention_in_blocks(n_query: int, n_key: int) -> None:
+    rng = np.random.default_rng(0)
+    q, dy = (rng.standard_normal((1, 4, n_query, 8)) for _ in range(2))
+    key, v = (rng.standard_normal((1, 2, n_key, 8)) for _ in range(2))
+    outcomes = []
+    for k in (backend.load("numpy"), Plain()):
+        y, lse = k.attention(q, key, v, True, None, None, 0.3)
+        outcomes.append([y, lse, *k.attention_backward(dy, q, key, v, y, lse, True, None, None, 0.3)])
+    for got, wanted in zip(*outcomes, strict=True):
+        assert got.shape == wanted.shape
+        np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_embedding_gradients_are_those_of_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    dy, indices = rng.standard_normal((4, 50, 3)), rng.integers(0, 7, (4, 50))
+    got, wanted = (k.embedding_backward(dy, indices, (9, 3)) for k in (backend.load("numpy"), Plain()))
+    np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-14)
+    assert not got[7:].any()

@@ -1,0 +1,286 @@
+"""Modules: finding, naming, saving and loading parameters; the layers against PyTorch's; training and evaluation."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from tensorgrad import Tensor, nn
+
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        self.attn = nn.Linear(2, 2, bias=False)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Any) -> Any:
+        return self.drop(self.attn(x))
+
+
+class Model(nn.Module):
+    """Parameters everywhere that they can be."""
+
+    def __init__(self) -> None:
+        self.wte = nn.Embedding(3, 2)
+        self.h = [Block(), Block()]
+        self.heads = {"loss": nn.Linear(2, 3), "more": {"deep": (nn.LayerNorm(2, bias=False),)}}
+        self.scale = Tensor(np.ones(1, np.float32), requires_grad=True)
+        self.table = Tensor(np.arange(3))  # held, but nothing to train
+        self.name, self.size, self.nothing = "model", 3, None
+        self.head = self.heads["loss"]  # held twice
+        self.tied = self.wte.weight
+
+
+NAMES = ["wte.weight", "h.0.attn.weight", "h.1.attn.weight", "heads.loss.weight", "heads.loss.bias",
+         "heads.more.deep.0.weight", "scale", "table"]  # fmt: skip
+
+
+def test_names_are_paths_and_what_is_shared_comes_once() -> None:
+    model = Model()
+    named = dict(model.named_parameters())
+    assert list(named) == NAMES
+    assert named["h.1.attn.weight"] is model.h[1].attn.weight
+    assert named["wte.weight"] is model.tied
+    assert all(a is b for a, b in zip(model.parameters(), named.values(), strict=True))
+    assert model.num_params() == 3 * 2 + 2 * 4 + 3 * 2 + 3 + 2 + 1 + 3
+
+
+def test_parameters_added_later_are_found() -> None:
+    model = Model()
+    model.h.append(Block())
+    model.extra = nn.RMSNorm(4)
+    assert [name for name, _ in model.named_parameters()] == [*NAMES[:3], "h.2.attn.weight", *NAMES[3:], "extra.weight"]
+
+
+def test_modules() -> None:
+    model = Model()
+    kinds = [type(module).__name__ for module in model.modules()]
+    assert kinds[:4] == ["Model", "Embedding", "Block", "Linear"]
+    assert kinds.count("Linear") == 4  # one of them by two names
+
+
+def test_train_and_eval() -> None:
+    model = Model()
+    assert model.training
+    assert model.eval() is model
+    assert not any(module.training for module in model.modules())
+    assert model.train() is model
+    assert all(module.training for module in model.modules())
+    model.h[0].eval()
+    assert [block.drop.training for block in model.h] == [False, True]
+    assert Model().training  # no other model is concerned
+
+
+def test_a_module_without_forward() -> None:
+    with pytest.raises(TypeError, match="Model defines no forward"):
+        Model()(1)
+
+
+# --- saving and loading ---------------------------------------------------------------------------
+
+
+def test_state_goes_from_one_model_to_another() -> None:
+    a, b = Model(), Model()
+    state = a.state_dict()
+    assert list(state) == NAMES
+    assert state["scale"] is a.scale.data
+    b.load_state_dict(state)
+    for name, p in b.named_parameters():
+        np.testing.assert_array_equal(p.data, state[name])
+        assert p.data is not state[name]
+    b.scale.data[...] = 7
+    assert a.scale.item() == 1
+
+
+def test_loading_keeps_dtypes_and_takes_tensors() -> None:
+    model = Model()
+    state = {name: Tensor(np.ones(p.shape)) for name, p in model.named_parameters()}
+    arrays = model.state_dict()
+    model.load_state_dict(state)
+    for name, p in model.named_parameters():
+        assert p.data is arrays[name]  # written into, so that optimisers go on with it
+        assert p.dtype == (np.int64 if name == "table" else np.float32)
+        assert (p.data == 1).all()
+
+
+def test_every_mismatch_is_named_and_nothing_is_changed() -> None:
+    model = Model()
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    state = {name: array + 1 for name, array in before.items()}
+    del state["scale"], state["h.0.attn.weight"]
+    state |= {"lm_head.weight": np.zeros(2), "wte.weight": np.zeros((2, 3))}
+    message = (
+        "Model: missing h.0.attn.weight; missing scale; unexpected lm_head.weight; "
+        "wte.weight has shape (2, 3), (3, 2) is needed"
+    )
+    with pytest.raises(nn.StateDictError) as caught:
+        model.load_state_dict(state)
+    assert str(caught.value) == message
+    assert isinstance(caught.value, ValueError)
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_shape_that_would_broadcast_is_refused() -> None:
+    layer = nn.Linear(2, 3)
+    for shape in ((1,), (), (1, 3)):
+        with pytest.raises(nn.StateDictError, match="bias has shape"):
+            layer.load_state_dict({"weight": layer.weight.data, "bias": np.zeros(shape)})
+
+
+def test_astype() -> None:
+    model = Model()
+    model.wte.weight.sum().backward()
+    assert model.astype(np.float64) is model
+    assert {name: str(p.dtype) for name, p in model.named_parameters()} == {
+        name: "int64" if name == "table" else "float64" for name in NAMES
+    }
+    assert model.wte.weight.requires_grad
+    assert model.wte.weight.grad is None
+    assert not model.table.requires_grad
+    frozen = nn.Linear(2, 2)
+    frozen.bias.requires_grad = False
+    assert [p.requires_grad for p in frozen.astype(np.float16).parameters()] == [True, False]
+
+
+# --- layers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "theirs", "shape"),
+    [
+        (lambda: nn.Linear(4, 3), lambda t: t.nn.Linear(4, 3), (2, 5, 4)),
+        (lambda: nn.Linear(4, 3, bias=False), lambda t: t.nn.Linear(4, 3, bias=False), (4,)),
+        (lambda: nn.LayerNorm(4), lambda t: t.nn.LayerNorm(4), (2, 4)),
+        (lambda: nn.LayerNorm(4, bias=False, eps=1e-2), lambda t: t.nn.LayerNorm(4, bias=False, eps=1e-2), (3, 2, 4)),
+        (lambda: nn.RMSNorm(4), lambda t: t.nn.RMSNorm(4, eps=1e-6), (2, 4)),
+    ],
+)
+def test_layers_are_pytorchs(make: Any, theirs: Any, shape: Any, torch: Any) -> None:
+    layer, other = make(), theirs(torch)
+    state = {name: tensor.detach().numpy() for name, tensor in other.state_dict().items()}
+    rng = np.random.default_rng(0)
+    for array in state.values():
+        array[...] = rng.standard_normal(array.shape)
+    layer.load_state_dict(state)  # of the same names and shapes
+    values = rng.standard_normal(shape).astype(np.float32)
+    x, their_x = Tensor(values, requires_grad=True), torch.tensor(values, requires_grad=True)
+    y, their_y = layer(x), other(their_x)
+    np.testing.assert_allclose(y.numpy(), their_y.detach().numpy(), rtol=1e-5, atol=1e-6)
+    y.backward(np.ones(y.shape))
+    their_y.backward(torch.ones(y.shape))
+    np.testing.assert_allclose(x.grad, their_x.grad.numpy(), rtol=1e-4, atol=1e-5)
+    for name, p in layer.named_parameters():
+        np.testing.assert_allclose(p.grad, getattr(other, name).grad.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_embedding() -> None:
+    layer = nn.Embedding(5, 3)
+    indices = np.array([[0, 4], [4, 4]])
+    y = layer(indices)
+    np.testing.assert_array_equal(y.numpy(), layer.weight.data[indices])
+    y.backward(np.ones(y.shape))
+    np.testing.assert_array_equal(layer.weight.grad, np.array([1, 0, 0, 0, 3])[:, None] * np.ones(3))
+
+
+def test_how_layers_start() -> None:
+    tg.manual_seed(0)
+    layer = nn.Linear(100, 300)
+    bound = 1 / math.sqrt(100)
+    for p in layer.parameters():
+        assert p.dtype == np.float32
+        assert abs(p.data).max() < bound
+        assert p.data.std() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+    table = nn.Embedding(300, 100).weight.data
+    assert (table.mean(), table.std()) == (pytest.approx(0, abs=0.03), pytest.approx(1, rel=0.03))
+    norm = nn.LayerNorm(3)
+    assert (norm.weight.tolist(), norm.bias.tolist()) == ([1, 1, 1], [0, 0, 0])
+    assert nn.RMSNorm(2).weight.tolist() == [1, 1]
+    assert all(p.requires_grad for p in (*layer.parameters(), *norm.parameters()))
+    assert nn.Linear(0, 3).weight.shape == (3, 0)
+    tg.manual_seed(0)
+    np.testing.assert_array_equal(nn.Linear(100, 300).weight.data, layer.weight.data)
+    small = nn.Linear(100, 300, std=0.02)
+    assert small.weight.data.std() == pytest.approx(0.02, rel=0.05)
+    assert not small.bias.data.any()
+    assert nn.Linear(2, 3, bias=False, std=0.02).bias is None
+    assert nn.Embedding(100, 300, std=0.02).weight.data.std() == pytest.approx(0.02, rel=0.05)
+
+
+# --- dropout --------------------------------------------------------------------------------------
+
+
+def test_dropout_while_training() -> None:
+    layer, x = nn.Dropout(0.25), Tensor(np.full((200, 300), 2.0, np.float32), requires_grad=True)
+    y = layer(x)
+    kept = y.data != 0
+    assert kept.mean() == pytest.approx(0.75, abs=0.01)
+    np.testing.assert_allclose(y.data[kept], 2 / 0.75, rtol=1e-6)
+    y.backward(np.ones(y.shape))
+    np.testing.assert_allclose(x.grad, kept / 0.75, rtol=1e-6)  # drawn again, the same
+    assert (layer(x).data != y.data).any()
+    rows = kept.mean(axis=1)
+    assert abs(rows - 0.75).max() < 0.13  # 5 standard deviations: no row, no column is special
+    assert abs(kept.mean(axis=0) - 0.75).max() < 0.16
+
+
+def test_dropout_does_nothing_otherwise() -> None:
+    layer, x = nn.Dropout(0.5), Tensor(np.ones(50), requires_grad=True)
+    before = tg.random.default_generator.state_dict()
+    for y in (layer.eval()(x), tg.dropout(x, p=0.5, training=False), nn.Dropout(0.0)(x), tg.dropout(x, 0)):
+        np.testing.assert_array_equal(y.data, x.data)
+        x.grad = None
+        y.sum().backward()
+        np.testing.assert_array_equal(x.grad, np.ones(50))
+    assert tg.random.default_generator.state_dict() == before  # no draw was taken
+
+
+def test_dropout_of_everything() -> None:
+    x = Tensor(np.ones((30, 40)), requires_grad=True)
+    y = nn.Dropout(1)(x)
+    assert not y.data.any()
+    y.sum().backward()
+    assert not x.grad.any()
+
+
+def test_dropout_saves_no_mask() -> None:
+    y = tg.dropout(Tensor(np.ones(1000), requires_grad=True), p=0.5)
+    assert list(tg.autograd.saved_arrays(y.node.backward)) == []
+
+
+def test_dropout_masks_follow_the_seed_and_the_number_of_the_draw() -> None:
+    def masks(n: int) -> list[Any]:
+        return [tg.dropout(tg.ones(64)).numpy() for _ in range(n)]
+
+    tg.manual_seed(3)
+    first = masks(3)
+    tg.manual_seed(3)
+    tg.normal(5)  # another stream
+    np.testing.assert_array_equal(masks(3), first)
+    assert (first[0] != first[1]).any()
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.5, math.nan])
+def test_probabilities(p: float) -> None:
+    with pytest.raises(ValueError, match=f"Dropout: probability {p} is not between 0 and 1"):
+        nn.Dropout(p)
+    with pytest.raises(ValueError, match=f"dropout: probability {p} is not between 0 and 1"):
+        tg.dropout(tg.ones(2), p=p)
+
+
+def test_attention_drops_weights_and_backward_draws_them_again() -> None:
+    """With v the identity, the result is the weights themselves."""
+    n = 64
+    q, key = (Tensor(np.zeros((1, 2, n, 4)), requires_grad=True) for _ in range(2))
+    v = Tensor(np.broadcast_to(np.eye(n), (1, 2, n, n)), requires_grad=True)
+    dropped = tg.attention(q, key, v, dropout_p=0.5)
+    kept = dropped.data != 0
+    assert kept.mean() == pytest.approx(0.5, abs=0.03)
+    np.testing.assert_allclose(dropped.data[kept], 2 / n)
+    dropped.backward(np.ones(dropped.shape))
+    np.testing.assert_allclose(v.grad, dropped.data.sum(axis=2)[..., None] * np.ones(n), rtol=1e-12)
+    assert kept[0, 0].tolist() != kept[0, 1].tolist()

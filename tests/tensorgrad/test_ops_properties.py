@@ -1,0 +1,74 @@
+"""Every op's result against NumPy's, and its result and gradients against PyTorch's, over drawn calls."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_table import ROWS, WITHOUT_ROW, Row, generators, lay_out
+
+from tensorgrad import Tensor, ops
+
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+drawn = settings(max_examples=20, deadline=None, derandomize=True)
+TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
+
+
+def test_every_differentiable_op_has_a_row() -> None:
+    assert {row.name for row in ROWS} | WITHOUT_ROW.keys() == set(ops.DIFFERENTIABLE)
+    assert not {row.name for row in ROWS} & WITHOUT_ROW.keys()
+    assert all(WITHOUT_ROW.values())
+
+
+def results(y: Any) -> list[Any]:
+    return list(y) if isinstance(y, list | tuple) else [y]
+
+
+def backward(outputs: list[Any], dys: list[Any]) -> None:
+    """Send one gradient into each result at once."""
+    recorded = [(y, dy) for y, dy in zip(outputs, dys, strict=True) if y.requires_grad]
+    if len(recorded) == 1:
+        recorded[0][0].backward(recorded[0][1])
+    elif recorded:
+        total = sum((y * Tensor(dy)).sum() for y, dy in recorded)
+        total.backward()
+
+
+def assert_close(got: Any, wanted: Any, tolerance: float) -> None:
+    assert got.shape == wanted.shape
+    np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+@drawn
+@given(data=st.data())
+def test_forward_is_numpys(row: Row, data: Any) -> None:
+    call = data.draw(row.calls)
+    got = results(row.run(*call.tensors(), **call.options))
+    wanted = results(row.numpy(*call.arrays(), **call.options))
+    for y, expected in zip(got, wanted, strict=True):
+        assert_close(y.numpy(), np.asarray(expected), 1e-6 if y.dtype == np.float32 else 1e-12)
+
+
+@drawn
+@given(dtype=st.sampled_from(["float64", "float32"]), data=st.data())
+def test_forward_and_gradients_are_pytorchs(row: Row, torch: Any, dtype: str, data: Any) -> None:
+    call, rng = data.draw(row.calls), data.draw(generators())
+    layout = data.draw(st.sampled_from(["plain", "reversed", "stretched"]))
+    ours = call.tensors(dtype)
+    theirs = [torch.from_numpy(np.array(x)) if isinstance(x, np.ndarray) else x for x in call.arrays(dtype)]
+    wanting = [i for i, x in enumerate(ours) if isinstance(x, Tensor) and x.requires_grad]
+    for i in wanting:
+        theirs[i].requires_grad_()
+    got = results(row.run(*ours, **call.options))
+    wanted = results(row.torch(torch, *theirs, **call.options))
+    for y, expected in zip(got, wanted, strict=True):
+        assert str(y.dtype) == str(expected.dtype).removeprefix("torch.")
+        assert_close(y.numpy(), expected.detach().numpy(), TOLERANCE[dtype])
+    dys = [lay_out(layout, rng.standard_normal(y.shape).astype(y.dtype)) for y in got]
+    backward(got, dys)
+    torch.autograd.backward(wanted, [torch.from_numpy(np.array(dy)) for dy in dys])
+    for i in wanting:
+        gradient = ours[i].grad
+        assert gradient.dtype == dtype
+        assert_close(gradient, theirs[i].grad.numpy(), TOLERANCE[dtype])

@@ -1,0 +1,344 @@
+"""Tensor: what can be made into one, what it tells of itself, its operators and methods, reading and writing."""
+
+import copy
+import operator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from tensorgrad import Tensor
+
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
+X = np.array([[1.5, -2.0, 0.5], [4.0, 0.25, -3.0]])
+
+
+def leaf(x: Any = X) -> Any:
+    return Tensor(np.array(x, np.float64), requires_grad=True)
+
+
+# --- making one -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [(1.5, "float32"), (2, "int64"), (True, "bool"), ([1.5, 2], "float32"), ([[1], [2]], "int64"), ([], "float32"),
+     ((1, 2.0), "float32"), (2**63, "uint64"), (np.float64(1), "float64"), (np.float16(1), "float16"),
+     ([np.float32(1)], "float32"), (np.zeros(2), "float64"), (np.zeros(2, "uint8"), "uint8"), (np.bool_(True), "bool")],
+)  # fmt: skip
+def test_data_and_its_dtype(data: Any, dtype: str) -> None:
+    x = Tensor(data)
+    assert x.dtype == dtype
+    assert isinstance(x.data, np.ndarray)
+    np.testing.assert_array_equal(x.numpy(), np.asarray(data))
+    assert Tensor(data, dtype="float64").dtype == np.float64
+
+
+def test_arrays_and_tensors_are_not_copied() -> None:
+    array = np.zeros(3)
+    x = Tensor(array)
+    assert x.data is array
+    assert Tensor(x).data is array
+    assert x.numpy() is array
+    assert x.detach().data is array
+    assert Tensor(x, requires_grad=True).requires_grad
+    assert not x.requires_grad
+
+
+@pytest.mark.parametrize(
+    "data", ["abc", None, [None], {"a": 1}, ["1", "2"], object(), 1j, np.array(["a"]), np.array([1j]), np.array([None]),
+             np.array(["2026-01-01"], "datetime64[D]")],
+)  # fmt: skip
+def test_what_is_not_numeric_is_refused(data: Any) -> None:
+    with pytest.raises(TypeError, match=r"^Tensor: .* is not numeric$"):
+        Tensor(data)
+
+
+def test_ragged_lists_are_refused() -> None:
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        Tensor([[1, 2], [3]])
+
+
+def test_foreign_arrays_are_refused(torch: Any) -> None:
+    with pytest.raises(TypeError, match="Tensor: no backend for Tensor"):
+        Tensor(torch.zeros(2))
+
+
+def test_a_list_of_tensors() -> None:
+    assert Tensor([Tensor(1.0), Tensor(2.0)]).tolist() == [1, 2]
+
+
+# --- what it is -----------------------------------------------------------------------------------
+
+
+def test_properties() -> None:
+    x = Tensor(np.zeros((2, 3), np.float32))
+    assert (x.shape, x.ndim, x.size, x.dtype, len(x)) == ((2, 3), 2, 6, np.float32, 2)
+    assert (x.requires_grad, x.grad) == (False, None)
+
+
+def test_requires_grad() -> None:
+    x = Tensor(X)
+    x.requires_grad = True
+    (x * 2).sum().backward()
+    np.testing.assert_array_equal(x.grad, np.full(X.shape, 2))
+    x.requires_grad = True  # again: nothing is lost
+    assert x.grad is not None
+    x.requires_grad = False
+    assert x.grad is None
+    y = leaf() * 2
+    for wanted in (True, False):
+        with pytest.raises(RuntimeError, match=r"requires_grad: set on the result of multiply; use detach\(\)"):
+            y.requires_grad = wanted
+    assert not y.detach().requires_grad
+
+
+def test_setting_grad() -> None:
+    x = leaf(X.astype(np.float32))
+    x = Tensor(X.astype(np.float32), requires_grad=True)
+    x.grad = X  # float64
+    assert x.grad.dtype == np.float32
+    x.sum().backward()
+    np.testing.assert_array_equal(x.grad, X.astype(np.float32) + 1)
+    x.grad = Tensor(X)
+    assert isinstance(x.grad, np.ndarray)
+    with pytest.raises(ValueError, match=r"grad: shape \(3,\) for a tensor of shape \(2, 3\)"):
+        x.grad = np.zeros(3)
+    with pytest.raises(RuntimeError, match="only tensors made with requires_grad=True hold a gradient"):
+        (x * 2).grad = X
+    frozen = Tensor(X)
+    frozen.grad = None  # as zero_grad does
+    with pytest.raises(RuntimeError, match="only tensors made with requires_grad=True"):
+        frozen.grad = X
+
+
+def test_repr() -> None:
+    assert repr(Tensor([1.0, 2.5])) == "Tensor([1. , 2.5], dtype=float32)"
+    assert repr(Tensor([1.0], requires_grad=True)) == "Tensor([1.], dtype=float32, requires_grad=True)"
+    assert repr(Tensor([1.0], requires_grad=True) + 1) == "Tensor([2.], dtype=float32, made by add)"
+    assert repr(Tensor(np.arange(4).reshape(2, 2))) == "Tensor([[0, 1],\n        [2, 3]], dtype=int64)"
+    assert len(repr(tg.zeros((100, 100)))) < 500
+
+
+# --- out of it ------------------------------------------------------------------------------------
+
+
+def test_one_element_as_a_number() -> None:
+    assert type(Tensor(2.0).item()) is float
+    assert type(Tensor([[3]]).item()) is int
+    assert type(Tensor(True).item()) is bool
+    assert (float(Tensor([2.5])), int(Tensor(3.7)), bool(Tensor([0.0])), [10, 20][Tensor(1)]) == (2.5, 3, False, 20)
+    for read in (Tensor.item, float, int):
+        with pytest.raises(ValueError, match=r"item: shape \(2,\) has 2 elements, not one"):
+            read(Tensor([1, 2]))
+    with pytest.raises(ValueError, match=r"shape \(2,\) is neither true nor false: use all\(\) or any\(\)"):
+        bool(Tensor([1, 2]))
+    with pytest.raises(TypeError, match="a tensor of dtype float32 is no index"):
+        [1, 2][Tensor(1.0)]
+
+
+def test_lists_and_numpy() -> None:
+    x = leaf()
+    assert x.tolist() == X.tolist()
+    np.testing.assert_array_equal(np.asarray(x), X)
+    assert np.asarray(x, np.float32).dtype == np.float32
+    assert np.asarray(x) is not None
+    assert np.array(x) is not x.data
+    np.testing.assert_allclose(np.sum(np.asarray(x), axis=0), X.sum(axis=0))
+
+
+def test_iteration() -> None:
+    x = leaf()
+    rows = list(x)
+    assert [row.tolist() for row in rows] == X.tolist()
+    (rows[0] * rows[1]).sum().backward()
+    np.testing.assert_array_equal(x.grad, X[::-1])
+    for use in (len, iter, list):
+        with pytest.raises(TypeError, match=r"len\(\) of a tensor with no dimensions"):
+            use(Tensor(1.0))
+
+
+def test_copies() -> None:
+    x = leaf()
+    x.sum().backward()
+    y = copy.deepcopy(x)
+    assert y.requires_grad
+    y.data[...] = 0
+    y.grad[...] = 0
+    np.testing.assert_array_equal(x.data, X)
+    np.testing.assert_array_equal(x.grad, np.ones_like(X))
+
+
+def test_astype_and_to() -> None:
+    x = leaf()
+    y = x.astype("float32").to("numpy")
+    assert y.dtype == np.float32
+    y.sum().backward()
+    assert x.grad.dtype == np.float64
+    with pytest.raises(ValueError, match=r"unknown backend 'nunpy'.* did you mean 'numpy'\?"):
+        x.to("nunpy")
+
+
+# --- operators ------------------------------------------------------------------------------------
+
+BINARY = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.floordiv, operator.mod,
+          operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge]  # fmt: skip
+
+
+@pytest.mark.parametrize("fn", BINARY)
+@pytest.mark.parametrize("other", [2.0, 3, np.float64(2), np.array([2.0, 3.0, 1.0]), Tensor(np.array([2.0, 3.0, 1.0]))])
+def test_binary_operators_are_numpys_from_either_side(fn: Any, other: Any) -> None:
+    x = np.abs(X)
+    plain = other.data if isinstance(other, Tensor) else other
+    assert isinstance(fn(Tensor(x), other), Tensor)
+    np.testing.assert_array_equal(fn(Tensor(x), other).numpy(), fn(x, plain))
+    assert isinstance(fn(other, Tensor(x)), Tensor)
+    np.testing.assert_array_equal(fn(other, Tensor(x)).numpy(), fn(plain, x))
+
+
+def test_matrix_product_from_either_side() -> None:
+    w = np.arange(6.0).reshape(3, 2)
+    for product in (Tensor(X) @ Tensor(w), Tensor(X) @ w, X @ Tensor(w)):
+        np.testing.assert_array_equal(product.numpy(), X @ w)
+
+
+def test_unary_operators() -> None:
+    x = leaf()
+    np.testing.assert_array_equal((-x).numpy(), -X)
+    np.testing.assert_array_equal(abs(x).numpy(), abs(X))
+    assert +x is x
+
+
+@pytest.mark.parametrize("fn", [operator.and_, operator.or_, operator.xor])
+@pytest.mark.parametrize(("a", "b"), [([True, True, False], [True, False, False]), ([6, 5, 0], [3, 4, 7])])
+def test_bits_and_truths(fn: Any, a: Any, b: Any) -> None:
+    a, b = np.array(a), np.array(b)
+    for got in (fn(Tensor(a), Tensor(b)), fn(Tensor(a), b), fn(a, Tensor(b))):
+        assert isinstance(got, Tensor)
+        assert got.dtype == a.dtype
+        np.testing.assert_array_equal(got.numpy(), fn(a, b))
+    np.testing.assert_array_equal((~Tensor(a)).numpy(), ~a)
+
+
+def test_comparisons_have_no_gradient_and_tensors_are_hashable() -> None:
+    x = leaf()
+    assert (x == x).numpy().all()
+    assert not (x > 0).requires_grad
+    assert len({x, x, Tensor(X)}) == 2
+
+
+def test_gradients_through_operators_from_either_side() -> None:
+    x = leaf([2.0, 4.0])
+    (3 - x + 8 / x + 2**x + x**2 + x / 2 - x).sum().backward()
+    wanted = -1 - 8 / x.data**2 + 2**x.data * np.log(2) + 2 * x.data + 0.5 - 1
+    np.testing.assert_allclose(x.grad, wanted, rtol=1e-14)
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+METHODS = [
+    ("sum", (0,), {}), ("sum", (), {"axis": (0, 1), "keepdims": True}), ("mean", (1,), {}), ("max", (0,), {}),
+    ("min", (1, True), {}), ("prod", (0,), {}), ("var", (0,), {"correction": 1}), ("std", (1,), {}),
+    ("all", (0,), {}), ("any", (1,), {"keepdims": True}), ("argmax", (1,), {}), ("argmin", (0, True), {}),
+    ("reshape", ((3, 2),), {}), ("permute_dims", ((1, 0),), {}), ("expand_dims", (1,), {}), ("squeeze", (), {}),
+    ("broadcast_to", ((2, 2, 3),), {}), ("exp", (), {}), ("square", (), {}), ("tanh", (), {}), ("sigmoid", (), {}),
+    ("relu", (), {}), ("gelu", (), {}), ("gelu", ("tanh",), {}), ("softmax", (0,), {}), ("clip", (-1.0, 2.0), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "positional", "named"), METHODS)
+def test_methods_are_the_ops_of_the_same_name(name: str, positional: Any, named: Any) -> None:
+    x = leaf()
+    options = {"min": positional[0], "max": positional[1]} if name == "clip" else named
+    wanted = getattr(tg, name)(x, *(() if name == "clip" else positional), **options)
+    got = getattr(x, name)(*positional, **named)
+    assert got.dtype == wanted.dtype
+    np.testing.assert_array_equal(got.numpy(), wanted.numpy())
+
+
+def test_more_methods() -> None:
+    x = leaf(np.abs(X))
+    np.testing.assert_array_equal(x.log().numpy(), np.log(np.abs(X)))
+    np.testing.assert_array_equal(x.sqrt().numpy(), np.sqrt(np.abs(X)))
+    np.testing.assert_array_equal(x.T.numpy(), np.abs(X).T)
+    np.testing.assert_array_equal(x.expand_dims(0).mT.numpy(), np.abs(X).T[None])
+    assert [part.shape for part in x.split(3, axis=1)] == [(2, 1)] * 3
+    assert x.reshape(6).reshape(3, -1).shape == (3, 2)
+    assert x.reshape([6]).reshape(np.int64(6)).shape == (6,)
+    assert x.permute_dims(1, 0).broadcast_to(4, 3, 2).shape == (4, 3, 2)
+    assert x.sum().reshape().shape == ()
+    with pytest.raises(ValueError, match=r"T: shape \(6,\) is no matrix; use mT or permute_dims"):
+        _ = x.reshape(6).T
+
+
+# --- reading and writing --------------------------------------------------------------------------
+
+
+def test_indices_that_are_tensors() -> None:
+    x = leaf()
+    np.testing.assert_array_equal(x[Tensor([1, 0, 1])].numpy(), X[[1, 0, 1]])
+    np.testing.assert_array_equal(x[:, Tensor([2, 2])].numpy(), X[:, [2, 2]])
+    np.testing.assert_array_equal(x[x > 0].numpy(), X[X > 0])
+    np.testing.assert_array_equal(x[Tensor(1), np.int64(2)].numpy(), X[1, 2])
+    x[Tensor([1, 0, 1])].sum().backward()
+    np.testing.assert_array_equal(x.grad, [[1, 1, 1], [2, 2, 2]])
+
+
+def test_reading_one_element_gives_a_tensor() -> None:
+    x = leaf()
+    y = x[1, 2]
+    assert isinstance(y, Tensor)
+    assert y.shape == ()
+    (y * 5).backward()
+    np.testing.assert_array_equal(x.grad, [[0, 0, 0], [0, 0, 5]])
+
+
+def test_an_index_out_of_range() -> None:
+    for key in (2, (0, 3), [0, 5], Tensor([7])):
+        with pytest.raises(IndexError, match="out of bounds"):
+            leaf()[key]
+
+
+def test_writing() -> None:
+    x = Tensor(X.copy())
+    x[0] = 7
+    x[1, Tensor([0, 2])] = Tensor([8.0, 9.0])
+    x[x < 1] = 0.0
+    np.testing.assert_array_equal(x.numpy(), [[7, 7, 7], [8, 0, 9]])
+    x[0] += 1
+    x *= 2
+    np.testing.assert_array_equal(x.numpy(), [[16, 16, 16], [16, 0, 18]])
+    with pytest.raises(ValueError, match="read-only"):
+        x.broadcast_to(2, 2, 3)[0] = 1.0
+
+
+def test_updating_a_leaf_under_no_grad_writes_into_it() -> None:
+    """The way in which PyTorch's users write an optimiser: the loop's p has to be the model's."""
+    p = leaf([1.0, 2.0])
+    array, params = p.data, [p]
+    (p * p).sum().backward()
+    with tg.no_grad():
+        for q in params:
+            q -= 0.5 * q.grad
+            q += 3
+            q *= 2.0
+            q /= 4.0
+    assert params[0].data is array
+    assert array.tolist() == [1.5, 1.5]
+    assert params[0].requires_grad
+    assert params[0].grad is not None
+
+
+def test_updating_anything_else_makes_a_new_tensor() -> None:
+    x, plain = leaf([1.0, 2.0]), Tensor([1.0, 2.0])
+    h, kept = x, plain
+    h += x * 2
+    h *= 2
+    h.sum().backward()
+    assert x.tolist() == [1, 2]
+    assert x.grad.tolist() == [6, 6]
+    with tg.no_grad():
+        plain -= 1
+    assert (plain.tolist(), kept.tolist()) == ([0, 1], [1, 2])
