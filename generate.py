@@ -24,14 +24,10 @@ def build_parser() -> ArgumentParser:
     add("--checkpoint", type=Path, help="a run, or one step of it (default: the newest of all)")
     add("--prompt", default="", help="what to continue; FILE:path takes it from a file")
     add("--max-new-tokens", type=int, default=500, help="tokens to write")
-    add(
-        "--temperature", type=float, default=0.8, help="0: always the likeliest token; 1: as learnt"
-    )
+    add("--temperature", type=float, default=0.8, help="0: always the likeliest token; 1: as learnt")
     add("--top-k", type=int, default=200, help="choose among the k likeliest tokens")
     add("--top-p", type=float, default=1.0, help="choose among the likeliest of this total share")
-    add(
-        "--repetition-penalty", type=float, default=1.0, help="above 1: avoid what was there before"
-    )
+    add("--repetition-penalty", type=float, default=1.0, help="above 1: avoid what was there before")
     add("--seed", type=int, default=1337, help="the same seed gives the same text")
     add("--num-samples", type=int, default=1, help="texts to write; each has a seed of its own")
     add("--stop", action="append", default=[], help="end before this text; may be given repeatedly")
@@ -76,9 +72,7 @@ def read_prompt(prompt: str) -> str:
         return path.read_text(encoding="utf-8")
 
 
-def sample(
-    args: Namespace, model: GPT, checkpoint: Checkpoint, prompt: str, number: int
-) -> Iterator[str]:
+def sample(args: Namespace, model: GPT, checkpoint: Checkpoint, prompt: str, number: int) -> Iterator[str]:
     """Return the pieces of one text."""
     tokenizer, window = checkpoint.tokenizer, model.config.block_size
     n_prompt = len(tokenizer.encode(prompt))

@@ -70,9 +70,7 @@ def one_of(*names: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text in names:
             return text
-        raise argparse.ArgumentTypeError(
-            f"unknown value {text!r}{nearest(text, names)} (one of {', '.join(names)})"
-        )
+        raise argparse.ArgumentTypeError(f"unknown value {text!r}{nearest(text, names)} (one of {', '.join(names)})")
 
     return parse
 

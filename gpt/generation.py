@@ -244,9 +244,7 @@ def stream_text(
     **options: Unpack[SamplingOptions],
 ) -> Iterator[str]:
     """Yield what follows one prompt, piece by piece; characters are never cut. See stream_texts."""
-    pieces = stream_texts(
-        model, tokenizer, [prompt], max_new_tokens=max_new_tokens, stop=stop, **options
-    )
+    pieces = stream_texts(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, stop=stop, **options)
     return (piece for _, piece in pieces)
 
 
@@ -261,9 +259,7 @@ def generate_text(
 ) -> list[str]:
     """Return what follows each prompt, which may differ in length. See stream_texts."""
     texts = [""] * len(prompts)
-    pieces = stream_texts(
-        model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop, **options
-    )
+    pieces = stream_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop, **options)
     for row, piece in pieces:
         texts[row] += piece
     return texts

@@ -114,9 +114,7 @@ class GPT(nn.Module):
         self.h = [Block(config) for _ in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
 
-    def forward(
-        self, idx: Any, targets: Any = None, *, cache: Cache | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, idx: Any, targets: Any = None, *, cache: Cache | None = None) -> tuple[Tensor, Tensor | None]:
         """Predict the next token everywhere.
 
         idx and targets (B, T) integers, arrays or tensors -> logits (B, T, V) and the mean loss;
@@ -137,7 +135,7 @@ class GPT(nn.Module):
         if targets is None:
             x = x[:, -1:]  # (B, 1, C): generation asks for nothing else, and the head is wide
             return tg.linear(self.ln_f(x), self.wte.weight), None  # the head is the embedding
-        # (B, T, V) and a scalar, in one operation: all gradients of the logits at once would be the largest array of all
+        # (B, T, V) and a scalar, in one op: the gradient of all logits would be the largest array of all
         logits, loss = tg.linear_cross_entropy(self.ln_f(x), self.wte.weight, targets)
         return logits, loss
 

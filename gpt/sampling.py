@@ -57,9 +57,7 @@ class Sampling:
     def row_generators(self, n_rows: int) -> list[tg.random.Generator]:
         """Return each row's own random numbers."""
         if self.seed is None:
-            seeds = tg.random.default_generator.integers(
-                0, 2**32, (n_rows,), stream=tg.random.Stream.SAMPLING
-            ).tolist()
+            seeds = tg.random.default_generator.integers(0, 2**32, (n_rows,), stream=tg.random.Stream.SAMPLING).tolist()
         elif isinstance(self.seed, int | np.integer):
             seeds = [self.seed] * n_rows
         else:
@@ -68,9 +66,7 @@ class Sampling:
             _refuse("seed", self.seed, f"one number, or one for each of the {n_rows} prompts")
         return [tg.random.Generator(seed) for seed in seeds]
 
-    def choose(
-        self, logits: Array, seen: Sequence[int], generator: tg.random.Generator, step: int
-    ) -> int:
+    def choose(self, logits: Array, seen: Sequence[int], generator: tg.random.Generator, step: int) -> int:
         """Return the next token.
 
         logits (V,) of one row, seen: the row's tokens so far, step: the number of this draw.
@@ -78,9 +74,7 @@ class Sampling:
         """
         logits = logits.astype(np.float64)  # a copy, ours to change
         if not np.isfinite(logits).all():
-            raise FloatingPointError(
-                "the logits are nan or infinite: the model's training diverged"
-            )
+            raise FloatingPointError("the logits are nan or infinite: the model's training diverged")
         self._penalise(logits, seen)
         if self.temperature == 0:
             return int(logits.argmax())

@@ -42,11 +42,7 @@ def find_modules(root: Path) -> dict[str, Path]:
     """Every module of the library and the programs, by its dotted name."""
     files = [*root.glob("*.py"), *root.glob("tensorgrad/**/*.py"), *root.glob("gpt/**/*.py")]
     names = {path: path.relative_to(root).with_suffix("").as_posix() for path in files}
-    return {
-        name.replace("/", ".").removesuffix(".__init__"): path
-        for path, name in names.items()
-        if name != "setup"
-    }
+    return {name.replace("/", ".").removesuffix(".__init__"): path for path, name in names.items() if name != "setup"}
 
 
 def imports(name: str, path: Path, modules: Iterable[str]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """Ops without a gradient: comparisons, logic, rounding, and searching. Their results never require one."""
 
-
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import normalize_axes
@@ -183,5 +182,3 @@ def any(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> R
 def count_nonzero(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
     """How many elements are not 0. int64."""
     return k.xp.sum(x != 0, axis=normalize_axes("count_nonzero", axis, x.ndim), keepdims=keepdims), None
-
-

@@ -22,9 +22,7 @@ F = torch.nn.functional
 FOUR_LAYERS = {"block_size": 32, "vocab_size": 65, "n_layer": 4, "n_head": 4, "n_embd": 64}
 
 
-def torch_gpt(
-    w: dict, idx: torch.Tensor, n_layer: int, n_head: int, *, conv1d: bool = False
-) -> torch.Tensor:
+def torch_gpt(w: dict, idx: torch.Tensor, n_layer: int, n_head: int, *, conv1d: bool = False) -> torch.Tensor:
     """Logits (B, T, V); conv1d: matrices are stored (in, out), as in Hugging Face's files."""
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -76,10 +74,7 @@ def randomise(model: GPT) -> None:
 
 
 def as_torch(model: GPT) -> dict:
-    return {
-        name: torch.tensor(np.array(p.numpy()), requires_grad=True)
-        for name, p in model.named_parameters()
-    }
+    return {name: torch.tensor(np.array(p.numpy()), requires_grad=True) for name, p in model.named_parameters()}
 
 
 @pytest.fixture(params=[True, False], ids=["bias", "no-bias"])

@@ -73,9 +73,7 @@ def test_refusals(word: str, message: str, capsys: pytest.CaptureFixture[str]) -
     assert refusal(capsys, word) == message
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("True", True), ("off", False), ("0", False), ("yes", True)]
-)
+@pytest.mark.parametrize(("text", "value"), [("True", True), ("off", False), ("0", False), ("yes", True)])
 def test_boolean(text: str, value: bool) -> None:
     assert boolean(text) is value
 
@@ -102,9 +100,7 @@ def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_mistakes_are_one_line(
-    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(raising(error), prog="prog") == 2
     assert capsys.readouterr() == ("", f"prog: error: {line}\n")
 

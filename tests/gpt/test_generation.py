@@ -25,9 +25,7 @@ from gpt.sampling import Sampling
 from gpt.tokenizer import BPETokenizer, CharTokenizer
 
 WINDOW, VOCAB = 8, 19
-ROWS = st.lists(
-    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12), min_size=1, max_size=4
-)
+ROWS = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12), min_size=1, max_size=4)
 
 
 def make_model(vocab_size: int = VOCAB, block_size: int = WINDOW) -> GPT:
@@ -98,9 +96,7 @@ def test_a_sequence_in_chunks(cuts: list[int]) -> None:
             logits, _ = MODEL(ids[:, at : at + n], cache=cache)
             at += n
     for row in range(2):
-        np.testing.assert_allclose(
-            logits.numpy()[row, 0], uncached_logits(MODEL, ids[row]), atol=1e-5
-        )
+        np.testing.assert_allclose(logits.numpy()[row, 0], uncached_logits(MODEL, ids[row]), atol=1e-5)
 
 
 def test_chunks_onto_rows_of_different_lengths() -> None:
@@ -119,9 +115,7 @@ def test_the_cache_stays_where_it_is() -> None:
     addresses = set()
     for _ in batch:
         assert batch.cache is not None
-        addresses.add(
-            tuple(array.ctypes.data for la in batch.cache.layers for array in (la.k, la.v))
-        )
+        addresses.add(tuple(array.ctypes.data for la in batch.cache.layers for array in (la.k, la.v)))
     assert len(addresses) == 1
     assert batch.cache.layers[0].k.shape == (2, 2, WINDOW, 8)
 
@@ -347,9 +341,7 @@ def test_options_out_of_range(options: dict, message: str) -> None:
     options = {"max_new_tokens": 1, **options}
     with pytest.raises(ValueError, match=message):
         generate(MODEL, [[1]], **options)
-    with pytest.raises(
-        ValueError, match=message
-    ):  # at the call, before the first piece is asked for
+    with pytest.raises(ValueError, match=message):  # at the call, before the first piece is asked for
         stream_text(MODEL, CharTokenizer("abc"), "a", **options)
 
 

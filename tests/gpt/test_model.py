@@ -22,9 +22,7 @@ FOUR_LAYERS = {"block_size": 32, "vocab_size": 65, "n_layer": 4, "n_head": 4, "n
 
 
 def batch(config: GPTConfig, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    tokens = np.random.default_rng(seed).integers(
-        config.vocab_size, size=(rows, config.block_size + 1)
-    )
+    tokens = np.random.default_rng(seed).integers(config.vocab_size, size=(rows, config.block_size + 1))
     return tokens[:, :-1], tokens[:, 1:]
 
 

@@ -204,7 +204,7 @@ def refused() -> str:
 def test_cupy_is_not_installed(registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     message = refused()
-    assert message == 'CuPy is not installed: pip install "tensorgrad[cuda13]" (cuda12 for a driver of CUDA 12)'
+    assert message == 'CuPy is not installed: pip install -e ".[cuda13]" (cuda12 for a driver of CUDA 12)'
 
 
 def test_cupy_fails_to_import(registry: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -150,9 +150,7 @@ def check(k: Any, shape: tuple[int, ...], causal: bool, dtype: Any) -> None:
     np.testing.assert_allclose(y, expected_y, **near)
     np.testing.assert_allclose(lse, expected_lse, **near)
     expected = Plain().attention_backward(dy, q, key, v, expected_y, expected_lse, causal, None, None, 0.3)
-    for got, want in zip(
-        k.attention_backward(dy, q, key, v, y, lse, causal, None, None, 0.3), expected, strict=True
-    ):
+    for got, want in zip(k.attention_backward(dy, q, key, v, y, lse, causal, None, None, 0.3), expected, strict=True):
         np.testing.assert_allclose(got, want, **near)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from tensorgrad.backend.base import Array, Backend, BackendUnavailable
 
-EXTRAS = 'pip install "tensorgrad[cuda13]" (cuda12 for a driver of CUDA 12)'
+EXTRAS = 'pip install -e ".[cuda13]" (cuda12 for a driver of CUDA 12)'
 
 
 class CupyBackend(Backend):

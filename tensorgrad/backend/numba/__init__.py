@@ -36,9 +36,12 @@ class NumbaBackend(Activation, Attention, CrossEntropy, Dropout, Embedding, Norm
 
 def create() -> Backend:
     """The backend, for `tensorgrad.backend.load`."""
-    # Waiting threads sleep. By default they spin, and where another program wants a core too, they take it from the
-    # thread they are waiting for. Read by OpenMP when the first kernel starts; what the user has set stays.
+    # A thread that waits for the next kernel spins for some 10 microseconds, then sleeps. By default it spins for
+    # long, and where another program wants the core too, takes it from the thread it is waiting for; where it sleeps at
+    # once, the system wakes it on the core of the thread that called it. OpenMP reads this when the first kernel
+    # starts; what the user has set stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     announce_compilation()
     library = blas.find()
     if library is not None:

@@ -126,9 +126,7 @@ class Attention(Products):
         if not takes or mask is not None or dropout is not None:
             return super().attention_backward(dy, q, key, v, y, lse, causal, mask, dropout, scale)
         dq, dkey, dv = _gradients(q, key, v)
-        backward(
-            readable(dy), readable(q), readable(key), readable(v), lse[..., 0], dq, dkey, dv, scale, causal
-        )
+        backward(readable(dy), readable(q), readable(key), readable(v), lse[..., 0], dq, dkey, dv, scale, causal)
         return dq, dkey, dv
 
 

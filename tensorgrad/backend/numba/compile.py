@@ -15,7 +15,7 @@ try:
     from numba.core.caching import FunctionCache
     from numba.extending import overload
 except ModuleNotFoundError as error:
-    raise BackendUnavailable('numba is not installed: pip install "tensorgrad[fast]"') from error
+    raise BackendUnavailable("numba is not installed: pip install numba") from error
 except ImportError as error:  # Numba refuses a NumPy that is newer than it knows
     raise BackendUnavailable(f"numba cannot be imported: {error}") from error
 
