@@ -7,9 +7,8 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import tensorgrad as tg
 from gpt.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
-from gpt.cli import ArgumentParser, one_of, run, user_errors
+from gpt.cli import ArgumentParser, one_of, run, use_backend, user_errors
 from gpt.config import BACKENDS, UserError
 from gpt.generation import stream_text
 from gpt.model import GPT
@@ -32,6 +31,7 @@ def build_parser() -> ArgumentParser:
     add("--num-samples", type=int, default=1, help="texts to write; each has a seed of its own")
     add("--stop", action="append", default=[], help="end before this text; may be given repeatedly")
     add("--backend", type=one_of(*BACKENDS), default="auto", help="what computes")
+    add("--threads", type=int, default=None, help="CPU threads for everything (default: every core)")
     return parser
 
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, not {args.num_samples}")
-    note(tg.use_backend(args.backend).reason)
+    note(use_backend(args.backend, args.threads))
     checkpoint = open_checkpoint(args.checkpoint)
     model, prompt = checkpoint.build_model(), read_prompt(args.prompt)
     note(f"{checkpoint.path}, {model.num_params():,} parameters")

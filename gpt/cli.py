@@ -98,6 +98,14 @@ def user_errors(*kinds: type[Exception], about: str = "") -> Iterator[None]:
         raise UserError(f"{about}: {error}" if about else str(error)) from error
 
 
+def use_backend(name: str, threads: int | None) -> str:
+    """Make a backend current, on that many CPU threads; return which was taken, and why that one."""
+    if threads is not None:
+        with user_errors():
+            tg.set_num_threads(threads)
+    return tg.use_backend(name).reason
+
+
 def error_line(prog: str, message: str) -> str:
     """Return `prog: error: message` as exactly one line."""
     return f"{prog}: error: {' '.join(message.split())}\n"

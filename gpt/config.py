@@ -123,6 +123,7 @@ class TrainConfig:
     seed: int = flag(1337, "training", "decides weights, dropout, batches and the sample")
 
     backend: str = flag("auto", "run", "numpy, numba, cupy; auto takes the fastest, and says which")
+    threads: int | None = flag(None, "run", "CPU threads for everything (default: every core)")
     eval_interval: int = flag(250, "run", "steps between validations, a checkpoint with each")
     eval_iters: int = flag(20, "run", "batches that a validation averages over")
     out: str | None = flag(None, "run", "folder of the run (default: a new one under checkpoints/)")
@@ -138,7 +139,7 @@ class TrainConfig:
         for name in ("warmup_iters", "weight_decay", "grad_clip"):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         _require(self, "seed", 0 <= self.seed < 2**64, "at least 0 and below 2**64")
-        for name in ("vocab_size", "lr_decay_iters"):
+        for name in ("vocab_size", "lr_decay_iters", "threads"):
             value = getattr(self, name)
             _require(self, name, value is None or value >= 1, "at least 1")
         for name in ("beta1", "beta2"):

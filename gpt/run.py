@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tensorgrad as tg
 from gpt.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, steps_after
-from gpt.cli import user_errors
+from gpt.cli import use_backend, user_errors
 from gpt.config import GPTConfig, TrainConfig, UserError
 from gpt.data import DataLoader, load_text, make_loaders
 from gpt.flags import Arguments
@@ -67,7 +67,7 @@ def make_run(arguments: Arguments) -> Run:
 
 def new_run(config: TrainConfig) -> Run:
     """Return a run at its beginning: tokenizer, data, model and an empty folder."""
-    backend = tg.use_backend(config.backend).reason
+    backend = use_backend(config.backend, config.threads)
     if config.out is not None:
         _refuse_used(Path(config.out))
     _refuse_unwritable(Path(config.out or CHECKPOINTS))
@@ -87,7 +87,7 @@ def resumed_run(arguments: Arguments) -> Run:
     checkpoint = load_checkpoint(arguments.resume or newest_checkpoint(out or CHECKPOINTS))
     state, folder = checkpoint.state, Path(out or checkpoint.path.parent)
     config = arguments.train_config(under=state.train_config.to_dict())
-    backend = tg.use_backend(config.backend).reason
+    backend = use_backend(config.backend, config.threads)
     _refuse_changes(config, checkpoint)
     _refuse_rewriting(folder, checkpoint)
     _refuse_unwritable(folder)

@@ -218,6 +218,10 @@ def test_weights_of_another_shape(checkpoint: Path, call: Callable, tmp_path: Pa
     assert "model.safetensors: GPT: wte.weight has shape" in refused(call("--checkpoint", str(mixed)))
 
 
+def test_more_threads_than_cores(checkpoint: Path, call: Callable) -> None:
+    assert refused(call("--threads=100000")).startswith("threads: 100000 is not a number from 1 to ")
+
+
 def test_a_backend_that_cannot_run(checkpoint: Path, call: Callable) -> None:
     why_not = tg.backend.check("cupy")
     if why_not is None:

@@ -213,6 +213,8 @@ def test_a_bad_file_is_named(content: str | bytes | None, message: str) -> None:
         ("--resume", "checkpoints: no such folder, so there is no checkpoint in it"),
         ("--resume missing", "missing: no such checkpoint"),
         ("--resume text.txt", "text.txt: a checkpoint is a folder, and this is a file"),
+        ("--threads 0", "threads must be at least 1, not 0"),
+        ("--threads 100000", "threads: 100000 is not a number from 1 to "),
         ("--compile=True", "--compile=True has no counterpart here: "),
         ("--init_from=gpt2", "--init_from=gpt2 has no counterpart here: "),
         ("--dataset=openwebtext", "give the text itself with --data"),
@@ -246,6 +248,14 @@ def call(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
     except SystemExit as leaving:  # argparse's way
         assert isinstance(leaving.code, int)
         return leaving.code
+
+
+def test_threads_are_set_for_everything(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(tg, "set_num_threads", taken.append)
+    assert call(monkeypatch, *SMALL, "--threads=1", "--out", "run") == 0
+    assert taken == [1]
+    assert load_checkpoint(Path("run")).state.train_config.threads == 1
 
 
 def test_a_backend_that_cannot_run_is_one_line(
