@@ -127,10 +127,6 @@ class NumpyBackend(Backend):
 
     # --- blocks ---------------------------------------------------------------------------------
 
-    @property
-    def _pool(self) -> ThreadPoolExecutor:
-        return thread_pool(self.threads)
-
     def _elementwise(self, fn: Callable[..., Array], *arrays: Array) -> Array:
         """fn(*arrays) for arrays of one shape, where each element depends on its like only."""
         first = arrays[0]
@@ -145,14 +141,13 @@ class NumpyBackend(Backend):
         return y
 
     def _in_blocks(self, fn: Callable[..., None], *arrays: Array) -> None:
-        """fn(*parts) for arrays of one size, a block at a time; it may write into those that are contiguous."""
-        if not all(x.flags.c_contiguous for x in arrays[:1]) or arrays[0].size <= BLOCK:
+        """fn(*parts) for arrays of one size, which it may write into: in blocks where blocks are views of all."""
+        if not all(x.flags.c_contiguous for x in arrays) or arrays[0].size <= BLOCK:
             fn(*arrays)
             return
         flat = [x.reshape(-1) for x in arrays]
         parts = [tuple(x[i : i + BLOCK] for x in flat) for i in range(0, flat[0].size, BLOCK)]
-        for _ in self._pool.map(lambda part: fn(*part), parts):
-            pass
+        list(thread_pool(self.threads).map(lambda part: fn(*part), parts))
 
 
 @cache

@@ -478,3 +478,17 @@ def test_embedding_gradients_are_those_of_one_by_one() -> None:
     got, wanted = (k.embedding_backward(dy, indices, (9, 3)) for k in (backend.load("numpy"), Plain()))
     np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-14)
     assert not got[7:].any()
+
+
+@pytest.mark.parametrize("odd", ["p", "g", "m", "v"])
+def test_blocks_of_adamw_write_into_arrays_of_any_layout(odd: str) -> None:
+    """Larger than a block of the numpy backend, and one array transposed: nothing is written into a copy."""
+    rng = np.random.default_rng(0)
+    options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "step": 1}
+    arrays = {name: rng.random((300, 200)) for name in "pgmv"}
+    expected = {name: x.copy() for name, x in arrays.items()}
+    backend.Backend.adamw(backend.load("numpy"), *expected.values(), **options)
+    arrays[odd] = np.asfortranarray(arrays[odd])
+    backend.load("numpy").adamw(*arrays.values(), **options)
+    for name, x in arrays.items():
+        np.testing.assert_allclose(x, expected[name], rtol=1e-14)
