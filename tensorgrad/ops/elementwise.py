@@ -9,7 +9,7 @@ from typing import Any
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.base import is_floating
-from tensorgrad.ops.broadcasting import shape_of, unbroadcast
+from tensorgrad.ops.broadcasting import Shape, shape_of, unbroadcast
 
 Result = tuple[Array, Any]
 
@@ -140,27 +140,23 @@ def tanh(k: Backend, x: Array) -> Result:
 def maximum(k: Backend, a: Array, b: Array) -> Result:
     """The larger of a and b. Its gradient goes to the larger, half to each where they are equal."""
     a_shape, b_shape = shape_of(a), shape_of(b)
-    share = _share(k, k.xp.greater(a, b), k.xp.equal(a, b))
-    return k.xp.maximum(a, b), (
-        lambda dy: unbroadcast(k, dy * share.astype(dy.dtype), a_shape),
-        lambda dy: unbroadcast(k, dy * (1 - share).astype(dy.dtype), b_shape),
-    )
+    return k.xp.maximum(a, b), _shared(k, k.xp.greater(a, b), k.xp.equal(a, b), a_shape, b_shape)
 
 
 @op
 def minimum(k: Backend, a: Array, b: Array) -> Result:
     """The smaller of a and b. Its gradient goes to the smaller, half to each where they are equal."""
     a_shape, b_shape = shape_of(a), shape_of(b)
-    share = _share(k, k.xp.less(a, b), k.xp.equal(a, b))
-    return k.xp.minimum(a, b), (
+    return k.xp.minimum(a, b), _shared(k, k.xp.less(a, b), k.xp.equal(a, b), a_shape, b_shape)
+
+
+def _shared(k: Backend, wins: Array, ties: Array, a_shape: Shape, b_shape: Shape) -> tuple[Any, Any]:
+    """Gradients that go to the first operand where it wins, half to each where they tie, else to the second."""
+    share = wins.astype("float32") + 0.5 * ties.astype("float32")
+    return (
         lambda dy: unbroadcast(k, dy * share.astype(dy.dtype), a_shape),
         lambda dy: unbroadcast(k, dy * (1 - share).astype(dy.dtype), b_shape),
     )
-
-
-def _share(k: Backend, wins: Array, ties: Array) -> Array:
-    """1 where the first operand wins, 1/2 where they tie."""
-    return wins.astype("float32") + 0.5 * ties.astype("float32")
 
 
 @op

@@ -40,7 +40,7 @@ def not_imported(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_without_numba(not_imported: pytest.MonkeyPatch) -> None:
     not_imported.setitem(sys.modules, "numba", None)
-    with pytest.raises(BackendUnavailable, match=r'^numba is not installed: pip install numba$'):
+    with pytest.raises(BackendUnavailable, match=r"^numba is not installed: pip install numba$"):
         backend.load("numba")
 
 
