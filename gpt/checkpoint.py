@@ -1,7 +1,7 @@
 """Checkpoints: folders of safetensors and JSON that are either whole or not there.
 
     checkpoints/<run>/
-      metrics.jsonl           one line a step, written by gpt/trainer.py
+      metrics.jsonl           one line a step, written by gpt/trainer.py; timing.jsonl likewise
       step-002000/            the newest; beside it stays the one of the best validation loss
         model.safetensors       weights, by their names in model.state_dict()
         optimizer.safetensors   AdamW's moments

@@ -1,4 +1,4 @@
-"""What a run shows and writes as it goes: a bar, a line per validation, metrics.jsonl."""
+"""What a run shows and writes as it goes: a bar, a line per validation, metrics.jsonl, timing.jsonl."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
-METRICS = "metrics.jsonl"
+METRICS = "metrics.jsonl"  # what training computes: the same bytes however often a run was stopped and resumed
+TIMING = "timing.jsonl"  # how fast it was, which no two runs have in common
 
 
 class Progress:
     """Takes every step's figures; use it in a `with`.
 
-    Each step becomes one line of JSON in `folder/metrics.jsonl`, flushed, and moves the bar, which
-    is there only when stderr is a terminal. A validation becomes a line on stdout.
+    Each step becomes one line of JSON in `folder/metrics.jsonl` and, for its speed, one in
+    `folder/timing.jsonl`, both flushed, and moves the bar, which is there only when stderr is a
+    terminal. A validation becomes a line on stdout.
     """
 
     def __init__(self, folder: Path, *, step: int, max_iters: int) -> None:
         self.metrics = (folder / METRICS).open("a", encoding="utf-8")
+        self.timing = (folder / TIMING).open("a", encoding="utf-8")
         self.bar = tqdm(
             total=max_iters, initial=step, disable=None, dynamic_ncols=True,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}",
@@ -30,14 +33,18 @@ class Progress:
         self.first, self.max_iters = step, max_iters
         self.started = time.perf_counter()
 
-    def step(self, step: int, **figures: Any) -> None:
-        """Record one step: loss, lr, grad_norm, tokens_per_s and, at a validation, val_loss."""
-        self.metrics.write(json.dumps({"step": step, **figures}) + "\n")
-        self.metrics.flush()
-        self.bar.set_postfix_str(f"loss {figures['loss']:.3f}, {figures['tokens_per_s']:,} tokens/s", refresh=False)
+    def step(self, step: int, *, tokens_per_s: int, **figures: Any) -> None:
+        """Record one step: its speed, then loss, lr, grad_norm and, at a validation, val_loss."""
+        _write_line(self.metrics, {"step": step, **figures})
+        _write_line(self.timing, {"step": step, "tokens_per_s": tokens_per_s})
+        self.bar.set_postfix_str(f"loss {figures['loss']:.3f}, {tokens_per_s:,} tokens/s", refresh=False)
         self.bar.update()
         if "val_loss" in figures:
-            self.say(self._line(step, **figures))
+            self.say(self._line(step, tokens_per_s=tokens_per_s, **figures))
+
+    def sync(self) -> None:
+        """Wait until every line is on the disk: a checkpoint is not to know of steps that the lines lost."""
+        os.fsync(self.metrics.fileno())
 
     def say(self, text: str) -> None:
         """Print a line on stdout, above the bar."""
@@ -58,21 +65,29 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self.bar.close()
         self.metrics.close()
+        self.timing.close()
+
+
+def _write_line(file: IO[str], values: dict[str, Any]) -> None:
+    file.write(json.dumps(values) + "\n")
+    file.flush()
 
 
 def rewind_metrics(source: Path, target: Path, step: int) -> None:
     """Write to `target/metrics.jsonl` the lines of `source`'s up to a step; both may be one folder.
 
     What a run wrote after its last checkpoint, perhaps half a line, goes: it will be done again.
+    The same for timing.jsonl.
     """
-    aside = target / f".{METRICS}"
-    with aside.open("w", encoding="utf-8") as kept:
-        if (source / METRICS).exists():
-            with (source / METRICS).open(encoding="utf-8", errors="replace") as lines:
-                kept.writelines(line for line in lines if _step_of(line) <= step)
-        kept.flush()
-        os.fsync(kept.fileno())
-    os.replace(aside, target / METRICS)
+    for name in (METRICS, TIMING):
+        aside = target / f".{name}"
+        with aside.open("w", encoding="utf-8") as kept:
+            if (source / name).exists():
+                with (source / name).open(encoding="utf-8", errors="replace") as lines:
+                    kept.writelines(line for line in lines if _step_of(line) <= step)
+            kept.flush()
+            os.fsync(kept.fileno())
+        os.replace(aside, target / name)
 
 
 def _step_of(line: str) -> float:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from types import FrameType
-from typing import Any
 
 import tensorgrad as tg
 from gpt.checkpoint import RunState, save_checkpoint
 from gpt.config import TrainConfig, UserError
-from gpt.data import random_windows
+from gpt.data import Tokens, random_windows
 from gpt.evaluate import estimate_loss
+from gpt.model import GPT
 from gpt.progress import Progress
 from gpt.run import Run
+from gpt.signals import StopSignals
 
 
 def train(run: Run) -> int:
@@ -39,14 +38,7 @@ def train(run: Run) -> int:
             # One draw for all micro-batches: together they are exactly the large batch.
             n_windows = config.batch_size * config.grad_accum
             x, y = random_windows(data.tokens, data.block_size, n_windows, data.generator, run.step)
-            loss = 0.0
-            for i in range(0, n_windows, config.batch_size):
-                micro = slice(i, i + config.batch_size)
-                # The loss alone: the logits, by far the largest array, are not to live on.
-                micro_loss = model(x[micro], y[micro])[1] / config.grad_accum
-                micro_loss.backward()  # adds to the gradients that are there
-                loss += micro_loss.item()
-
+            loss = accumulate_gradients(model, x, y, config.batch_size)
             grad_norm = tg.optim.clip_grad_norm(parameters, config.grad_clip or math.inf)
             refuse_nonfinite(run, loss, grad_norm)
             optimizer.step()
@@ -54,15 +46,33 @@ def train(run: Run) -> int:
             run.step += 1
 
             speed = config.tokens_per_step / (time.perf_counter() - started)
-            figures = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens_per_s": round(speed)}
+            figures = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
             if run.step % config.eval_interval == 0 or run.step == config.max_iters:
                 figures["val_loss"] = validate(run)
-            progress.step(run.step, **figures)
+            progress.step(run.step, tokens_per_s=round(speed), **figures)
             if "val_loss" in figures:
+                progress.sync()
                 save(run)
         if run.saved_step != run.step:
+            progress.sync()
             save(run)
     return 128 + stop.received if stop.received and run.step < config.max_iters else 0
+
+
+def accumulate_gradients(model: GPT, x: Tokens, y: Tokens, batch_size: int) -> float:
+    """Add the gradient of the mean loss over all windows to the parameters, in parts of batch_size; return the loss.
+
+    x, y (n, T): what fits in memory is a part, and the parts together are exactly the large batch.
+    """
+    n_windows = len(x)
+    loss = 0.0
+    for i in range(0, n_windows, batch_size):
+        part = slice(i, i + batch_size)
+        # The loss alone: the logits, by far the largest array, are not to live on.
+        part_loss = model(x[part], y[part])[1] / (n_windows // batch_size)
+        part_loss.backward()  # adds to the gradients that are there
+        loss += part_loss.item()
+    return loss
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -103,30 +113,3 @@ def refuse_nonfinite(run: Run, loss: float, grad_norm: float) -> None:
             f"step {run.step + 1}: loss {loss:g}, gradient norm {grad_norm:g}: training has "
             f"diverged; a lower --lr may help. Checkpoints in {run.folder} are from before"
         )
-
-
-class StopSignals:
-    """In a `with`: the first Ctrl-C or SIGTERM is only noted, a second acts as it always did."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
-
-    def __enter__(self) -> StopSignals:
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        except ValueError:
-            pass  # not the main thread: signals are not ours to handle
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()

@@ -27,7 +27,7 @@ ROOMS = [
     ["gpt.corpora", "gpt.data"],
     ["gpt.checkpoint"],
     ["gpt.evaluate", "gpt.generation", "gpt.kvcache", "gpt.sampling"],
-    ["gpt.cli", "gpt.flags", "gpt.progress", "gpt.run", "gpt.trainer"],
+    ["gpt.cli", "gpt.flags", "gpt.progress", "gpt.run", "gpt.signals", "gpt.trainer"],
     ["generate", "train"],
 ]
 

@@ -18,10 +18,11 @@ from gpt import trainer as module
 from gpt.checkpoint import load_checkpoint, steps_after
 from gpt.config import TrainConfig, UserError
 from gpt.flags import Arguments
-from gpt.progress import METRICS, Progress, rewind_metrics
+from gpt.progress import METRICS, TIMING, Progress, rewind_metrics
 from gpt.run import Run, make_optimizer, make_run, new_run
+from gpt.signals import StopSignals
 from gpt.tokenizer import GPT2Tokenizer
-from gpt.trainer import StopSignals, learning_rate, train
+from gpt.trainer import learning_rate, train
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 30
 
@@ -59,10 +60,6 @@ def metrics(folder: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(folder, METRICS).read_text().splitlines()]
 
 
-def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: row[key] for key in row if key != "tokens_per_s"} for row in rows]
-
-
 def everything(run: Run) -> dict[str, bytes]:
     """Every bit of the weights and moments."""
     arrays = {**run.model.state_dict(), **run.optimizer.state_dict()["state"]}
@@ -90,10 +87,12 @@ def test_metrics_have_a_line_for_every_step() -> None:
     assert [row["step"] for row in rows] == list(range(1, 21))
     assert [row["step"] for row in rows if "val_loss" in row] == [5, 10, 15, 20]
     for row in rows:
-        assert row.keys() - {"val_loss"} == {"step", "loss", "lr", "grad_norm", "tokens_per_s"}
+        assert row.keys() - {"val_loss"} == {"step", "loss", "lr", "grad_norm"}
         assert row["lr"] == learning_rate(config, row["step"] - 1)
         assert row["grad_norm"] > 0
-        assert row["tokens_per_s"] > 0
+    timing = [json.loads(line) for line in Path("run", TIMING).read_text().splitlines()]
+    assert [row["step"] for row in timing] == list(range(1, 21))
+    assert all(row["tokens_per_s"] > 0 for row in timing)
 
 
 def test_the_learning_rate_is_nanogpts() -> None:
@@ -176,16 +175,18 @@ def train_until(run: Run, step: int) -> int:
 # Resuming
 
 
-def test_a_resumed_run_equals_one_that_never_stopped() -> None:
-    whole = new_run(small(dropout=0.2, out="whole"))
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_resumed_run_equals_one_that_never_stopped(backend: str) -> None:
+    changes = {"backend": backend, "dropout": 0.2, "batch_size": 2, "grad_accum": 2}
+    whole = new_run(small(**changes, out="whole"))
     train(whole)
-    train_until(new_run(small(dropout=0.2, out="parts")), 7)
-    tg.manual_seed(99)  # as a new process would not know the old counters
-    parts = resume("parts")
-    assert parts.step == 7
-    assert train(parts) == 0
+    train_until(new_run(small(**changes, out="parts")), 7)
+    for stop in (11, None):
+        tg.manual_seed(99)  # as a new process would not know the old counters
+        parts = resume("parts")
+        assert (train(parts) if stop is None else train_until(parts, stop)) == (0 if stop is None else 130)
     assert everything(parts) == everything(whole)
-    assert untimed(metrics("parts")) == untimed(metrics("whole"))
+    assert Path("parts", METRICS).read_bytes() == Path("whole", METRICS).read_bytes()
     assert (parts.best_step, parts.best_val_loss) == (whole.best_step, whole.best_val_loss)
     assert tg.random.default_generator.state_dict()["steps"]["dropout"] > 0
 
@@ -201,9 +202,11 @@ def test_metrics_after_the_checkpoint_are_done_again() -> None:
 
 @pytest.mark.parametrize("line", ["{", "[]", "3", '{"loss": 1}', '{"step": "x"}', "\x00"])
 def test_what_is_no_line_of_ours_is_dropped(line: str, tmp_path: Path) -> None:
-    (tmp_path / METRICS).write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n{{"step": 3}}\n')
+    for name in (METRICS, TIMING):
+        (tmp_path / name).write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n{{"step": 3}}\n')
     rewind_metrics(tmp_path, tmp_path, 2)
-    assert (tmp_path / METRICS).read_text() == '{"step": 1}\n{"step": 2}\n'
+    for name in (METRICS, TIMING):
+        assert (tmp_path / name).read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_a_bare_resume_takes_the_newest_run() -> None:

@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM: the first ends a run after the step that it is in, a second ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+NOTE = "\nfinishing this step and saving; once more stops at once\n"
+
+
+class StopSignals:
+    """In a `with`: the first Ctrl-C or SIGTERM is only noted, a second acts as it always did.
+
+    received: the signal's number, 0 before there is one. On a terminal a line says what is going on.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+        if sys.stderr is not None and sys.stderr.isatty():
+            os.write(2, NOTE.encode())  # print may be what the signal has interrupted, and cannot be entered again
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def __enter__(self) -> StopSignals:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        except ValueError:
+            pass  # not the main thread: signals are not ours to handle
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
