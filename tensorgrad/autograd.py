@@ -11,6 +11,7 @@ Recording makes one `Node` a result. Edges go from node to node, never to a tens
 nobody keeps is freed at once. What backward needs is what the returned function closes over, and nothing else.
 """
 
+import collections
 import functools
 import heapq
 import inspect
@@ -319,15 +320,46 @@ def _add_to_leaf(leaf: Leaf, gradient: Array, owned: bool) -> None:
         leaf.grad += gradient
 
 
-def backward(root: Node, dy: Array, retain_graph: bool = False) -> None:
+class _Arrivals:
+    """How many gradients have yet to come to every leaf, so that each can be reported once it has them all."""
+
+    def __init__(self, root: Node, report: Callable[[Leaf], None]) -> None:
+        self.report = report
+        self.missing: collections.Counter[Node] = collections.Counter()
+        found, seen = [root], {root}
+        if isinstance(root, Leaf):
+            self.missing[root] = 1
+        while found:
+            for parent in found.pop().parents:
+                if isinstance(parent, Leaf):
+                    self.missing[parent] += 1
+                elif parent is not None and parent not in seen:
+                    seen.add(parent)
+                    found.append(parent)
+
+    def one_at(self, node: Node) -> None:
+        """A gradient has arrived."""
+        if isinstance(node, Leaf):
+            self.missing[node] -= 1
+            if not self.missing[node]:
+                self.report(node)
+
+
+def backward(
+    root: Node, dy: Array, retain_graph: bool = False, on_gradient: Callable[[Leaf], None] | None = None
+) -> None:
     """Send `dy` from `root` to every leaf it depends on, adding to their `grad`.
 
     Nodes are popped and, unless `retain_graph`, stripped as they are visited, so that saved arrays die as soon as
     they are used. No recursion: any depth works.
+    on_gradient: called with every leaf as soon as all that this backward adds to its gradient is there.
     Raises RuntimeError where a graph was freed by an earlier backward, or a saved array was overwritten.
     """
+    arrivals = None if on_gradient is None else _Arrivals(root, on_gradient)
     pending = _Pending()
     pending.add(root, dy, dy)
+    if arrivals is not None:
+        arrivals.one_at(root)
     while pending.heap:
         node, dy = pending.pop()
         if type(node) is Output:
@@ -347,6 +379,8 @@ def backward(root: Node, dy: Array, retain_graph: bool = False) -> None:
             if gradient is None:
                 raise RuntimeError(f"{node.name}: an operand that requires a gradient is one that can have none")
             pending.add(parent, gradient, dy)
+            if arrivals is not None:
+                arrivals.one_at(parent)
         functions = gradient = None  # nothing of this node outlives its turn
 
 

@@ -131,11 +131,14 @@ class Tensor(Variable):
         """The same array, cut from the tape."""
         return wrap(self.data)
 
-    def backward(self, gradient: Any = None, *, retain_graph: bool = False) -> None:
+    def backward(
+        self, gradient: Any = None, *, retain_graph: bool = False, on_gradient: Callable[[Leaf], None] | None = None
+    ) -> None:
         """Add the gradient of this tensor to `.grad` of every leaf it was made of.
 
         gradient: dloss/dself, of this shape; needed unless there is exactly one element, where it is 1.
         retain_graph: keep what was saved, so that backward can run again.
+        on_gradient: called with the `.node` of every leaf as soon as its gradient is complete, backward still going on.
         Raises RuntimeError where nothing requires a gradient, or the graph was freed by an earlier backward.
         """
         if self.node is None:
@@ -148,7 +151,7 @@ class Tensor(Variable):
             gradient = kernels_of(self).asarray(gradient.data if isinstance(gradient, Variable) else gradient)
         if gradient.shape != self.shape:
             raise ValueError(f"backward: gradient of shape {gradient.shape} for a tensor of shape {self.shape}")
-        autograd.backward(self.node, gradient, retain_graph)
+        autograd.backward(self.node, gradient, retain_graph, on_gradient)
 
     # --- conversion -----------------------------------------------------------------------------
 

@@ -1,12 +1,19 @@
-"""What every test shares: when GPU tests are skipped, how hypothesis behaves, tiny Shakespeare."""
+"""What every test shares: when GPU tests are skipped, how hypothesis behaves, tiny Shakespeare, mpirun."""
 
+import importlib.util
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tensorgrad import backend
+
+ROOT = Path(__file__).parent.parent
 
 # A deadline would make the outcome depend on how busy the machine is.
 settings.register_profile("tensorgrad", settings(), deadline=None)
@@ -28,11 +35,40 @@ def tinyshakespeare_path() -> Path:
     It is no part of the repository; https://github.com/karpathy/char-rnn has it, as
     data/tinyshakespeare/input.txt.
     """
-    root = Path(__file__).parent.parent
-    places = [folder / "shared/data/tinyshakespeare.txt" for folder in (root, root.parent)]
+    places = [folder / "shared/data/tinyshakespeare.txt" for folder in (ROOT, ROOT.parent)]
     if named := os.environ.get("TENSORGRAD_TINYSHAKESPEARE"):
         places = [Path(named)]
     for place in places:
         if place.is_file():
             return place
     pytest.skip("no tiny Shakespeare here: name the file in TENSORGRAD_TINYSHAKESPEARE")
+
+
+Mpirun = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def mpirun() -> Mpirun:
+    """mpirun(n, *arguments of Python, cwd=..., env={}): what n processes with a thread each wrote, and how they ended.
+
+    The mpirun beside this Python goes before others: it is of the MPI that mpi4py here is made for.
+    """
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    launcher = shutil.which("mpirun", path=beside)
+    if launcher is None or importlib.util.find_spec("mpi4py") is None:
+        pytest.skip("no MPI here: pip install mpi4py mpich")
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+    # Open MPI starts nothing for root, and no more processes than there are cores, unless told to.
+    as_root = dict.fromkeys(("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"), "1")
+    more = {"OMPI_MCA_rmaps_base_oversubscribe": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
+
+    def run(
+        n: int, *arguments: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        command = [launcher, "-n", str(n), sys.executable, *map(str, arguments)]
+        environment = {**os.environ, **threads, **as_root, **more, "PYTHONPATH": str(ROOT), **(env or {})}
+        return subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+        )  # fmt: skip
+
+    return run

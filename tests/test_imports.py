@@ -19,7 +19,7 @@ ROOMS = [
     ["tensorgrad.ops"],
     ["tensorgrad.tensor"],
     ["tensorgrad.creation"],
-    ["tensorgrad.nn", "tensorgrad.optim", "tensorgrad.gradcheck"],
+    ["tensorgrad.nn", "tensorgrad.optim", "tensorgrad.distributed", "tensorgrad.gradcheck"],
     ["tensorgrad"],
     ["gpt", "gpt.config"],
     ["gpt.bpe", "gpt.gpt2_vocabulary", "gpt.tokenizer", "gpt.tokenizer_errors"],
@@ -33,7 +33,7 @@ ROOMS = [
 
 # Whatever else is imported has to be Python's own: above all, no deep-learning framework.
 PACKAGES = {"numpy", "regex", "safetensors", "tiktoken", "tqdm"}
-OPTIONAL = {"cupy", "cupyx", "llvmlite", "matplotlib", "ml_dtypes", "numba", "rustbpe"}
+OPTIONAL = {"cupy", "cupyx", "llvmlite", "matplotlib", "ml_dtypes", "mpi4py", "numba", "rustbpe"}
 
 Graph = Mapping[str, set[str]]  # module -> what it imports
 

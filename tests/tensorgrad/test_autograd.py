@@ -825,3 +825,57 @@ def test_errors_of_the_array_module_name_the_op_and_the_shapes() -> None:
     assert caught.value.__cause__ is None
     with pytest.raises(ValueError, match=r"^pow: \(2,\), -1: Integers to negative"):
         Tensor([1, 2]) ** -1
+
+
+# --------------------------------------------------------------------------------------------------
+# on_gradient: every leaf, once, as soon as its gradient is complete
+
+
+def test_on_gradient_reports_every_leaf_once_with_its_whole_gradient() -> None:
+    a, b, c, unused = leaf(1, 2), leaf(3, 4), leaf(5, 6), leaf(7, 8)
+    y = a * b
+    loss = (y * c + a).sum() + (y * a).sum()  # `a` is used three times, at both ends of the graph
+    seen: list[tuple[Any, Any]] = []
+    loss.backward(on_gradient=lambda node: seen.append((node, node.grad.copy())))
+    assert len(seen) == 3
+    gradients = dict(seen)
+    for x in (a, b, c):
+        np.testing.assert_array_equal(gradients[x.node], x.grad)
+    np.testing.assert_array_equal(a.grad, b.data * c.data + 1 + 2 * a.data * b.data)
+    assert unused.grad is None
+
+
+def test_on_gradient_comes_while_backward_goes_on() -> None:
+    first, second = leaf(1, 2), leaf(3, 4)
+    order: list[str] = []
+    names = {first.node: "first", second.node: "second"}
+    loss = (watched(order, "between")(first * first) * second).sum()
+    loss.backward(on_gradient=lambda node: order.append(names[node]))
+    assert order == ["second", "between", "first"]
+
+
+def test_on_gradient_of_a_leaf_alone_and_of_several_results() -> None:
+    x = leaf(0, 1, 2, 3, 4, 5)
+    seen: list[Any] = []
+    x.backward(np.ones(6), on_gradient=seen.append)
+    parts = x.split(3)
+    (parts[0] * parts[2]).sum().backward(on_gradient=seen.append)
+    assert seen == [x.node, x.node]
+    np.testing.assert_array_equal(x.grad, [5, 6, 1, 1, 1, 2])
+
+
+@given(st.data())
+def test_on_gradient_knows_when_a_gradient_is_complete_in_any_graph(data: Any) -> None:
+    leaves = [leaf(i + 1) for i in range(4)]
+    values = list(leaves)
+    for _ in range(data.draw(st.integers(1, 12))):
+        x, y = (values[data.draw(st.integers(0, len(values) - 1))] for _ in range(2))
+        values.append(x * 0.5 + y)
+    seen: dict[Any, float] = {}
+
+    def report(node: Any) -> None:
+        assert node not in seen
+        seen[node] = float(node.grad[0])
+
+    values[-1].sum().backward(on_gradient=report)
+    assert seen == {x.node: float(x.grad[0]) for x in leaves if x.grad is not None}

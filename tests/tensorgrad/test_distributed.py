@@ -1,0 +1,267 @@
+"""Groups of processes: a group of one, gradients summed in buckets, and real processes over MPI."""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tensorgrad import Tensor, distributed, nn
+from tensorgrad.backend import BackendUnavailable
+from tensorgrad.distributed import Communicator, GradientReducer, world
+
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
+
+@pytest.fixture(autouse=True)
+def forget_the_world() -> Any:
+    world.cache_clear()
+    yield
+    world.cache_clear()
+
+
+class Threads(Communicator):
+    """Members of a group that are threads: what they exchange lies in common lists, and is there only after `wait`."""
+
+    def __init__(self, rank: int, size: int, common: dict[Any, list[Any]], meeting: threading.Barrier) -> None:
+        self.rank, self.size = rank, size
+        self.common, self.meeting = common, meeting
+        self.calls: list[Any] = []  # sizes of what was reduced, in order
+        self.exchanged = 0
+
+    def _meet(self, value: Any) -> list[Any]:
+        self.exchanged += 1
+        self.common.setdefault(self.exchanged, [None] * self.size)[self.rank] = value
+        self.meeting.wait(10)
+        return self.common[self.exchanged]
+
+    def all_reduce(self, array: Any) -> Any:
+        self.calls.append(array.size)
+        sums = sum(self._meet(array.copy()))
+        array[...] = np.nan  # not there yet
+
+        class Later:
+            def wait(self) -> None:
+                array[...] = sums
+
+        return Later()
+
+    def gather(self, values: Sequence[float]) -> Any:
+        return np.array(self._meet(list(values)), np.float64)
+
+
+def in_threads(n: int, work: Any) -> list[Any]:
+    """What `work(group)` returns in each of n threads."""
+    common: dict[Any, list[Any]] = {i: [None] * n for i in range(1, 1000)}
+    meeting = threading.Barrier(n)
+    groups = [Threads(rank, n, common, meeting) for rank in range(n)]
+    with ThreadPoolExecutor(n) as pool:
+        return list(pool.map(work, groups))
+
+
+def parameters(dtype: Any = np.float64) -> list[Any]:
+    shapes = [(4, 3), (5,), (), (2, 1, 3), (7,)]
+    return [Tensor(np.ones(shape, dtype), requires_grad=True) for shape in shapes]
+
+
+def loss_of(params: list[Any], rank: int, used: Sequence[int]) -> Any:
+    """A loss whose gradient for parameter i is (rank + 1) (i + 1), but for unused ones."""
+    loss = None
+    for i in used:
+        term = params[i].sum() * float((rank + 1) * (i + 1))
+        loss = term if loss is None else loss + term
+    return loss
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 100, 2**22])
+def test_gradients_are_summed_over_the_group(bucket_bytes: int) -> None:
+    def work(group: Threads) -> Any:
+        params = parameters()
+        reducer = GradientReducer(params, group, bucket_bytes)
+        for _ in range(2):  # buckets are used again
+            for p in params:
+                p.grad = None
+            loss_of(params, group.rank, range(5)).backward(on_gradient=reducer.on_gradient)
+            reducer.wait()
+        return [p.grad for p in params], group.calls
+
+    results = in_threads(3, work)
+    for grads, calls in results:
+        for i, grad in enumerate(grads):
+            np.testing.assert_array_equal(grad, np.full(grad.shape, 6.0 * (i + 1)))
+        assert calls == results[0][1]
+    assert len(results[0][1]) == {1: 10, 100: 6, 2**22: 2}[bucket_bytes]
+
+
+def test_a_parameter_without_a_gradient_counts_as_zeros_and_has_none_only_if_nobody_has() -> None:
+    used = [[0, 1, 2], [1, 4]]  # by rank: parameter 3 by nobody
+
+    def work(group: Threads) -> Any:
+        params = parameters()
+        reducer = GradientReducer(params, group, 60)
+        loss_of(params, group.rank, used[group.rank]).backward(on_gradient=reducer.on_gradient)
+        reducer.wait()
+        return [None if p.grad is None else float(p.grad.flat[0]) for p in params]
+
+    assert in_threads(2, work) == [[1.0, 2.0 + 4.0, 3.0, None, 10.0]] * 2
+
+
+def test_accumulated_gradients_are_reduced_with_the_last_backward() -> None:
+    """Parameter 0 has its gradient from the first backward alone."""
+
+    def work(group: Threads) -> Any:
+        params = parameters()
+        reducer = GradientReducer(params, group, 60)
+        loss_of(params, group.rank, range(5)).backward()
+        assert group.calls == []
+        loss_of(params, group.rank, range(1, 5)).backward(on_gradient=reducer.on_gradient)
+        reducer.wait()
+        return [float(p.grad.flat[0]) for p in params]
+
+    assert in_threads(2, work) == [[3.0, 12.0, 18.0, 24.0, 30.0]] * 2
+
+
+def test_a_bucket_goes_before_backward_is_over() -> None:
+    """The last layer's gradient is complete first, and is sent while the first layer's is still to come."""
+    seen: list[int] = []
+
+    def work(group: Threads) -> Any:
+        layers = [nn.Linear(4, 4, bias=False) for _ in range(3)]
+        reducer = GradientReducer([layer.weight for layer in layers], group, 1)
+        ready = reducer.on_gradient
+
+        def report(leaf: Any) -> None:
+            ready(leaf)
+            if group.rank == 0:
+                seen.append(len(group.calls))
+
+        x = Tensor(np.ones((2, 4), np.float32))
+        for layer in layers:
+            x = layer(x)
+        x.sum().backward(on_gradient=report)
+        reducer.wait()
+
+    in_threads(2, work)
+    assert seen == [1, 2, 3]
+
+
+def test_half_precision_is_summed_as_float32() -> None:
+    """1 + 2**-8 + ... : a sum that bfloat16 would round at every addition."""
+
+    def work(group: Threads) -> Any:
+        p = Tensor(np.ones(3, ml_dtypes.bfloat16), requires_grad=True)
+        p.grad = np.full(3, 1.0 if group.rank == 0 else 2.0**-8, ml_dtypes.bfloat16)
+        reducer = GradientReducer([p], group)
+        reducer.wait()
+        return p.grad
+
+    for grad in in_threads(3, work):
+        assert grad.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(grad, np.full(3, 1 + 2.0**-7, ml_dtypes.bfloat16))
+
+
+def test_a_second_backward_before_wait_is_refused() -> None:
+    def work(group: Threads) -> Any:
+        params = parameters()
+        reducer = GradientReducer(params, group, 1)
+        loss_of(params, 0, range(5)).backward(on_gradient=reducer.on_gradient)
+        with pytest.raises(RuntimeError, match=r"^GradientReducer: a second backward before wait\(\)"):
+            loss_of(params, 0, range(5)).backward(on_gradient=reducer.on_gradient)
+
+    in_threads(2, work)
+
+
+def test_a_group_of_one_does_nothing() -> None:
+    group = world()
+    assert type(group) is Communicator
+    assert (group.rank, group.size) == (0, 1)
+    params = parameters()
+    reducer = GradientReducer(params, group)
+    assert reducer.on_gradient is None
+    loss_of(params, 0, range(5)).backward(on_gradient=reducer.on_gradient)
+    before = [p.grad for p in params]
+    reducer.wait()
+    assert all(p.grad is grad for p, grad in zip(params, before, strict=True))
+    array = np.arange(3.0)
+    group.all_reduce(array).wait()
+    group.broadcast(array)
+    group.barrier()
+    group.progress()
+    np.testing.assert_array_equal(array, np.arange(3.0))
+    np.testing.assert_array_equal(group.gather([1, 2]), [[1.0, 2.0]])
+    with pytest.raises(SystemExit) as stopped:
+        group.abort(3)
+    assert stopped.value.code == 3
+
+
+def test_without_mpi4py_mpirun_is_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setitem(distributed.sys.modules, "mpi4py", None)
+    with pytest.raises(BackendUnavailable, match=r"^started by mpirun, but MPI cannot be used .*pip install mpi4py"):
+        world()
+
+
+# --------------------------------------------------------------------------------------------------
+# Real processes
+
+EXCHANGES = """
+import numpy as np
+from tensorgrad.distributed import world
+group = world()
+big = np.arange(300_000, dtype=np.float32) * (group.rank + 1)
+small = np.full(3, group.rank + 1.0)
+exchanges = [group.all_reduce(big), group.all_reduce(small)]
+group.progress()
+for exchange in exchanges:
+    exchange.wait()
+group.progress()
+assert (big == np.arange(300_000, dtype=np.float32) * 6).all() and (small == 6).all()
+assert (group.gather([group.rank, 7]) == [[0, 7], [1, 7], [2, 7]]).all()
+sent = np.full(4, group.rank)
+group.broadcast(sent, root=2)
+assert (sent == 2).all()
+group.barrier()
+if group.rank == 1:
+    print("as it should be", group.size)
+"""
+
+
+def test_mpi_exchanges(mpirun: Any) -> None:
+    result = mpirun(3, "-c", EXCHANGES)
+    assert (result.returncode, result.stdout) == (0, "as it should be 3\n"), result.stderr
+
+
+def test_an_exception_of_one_process_ends_all(mpirun: Any) -> None:
+    program = """
+from tensorgrad.distributed import world
+group = world()
+if group.rank == 1:
+    raise RuntimeError("this one fails")
+group.barrier()
+"""
+    result = mpirun(2, "-c", program, timeout=60)
+    assert result.returncode != 0
+    assert "RuntimeError: this one fails" in result.stderr
+    assert "process 1 of 2 failed: ending all of them" in result.stderr
+
+
+def test_a_process_that_is_killed_ends_all(mpirun: Any) -> None:
+    program = """
+import os, signal
+from tensorgrad.distributed import world
+group = world()
+if group.rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+group.barrier()
+"""
+    result = mpirun(2, "-c", program, timeout=60)
+    assert result.returncode != 0
+    assert "KILLED BY SIGNAL: 9" in result.stdout + result.stderr or "signal 9" in result.stdout + result.stderr
+
+
+def test_one_process_under_mpirun_is_alone(mpirun: Any) -> None:
+    result = mpirun(1, "-c", "from tensorgrad.distributed import world; print(type(world()).__name__)")
+    assert (result.returncode, result.stdout) == (0, "Communicator\n"), result.stderr
