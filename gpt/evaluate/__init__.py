@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 import tensorgrad as tg
-from gpt.data import DataLoader, Tokens, windows
+from gpt.data.loaders import DataLoader, Tokens, windows
 from gpt.model import GPT
 
 

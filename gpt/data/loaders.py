@@ -19,9 +19,6 @@ from gpt.corpora import load_text
 from gpt.tokenizer import CharTokenizer, Tokenizer
 from tensorgrad.random import Generator, Stream
 
-__all__ = ["DataLoader", "load_text", "make_loaders", "random_windows", "spawn_dataloader",
-           "split_text", "tokenize"]  # fmt: skip
-
 Tokens = np.ndarray[Any, Any]  # (N,) unsigned integers; a np.memmap is one
 
 FIRST_EPOCH = 1 << 31  # in the random counter: epochs above it, the batches of iterations below
