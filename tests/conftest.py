@@ -5,8 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,7 @@ from hypothesis import settings
 from tensorgrad import backend
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent / "tensorgrad"))  # emulated_cuda, fake_cupy and the tables of ops
 
 # A deadline would make the outcome depend on how busy the machine is.
 settings.register_profile("tensorgrad", settings(), deadline=None)
@@ -26,6 +28,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if reason:
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason=f"needs the cupy backend: {reason}"))
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[Any]:
+    """The CuPy backend, current: over a stand-in for CuPy, and with its kernels compiled for the CPU."""
+    from emulated_cuda import COMPILER, emulated_gpu
+
+    if COMPILER is None:
+        pytest.skip("no C++ compiler here to run the CUDA kernels on the CPU: install g++")
+    with emulated_gpu() as k:
+        yield k
 
 
 @pytest.fixture(scope="session")

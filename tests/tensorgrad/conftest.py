@@ -1,15 +1,11 @@
 """The table of ops, and PyTorch where it is installed, for the tests of the engine."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tensorgrad as tg
-
-sys.path.insert(0, str(Path(__file__).parent))  # op_table and op_references lie next to the tests
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -3,12 +3,12 @@
 import builtins
 import subprocess
 import sys
-import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from emulated_cuda import EmulatingLauncher
+from fake_cupy import FakeArray, FakeCudaError, FakeCupy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_table import Row
@@ -17,92 +17,6 @@ import tensorgrad as tg
 from tensorgrad import Tensor, backend, nn, optim
 from tensorgrad.backend import BackendUnavailable
 from tensorgrad.backend.cupy import CupyBackend
-
-# --- a stand-in for CuPy --------------------------------------------------------------------------
-
-
-class FakeArray(np.ndarray):
-    """As strict as CuPy's: it meets no NumPy array, and what is made of it is never one, not even a scalar."""
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
-        if out:
-            options["out"] = tuple(plain(x) for x in out)
-        result = getattr(ufunc, method)(*(plain(x) for x in inputs), **options)
-        return out[0] if out else fake(result)
-
-    def __getitem__(self, key: Any) -> Any:
-        return fake(plain(self)[plain(key)])
-
-
-def plain(x: Any) -> Any:
-    """What NumPy can work on. Raises where CuPy would."""
-    if isinstance(x, list | tuple):
-        return type(x)(plain(part) for part in x)
-    if isinstance(x, FakeArray):
-        return x.view(np.ndarray)
-    if isinstance(x, np.ndarray):
-        raise TypeError(f"Unsupported type {type(x)}")
-    return x
-
-
-def fake(x: Any) -> Any:
-    """The same as CuPy's arrays; one that owns its memory still does."""
-    if isinstance(x, list | tuple):
-        return type(x)(fake(part) for part in x)
-    if isinstance(x, np.ndarray | np.generic):
-        if x.base is not None:
-            return x.view(FakeArray)
-        owner = np.empty_like(x, shape=x.shape).view(FakeArray) if x.dtype.kind == "V" else FakeArray(x.shape, x.dtype)
-        owner.view(np.ndarray)[...] = x
-        return owner
-    return x
-
-
-class FakeFunction:
-    def __init__(self, fn: Any) -> None:
-        self.fn = fn
-
-    def __call__(self, *operands: Any, **options: Any) -> Any:
-        options = {name: plain(option) for name, option in options.items()}
-        return fake(self.fn(*plain(operands), **options))
-
-    def __getattr__(self, name: str) -> Any:  # add.at
-        return FakeFunction(getattr(self.fn, name))
-
-
-class FakeCupy(types.ModuleType):
-    """NumPy's functions under CuPy's name and rules."""
-
-    def __init__(self, n_gpus: int | Exception = 1) -> None:
-        super().__init__("cupy")
-        self.ndarray = FakeArray
-        self.cuda = types.SimpleNamespace(
-            runtime=types.SimpleNamespace(getDeviceCount=self.count, CUDARuntimeError=FakeCudaError)
-        )
-        self.n_gpus = n_gpus
-        self.copied_to_host = 0
-
-    def count(self) -> int:
-        if isinstance(self.n_gpus, Exception):
-            raise self.n_gpus
-        return self.n_gpus
-
-    def asarray(self, x: Any, dtype: Any = None) -> Any:
-        x = x.view(np.ndarray) if isinstance(x, FakeArray) and x.dtype != (dtype or x.dtype) else x
-        return x if isinstance(x, FakeArray) else fake(np.array(x, dtype))
-
-    def asnumpy(self, x: Any) -> Any:
-        assert isinstance(x, FakeArray)
-        self.copied_to_host += 1
-        return np.array(x.view(np.ndarray))
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(np, name)
-        return FakeFunction(found) if callable(found) and not isinstance(found, type) else found
-
-
-class FakeCudaError(RuntimeError):
-    pass
 
 
 @pytest.fixture
@@ -118,6 +32,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 def cupy(registry: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = FakeCupy()
     monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr("tensorgrad.backend.cupy.CudaLauncher", lambda cupy: EmulatingLauncher())
     return module
 
 
@@ -257,23 +172,6 @@ def test_cupy_without_ml_dtypes(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # --- the plain mathematics on another array module ------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Iterator[Any]:
-    """The stand-in, current for as long as a test with drawn examples needs it."""
-    saved = dict(backend._loaded), dict(backend._by_type), backend._current, sys.modules.get("cupy")
-    backend._loaded.pop("cupy", None)
-    sys.modules["cupy"] = FakeCupy()
-    with tg.use_backend("cupy") as chosen:
-        yield chosen.backend
-    for registered, before in ((backend._loaded, saved[0]), (backend._by_type, saved[1])):
-        registered.clear()
-        registered.update(before)
-    backend._current = saved[2]
-    sys.modules.pop("cupy")
-    if saved[3] is not None:
-        sys.modules["cupy"] = saved[3]
 
 
 def outcome(row: Row, inputs: list[Any], options: Any, k: Any) -> tuple[list[Any], list[Any]]:

@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 from tensorgrad.backend.base import Array, Backend, BackendUnavailable
+from tensorgrad.backend.cupy.launcher import CudaLauncher, Launcher
 
 EXTRAS = 'pip install -e ".[cuda13]" (cuda12 for a driver of CUDA 12)'
 
@@ -13,9 +14,10 @@ class CupyBackend(Backend):
 
     name = "cupy"
 
-    def __init__(self, cupy: Any) -> None:
+    def __init__(self, cupy: Any, launcher: Launcher) -> None:
         self.xp = cupy
         self.array_type = cupy.ndarray
+        self.launcher = launcher
 
     def to_numpy(self, x: Array) -> Any:
         """The same numbers as a NumPy array on the host; waits for the GPU."""
@@ -46,7 +48,7 @@ def create() -> Backend:
         ) from error
     if n_gpus == 0:
         raise BackendUnavailable("CuPy is installed but there is no GPU: choose numba or numpy")
-    return CupyBackend(cupy)
+    return CupyBackend(cupy, CudaLauncher(cupy))
 
 
 def _line(error: Exception) -> str:

@@ -1,0 +1,95 @@
+"""What a kernel of a .cu file takes, read from its source, so that every launch can be checked against it."""
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+# C's names for the dtypes that a kernel may take, as NumPy names them
+DTYPES = {
+    "bool": "bool",
+    "char": "int8",
+    "signed char": "int8",
+    "unsigned char": "uint8",
+    "short": "int16",
+    "unsigned short": "uint16",
+    "int": "int32",
+    "unsigned": "uint32",
+    "unsigned int": "uint32",
+    "long long": "int64",
+    "unsigned long long": "uint64",
+    "float": "float32",
+    "double": "float64",
+    "__half": "float16",
+    "__nv_bfloat16": "bfloat16",
+}
+C_TYPES = {"float64": "double", "float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
+
+COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+(?:"([^"]+)"|<[^>]+>).*$', re.MULTILINE)
+KERNEL = re.compile(
+    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)', re.DOTALL
+)
+SIDE_WORDS = re.compile(r"\b(?:const|volatile|__restrict__|__grid_constant__)\b")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel: its C type without const, whether it is a pointer, and the dtype that fits."""
+
+    name: str
+    c_type: str
+    pointer: bool
+    dtype: str  # NumPy's name; "" for a pointer to what is no number
+
+
+def path_of(source: str) -> Path:
+    """The file of `source`, a name without .cu."""
+    return FOLDER / f"{source}.cu"
+
+
+def dependencies(path: Path) -> list[Path]:
+    """The file and all headers of this folder that it includes, directly or not."""
+    found, waiting = [path], [path]
+    while waiting:
+        for name in INCLUDE.findall(waiting.pop().read_text(encoding="utf-8")):
+            if name and (FOLDER / name) not in found and (FOLDER / name).exists():  # the emulation's is elsewhere
+                found.append(FOLDER / name)
+                waiting.append(FOLDER / name)
+    return found
+
+
+def with_defines(text: str, defines: Mapping[str, str]) -> str:
+    """The source with its macros defined: behind its #include lines, for a header may name a template's type T."""
+    if not defines:
+        return text
+    lines = "\n".join(f"#define {name} {value}" for name, value in sorted(defines.items()))
+    last = max((match.end() for match in INCLUDE.finditer(text)), default=0)
+    number = text.count("\n", 0, last) + 2 if last else 1
+    start, rest = text[:last], text[last:].removeprefix("\n")
+    return f"{start}\n{lines}\n#line {number}\n{rest}" if last else f"{lines}\n#line {number}\n{rest}"
+
+
+@functools.cache
+def signatures(text: str, defines: tuple[tuple[str, str], ...]) -> dict[str, tuple[Parameter, ...]]:
+    """The parameters of every kernel of a source: those declared extern "C" __global__ void."""
+    names = dict(defines)
+    plain = COMMENT.sub(" ", text)
+    return {
+        kernel: tuple(_parameter(kernel, part, names) for part in listed.split(",") if part.strip())
+        for kernel, listed in KERNEL.findall(plain)
+    }
+
+
+def _parameter(kernel: str, declared: str, names: Mapping[str, str]) -> Parameter:
+    words = SIDE_WORDS.sub(" ", declared.replace("*", " * ")).split()
+    *kind, name = words
+    stars = kind.count("*")
+    c_type = " ".join(word for word in kind if word != "*")
+    c_type = names.get(c_type, c_type)
+    if stars > 1 or (not stars and c_type not in DTYPES):
+        raise TypeError(f"kernel {kernel}: a parameter declared as {' '.join(declared.split())!r} cannot be checked")
+    return Parameter(name, c_type, stars == 1, DTYPES.get(c_type, ""))

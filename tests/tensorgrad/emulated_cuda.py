@@ -1,0 +1,197 @@
+"""Launchers for a machine without a GPU: one runs the very same .cu files on the CPU, one only writes down what it got.
+
+See cuda_emulation/cuda_emulation.h for what the emulation finds and what it cannot.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fake_cupy import FakeCupy
+
+import tensorgrad as tg
+from tensorgrad import backend
+from tensorgrad.backend import cupy as cupy_backend
+from tensorgrad.backend.cupy import CupyBackend, launcher
+from tensorgrad.backend.cupy.launcher import CheckedLauncher, Defines, Grid
+from tensorgrad.backend.cupy.signature import FOLDER, Parameter, dependencies, path_of, signatures, with_defines
+
+HEADERS = Path(__file__).parent / "cuda_emulation"
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+FLAGS = [
+    "-std=c++17", "-O2", "-shared", "-fPIC", "-DCUDA_EMU", "-fvisibility=hidden", "-fno-gnu-unique",
+    "-fno-strict-aliasing", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wno-unknown-pragmas", "-Werror",
+    f"-I{FOLDER}", f"-I{HEADERS}",
+]  # fmt: skip
+GUARD = 128  # bytes before and behind every array that a kernel must not touch; a multiple of all alignments
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher was asked for."""
+
+    source: str
+    kernel: str
+    grid: Grid
+    block: Grid
+    dtypes: tuple[str | None, ...]  # of the arguments; None for a null pointer
+    shared: int
+    defines: Defines
+
+
+class RecordingLauncher(CheckedLauncher):
+    """Checks every launch, writes it down and runs nothing."""
+
+    def __init__(self) -> None:
+        self.launches: list[Launch] = []
+
+    def start(
+        self, source: str, kernel: str, grid: Grid, block: Grid, args: Sequence[Any], shared: int, defines: Defines
+    ) -> None:
+        dtypes = tuple(None if x is None else x.dtype.name for x in args)
+        self.launches.append(Launch(source, kernel, grid, block, dtypes, shared, defines))
+
+
+class EmulatingLauncher(RecordingLauncher):
+    """Runs every launch on the CPU, over arrays in its memory.
+
+    backwards: blocks and threads run from the last to the first, which must not change a bit of any result.
+    """
+
+    def __init__(self, backwards: bool = False) -> None:
+        super().__init__()
+        self.backwards = backwards
+
+    def start(
+        self, source: str, kernel: str, grid: Grid, block: Grid, args: Sequence[Any], shared: int, defines: Defines
+    ) -> None:
+        super().start(source, kernel, grid, block, args, shared, defines)
+        run = getattr(library(source, defines), f"run_{kernel}")
+        run.restype = ctypes.c_char_p
+        memory = GuardedMemory([x for x in args if isinstance(x, np.ndarray)])
+        values = [memory.argument(x) for x in args]
+        pointers = (ctypes.c_void_p * len(values))(*(x.ctypes.data for x in values))
+        sizes = (ctypes.c_uint * 6)(*grid, *block)
+        error = run(pointers, sizes, ctypes.c_size_t(shared), ctypes.c_int(self.backwards))
+        if error is not None:
+            raise RuntimeError(f"kernel {kernel} of {source}.cu, grid {grid}, block {block}: {error.decode()}")
+        memory.copy_back(kernel)
+
+
+class GuardedMemory:
+    """Copies of arrays with NaN around them: what reads there computes NaN, and what writes there is caught."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self.arrays = {(x.ctypes.data, x.nbytes): x.view(np.ndarray) for x in arrays if x.size}
+        spans = sorted(self.arrays)
+        apart = all(start + size <= after for (start, size), (after, _) in zip(spans, spans[1:], strict=False))
+        self.copies = {span: guarded(x) for span, x in self.arrays.items()} if apart else {}
+
+    def argument(self, x: Any) -> np.ndarray:
+        """The memory whose content is the argument itself: an address, or a number."""
+        if x is None:
+            return np.zeros(1, np.uint64)
+        if not isinstance(x, np.ndarray):
+            return np.asarray([x])
+        copy = self.copies.get((x.ctypes.data, x.nbytes))
+        return np.asarray([x.ctypes.data if copy is None else copy.ctypes.data + GUARD], np.uint64)
+
+    def copy_back(self, kernel: str) -> None:
+        """What the kernel wrote, into the arrays themselves."""
+        for span, copy in self.copies.items():
+            x = self.arrays[span]
+            if not ((copy[:GUARD] == 255).all() and (copy[-GUARD:] == 255).all()):
+                raise RuntimeError(f"kernel {kernel}: wrote outside of an array of {x.shape}, {x.dtype}")
+            if x.flags.writeable:
+                x.reshape(-1).view(np.uint8)[...] = copy[GUARD:-GUARD]
+
+
+def guarded(x: np.ndarray) -> np.ndarray:
+    """The bytes of x between two guards, at an address that is aligned as that of x."""
+    whole = np.full(x.nbytes + 3 * GUARD, 255, np.uint8)
+    start = (x.ctypes.data - whole.ctypes.data) % GUARD
+    copy = whole[start : start + x.nbytes + 2 * GUARD]
+    copy[GUARD:-GUARD] = x.reshape(-1).view(np.uint8)
+    return copy
+
+
+# --- compiling ------------------------------------------------------------------------------------
+
+
+@cache
+def library(source: str, defines: Defines) -> ctypes.CDLL:
+    """A .cu file compiled for the CPU, with a function run_NAME for every kernel; kept on disk between runs."""
+    written = launcher.read(source)
+    text = with_defines(written, dict(defines)) + "\n" + entries(signatures(written, defines))
+    digest = hashlib.sha256(f"{compiler_version()} {FLAGS} {text}".encode())
+    for path in [*dependencies(path_of(source))[1:], *sorted(HEADERS.iterdir())]:
+        digest.update(path.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"tensorgrad-emulation-{os.getuid()}"
+    path = folder / f"{source}-{digest.hexdigest()[:32]}.so"
+    if not path.exists():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / path.name
+            command = [str(COMPILER), *FLAGS, "-x", "c++", "-", "-o", str(made)]
+            result = subprocess.run(command, input=f'#line 1 "{source}.cu"\n{text}', capture_output=True, text=True)
+            if result.returncode:
+                raise RuntimeError(f"{source}.cu does not compile for the CPU:\n{result.stderr}")
+            os.replace(made, path)
+    return ctypes.CDLL(str(path))
+
+
+@cache
+def compiler_version() -> str:
+    return subprocess.run([str(COMPILER), "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def entries(kernels: dict[str, tuple[Parameter, ...]]) -> str:
+    """C functions that take the arguments as addresses of where they stand, and run a grid of threads."""
+    return "\n".join(
+        f'extern "C" __attribute__((visibility("default"))) const char* run_{name}('
+        "void** a, const unsigned* sizes, std::size_t shared, int backwards) {\n"
+        f"    return emulation::launch(sizes, shared, backwards != 0, [&] {{ {name}({values(listed)}); }});\n"
+        "}"
+        for name, listed in kernels.items()
+    )
+
+
+def values(listed: tuple[Parameter, ...]) -> str:
+    return ", ".join(f"*static_cast<{p.c_type}{'*' * p.pointer}*>(a[{i}])" for i, p in enumerate(listed))
+
+
+# --- a whole backend ------------------------------------------------------------------------------
+
+
+@contextmanager
+def emulated_gpu() -> Iterator[CupyBackend]:
+    """The CuPy backend over the stand-in for CuPy, its kernels run on the CPU; current until the end of the block."""
+    saved = dict(backend._loaded), dict(backend._by_type), backend._current, sys.modules.get("cupy")
+    real = cupy_backend.CudaLauncher
+    backend._loaded.pop("cupy", None)
+    sys.modules["cupy"] = FakeCupy()
+    cupy_backend.CudaLauncher = lambda cupy: EmulatingLauncher()  # type: ignore[assignment, misc]
+    try:
+        with tg.use_backend("cupy") as chosen:
+            assert isinstance(chosen.backend, CupyBackend)
+            yield chosen.backend
+    finally:
+        cupy_backend.CudaLauncher = real  # type: ignore[misc]
+        for registered, before in ((backend._loaded, saved[0]), (backend._by_type, saved[1])):
+            registered.clear()
+            registered.update(before)
+        backend._current = saved[2]
+        sys.modules.pop("cupy")
+        if saved[3] is not None:
+            sys.modules["cupy"] = saved[3]

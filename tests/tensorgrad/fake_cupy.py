@@ -1,0 +1,237 @@
+"""A stand-in for CuPy that is made of NumPy, as strict as CuPy is: it runs the engine where there is no GPU.
+
+Of `cupy.cuda` it has what this project uses. Work is done at once, so streams and events only say that they were asked.
+"""
+
+import types
+from typing import Any
+
+import numpy as np
+
+
+class FakeArray(np.ndarray):
+    """As strict as CuPy's: it meets no NumPy array, and what is made of it is never one, not even a scalar."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
+        if out:
+            options["out"] = tuple(plain(x) for x in out)
+        result = getattr(ufunc, method)(*(plain(x) for x in inputs), **options)
+        return out[0] if out else fake(result)
+
+    def __getitem__(self, key: Any) -> Any:
+        return fake(plain(self)[plain(key)])
+
+    @property
+    def data(self) -> Any:  # type: ignore[override]
+        """Where it lies: CuPy has an object with `ptr` here."""
+        return types.SimpleNamespace(ptr=self.__array_interface__["data"][0])
+
+    def get(self, stream: Any = None, out: Any = None) -> Any:
+        """A copy on the host."""
+        return np.array(self.view(np.ndarray)) if out is None else np.copyto(out, self.view(np.ndarray))
+
+    def set(self, x: Any, stream: Any = None) -> None:
+        """Copied from the host."""
+        assert x.shape == self.shape
+        assert x.dtype == self.dtype
+        self.view(np.ndarray)[...] = x
+
+
+def plain(x: Any) -> Any:
+    """What NumPy can work on. Raises where CuPy would."""
+    if isinstance(x, list | tuple):
+        return type(x)(plain(part) for part in x)
+    if isinstance(x, FakeArray):
+        return x.view(np.ndarray)
+    if isinstance(x, np.ndarray):
+        raise TypeError(f"Unsupported type {type(x)}")
+    return x
+
+
+def fake(x: Any) -> Any:
+    """The same as CuPy's arrays; one that owns its memory still does."""
+    if isinstance(x, list | tuple):
+        return type(x)(fake(part) for part in x)
+    if isinstance(x, np.ndarray | np.generic):
+        if x.base is not None:
+            return x.view(FakeArray)
+        owner = np.empty_like(x, shape=x.shape).view(FakeArray) if x.dtype.kind == "V" else FakeArray(x.shape, x.dtype)
+        owner.view(np.ndarray)[...] = x
+        return owner
+    return x
+
+
+class FakeFunction:
+    def __init__(self, fn: Any) -> None:
+        self.fn = fn
+
+    def __call__(self, *operands: Any, **options: Any) -> Any:
+        options = {name: plain(option) for name, option in options.items()}
+        return fake(self.fn(*plain(operands), **options))
+
+    def __getattr__(self, name: str) -> Any:  # add.at
+        return FakeFunction(getattr(self.fn, name))
+
+
+class FakeCudaError(RuntimeError):
+    """CuPy's errors of the runtime and of the driver."""
+
+
+class OutOfMemoryError(MemoryError):
+    """`cupy.cuda.memory.OutOfMemoryError`."""
+
+
+class FakeStream:
+    """`cupy.cuda.Stream`: the current one inside its `with`."""
+
+    null: "FakeStream"
+    current: "FakeStream"
+
+    def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False) -> None:
+        self.ptr = 0 if null else id(self)
+        self.synchronized = 0
+        self.waited_for: list[FakeEvent] = []
+        self._before: list[FakeStream] = []
+
+    def __enter__(self) -> "FakeStream":
+        self._before.append(FakeStream.current)
+        FakeStream.current = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        FakeStream.current = self._before.pop()
+
+    def use(self) -> "FakeStream":
+        FakeStream.current = self
+        return self
+
+    def synchronize(self) -> None:
+        self.synchronized += 1
+
+    def record(self, event: "FakeEvent | None" = None) -> "FakeEvent":
+        event = FakeEvent() if event is None else event
+        event.record(self)
+        return event
+
+    def wait_event(self, event: "FakeEvent") -> None:
+        self.waited_for.append(event)
+
+
+FakeStream.null = FakeStream.current = FakeStream(null=True)
+
+
+class FakeEvent:
+    """`cupy.cuda.Event`."""
+
+    def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
+        self.stream: FakeStream | None = None
+        self.synchronized = 0
+
+    def record(self, stream: FakeStream | None = None) -> None:
+        self.stream = FakeStream.current if stream is None else stream
+
+    def synchronize(self) -> None:
+        self.synchronized += 1
+
+
+class FakeMemoryPool:
+    """`cupy.cuda.MemoryPool`: counts nothing."""
+
+    def used_bytes(self) -> int:
+        return 0
+
+    def total_bytes(self) -> int:
+        return 0
+
+    def free_all_blocks(self) -> None:
+        pass
+
+    def malloc(self, size: int) -> Any:
+        return types.SimpleNamespace(ptr=np.empty(size, np.uint8).ctypes.data)
+
+
+class FakeDevice:
+    """`cupy.cuda.Device`, of a card whose compute capability a test may change."""
+
+    compute_capability = "90"
+
+    def __init__(self, device: int | None = None) -> None:
+        self.id = device or 0
+        self.mem_info = (60 * 2**30, 80 * 2**30)  # free, in all
+
+    def __enter__(self) -> "FakeDevice":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def use(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class FakeCupy(types.ModuleType):
+    """NumPy's functions under CuPy's name and rules."""
+
+    def __init__(self, n_gpus: int | Exception = 1) -> None:
+        super().__init__("cupy")
+        self.__version__ = "14.2.0"
+        self.ndarray = FakeArray
+        self.cuda = self._cuda()
+        self.n_gpus = n_gpus
+        self.copied_to_host = 0
+        self.pool = FakeMemoryPool()
+
+    def _cuda(self) -> Any:
+        runtime = types.SimpleNamespace(
+            CUDARuntimeError=FakeCudaError,
+            getDeviceCount=self.count,
+            getDevice=lambda: 0,
+            setDevice=lambda device: None,
+            driverGetVersion=lambda: 13000,
+            runtimeGetVersion=lambda: 13000,
+            memGetInfo=lambda: FakeDevice().mem_info,
+            getDeviceProperties=lambda device: {"name": b"Stand-in", "multiProcessorCount": 132},
+            deviceSynchronize=lambda: None,
+        )
+        return types.SimpleNamespace(
+            runtime=runtime,
+            driver=types.SimpleNamespace(CUDADriverError=FakeCudaError),
+            memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            Stream=FakeStream,
+            Event=FakeEvent,
+            Device=FakeDevice,
+            MemoryPool=FakeMemoryPool,
+            get_current_stream=lambda: FakeStream.current,
+            get_elapsed_time=lambda start, stop: 1.0,
+            set_allocator=lambda allocator=None: None,
+        )
+
+    def count(self) -> int:
+        if isinstance(self.n_gpus, Exception):
+            raise self.n_gpus
+        return self.n_gpus
+
+    def get_default_memory_pool(self) -> FakeMemoryPool:
+        return self.pool
+
+    def is_available(self) -> bool:
+        return isinstance(self.n_gpus, int) and self.n_gpus > 0
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        x = x.view(np.ndarray) if isinstance(x, FakeArray) and x.dtype != (dtype or x.dtype) else x
+        return x if isinstance(x, FakeArray) else fake(np.array(x, dtype))
+
+    def array(self, x: Any, dtype: Any = None) -> Any:
+        return fake(np.array(x.view(np.ndarray) if isinstance(x, FakeArray) else x, dtype))
+
+    def asnumpy(self, x: Any) -> Any:
+        assert isinstance(x, FakeArray)
+        self.copied_to_host += 1
+        return np.array(x.view(np.ndarray))
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(np, name)
+        return FakeFunction(found) if callable(found) and not isinstance(found, type) else found
