@@ -112,6 +112,7 @@ class TrainConfig:
     max_iters: int = flag(2000, "training", "optimiser steps in all")
     batch_size: int = flag(12, "training", "windows in a batch")
     grad_accum: int = flag(1, "training", "batches whose gradients are added up for one step")
+    recompute: bool = flag(False, "training", "run blocks again in backward: less memory, more time")
     lr: float = flag(1e-3, "training", "highest learning rate, reached after the warm-up")
     min_lr: float = flag(1e-4, "training", "learning rate that the cosine comes down to")
     warmup_iters: int = flag(100, "training", "steps in which the learning rate rises from 0")

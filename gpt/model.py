@@ -113,6 +113,7 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.h = [Block(config) for _ in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.recompute = False  # keep only what enters a block, and run the block again in backward
 
     def forward(self, idx: Any, targets: Any = None, *, cache: Cache | None = None) -> tuple[Tensor, Tensor | None]:
         """Predict the next token everywhere.
@@ -129,7 +130,10 @@ class GPT(nn.Module):
         pos = tg.arange(n_new) if cache is None else cache.begin(n_new)  # (T,) or (B, T)
         x = self.drop(self.wte(idx) + self.wpe(pos))  # (B, T, C)
         for i, block in enumerate(self.h):
-            x = block(x, None if cache is None else cache.layers[i])  # (B, T, C)
+            if self.recompute and cache is None:
+                x = tg.checkpoint(block, x)  # (B, T, C)
+            else:
+                x = block(x, None if cache is None else cache.layers[i])  # (B, T, C)
         if cache is not None:
             cache.end(n_new)
         if targets is None:

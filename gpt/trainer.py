@@ -25,6 +25,7 @@ def train(run: Run) -> int:
     parameters = list(model.parameters())
     data = run.train_loader
     model.train()
+    model.recompute = config.recompute
     with (
         StopSignals() as stop,
         Progress(run.folder, step=run.step, max_iters=config.max_iters) as progress,
@@ -62,7 +63,8 @@ def train(run: Run) -> int:
 def accumulate_gradients(model: GPT, x: Tokens, y: Tokens, batch_size: int) -> float:
     """Add the gradient of the mean loss over all windows to the parameters, in parts of batch_size; return the loss.
 
-    x, y (n, T): what fits in memory is a part, and the parts together are exactly the large batch.
+    x, y (n, T): what fits in memory is a part, and the parts together are exactly the large batch. Only dropout's
+    masks are not those of the large batch: each part draws its own.
     """
     n_windows = len(x)
     loss = 0.0

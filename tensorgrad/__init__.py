@@ -118,4 +118,5 @@ from tensorgrad.ops import (
     where,
 )  # fmt: skip
 from tensorgrad.random import Generator, manual_seed
+from tensorgrad.recompute import checkpoint
 from tensorgrad.tensor import Tensor

@@ -102,11 +102,31 @@ class Several(Node):
         self.count = len(arrays)
 
 
+class Rerun(Several):
+    """Results that are made again in backward (see `tensorgrad.checkpoint`).
+
+    backward: first a function that makes them once more, recorded, and returns their nodes, then the arrays that it
+    starts from. The gradients that arrive here go on from those nodes. They are the youngest of all, so they are popped
+    next, and what they were made of gets its gradients when and in the order in which it would have had them.
+    parents: what was there before and gets a gradient in the end, once for every use.
+    since: when it was first made, a birth number; inside of another that is made again, that one's.
+    """
+
+    __slots__ = ("since",)
+
+    def __init__(
+        self, name: str, arrays: list[Array], parents: tuple[Node | None, ...], backward: tuple[Any, ...]
+    ) -> None:
+        super().__init__(name, arrays, parents, backward)
+        self.since: int = _mode.since or self.birth
+
+
 # --- recording ----------------------------------------------------------------------------------
 
 
 class _Mode(threading.local):
     recording = True
+    since = 0  # when what is now made again in backward was made at first; 0 outside of that
 
 
 _mode = _Mode()
@@ -344,6 +364,12 @@ class _Arrivals:
             if not self.missing[node]:
                 self.report(node)
 
+    def are_all(self) -> None:
+        """No more will come: where a checkpoint has results that nothing used, fewer come than there are uses."""
+        for leaf, missing in self.missing.items():
+            if missing > 0 and isinstance(leaf, Leaf) and leaf.grad is not None:
+                self.report(leaf)
+
 
 def backward(
     root: Node, dy: Array, retain_graph: bool = False, on_gradient: Callable[[Leaf], None] | None = None
@@ -372,19 +398,61 @@ def backward(
                 "pass retain_graph=True to the first backward"
             )
         if node.birth < _last_write:
-            _refuse_overwritten(node)
+            _refuse_overwritten(node, node.birth)
         if not retain_graph:
             node.backward, node.parents = None, ()
-        for parent, gradient in _gradients(functions, parents, dy):
+        for parent, gradient in _gradients(node, functions, parents, dy):
             if gradient is None:
                 raise RuntimeError(f"{node.name}: an operand that requires a gradient is one that can have none")
             pending.add(parent, gradient, dy)
             if arrivals is not None:
                 arrivals.one_at(parent)
         functions = gradient = None  # nothing of this node outlives its turn
+    if arrivals is not None:
+        arrivals.are_all()
 
 
-def _gradients(functions: Any, parents: tuple[Node | None, ...], dy: Any) -> Iterator[tuple[Node, Array]]:
+def _made_again(node: Rerun, functions: Any) -> list[Node]:
+    """The nodes of results made once more, after a look at what their recording saved: is it as at the first time?"""
+    again: Callable[[], list[Node]] = functions[0]
+    last_write = _last_write  # what is written while it runs was written at the first time as well
+    before, _mode.since = _mode.since, node.since
+    try:
+        outputs = again()
+    finally:
+        _mode.since = before
+    if node.since < last_write:
+        for inner in _younger(outputs, node.birth):
+            _refuse_overwritten(inner, node.since)
+    return outputs
+
+
+def older_parents(outputs: list[Node], birth: int) -> tuple[Node, ...]:
+    """The nodes that were there before that birth, and leaves, from which the outputs were made; once for every use."""
+    inside = _younger(outputs, birth)
+    uses = [output for output in outputs if output not in inside]
+    uses += [p for node in inside for p in node.parents if p is not None and p not in inside]
+    return tuple(uses)
+
+
+def _younger(outputs: list[Node], birth: int) -> set[Node]:
+    """The recorded ops since that birth that the outputs were made by."""
+    found = {node for node in outputs if node.birth > birth and type(node) is not Leaf}
+    waiting = list(found)
+    while waiting:
+        for p in waiting.pop().parents:
+            if p is not None and p.birth > birth and type(p) is not Leaf and p not in found:
+                found.add(p)
+                waiting.append(p)
+    return found
+
+
+def _gradients(node: Node, functions: Any, parents: tuple[Node | None, ...], dy: Any) -> Iterator[tuple[Node, Array]]:
+    if type(node) is Rerun:
+        for output, gradient in zip(_made_again(node, functions), dy, strict=True):
+            if gradient is not None:  # None: nothing used this result
+                yield output, gradient
+        return
     if type(functions) is tuple:
         for parent, function in itertools.zip_longest(parents, functions):
             if parent is not None:
@@ -438,10 +506,11 @@ def saved_arrays(value: Any) -> Iterator[Array]:
         yield value
 
 
-def _refuse_overwritten(node: Node) -> None:
+def _refuse_overwritten(node: Node, since: int) -> None:
+    """since: when what the node saved had to be there."""
     for array in saved_arrays(node.backward):
         reference, when = _writes.get(id(_owner(array)), (None, 0))
-        if when > node.birth and reference is not None and reference() is not None:
+        if when > since and reference is not None and reference() is not None:
             raise RuntimeError(
                 f"{node.name}: an array of shape {array.shape} that it saved for backward was overwritten in place; "
                 "write into a copy, or call backward first"

@@ -20,7 +20,7 @@ ROOMS = [
     ["tensorgrad.ops"],
     ["tensorgrad.tensor"],
     ["tensorgrad.creation"],
-    ["tensorgrad.nn", "tensorgrad.optim", "tensorgrad.distributed", "tensorgrad.gradcheck"],
+    ["tensorgrad.nn", "tensorgrad.optim", "tensorgrad.distributed", "tensorgrad.gradcheck", "tensorgrad.recompute"],
     ["tensorgrad"],
     ["gpt", "gpt.config"],
     ["gpt.bpe", "gpt.gpt2_vocabulary", "gpt.tokenizer", "gpt.tokenizer_errors"],

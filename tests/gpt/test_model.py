@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -128,6 +130,51 @@ def test_without_targets_only_the_last_position() -> None:
     assert every.shape == (3, 4, 7) and loss.shape == () and none is None
     assert last.shape == (3, 1, 7)
     np.testing.assert_allclose(last.numpy()[:, 0], every.numpy()[:, -1], atol=1e-6)
+
+
+def gradients(recompute: bool) -> list[np.ndarray]:
+    """Loss, gradients and the next random number, after two batches whose gradients add up."""
+    tg.manual_seed(7)
+    model = GPT({**FOUR_LAYERS, "n_embd": 32, "dropout": 0.2})
+    model.recompute = recompute
+    losses = [model(*batch(model.config, 3, seed))[1] for seed in (0, 1)]
+    for loss in losses:
+        loss.backward()
+    return [*(loss.numpy() for loss in losses), *(p.grad for p in model.parameters()), tg.uniform(1).numpy()]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_recomputing_changes_no_bit(backend: str) -> None:
+    with tg.use_backend(backend):
+        for kept, recomputed in zip(gradients(False), gradients(True), strict=True):
+            np.testing.assert_array_equal(kept, recomputed)
+
+
+def test_recomputing_needs_less_memory() -> None:
+    """Twelve layers: what their backward passes keep is a twelfth, and what enters each of them."""
+
+    def peak(recompute: bool) -> int:
+        model = GPT({**FOUR_LAYERS, "n_layer": 12, "n_embd": 32})
+        model.recompute = recompute
+        x, y = batch(model.config, 8)
+        model(x, y)[1].backward()  # so that what is made once is there
+        model(x, y)[1].backward()
+        tracemalloc.start()
+        try:
+            model(x, y)[1].backward()  # adds to gradients that are there: all that is new are activations
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    with tg.use_backend("numpy"):
+        assert peak(recompute=True) < peak(recompute=False) / 3
+
+
+def test_generation_is_not_touched_by_recompute() -> None:
+    model, x = GPT(TINY), batch(TINY, 2)[0]
+    expected = model(x)[0].numpy()
+    model.recompute = True
+    np.testing.assert_array_equal(model(x)[0].numpy(), expected)
 
 
 def test_no_token_sees_a_later_one() -> None:

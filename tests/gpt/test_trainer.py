@@ -18,13 +18,15 @@ from gpt import trainer as module
 from gpt.checkpoint import load_checkpoint, steps_after
 from gpt.config import TrainConfig, UserError
 from gpt.flags import Arguments
+from gpt.model import GPT
 from gpt.progress import METRICS, TIMING, Progress, rewind_metrics
 from gpt.run import Run, make_optimizer, make_run, new_run
 from gpt.signals import StopSignals
 from gpt.tokenizer import GPT2Tokenizer
-from gpt.trainer import learning_rate, train
+from gpt.trainer import accumulate_gradients, learning_rate, train
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 30
+VOCAB_SIZE = 31
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +123,46 @@ def test_accumulated_gradients_equal_the_large_batch() -> None:
         np.testing.assert_allclose(p.data, q.data, rtol=1e-4, atol=1e-5, err_msg=name)
     losses = [[row["loss"] for row in metrics(folder)] for folder in ("large", "parts")]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def float64_gradients(dropout: float, batch_size: int) -> tuple[float, list[Any]]:
+    """Loss and gradients of twelve windows, in parts of batch_size, in float64."""
+    tg.manual_seed(2)
+    model = GPT(small(dropout=dropout).model_config(VOCAB_SIZE))
+    model.astype(np.float64)
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (12, 9))
+    loss = accumulate_gradients(model, tokens[:, :-1], tokens[:, 1:], batch_size)
+    return loss, [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 6])
+def test_accumulated_gradients_are_the_large_batchs_to_rounding(batch_size: int) -> None:
+    loss, whole = float64_gradients(dropout=0.0, batch_size=12)
+    parts_loss, parts = float64_gradients(dropout=0.0, batch_size=batch_size)
+    assert parts_loss == pytest.approx(loss, rel=1e-14)
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-11, atol=1e-13 * abs(a).max())
+
+
+def test_with_dropout_each_part_draws_masks_of_its_own() -> None:
+    """The parts together are their mean, and what the second draws depends on the first as a longer training does."""
+    loss, accumulated = float64_gradients(dropout=0.2, batch_size=6)
+    tg.manual_seed(2)
+    model = GPT(small(dropout=0.2).model_config(VOCAB_SIZE))
+    model.astype(np.float64)
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (12, 9))
+    expected, losses = [], []
+    for part in (tokens[:6], tokens[6:]):
+        part_loss = model(part[:, :-1], part[:, 1:])[1]
+        part_loss.backward()
+        losses.append(part_loss.item())
+        expected.append([p.grad for p in model.parameters()])
+        for p in model.parameters():
+            p.grad = None
+    assert loss == pytest.approx(np.mean(losses), rel=1e-14)
+    for a, b, c in zip(accumulated, *expected, strict=True):
+        np.testing.assert_allclose(a, (b + c) / 2, rtol=1e-11, atol=1e-13 * abs(a).max())
+    assert loss != float64_gradients(dropout=0.2, batch_size=12)[0]
 
 
 def test_the_gradient_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
