@@ -3,6 +3,7 @@
 
 import sys
 
+from gpt.cli import leave
 from gpt.cli import run as run_program
 from gpt.flags import parse
 from gpt.generation import stream_text
@@ -26,6 +27,8 @@ def main() -> int:
 
 def describe(run: Run) -> None:
     config, model, step = run.config, run.model.config, run.step
+    for folder, error in run.passed_over:
+        print(f"resume   passed over {folder}, which is broken: {error}")
     n_train, n_val = len(run.train_loader.tokens), len(run.val_loader.tokens)
     print(f"backend  {run.backend}")
     print(f"data     {config.data}: {n_train:,} tokens to train on, {n_val:,} to validate with")
@@ -48,4 +51,4 @@ def print_sample(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    leave(run_program(main))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -139,3 +140,16 @@ def run(main: Callable[[], int], prog: str | None = None) -> int:
             raise
         sys.stderr.write(error_line(prog, f"{error.filename}: {error.strerror}"))
         return EXIT_ERROR
+
+
+def leave(status: int) -> NoReturn:
+    """End the program with a status; after Ctrl-C at once.
+
+    Python's own way would end a thread that is writing a checkpoint in the middle of its machine code, which some
+    libraries answer with a crash. What that thread was writing has no name yet, so nothing is lost with it.
+    """
+    if status == EXIT_INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -83,6 +83,7 @@ GPT_CONFIG_SHAKESPEARE_CHAR: dict[str, Any] = {
 
 BACKENDS = ("auto", "numpy", "numba", "cupy")
 TOKENIZERS = ("char", "bpe", "gpt2")
+ON_SAVE_ERROR = ("stop", "continue")
 
 
 def flag(default: T, group: str, help: str) -> T:
@@ -122,25 +123,34 @@ class TrainConfig:
     beta2: float = flag(0.99, "training", "AdamW: decay of the mean of its square")
     grad_clip: float = flag(1.0, "training", "highest norm of the whole gradient; 0: no limit")
     seed: int = flag(1337, "training", "decides weights, dropout, batches and the sample")
+    init_from: str | None = flag(
+        None, "training", "weights to begin with: a checkpoint, or GPT-2's model.safetensors (default: random)"
+    )
 
     backend: str = flag("auto", "run", "numpy, numba, cupy; auto takes the fastest, and says which")
     threads: int | None = flag(None, "run", "CPU threads for everything (default: every core)")
-    eval_interval: int = flag(250, "run", "steps between validations, a checkpoint with each")
+    eval_interval: int = flag(250, "run", "steps between validations")
     eval_iters: int = flag(20, "run", "batches that a validation averages over")
+    checkpoint_interval: int | None = flag(
+        None, "run", "steps between checkpoints; the best is always one (default: one with each validation)"
+    )
+    keep_checkpoints: int = flag(2, "run", "how many of the newest checkpoints stay, and the best with them")
+    async_save: bool = flag(True, "run", "train on while a checkpoint is written; takes memory for a copy")
+    on_save_error: str = flag("stop", "run", "stop, or continue and try again with the next checkpoint")
     out: str | None = flag(None, "run", "folder of the run (default: a new one under checkpoints/)")
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name, known in (("backend", BACKENDS), ("tokenizer", TOKENIZERS)):
+        for name, known in (("backend", BACKENDS), ("tokenizer", TOKENIZERS), ("on_save_error", ON_SAVE_ERROR)):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}{nearest(value, known) or _list(known)}")
-        for name in ("max_iters", "batch_size", "grad_accum", "eval_interval", "eval_iters"):
+        for name in ("max_iters", "batch_size", "grad_accum", "eval_interval", "eval_iters", "keep_checkpoints"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_iters", "weight_decay", "grad_clip"):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         _require(self, "seed", 0 <= self.seed < 2**64, "at least 0 and below 2**64")
-        for name in ("vocab_size", "lr_decay_iters", "threads"):
+        for name in ("vocab_size", "lr_decay_iters", "threads", "checkpoint_interval"):
             value = getattr(self, name)
             _require(self, name, value is None or value >= 1, "at least 1")
         for name in ("beta1", "beta2"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.cli import ArgumentParser, boolean, one_of, user_errors
-from gpt.config import BACKENDS, NAMED_CONFIGS, TOKENIZERS, TrainConfig, UserError, nearest
+from gpt.config import BACKENDS, NAMED_CONFIGS, ON_SAVE_ERROR, TOKENIZERS, TrainConfig, UserError, nearest
 
 GROUPS = ("data", "model", "training", "run")
 NEWEST = ""  # what a bare --resume stands for
@@ -99,6 +99,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 _SPECIAL: dict[str, dict[str, Any]] = {
     "backend": {"type": one_of(*BACKENDS), "metavar": "NAME"},
     "tokenizer": {"type": one_of(*TOKENIZERS), "metavar": "NAME"},
+    "on_save_error": {"type": one_of(*ON_SAVE_ERROR), "metavar": "NAME"},
     "data": {"metavar": "SOURCE"},
 }
 
@@ -146,7 +147,7 @@ _NANOGPT: dict[str, tuple[dict[str, list[str]], str]] = {
     ),
     "init_from": (
         {"scratch": [], "resume": ["--resume"]},
-        "only scratch and resume can be started from here",
+        "give --init-from the path of a checkpoint, or of GPT-2's model.safetensors",
     ),
     "device": ({"cpu": ["--backend=cpu"], "cuda": ["--backend=cupy"]}, "choose with --backend"),
     "dtype": ({"float32": []}, "training is in float32"),
@@ -179,6 +180,8 @@ def translate_nanogpt(word: str) -> list[str]:
     if name not in _NANOGPT:
         return [word]
     values, otherwise = _NANOGPT[name]
+    if name == "init_from" and value not in values and (Path(value).exists() or not value.startswith("gpt2")):
+        return [word]  # a path, as here; nanoGPT downloads what begins with gpt2
     if value not in values:
         raise UserError(f"{word} has no counterpart here: {otherwise}")
     return [flag.replace("=cpu", f"={_cpu_backend()}") for flag in values[value]]

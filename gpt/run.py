@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 
 import tensorgrad as tg
-from gpt.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, steps_after
+from gpt.checkpoint import Checkpoint, load_whole
 from gpt.cli import use_backend, user_errors
 from gpt.config import GPTConfig, TrainConfig, UserError
 from gpt.data import DataLoader, load_text, make_loaders
 from gpt.flags import Arguments
+from gpt.initial import InitialWeights, load_initial
+from gpt.lock import FolderLock
+from gpt.metrics import rewind_metrics
 from gpt.model import GPT
-from gpt.progress import METRICS, rewind_metrics
+from gpt.run_folder import (
+    CHECKPOINTS,
+    PassedOver,
+    is_same,
+    later_steps,
+    make_folder,
+    make_unique_folder,
+    refuse_unwritable,
+    refuse_used,
+    set_broken_aside,
+    set_metrics_aside,
+)
 from gpt.tokenizer import (
     BPETokenizer,
     CharTokenizer,
@@ -26,7 +39,6 @@ from gpt.tokenizer import (
     TokenizerError,
 )
 
-CHECKPOINTS = "checkpoints"
 BPE_VOCAB_SIZE = 4096
 
 
@@ -46,6 +58,9 @@ class Run:
     saved_step: int | None = None  # the step of the newest checkpoint
     best_val_loss: float | None = None
     best_step: int | None = None
+    skipped: int = 0  # steps whose gradient was not finite
+    resumed_from: Path | None = None  # the folder of the run that this one goes on with
+    passed_over: PassedOver = field(default_factory=list)  # newer checkpoints, which are broken
 
     @cached_property
     def data_sha256(self) -> str:
@@ -62,35 +77,49 @@ def make_run(arguments: Arguments) -> Run:
     Raises UserError for whatever is wrong with the arguments, the data or the checkpoint, and has
     then written nothing: the folder comes last.
     """
-    return new_run(arguments.train_config()) if arguments.resume is None else resumed_run(arguments)
+    init_from = arguments.given.get("init_from")
+    if arguments.resume is not None:
+        if init_from is not None:
+            raise UserError("--init-from begins a new run, and --resume goes on with one: give only one of them")
+        return resumed_run(arguments)
+    if init_from is None:
+        return new_run(arguments.train_config())
+    initial = load_initial(init_from, arguments.given.get("n_head"))
+    return new_run(arguments.train_config(under=initial.settings()), initial)
 
 
-def new_run(config: TrainConfig) -> Run:
+def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
     """Return a run at its beginning: tokenizer, data, model and an empty folder."""
+    if initial is not None:
+        initial.refuse_misfit(config)
     backend = use_backend(config.backend, config.threads)
     if config.out is not None:
-        _refuse_used(Path(config.out))
-    _refuse_unwritable(Path(config.out or CHECKPOINTS))
+        FolderLock(Path(config.out)).check()
+        refuse_used(Path(config.out))
+    refuse_unwritable(Path(config.out or CHECKPOINTS))
     text = load_text(config.data)
-    tokenizer = make_tokenizer(config, text)
+    tokenizer = make_tokenizer(config, text) if initial is None else initial.tokenizer
     train_loader, val_loader = _loaders(config, text, tokenizer)
     tg.manual_seed(config.seed)
     model = GPT(config.model_config(tokenizer.vocab_size))
+    if initial is not None:
+        initial.load_into(model)
     optimizer = make_optimizer(model, config)
-    folder = _make_folder(Path(config.out)) if config.out else _make_unique_folder(config)
+    folder = make_folder(Path(config.out)) if config.out else make_unique_folder(config)
     return Run(config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend)
 
 
 def resumed_run(arguments: Arguments) -> Run:
     """Return a run as its checkpoint left it, in the same folder or, with `--out`, in a new one."""
     out = arguments.given.get("out")
-    checkpoint = load_checkpoint(arguments.resume or newest_checkpoint(out or CHECKPOINTS))
+    checkpoint, passed_over = load_whole(_place_to_resume(arguments.resume, out))
     state, folder = checkpoint.state, Path(out or checkpoint.path.parent)
     config = arguments.train_config(under=state.train_config.to_dict())
     backend = use_backend(config.backend, config.threads)
     _refuse_changes(config, checkpoint)
-    _refuse_rewriting(folder, checkpoint)
-    _refuse_unwritable(folder)
+    FolderLock(folder).check()
+    _refuse_rewriting(folder, checkpoint, passed_over)
+    refuse_unwritable(folder)
 
     tokenizer, model = checkpoint.tokenizer, checkpoint.build_model()
     train_loader, val_loader = _loaders(config, load_text(config.data), tokenizer)
@@ -99,12 +128,20 @@ def resumed_run(arguments: Arguments) -> Run:
     run = Run(
         config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend,
         step=state.step, saved_step=state.step,
-        best_val_loss=state.best_val_loss, best_step=state.best_step,
+        best_val_loss=state.best_val_loss, best_step=state.best_step, skipped=state.skipped,
+        resumed_from=checkpoint.path.parent, passed_over=passed_over,
     )  # fmt: skip
     if run.data_sha256 != state.data_sha256:
         raise UserError(f"data {config.data!r} is not the text that {folder} was trained on")
-    rewind_metrics(checkpoint.path.parent, _make_folder(folder), state.step)
+    make_folder(folder)
     return run
+
+
+def _place_to_resume(path: str | None, out: str | None) -> Path:
+    place = Path(path or out or CHECKPOINTS)
+    if not path and not place.is_dir():
+        raise UserError(f"{place}: no such folder, so there is no checkpoint in it")
+    return place
 
 
 def make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
@@ -135,38 +172,24 @@ def _loaders(config: TrainConfig, text: str, tokenizer: Tokenizer) -> tuple[Data
         )  # fmt: skip
 
 
-# --------------------------------------------------------------------------------------------------
-# Folders: nothing that is there is ever written over
+@contextmanager
+def claimed_folder(run: Run) -> Iterator[None]:
+    """Hold the folder of a run for it alone, and have it as the run begins: metrics and checkpoints up to its step.
 
-
-def _refuse_used(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out {folder} is a file; a run needs a folder")
-    if folder.is_dir() and ((folder / METRICS).exists() or steps_after(folder, -1)):
-        raise UserError(f"out {folder} has a run in it: give another --out, or --resume to go on")
-
-
-def _refuse_unwritable(folder: Path) -> None:
-    """Find out before an hour of tokenizing, and without making anything."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"out {folder}: nothing can be written into {there}")
-
-
-def _make_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out {folder} cannot be made: {error.strerror}") from error
-    return folder
-
-
-def _make_unique_folder(config: TrainConfig) -> Path:
-    """Make checkpoints/<data>-<tokenizer>, or -2, -3 ... where that is taken."""
-    name = re.sub(r"[^\w.-]+", "-", Path(config.data).stem).strip(".-") or "run"
-    names = (f"{name}-{config.tokenizer}" + f"-{i}" * (i > 1) for i in count(1))
-    folders = (Path(CHECKPOINTS, name) for name in names)
-    return _make_folder(next(folder for folder in folders if not folder.exists()))
+    Raises UserError, with nothing changed, where another process writes there, or did since the run was made.
+    """
+    with FolderLock(run.folder):
+        if run.resumed_from is None or not is_same(run.folder, run.resumed_from):
+            refuse_used(run.folder)
+            set_metrics_aside(run.folder)
+        elif later := later_steps(run.folder, run.step, run.passed_over):
+            raise UserError(f"{run.folder} has gone on to {later[-1].name} meanwhile: --resume it once more")
+        else:
+            set_broken_aside(run.passed_over)
+        if run.resumed_from is not None:
+            rewind_metrics(run.resumed_from, run.folder, run.step)
+        run.resumed_from, run.passed_over = run.folder, []  # from here on, it goes on with what it wrote itself
+        yield
 
 
 # --------------------------------------------------------------------------------------------------
@@ -188,10 +211,10 @@ def _refuse_changes(config: TrainConfig, checkpoint: Checkpoint) -> None:
         )
 
 
-def _refuse_rewriting(folder: Path, checkpoint: Checkpoint) -> None:
-    if folder.resolve() != checkpoint.path.parent.resolve():
-        _refuse_used(folder)
-    elif later := steps_after(folder, checkpoint.state.step):
+def _refuse_rewriting(folder: Path, checkpoint: Checkpoint, passed_over: PassedOver) -> None:
+    if not is_same(folder, checkpoint.path.parent):
+        refuse_used(folder)
+    elif later := later_steps(folder, checkpoint.state.step, passed_over):
         raise UserError(
             f"{checkpoint.path} is older than {later[-1].name} beside it: give a new --out to branch off from it"
         )

@@ -6,13 +6,13 @@ import math
 import time
 
 import tensorgrad as tg
-from gpt.checkpoint import RunState, save_checkpoint
 from gpt.config import TrainConfig, UserError
 from gpt.data import Tokens, random_windows
 from gpt.evaluate import estimate_loss
 from gpt.model import GPT
 from gpt.progress import Progress
-from gpt.run import Run
+from gpt.run import Run, claimed_folder
+from gpt.saver import Saver
 from gpt.signals import StopSignals
 
 
@@ -27,8 +27,12 @@ def train(run: Run) -> int:
     model.train()
     model.recompute = config.recompute
     with (
+        claimed_folder(run),
         StopSignals() as stop,
-        Progress(run.folder, step=run.step, max_iters=config.max_iters) as progress,
+        Progress(
+            run.folder, step=run.step, max_iters=config.max_iters, patient=config.on_save_error == "continue"
+        ) as progress,
+        Saver(run, progress) as saver,
     ):
         while run.step < config.max_iters and not stop.received:
             started = time.perf_counter()
@@ -51,12 +55,9 @@ def train(run: Run) -> int:
             if run.step % config.eval_interval == 0 or run.step == config.max_iters:
                 figures["val_loss"] = validate(run)
             progress.step(run.step, tokens_per_s=round(speed), **figures)
-            if "val_loss" in figures:
-                progress.sync()
-                save(run)
-        if run.saved_step != run.step:
-            progress.sync()
-            save(run)
+            if checkpoint_is_due(run):
+                saver.save()
+        saver.finish()
     return 128 + stop.received if stop.received and run.step < config.max_iters else 0
 
 
@@ -93,19 +94,10 @@ def validate(run: Run) -> float:
     return loss
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint, from which the run can go on exactly."""
-    state = RunState(
-        step=run.step,
-        model_config=run.model.config,
-        train_config=run.config,
-        data_sha256=run.data_sha256,
-        rng=tg.random.default_generator.state_dict(),
-        best_val_loss=run.best_val_loss,
-        best_step=run.best_step,
-    )
-    save_checkpoint(run.folder, state, run.model, run.optimizer, run.tokenizer)
-    run.saved_step = run.step
+def checkpoint_is_due(run: Run) -> bool:
+    """Whether this step is one to save: each so many are, and the best so far; the last is saved in any case."""
+    interval = run.config.checkpoint_interval or run.config.eval_interval
+    return run.step % interval == 0 or run.step == run.best_step
 
 
 def refuse_nonfinite(run: Run, loss: float, grad_norm: float) -> None:

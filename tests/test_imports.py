@@ -26,9 +26,19 @@ ROOMS = [
     ["gpt.bpe", "gpt.gpt2_vocabulary", "gpt.tokenizer", "gpt.tokenizer_errors"],
     ["gpt.model", "gpt.pretrained"],
     ["gpt.corpora", "gpt.data"],
-    ["gpt.checkpoint"],
+    ["gpt.checked_files", "gpt.checkpoint", "gpt.metrics", "gpt.run_folder", "gpt.step_folders"],
     ["gpt.evaluate", "gpt.generation", "gpt.kvcache", "gpt.sampling"],
-    ["gpt.cli", "gpt.flags", "gpt.progress", "gpt.run", "gpt.signals", "gpt.trainer"],
+    [
+        "gpt.cli",
+        "gpt.flags",
+        "gpt.initial",
+        "gpt.lock",
+        "gpt.progress",
+        "gpt.run",
+        "gpt.saver",
+        "gpt.signals",
+        "gpt.trainer",
+    ],
     ["generate", "gpt.data.__main__", "gpt.evaluate.__main__", "train"],
 ]
 

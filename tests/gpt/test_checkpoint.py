@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
@@ -16,20 +17,20 @@ import pytest
 
 import tensorgrad as tg
 from gpt import checkpoint as module
+from gpt.checked_files import MANIFEST
 from gpt.checkpoint import (
-    MANIFEST,
     MODEL,
     OPTIMIZER,
     STATE,
     TOKENIZER,
     RunState,
     load_checkpoint,
-    newest_checkpoint,
+    load_whole,
     save_checkpoint,
-    steps_after,
 )
 from gpt.config import TrainConfig, UserError
 from gpt.model import GPT
+from gpt.step_folders import newest_checkpoint, steps_after
 from gpt.tokenizer import CharTokenizer
 
 CONFIG = TrainConfig(n_layer=1, n_head=2, n_embd=8, block_size=4, backend="numpy")
@@ -46,9 +47,9 @@ class Trained:
     tokenizer: CharTokenizer
     state: RunState
 
-    def save(self, run: Path, step: int = 7, best_step: int | None = None) -> Path:
+    def save(self, run: Path, step: int = 7, best_step: int | None = None, keep: int = 1) -> Path:
         state = replace(self.state, step=step, best_step=best_step)
-        return save_checkpoint(run, state, self.model, self.optimizer, self.tokenizer)
+        return save_checkpoint(run, state, self.model, self.optimizer, self.tokenizer, keep)
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +148,12 @@ def test_a_run_that_was_never_validated_has_no_best(trained: Trained, tmp_path: 
 # Which ones there are
 
 
+def test_the_newest_few_and_the_best_stay(trained: Trained, tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40, 50):
+        trained.save(tmp_path, step, best_step=20, keep=3)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == [f"step-0000{step}" for step in (20, 30, 40, 50)]
+
+
 def test_the_newest_and_the_best_stay(trained: Trained, tmp_path: Path) -> None:
     for step, best in [(10, 10), (20, 20), (30, 20), (40, 20)]:
         trained.save(tmp_path, step, best)
@@ -191,6 +198,31 @@ def test_where_there_is_none(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             find(path)
         assert str(error.value).startswith(message)
+
+
+def test_the_newest_whole_one_is_found_behind_broken_ones(trained: Trained, tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        trained.save(tmp_path, step, keep=3)
+    truncate(tmp_path / "step-000030" / MODEL)
+    (tmp_path / "step-000020" / STATE).unlink()
+    checkpoint, passed_over = load_whole(tmp_path)
+    assert checkpoint.state.step == 10
+    assert [folder.name for folder, _ in passed_over] == ["step-000030", "step-000020"]
+    assert "step-000030/model.safetensors: damaged: " in str(passed_over[0][1])
+    assert "step-000020/state.json: missing" in str(passed_over[1][1])
+    with pytest.raises(UserError, match="step-000030/model.safetensors: damaged"):
+        load_whole(tmp_path / "step-000030")  # asked for by name, no other will do
+    empty(tmp_path / "step-000010" / MANIFEST)
+    with pytest.raises(UserError, match="step-000030/model.safetensors: damaged"):
+        load_whole(tmp_path)
+
+
+def test_a_checkpoint_under_the_name_of_another_is_refused(trained: Trained, tmp_path: Path) -> None:
+    trained.save(tmp_path, 10).rename(tmp_path / "step-000020")
+    with pytest.raises(UserError, match="step-000020/state.json: is of step 10, and not of the step that"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "step-000020").rename(tmp_path / "mine")  # a name of one's own says nothing about the step
+    assert load_checkpoint(tmp_path / "mine").state.step == 10
 
 
 # --------------------------------------------------------------------------------------------------
@@ -259,6 +291,8 @@ def changed_state(path: Path, **changes: Any) -> str:
         (STATE, '{"format": 1}'),
         (STATE, b"\xff\xfe"),
         (STATE, "[" * 100_000),
+        (STATE, '{"format": 1, "format": 1}'),
+        (STATE, " " * 5_000_000),
         (TOKENIZER, "{}"),
         (TOKENIZER, "nonsense"),
         (MODEL, b""),
@@ -283,6 +317,11 @@ def test_nonsense_is_refused(name: str, content: str | bytes, trained: Trained, 
         ({"format": 2}, "format 2 is not 1, the one this program reads"),
         ({"step": -1}, "step must be a whole number, not -1"),
         ({"step": "7"}, "step must be a whole number, not '7'"),
+        ({"step": 10**300}, "step must be|is of step 1000"),
+        ({"step": 8}, "is of step 8, and not of the step that its folder is named after"),
+        ({"skipped": -1}, "skipped must be a whole number, not -1"),
+        ({"best_val_loss": math.nan}, "NaN is no number of JSON's"),
+        ({"best_val_loss": 10**400}, "too large"),
         ({"best_val_loss": "low"}, "could not convert"),
         ({"model_config": {"n_layer": 0}}, "n_layer must be at least 1"),
         ({"model_config": {"depth": 1}}, "unknown key 'depth' in a model configuration"),
@@ -311,6 +350,14 @@ def test_weights_of_another_shape_are_refused(trained: Trained, tmp_path: Path) 
     assert str(error.value).startswith(f"{path / MODEL}: ")
 
 
+def test_a_model_far_too_large_for_its_weights_is_refused_before_it_is_built(trained: Trained, tmp_path: Path) -> None:
+    for changes, message in [({"n_layer": 10**9}, "no weights for 1000000000 layers"), ({"vocab_size": 10**12}, "wte")]:
+        path = trained.save(tmp_path)
+        rewrite(path, STATE, changed_state(path, model_config={**trained.state.model_config.to_dict(), **changes}))
+        with pytest.raises(UserError, match=message):
+            load_checkpoint(path).build_model()
+
+
 def test_random_counters_that_make_no_sense_are_refused(trained: Trained, tmp_path: Path) -> None:
     path = trained.save(tmp_path)
     rewrite(path, STATE, changed_state(path, rng={"seed": 1, "steps": {"init": -1}}))
@@ -329,7 +376,7 @@ def fail_with(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-@pytest.mark.parametrize("where", ["save_file", "_write_json", "_sync", "_fingerprint"])
+@pytest.mark.parametrize("where", ["save_file", "write_json", "sync", "write_manifest"])
 def test_a_full_disk_costs_no_earlier_checkpoint(
     where: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,7 +391,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint(
     assert trained.save(tmp_path, 2).name == "step-000002"
 
 
-@pytest.mark.parametrize("where", ["save_file", "_write_json", "_sync", "_fingerprint", "_prune"])
+@pytest.mark.parametrize("where", ["save_file", "write_json", "sync", "write_manifest", "prune"])
 def test_a_kill_leaves_whole_checkpoints_and_what_it_left_is_cleared_away(
     where: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,7 +400,7 @@ def test_a_kill_leaves_whole_checkpoints_and_what_it_left_is_cleared_away(
         patch.setattr(module, where, fail_with(KeyboardInterrupt()))  # not caught, as a kill is not
         with pytest.raises(KeyboardInterrupt):
             trained.save(tmp_path, 2)
-    assert load_checkpoint(tmp_path).state.step == (2 if where == "_prune" else 1)
+    assert load_checkpoint(tmp_path).state.step == (2 if where == "prune" else 1)
     trained.save(tmp_path, 3)
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-000003"]
 

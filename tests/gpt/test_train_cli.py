@@ -2,10 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_every_setting_is_a_flag() -> None:
         "int": ("3", 3), "float": ("0.00025", 0.00025), "bool": ("True", True), "str": ("x", "x"),
         "int | None": ("7", 7), "str | None": ("x", "x"),
     }  # fmt: skip
-    special = {"backend": ("numba", "numba"), "tokenizer": ("bpe", "bpe")}
+    special = {"backend": ("numba", "numba"), "tokenizer": ("bpe", "bpe"), "on_save_error": ("continue", "continue")}
     for field in fields(TrainConfig):
         text, value = special.get(field.name, values[str(field.type)])
         for spelling in (field.name, field.name.replace("_", "-")):
@@ -280,7 +281,7 @@ def test_a_truncated_checkpoint_is_one_line(
     file = Path("run/step-000006", name)
     os.truncate(file, file.stat().st_size // 2)
     before = sorted(workplace.rglob("*"))
-    assert call(monkeypatch, "--resume", "run", "--max-iters", "9") == 2
+    assert call(monkeypatch, "--resume", "run/step-000006", "--max-iters", "9") == 2
     err = capsys.readouterr().err
     assert err.startswith(f"train.py: error: {file}: damaged: ")
     assert err.count("\n") == 1
@@ -353,3 +354,86 @@ def test_ctrl_c_in_a_real_process() -> None:
     step = load_checkpoint("run").state.step
     assert step == len(Path("run/metrics.jsonl").read_text().splitlines())
     assert f"Stopped after step {step}. To go on: python train.py --resume run\n" in out
+
+
+# --------------------------------------------------------------------------------------------------
+# Signals and locks, in real processes
+
+
+def started(*argv: str, code: str = "") -> subprocess.Popen[str]:
+    """train.py in a process of its own, which first runs `code`; returned once it has taken a step."""
+    run = f"sys.argv = ['train.py', *{argv!r}]; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+    program = f"{code}\nimport sys, runpy\n{run}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    wait_for(process, lambda: Path("run/metrics.jsonl").exists() and Path("run/metrics.jsonl").stat().st_size > 0)
+    return process
+
+
+def wait_for(process: subprocess.Popen[str], holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+ENDLESS = [*SMALL, "--out=run", "--max-iters=1000000", "--eval-interval=1000000"]
+
+
+def test_sigterm_in_a_real_process() -> None:
+    with started(*ENDLESS) as process:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (143, "")
+    step = load_checkpoint("run").state.step
+    assert f"Stopped after step {step}. To go on: python train.py --resume run\n" in out
+    assert not Path("run/run.lock").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once_even_while_a_checkpoint_is_written(number: signal.Signals) -> None:
+    """The thread hangs in a write, as it would on a disk that does not answer."""
+    hang = (
+        "import time, gpt.checkpoint as c; save = c.save_file\n"
+        "def hang(arrays, path): save(arrays, path); '000002' in str(path) and time.sleep(1000)\n"
+        "c.save_file = hang"
+    )
+    with started(*ENDLESS, "--checkpoint-interval=2", code=hang) as process:
+        wait_for(process, lambda: any(Path("run").glob(".step-000002.writing/model.safetensors")))
+        process.send_signal(number)
+        time.sleep(0.5)
+        assert process.poll() is None  # it waits for the thread, since nothing else has been saved
+        before = time.monotonic()
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert time.monotonic() - before < 5
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: -signal.SIGTERM}[number]
+    assert not list(Path("run").glob("step-*"))
+
+
+def test_a_killed_run_is_no_obstacle_before_its_first_checkpoint(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with started(*ENDLESS) as process:
+        process.kill()
+    assert call(monkeypatch, "--resume", "run") == 2
+    assert "run: stopped before its first checkpoint: start it again, with the same --out" in capsys.readouterr().err
+    assert call(monkeypatch, *SMALL, "--out=run") == 0
+    assert load_checkpoint("run").state.step == 6
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 6
+    assert Path("run/metrics.jsonl.before").stat().st_size > 0
+
+
+def test_a_folder_that_another_run_is_writing_in(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with started(*ENDLESS, "--checkpoint-interval=1") as process:
+        wait_for(process, lambda: any(Path("run").glob("step-*")))
+        for argv in (["--resume", "run"], [*SMALL, "--out=run"]):
+            assert call(monkeypatch, *argv) == 2
+            who = f"run: another run is writing in it: process {process.pid} on {socket.gethostname()}\n"
+            assert capsys.readouterr().err == f"train.py: error: {who}"
+        process.kill()

@@ -15,13 +15,15 @@ import pytest
 
 import tensorgrad as tg
 from gpt import trainer as module
-from gpt.checkpoint import load_checkpoint, steps_after
+from gpt.checkpoint import load_checkpoint
 from gpt.config import TrainConfig, UserError
 from gpt.flags import Arguments
+from gpt.metrics import METRICS, TIMING, rewind_metrics
 from gpt.model import GPT
-from gpt.progress import METRICS, TIMING, Progress, rewind_metrics
+from gpt.progress import Progress
 from gpt.run import Run, make_optimizer, make_run, new_run
 from gpt.signals import StopSignals
+from gpt.step_folders import steps_after
 from gpt.tokenizer import GPT2Tokenizer
 from gpt.trainer import accumulate_gradients, learning_rate, train
 
@@ -308,8 +310,7 @@ def test_what_cannot_be_resumed(given: dict[str, Any], message: str, workplace: 
     train_until(new_run(small(out="run")), 7)
     Path("other.txt").write_text(TEXT[::-1])
     Path("strange.txt").write_text(TEXT + "Ä")
-    Path("used").mkdir()
-    Path("used", METRICS).touch()
+    Path("used", "step-000001").mkdir(parents=True)
     before = contents(workplace)
     with pytest.raises(UserError, match=f"^{message}"):
         resume("run", **given)
@@ -337,7 +338,7 @@ def test_the_best_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     run = new_run(small(out="run"))
     train(run)
     assert (run.best_val_loss, run.best_step) == (1.0, 10)
-    assert [folder.name for folder in steps_after("run", 0)] == ["step-000010", "step-000020"]
+    assert [folder.name for folder in steps_after("run", 0)] == ["step-000010", "step-000015", "step-000020"]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -392,12 +393,10 @@ def test_a_run_that_was_not_named_gets_a_folder_of_its_own() -> None:
 def test_a_folder_with_a_run_in_it_is_left_alone(workplace: Path) -> None:
     train_until(new_run(small(out="run")), 2)
     before = contents(workplace)
-    for leave in (METRICS, "step-000002"):
-        with pytest.raises(UserError, match="out run has a run in it: give another --out, or"):
-            new_run(small(out="run"))
-        assert contents(workplace) == before
-        Path("run", leave).rename(f"elsewhere-{leave}")
-        before = contents(workplace)
+    with pytest.raises(UserError, match="out run has a run in it: give another --out, or"):
+        new_run(small(out="run"))
+    assert contents(workplace) == before
+    Path("run", "step-000002").rename("elsewhere")
     Path("run", "notes").touch()  # somebody's own file is in nobody's way
     assert new_run(small(out="run")).folder == Path("run")
 
