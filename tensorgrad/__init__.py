@@ -1,8 +1,14 @@
 """tensorgrad: reverse-mode automatic differentiation on NumPy and CuPy, from the tensor to the kernel."""
 
-from tensorgrad import distributed, nn, ops, optim, random
+from tensorgrad import amp, distributed, nn, ops, optim, random
 from tensorgrad.autograd import enable_grad, is_grad_enabled, no_grad
-from tensorgrad.backend import BackendUnavailable, get_backend, set_num_threads, use_backend
+from tensorgrad.backend import (
+    BackendUnavailable,
+    get_backend,
+    set_float32_matmul_precision,
+    set_num_threads,
+    use_backend,
+)
 from tensorgrad.creation import (
     arange,
     asarray,

@@ -6,6 +6,7 @@ from typing import Any
 
 from tensorgrad.autograd import Leaf, note_write
 from tensorgrad.backend import Array, backend_of
+from tensorgrad.backend.base import is_half
 from tensorgrad.tensor import Tensor
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -25,7 +26,8 @@ class Optimizer:
             raise TypeError(f"{type(self).__name__}: a {type(params).__name__} is no list of parameters or groups")
         given: list[Any] = list(params)
         groups = given if given and isinstance(given[0], dict) else [{"params": given}]
-        self.step_count = 0
+        self._calls = 0
+        self._skipped: Any = 0  # of the calls; an int, or on a GPU an array of one
         self.param_groups: list[dict[str, Any]] = []
         for group in groups:
             unknown = group.keys() - defaults.keys() - {"params"}
@@ -46,16 +48,31 @@ class Optimizer:
             raise ValueError(f"{type(self).__name__}: a parameter is the result of an op, which collects no gradient")
         self.state = [{name: _moment_like(p) for name in self.moments} for p in self.params]
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient, in place."""
-        self.step_count += 1
+    @property
+    def step_count(self) -> int:
+        """How many steps were taken; on a GPU, reading it waits for the last one where one might have been skipped."""
+        return self._calls - int(self._skipped)
+
+    def step(self, skip: bool | Array = False) -> None:
+        """Update every parameter that has a gradient, in place.
+
+        skip: leave everything as it is. It may be a scalar array: on a GPU its value is not waited for.
+        """
+        skip = backend_of("optimizer", [self.params[0].data]).decide(skip)
+        self._calls += 1
+        self._skipped = self._skipped + skip
         states = iter(self.state)
         for group in self.param_groups:
-            for p in group["params"]:
-                state = next(states)
-                if p.grad is not None:
-                    self.update(p, p.grad, state, group)
-                    note_write(p.data)
+            members = [(p, p.grad, next(states)) for p in group["params"]]
+            self.update_group([member for member in members if member[1] is not None], group, skip)
+
+    def update_group(self, members: list[Any], group: dict[str, Any], skip: bool | Array) -> None:
+        """One step of the parameters of a group: (parameter, gradient, state) of each."""
+        if skip:
+            return
+        for p, grad, state in members:
+            self.update(p, grad, state, group)
+            note_write(p.data)
 
     def update(self, p: Tensor, grad: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
         """One step of one parameter; every optimiser has its own."""
@@ -69,7 +86,7 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """{"step": int, "param_groups": [options], "state": {"moment.index of the parameter": array}}."""
         options = [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
-        arrays = {f"{name}.{i}": state[name] for i, state in enumerate(self.state) for name in self.moments}
+        arrays = {f"{name}.{i}": array for i, state in enumerate(self.state) for name, array in state.items()}
         return {"step": self.step_count, "param_groups": options, "state": arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -90,7 +107,7 @@ class Optimizer:
         for name, array in own["state"].items():
             if tuple(arrays[name].shape) != array.shape:
                 raise ValueError(f"{kind}: {name} {arrays[name].shape}, {array.shape} is needed")
-        self.step_count = step
+        self._calls, self._skipped = step, 0
         for group, options in zip(self.param_groups, groups, strict=True):
             group.update(options)
         for name, array in own["state"].items():
@@ -120,22 +137,37 @@ class AdamW(Optimizer):
 
     lr, betas, eps, weight_decay: as PyTorch's AdamW, and so is the result. Moments are at least float32. One step count
     corrects all biases: a parameter whose first gradient comes late starts with smaller steps than PyTorch's.
+    master_weights: update a float32 copy of every parameter in half precision, and round it into the parameter; its
+    gradients are collected in float32 from then on (Micikevicius et al. 2018, arXiv:1710.03740). Without, steps
+    smaller than half precision can tell apart are lost.
     """
 
     moments = ("exp_avg", "exp_avg_sq")
 
     def __init__(
         self, params: Parameters, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        weight_decay: float = 0.01, *, master_weights: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        for p, state in zip(self.params, self.state, strict=True):
+            if master_weights and is_half(p.dtype):
+                state["master_weight"] = p.data.astype("float32")
+                p.grad_dtype = "float32"
 
-    def update(self, p: Tensor, grad: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
-        """See `Backend.adamw`."""
-        backend_of("AdamW", [p.data, grad]).adamw(
-            p.data, grad, state["exp_avg"], state["exp_avg_sq"], lr=group["lr"], beta1=group["betas"][0],
-            beta2=group["betas"][1], eps=group["eps"], weight_decay=group["weight_decay"], step=self.step_count,
+    def update_group(self, members: list[Any], group: dict[str, Any], skip: bool | Array) -> None:
+        """See `Backend.adamw_group`."""
+        if not members:
+            return
+        params, grads, states = zip(*members, strict=True)
+        arrays = [p.data for p in params]
+        first, second, masters = ([state.get(name) for state in states] for name in (*self.moments, "master_weight"))
+        backend_of("AdamW", [*arrays, *grads]).adamw_group(
+            arrays, list(grads), first, second, masters, skip=skip, lr=group["lr"], beta1=group["betas"][0],
+            beta2=group["betas"][1], eps=group["eps"], weight_decay=group["weight_decay"],
+            step=self._calls - self._skipped,
         )  # fmt: skip
+        for array in arrays:
+            note_write(array)
 
 
 class SGD(Optimizer):
@@ -166,22 +198,16 @@ class SGD(Optimizer):
         p.data[...] = k.wide(p.data) - group["lr"] * direction
 
 
-def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Any:
     """Scale all gradients down together so that their common Euclidean norm is at most max_norm.
 
-    Returns the norm before clipping, 0.0 without gradients. A norm that is not finite scales nothing: see what made it.
+    Returns the norm before clipping, 0.0 without gradients: a float, or on a GPU a scalar array that nobody has waited
+    for yet. A norm that is not finite scales nothing: see what made it.
     """
     if max_norm <= 0:
         raise ValueError(f"clip_grad_norm: max_norm {max_norm} is not above 0")
     grads = [p.grad for p in parameters if p.grad is not None]
-    if not grads:
-        return 0.0
-    norm = backend_of("clip_grad_norm", grads).global_norm(grads)
-    if math.isfinite(norm) and norm > max_norm:
-        scale = max_norm / (norm + 1e-6)  # PyTorch's guard, kept so that results agree
-        for i in range(len(grads)):
-            grads[i] *= scale
-    return norm
+    return backend_of("clip_grad_norm", grads).clip_norm(grads, max_norm) if grads else 0.0
 
 
 def warmup_cosine(step: int, *, lr: float, min_lr: float, warmup_iters: int, lr_decay_iters: int) -> float:

@@ -95,10 +95,23 @@ class Tensor(Variable):
             raise RuntimeError("grad: only tensors made with requires_grad=True hold a gradient")
         if gradient is not None:
             gradient = gradient.data if isinstance(gradient, Variable) else gradient
-            gradient = kernels_of(self).asarray(gradient, self.dtype)
+            gradient = kernels_of(self).asarray(gradient, self.node.dtype)
             if gradient.shape != self.shape:
                 raise ValueError(f"grad: shape {gradient.shape} for a tensor of shape {self.shape}")
         self.node.grad = gradient
+
+    @property
+    def grad_dtype(self) -> Any:
+        """What the gradient is collected in: this tensor's dtype, unless set; None where there is no gradient."""
+        return self.node.dtype if isinstance(self.node, Leaf) else None
+
+    @grad_dtype.setter
+    def grad_dtype(self, dtype: Any) -> None:
+        if not isinstance(self.node, Leaf):
+            raise RuntimeError("grad_dtype: only tensors made with requires_grad=True hold a gradient")
+        self.node.dtype = np.dtype(dtype)
+        if self.node.grad is not None:
+            self.node.grad = self.node.grad.astype(self.node.dtype)
 
     def __repr__(self) -> str:
         k = kernels_of(self)

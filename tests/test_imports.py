@@ -21,6 +21,7 @@ ROOMS = [
     ["tensorgrad.tensor"],
     ["tensorgrad.creation"],
     ["tensorgrad.nn", "tensorgrad.optim", "tensorgrad.distributed", "tensorgrad.gradcheck", "tensorgrad.recompute"],
+    ["tensorgrad.amp"],
     ["tensorgrad"],
     ["gpt", "gpt.config"],
     ["gpt.bpe", "gpt.gpt2_vocabulary", "gpt.tokenizer", "gpt.tokenizer_errors"],
@@ -44,7 +45,7 @@ ROOMS = [
 
 # Whatever else is imported has to be Python's own: above all, no deep-learning framework.
 PACKAGES = {"numpy", "regex", "safetensors", "tiktoken", "tqdm"}
-OPTIONAL = {"cupy", "cupyx", "llvmlite", "matplotlib", "ml_dtypes", "mpi4py", "numba", "rustbpe"}
+OPTIONAL = {"cuda", "cupy", "cupyx", "llvmlite", "matplotlib", "ml_dtypes", "mpi4py", "numba", "rustbpe"}
 
 Graph = Mapping[str, set[str]]  # module -> what it imports
 

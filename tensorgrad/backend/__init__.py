@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "get_backend",
     "load",
+    "set_float32_matmul_precision",
     "set_num_threads",
     "use_backend",
 ]
@@ -109,6 +110,19 @@ def set_num_threads(n: int) -> None:
         raise ValueError(f"threads: {n!r} is not a number from 1 to {cpu_count()}, the cores of this machine")
     NumpyBackend.threads = n
     _current.activate()
+
+
+def set_float32_matmul_precision(precision: str) -> None:
+    """Multiply float32 on the current backend as it is, "highest", or on tensor cores, rounded to TF32, "high".
+
+    Raises ValueError for another word, and for "high" where there are no tensor cores.
+    """
+    if precision not in ("highest", "high"):
+        raise ValueError(f"set_float32_matmul_precision: {precision!r} is not 'highest' or 'high'")
+    lacks = _current.lacks("tf32") if precision == "high" else None
+    if lacks:
+        raise ValueError(f"set_float32_matmul_precision: high is tf32, {lacks}")
+    _current.set_float32_precision(tf32=precision == "high")
 
 
 def get_backend() -> Backend:

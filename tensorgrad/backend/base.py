@@ -4,6 +4,7 @@ Forward stands above backward. `dx` is dloss/dx, `dy` the gradient that arrives.
 tensors. Half precision (float16, bfloat16) is computed in float32 and rounded once at the end.
 """
 
+import importlib
 import math
 from typing import Any
 
@@ -30,6 +31,20 @@ class Backend:
 
     def activate(self) -> None:
         """Called when this backend becomes the current one, and when the number of threads has changed."""
+
+    def lacks(self, dtype: str) -> str | None:
+        """Why this backend cannot compute in a dtype, or in "tf32", in one line; None where it can."""
+        if dtype == "tf32":
+            return f"a format of NVIDIA's tensor cores, and {self.name} is not on a GPU: choose float32"
+        if dtype == "bfloat16":
+            try:
+                importlib.import_module("ml_dtypes")  # NumPy knows the name from then on
+            except ModuleNotFoundError:
+                return "NumPy has no such numbers without ml_dtypes: pip install ml_dtypes"
+        return None
+
+    def set_float32_precision(self, tf32: bool) -> None:
+        """Whether products of float32 may round their operands to TF32; only asked where it is not lacking."""
 
     # --- arrays ---------------------------------------------------------------------------------
 
@@ -84,8 +99,8 @@ class Backend:
         return y.astype(dtype, copy=False)
 
     def add_matmul(self, c: Array, a: Array, b: Array) -> None:
-        """c += a @ b, in place, for matrices."""
-        c += self.matmul(a, b)
+        """c += a @ b, in place, for matrices; the product of half precision stays wide where c is."""
+        c += self.matmul(a, b) if is_half(c.dtype) else self.matmul(self.wide(a), self.wide(b))
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m)."""
@@ -99,12 +114,12 @@ class Backend:
         return self.matmul(dy, weight)
 
     def linear_backward_weight(self, dy: Array, x: Array) -> Array:
-        """dweight = dy^T @ x, over all rows of both."""
-        return self.matmul(as_rows(dy).T, as_rows(x))
+        """dweight = dy^T @ x, over all rows of both; at least float32: so much is added up that half would lose it."""
+        return self.matmul(as_rows(self.wide(dy)).T, as_rows(self.wide(x)))
 
     def linear_backward_bias(self, dy: Array) -> Array:
-        """dbias = the sum of dy over all rows."""
-        return self.sum(as_rows(dy), axis=0)
+        """dbias = the sum of dy over all rows; at least float32."""
+        return self.wide(as_rows(dy)).sum(axis=0)
 
     # --- activations ----------------------------------------------------------------------------
 
@@ -383,6 +398,40 @@ class Backend:
         new -= lr / (1 - beta1**step) * m / denominator
         if new is not p:
             p[...] = new
+
+    def adamw_group(
+        self, ps: list[Array], gs: list[Array], ms: list[Array], vs: list[Array], masters: list[Array | None], *,
+        skip: bool | Array, **options: Any,
+    ) -> None:  # fmt: skip
+        """`adamw`, with its options, on all parameters of a group, unless `skip` is true.
+
+        Where a parameter has a master, of float32, that is what is updated, and the parameter its rounding.
+        """
+        if skip:
+            return
+        for p, g, m, v, master in zip(ps, gs, ms, vs, masters, strict=True):
+            self.adamw(p if master is None else master, g, m, v, **options)
+            if master is not None:
+                p[...] = master
+
+    def decide(self, flag: bool | Array) -> bool | Array:
+        """A flag that kernels act on: its value, or on a GPU the array itself, so that nobody waits for it."""
+        return bool(flag)
+
+    def clip_norm(self, arrays: list[Array], max_norm: float) -> Any:
+        """Scale all arrays down together until their norm is at most max_norm; returns what it was, a number.
+
+        A norm that is not finite scales nothing.
+        """
+        norm = self.global_norm(arrays)
+        if math.isfinite(norm) and norm > max_norm:
+            self.scale(arrays, max_norm / (norm + 1e-6))  # PyTorch's guard, kept so that results agree
+        return norm
+
+    def scale(self, arrays: list[Array], factor: Any) -> None:
+        """All arrays times one number, in place."""
+        for x in arrays:
+            x *= factor
 
     def global_norm(self, arrays: list[Array]) -> float:
         """The Euclidean norm of all elements of all arrays together."""

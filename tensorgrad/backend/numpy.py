@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 
 import numpy as np
@@ -147,7 +148,8 @@ class NumpyBackend(Backend):
             return
         flat = [x.reshape(-1) for x in arrays]
         parts = [tuple(x[i : i + BLOCK] for x in flat) for i in range(0, flat[0].size, BLOCK)]
-        list(thread_pool(self.threads).map(lambda part: fn(*part), parts))
+        settings = [copy_context() for _ in parts]  # what the caller wants to be warned of: numpy.errstate
+        list(thread_pool(self.threads).map(lambda setting, part: setting.run(fn, *part), settings, parts))
 
 
 @cache

@@ -62,9 +62,9 @@ def linear_cross_entropy(
         return dx.reshape(shape)
 
     def dweight(dy: list[Array | None]) -> Array:
-        dweight = k.linear_backward_weight(k.wide(dlogits(dy, blocks[0])), k.wide(rows[blocks[0]]))
+        dweight = k.linear_backward_weight(dlogits(dy, blocks[0]), rows[blocks[0]])
         for block in blocks[1:]:
-            k.add_matmul(dweight, k.wide(dlogits(dy, block)).T, k.wide(rows[block]))
+            k.add_matmul(dweight, dlogits(dy, block).T, rows[block])
         return dweight
 
     return [logits, loss], (dx, dweight)
