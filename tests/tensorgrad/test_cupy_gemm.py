@@ -1,0 +1,344 @@
+"""The cupy backend's matrix products without a GPU: what cuBLASLt is asked for, computed on NumPy's memory instead.
+
+A stand-in takes the same description and the same addresses as the library, and knows nothing of the arrays they come
+from: wherever sizes, strides, transposes or alignments are wrong, so is what it computes.
+"""
+
+import ctypes
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tensorgrad.backend.base import Backend
+from tensorgrad.backend.cupy import gemm
+from tensorgrad.backend.cupy.cublaslt import NOT_SUPPORTED, WORKSPACE_BYTES, CublasLtError, Matrix, Product
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = [np.dtype("float32"), np.dtype("float64"), np.dtype("float16"), BFLOAT16]
+TOLERANCE = {"float32": 1e-5, "float64": 1e-13, "float16": 4e-3, "bfloat16": 3e-2}  # of the largest element
+STREAM = 77
+
+
+class Memory(np.ndarray[Any, Any]):
+    """A NumPy array whose address is found where CuPy has it."""
+
+    @property
+    def data(self) -> Any:  # type: ignore[override]
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+def memory(x: Any) -> Any:
+    return x.view(Memory)
+
+
+class Module:
+    """NumPy, where arrays that are made are `Memory`, and GPU time passes a millisecond a run."""
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self.cuda = SimpleNamespace(
+            get_current_stream=lambda: SimpleNamespace(ptr=STREAM),
+            Event=lambda: self.Event(self),
+            get_elapsed_time=lambda start, end: end.time - start.time,
+        )
+
+    class Event:
+        def __init__(self, module: "Module") -> None:
+            self.module, self.time = module, -1.0
+
+        def record(self) -> None:
+            self.time = self.module.clock
+
+        def synchronize(self) -> None:
+            assert self.time >= 0
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        """Aligned as CuPy's pool aligns."""
+        dtype, size = np.dtype(dtype), int(np.prod(shape))
+        space = np.empty(size * dtype.itemsize + 256, np.uint8)
+        start = -space.ctypes.data % 256
+        return memory(space[start : start + size * dtype.itemsize].view(dtype).reshape(shape))
+
+    def empty_like(self, x: Any) -> Any:
+        return self.empty(x.shape, x.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(np, name)
+        if name not in ("ascontiguousarray", "broadcast_to"):
+            return function
+        return lambda *args, **options: memory(function(*args, **options))
+
+
+class Library:
+    """cuBLASLt's `multiply` on the memory at the addresses, from the description alone."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.plans: dict[Product, Any] = {}
+        self.asked: list[Product] = []
+        self.refuse_bias = False
+
+    def multiply(
+        self, product: Product, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int
+    ) -> None:  # fmt: skip
+        self.asked.append(product)
+        assert stream == STREAM and workspace
+        if product.bias and self.refuse_bias:
+            raise CublasLtError("cublasLtMatmulAlgoGetHeuristic: refused", NOT_SUPPORTED)
+        wide = np.float64 if product.compute == "float64" else np.float32
+        left = turned(at(a, product.a), product.transpose_a).astype(wide)
+        right = turned(at(b, product.b), product.transpose_b).astype(wide)
+        result = at(d, product.d)
+        value = left @ right
+        if beta:
+            value = value + beta * result.astype(wide)
+        if product.bias:
+            value = value + at(bias, Matrix(product.d.dtype, product.d.rows, 1, product.d.rows, alignment=16)).astype(
+                wide
+            )
+        result[...] = value.astype(result.dtype)
+
+    def tune(
+        self, product: Product, a: int, b: int, d: int, bias: int, workspace: int, stream: int, watch: Any
+    ) -> None:
+        def run() -> None:
+            self.module.clock += 1
+            self.multiply(product, a, b, d, bias, 0.0, workspace, stream)
+
+        assert watch(run) == 1.0
+        self.plans[product] = True
+
+
+def at(address: int, matrix: Matrix) -> Any:
+    """The memory that a layout describes: (batch, rows, cols), by columns."""
+    assert address % matrix.alignment == 0 and matrix.ld >= matrix.rows > 0 and matrix.cols > 0
+    dtype = BFLOAT16 if matrix.dtype == "bfloat16" else np.dtype(matrix.dtype)
+    n = (matrix.batch - 1) * matrix.stride + (matrix.cols - 1) * matrix.ld + matrix.rows
+    flat = np.frombuffer((ctypes.c_char * (n * dtype.itemsize)).from_address(address), dtype)
+    strides = tuple(dtype.itemsize * step for step in (matrix.stride, 1, matrix.ld))
+    return np.lib.stride_tricks.as_strided(flat, (matrix.batch, matrix.rows, matrix.cols), strides)
+
+
+def turned(x: Any, transpose: bool) -> Any:
+    return x.swapaxes(-1, -2) if transpose else x
+
+
+class Plain(Backend):
+    """The mathematics and nothing else."""
+
+    xp = np
+    array_type = np.ndarray
+
+
+class OnMemory(gemm.Products):
+    """The products under test."""
+
+    name = "cupy"
+    array_type = Memory
+
+    def __init__(self) -> None:
+        self.xp = Module()
+        self.__dict__["cublaslt"] = Library(self.xp)
+
+
+@pytest.fixture
+def k() -> Any:
+    return OnMemory()
+
+
+# --- operands as they may lie in memory ---------------------------------------------------------
+
+
+def draw_array(draw: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array of that shape: contiguous, transposed, cut out of a larger one, backwards, or broadcast."""
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    kind = draw(st.sampled_from(["plain", "transposed", "wider", "every other", "backwards", "repeated", "odd start"]))
+    if kind == "transposed" and len(shape) > 1:
+        x = rng.standard_normal((*shape[:-2], shape[-1], shape[-2])).swapaxes(-1, -2)
+        return memory(np.asarray(x, dtype, order="K"))
+    if kind == "wider":
+        return memory(rng.standard_normal((*shape[:-1], shape[-1] + 3)).astype(dtype))[..., 1:-2]
+    if kind == "every other":
+        return memory(rng.standard_normal((*shape[:-1], shape[-1] * 2)).astype(dtype))[..., ::2]
+    if kind == "backwards":
+        return memory(rng.standard_normal(shape).astype(dtype))[::-1]
+    if kind == "repeated":
+        return memory(np.broadcast_to(rng.standard_normal(shape[1:]).astype(dtype), shape))
+    if kind == "odd start":
+        size = int(np.prod(shape))
+        return memory(rng.standard_normal(size + 1).astype(dtype))[1:].reshape(shape)
+    return memory(rng.standard_normal(shape).astype(dtype))
+
+
+SIZES = st.integers(1, 6)
+LEADING = st.sampled_from(
+    [((), ()), ((2,), ()), ((2, 3), ()), ((2,), (2,)), ((2, 3), (2, 3)), ((1, 3), (2, 1)), ((3,), (2, 3)), ((), (2,))]
+)
+
+
+def near(got: Any, wanted: Any, dtype: Any) -> None:
+    assert got.shape == wanted.shape
+    wanted = wanted.astype(np.float64)
+    scale = max(1.0, np.abs(wanted).max(initial=0.0))
+    np.testing.assert_allclose(got.astype(np.float64), wanted, rtol=0, atol=TOLERANCE[dtype.name] * scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(data=st.data())
+def test_matmul(dtype: Any, data: Any) -> None:
+    k = OnMemory()
+    m, n, p = (data.draw(SIZES) for _ in range(3))
+    leading_a, leading_b = data.draw(LEADING)
+    a, b = draw_array(data.draw, (*leading_a, m, n), dtype), draw_array(data.draw, (*leading_b, n, p), dtype)
+    y = k.matmul(a, b)
+    assert y.dtype == dtype and len(k.cublaslt.asked) == 1
+    near(y, Plain().matmul(np.asarray(a), np.asarray(b)), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(data=st.data())
+def test_linear_and_its_gradients(dtype: Any, data: Any) -> None:
+    k, plain = OnMemory(), Plain()
+    leading = data.draw(st.sampled_from([(1,), (5,), (2, 3), (1, 4), (2, 2, 2)]))
+    n_in, n_out = data.draw(SIZES), data.draw(SIZES)
+    x, weight = draw_array(data.draw, (*leading, n_in), dtype), draw_array(data.draw, (n_out, n_in), dtype)
+    bias = draw_array(data.draw, (n_out,), dtype) if data.draw(st.booleans()) else None
+    dy = draw_array(data.draw, (*leading, n_out), dtype)
+    arrays = [None if array is None else np.asarray(array) for array in (x, weight, bias, dy)]
+    near(k.linear(x, weight, bias), plain.linear(*arrays[:3]), dtype)
+    near(k.linear_backward_x(dy, weight), plain.linear_backward_x(arrays[3], arrays[1]), dtype)
+    dweight = k.linear_backward_weight(dy, x)
+    assert dweight.dtype == (np.float32 if dtype.itemsize == 2 else dtype)
+    near(dweight, plain.linear_backward_weight(arrays[3], arrays[0]), np.dtype(dweight.dtype))
+    assert [product.bias for product in k.cublaslt.asked] == [bias is not None, False, False]
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(data=st.data())
+def test_add_matmul_adds_in_place(dtype: Any, wide: bool, data: Any) -> None:
+    k = OnMemory()
+    m, n, p = (data.draw(SIZES) for _ in range(3))
+    a, b = draw_array(data.draw, (m, n), dtype), draw_array(data.draw, (n, p), dtype)
+    c = memory(np.ones((m, p), np.float32 if wide and dtype.itemsize == 2 else dtype))
+    wanted = c + Plain().wide(np.asarray(a)) @ Plain().wide(np.asarray(b))
+    k.add_matmul(c, a, b)
+    near(c, np.asarray(wanted), c.dtype)
+    assert len(k.cublaslt.asked) == 1
+
+
+def test_nothing_that_gemm_can_read_is_copied(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NN, NT and TN, a slice of a projection, and the heads of one sequence."""
+    copied: list[Any] = []
+    monkeypatch.setattr(k.xp, "ascontiguousarray", copied.append, raising=False)
+    x, weight = memory(np.ones((4, 6), np.float32)), memory(np.ones((5, 6), np.float32))
+    k.linear(x, weight, None)
+    k.linear_backward_x(x @ weight.T, weight)
+    k.linear_backward_weight(x @ weight.T, x)
+    projection = memory(np.ones((1, 7, 3, 2, 4), np.float32))
+    q, key = (projection[:, :, i].swapaxes(1, 2) for i in range(2))  # (1, H, T, D)
+    y = k.matmul(q, key.swapaxes(-1, -2))
+    assert copied == [] and y.shape == (1, 2, 7, 7)
+    asked = k.cublaslt.asked
+    assert [(p.transpose_a, p.transpose_b) for p in asked] == [
+        (True, False), (False, False), (False, True), (True, False),
+    ]  # fmt: skip
+    assert asked[3].a == Matrix("float32", 4, 7, 24, 2, 4, asked[3].a.alignment)  # 24 elements from token to token
+
+
+def test_alignment_is_that_of_the_address() -> None:
+    whole = np.zeros(1024, np.float32)
+    start = -whole.ctypes.data % 256 // 4
+    for offset, alignment in ((0, 256), (1, 4), (2, 8), (4, 16), (32, 128), (64, 256)):
+        x = memory(whole)[start + offset : start + offset + 12].reshape(3, 4)
+        assert gemm.by_columns(x) == (Matrix("float32", 4, 3, 4, 1, 0, alignment), False)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"), [((3,), (3,)), ((3,), (3, 2)), ((4, 3), (3,)), ((2, 4, 3), (3,)), ((3,), (2, 3, 4))]
+)
+def test_vectors(k: Any, left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    a, b = (memory(np.random.default_rng(i).standard_normal(s)) for i, s in enumerate((left, right)))
+    near(np.asarray(k.matmul(a, b)), np.asarray(np.matmul(a, b)), a.dtype)
+
+
+def test_what_is_left_to_the_plain_mathematics(k: Any) -> None:
+    """Integers, and products of nothing."""
+    ints = memory(np.arange(6).reshape(2, 3))
+    assert k.matmul(ints, ints.T).tolist() == [[5, 14], [14, 50]]
+    empty = memory(np.ones((2, 0), np.float32))
+    assert k.matmul(empty, empty.T).tolist() == [[0, 0], [0, 0]]
+    assert k.linear(empty, empty, None).tolist() == [[0, 0], [0, 0]]
+    assert k.linear_backward_weight(empty.T, empty.T).shape == (2, 2)
+    c = memory(np.ones((2, 4), np.float32))[:, ::2]
+    k.add_matmul(c, memory(np.ones((2, 3), np.float32)), memory(np.ones((3, 2), np.float32)))
+    assert c.tolist() == [[4, 4], [4, 4]]
+    k.add_matmul(c, empty, empty.T)
+    assert c.tolist() == [[4, 4], [4, 4]]
+
+
+def test_operands_of_two_dtypes_meet_in_the_wider(k: Any) -> None:
+    half, single = memory(np.ones((2, 3), np.float16)), memory(np.ones((3, 2), np.float32))
+    assert k.matmul(half, single).dtype == np.float32
+    assert k.linear(half, single.T, memory(np.ones(2, np.float16))).tolist() == [[4, 4], [4, 4]]
+    assert k.linear_backward_weight(single, single.astype(np.float16)).dtype == np.float32
+    assert {product.compute for product in k.cublaslt.asked} == {"float32"}
+
+
+def test_tf32_is_for_float32_and_only_where_it_was_asked_for(k: Any) -> None:
+    def computes() -> list[str]:
+        for dtype in DTYPES:
+            k.matmul(memory(np.ones((2, 2), dtype)), memory(np.ones((2, 2), dtype)))
+        return [product.compute for product in k.cublaslt.asked[-4:]]
+
+    assert computes() == ["float32", "float64", "float32", "float32"]
+    k.set_float32_precision(tf32=True)
+    assert computes() == ["tf32", "float64", "float32", "float32"]
+
+
+def test_a_bias_that_cannot_be_fused_is_added_after_and_that_is_remembered(k: Any) -> None:
+    k.cublaslt.refuse_bias = True
+    x, weight = memory(np.ones((1, 3), np.float32)), memory(np.ones((2, 3), np.float32))
+    y, bias = memory(np.empty((1, 2), np.float32)), memory(np.array([1, 2], np.float32))
+    for fused in ([True, False], [False]):
+        before = len(k.cublaslt.asked)
+        k._multiply(x, weight.T, y, bias=bias)
+        assert y.tolist() == [[4, 5]]
+        assert [product.bias for product in k.cublaslt.asked[before:]] == fused
+
+
+def test_any_other_error_is_passed_on(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise CublasLtError("cublasLtMatmul: CUBLAS_STATUS_EXECUTION_FAILED (13)", 13)
+
+    monkeypatch.setattr(k.cublaslt, "multiply", fail)
+    x = memory(np.ones((2, 2), np.float32))
+    with pytest.raises(CublasLtError, match="EXECUTION_FAILED"):
+        k.linear(x, x, x[0])
+
+
+def test_the_workspace_is_made_once_a_stream(k: Any) -> None:
+    x = memory(np.ones((2, 2), np.float32))
+    k.matmul(x, x)
+    k.matmul(x, x)
+    assert [len(space) for space in k.workspaces.values()] == [WORKSPACE_BYTES]
+
+
+def test_autotuning_times_a_new_shape_once_and_writes_beside_the_result(k: Any) -> None:
+    k.autotune = True
+    c, x = memory(np.ones((2, 2), np.float32)), memory(np.ones((2, 2), np.float32))
+    for total in (3, 5):
+        k.add_matmul(c, x, x)
+        assert c.tolist() == [[total] * 2] * 2  # the candidates did not add to it
+    assert k.xp.clock == 1 + gemm.TIMED_RUNS and len(k.cublaslt.plans) == 1
+
+
+def test_the_library_is_loaded_at_the_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = gemm.Products()
+    monkeypatch.setattr(gemm.cublaslt, "load", lambda: "loaded")
+    assert products.cublaslt == "loaded"
