@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class RunState:
     best_val_loss: float | None = None
     best_step: int | None = None
     skipped: int = 0  # steps whose gradient was not finite, and that changed nothing
+    scaler: dict[str, Any] = field(default_factory=dict)  # tg.amp.GradScaler.state_dict()
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class Checkpoint:
             model.load_state_dict(self.weights)
         return model
 
-    def restore(self, optimizer: tg.optim.AdamW) -> None:
-        """Give the optimiser its moments and the random generator its counters.
+    def restore(self, optimizer: tg.optim.AdamW, scaler: tg.amp.GradScaler | None = None) -> None:
+        """Give the optimiser its moments, the scaler its scale and the random generator its counters.
 
         The optimiser keeps its own options: flags given with `--resume` go before the saved ones.
         Raises UserError when the moments do not fit.
@@ -98,6 +99,8 @@ class Checkpoint:
         with refusing(self.path / OPTIMIZER):
             optimizer.load_state_dict(saved)
         with refusing(self.path / STATE):
+            if scaler is not None:
+                scaler.load_state_dict(self.state.scaler)
             tg.random.default_generator.load_state_dict(self.state.rng)
 
 
@@ -182,7 +185,9 @@ def _write_files(folder: Path, snapshot: Snapshot, extra: Mapping[str, Arrays]) 
 
 
 def _on_host(arrays: Mapping[str, Any]) -> Arrays:
-    return {name: np.ascontiguousarray(tg.Tensor(a).numpy()) for name, a in arrays.items()}
+    """NumPy's arrays; half precision as float32, exactly the same numbers, which every reader knows."""
+    on_host = {name: np.ascontiguousarray(tg.Tensor(a).numpy()) for name, a in arrays.items()}
+    return {name: a.astype(np.float32) if a.itemsize == 2 else a for name, a in on_host.items()}
 
 
 def _copied(arrays: Arrays, buffers: Arrays) -> Arrays:
@@ -272,6 +277,7 @@ def _state_from_dict(raw: Mapping[str, Any]) -> RunState:
         best_val_loss=None if best_loss is None else float(best_loss),
         best_step=None if best_step is None else _count(raw, "best_step"),
         skipped=_count(raw, "skipped") if "skipped" in raw else 0,
+        scaler=dict(raw.get("scaler", {})),
     )
 
 

@@ -99,12 +99,19 @@ def user_errors(*kinds: type[Exception], about: str = "") -> Iterator[None]:
         raise UserError(f"{about}: {error}" if about else str(error)) from error
 
 
-def use_backend(name: str, threads: int | None) -> str:
-    """Make a backend current, on that many CPU threads; return which was taken, and why that one."""
+def use_backend(name: str, threads: int | None, dtype: str = "float32") -> str:
+    """Make a backend current, on that many CPU threads; return which was taken, and why that one.
+
+    Raises UserError for a dtype that it cannot compute in.
+    """
     if threads is not None:
         with user_errors():
             tg.set_num_threads(threads)
-    return tg.use_backend(name).reason
+    chosen = tg.use_backend(name)
+    if lacks := chosen.backend.lacks(dtype):
+        raise UserError(f"dtype {dtype}: {lacks}")
+    tg.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    return chosen.reason
 
 
 def error_line(prog: str, message: str) -> str:

@@ -83,6 +83,7 @@ GPT_CONFIG_SHAKESPEARE_CHAR: dict[str, Any] = {
 
 BACKENDS = ("auto", "numpy", "numba", "cupy")
 TOKENIZERS = ("char", "bpe", "gpt2")
+DTYPES = ("float32", "tf32", "bfloat16", "float16")
 ON_SAVE_ERROR = ("stop", "continue")
 
 
@@ -128,6 +129,7 @@ class TrainConfig:
     )
 
     backend: str = flag("auto", "run", "numpy, numba, cupy; auto takes the fastest, and says which")
+    dtype: str = flag("float32", "run", "float32, tf32, bfloat16, float16; what is summed stays float32")
     threads: int | None = flag(None, "run", "CPU threads for everything (default: every core)")
     eval_interval: int = flag(250, "run", "steps between validations")
     eval_iters: int = flag(20, "run", "batches that a validation averages over")
@@ -141,7 +143,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name, known in (("backend", BACKENDS), ("tokenizer", TOKENIZERS), ("on_save_error", ON_SAVE_ERROR)):
+        choices = (
+            ("backend", BACKENDS), ("dtype", DTYPES), ("tokenizer", TOKENIZERS), ("on_save_error", ON_SAVE_ERROR),
+        )  # fmt: skip
+        for name, known in choices:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}{nearest(value, known) or _list(known)}")
@@ -162,6 +167,11 @@ class TrainConfig:
                 f"vocab_size {self.vocab_size} is how much tokenizer bpe learns; {self.tokenizer} has tokens of its own"
             )
         self.model_config(vocab_size=1)  # raises for a shape that no model can have
+
+    @property
+    def half(self) -> bool:
+        """Whether weights and activations are in half precision, under float32 master weights."""
+        return self.dtype in ("bfloat16", "float16")
 
     @property
     def tokens_per_step(self) -> int:

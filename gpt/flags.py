@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.cli import ArgumentParser, boolean, one_of, user_errors
-from gpt.config import BACKENDS, NAMED_CONFIGS, ON_SAVE_ERROR, TOKENIZERS, TrainConfig, UserError, nearest
+from gpt.config import BACKENDS, DTYPES, NAMED_CONFIGS, ON_SAVE_ERROR, TOKENIZERS, TrainConfig, UserError, nearest
 
 GROUPS = ("data", "model", "training", "run")
 NEWEST = ""  # what a bare --resume stands for
@@ -98,6 +98,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 _SPECIAL: dict[str, dict[str, Any]] = {
     "backend": {"type": one_of(*BACKENDS), "metavar": "NAME"},
+    "dtype": {"type": one_of(*DTYPES), "metavar": "NAME"},
     "tokenizer": {"type": one_of(*TOKENIZERS), "metavar": "NAME"},
     "on_save_error": {"type": one_of(*ON_SAVE_ERROR), "metavar": "NAME"},
     "data": {"metavar": "SOURCE"},
@@ -150,7 +151,6 @@ _NANOGPT: dict[str, tuple[dict[str, list[str]], str]] = {
         "give --init-from the path of a checkpoint, or of GPT-2's model.safetensors",
     ),
     "device": ({"cpu": ["--backend=cpu"], "cuda": ["--backend=cupy"]}, "choose with --backend"),
-    "dtype": ({"float32": []}, "training is in float32"),
     "compile": ({"False": []}, "nothing is compiled ahead; --backend numba has compiled kernels"),
     "decay_lr": ({"True": []}, "give --warmup-iters 0 and a --min-lr equal to --lr"),
     "eval_only": ({"False": []}, "benchmarks/ and gpt.evaluate measure without training"),

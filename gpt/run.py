@@ -61,6 +61,7 @@ class Run:
     skipped: int = 0  # steps whose gradient was not finite
     resumed_from: Path | None = None  # the folder of the run that this one goes on with
     passed_over: PassedOver = field(default_factory=list)  # newer checkpoints, which are broken
+    scaler: tg.amp.GradScaler = field(default_factory=lambda: tg.amp.GradScaler(enabled=False))
 
     @cached_property
     def data_sha256(self) -> str:
@@ -92,7 +93,7 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
     """Return a run at its beginning: tokenizer, data, model and an empty folder."""
     if initial is not None:
         initial.refuse_misfit(config)
-    backend = use_backend(config.backend, config.threads)
+    backend = use_backend(config.backend, config.threads, config.dtype)
     if config.out is not None:
         FolderLock(Path(config.out)).check()
         refuse_used(Path(config.out))
@@ -104,9 +105,11 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
     model = GPT(config.model_config(tokenizer.vocab_size))
     if initial is not None:
         initial.load_into(model)
-    optimizer = make_optimizer(model, config)
+    if config.half:
+        model.astype(config.dtype)  # what this rounds off is lost; from here on, the master weights keep it
+    optimizer, scaler = make_optimizer(model, config), make_scaler(config)
     folder = make_folder(Path(config.out)) if config.out else make_unique_folder(config)
-    return Run(config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend)
+    return Run(config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, scaler=scaler)
 
 
 def resumed_run(arguments: Arguments) -> Run:
@@ -115,21 +118,23 @@ def resumed_run(arguments: Arguments) -> Run:
     checkpoint, passed_over = load_whole(_place_to_resume(arguments.resume, out))
     state, folder = checkpoint.state, Path(out or checkpoint.path.parent)
     config = arguments.train_config(under=state.train_config.to_dict())
-    backend = use_backend(config.backend, config.threads)
+    backend = use_backend(config.backend, config.threads, config.dtype)
     _refuse_changes(config, checkpoint)
     FolderLock(folder).check()
     _refuse_rewriting(folder, checkpoint, passed_over)
     refuse_unwritable(folder)
 
     tokenizer, model = checkpoint.tokenizer, checkpoint.build_model()
+    if config.half:
+        model.astype(config.dtype)  # these numbers again, exactly
     train_loader, val_loader = _loaders(config, load_text(config.data), tokenizer)
-    optimizer = make_optimizer(model, config)
-    checkpoint.restore(optimizer)
+    optimizer, scaler = make_optimizer(model, config), make_scaler(config)
+    checkpoint.restore(optimizer, scaler)
     run = Run(
         config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend,
         step=state.step, saved_step=state.step,
         best_val_loss=state.best_val_loss, best_step=state.best_step, skipped=state.skipped,
-        resumed_from=checkpoint.path.parent, passed_over=passed_over,
+        resumed_from=checkpoint.path.parent, passed_over=passed_over, scaler=scaler,
     )  # fmt: skip
     if run.data_sha256 != state.data_sha256:
         raise UserError(f"data {config.data!r} is not the text that {folder} was trained on")
@@ -160,7 +165,12 @@ def make_optimizer(model: GPT, config: TrainConfig) -> tg.optim.AdamW:
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return tg.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+    return tg.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), master_weights=config.half)
+
+
+def make_scaler(config: TrainConfig) -> tg.amp.GradScaler:
+    """Return what keeps gradients in the range of float16; other dtypes have range enough."""
+    return tg.amp.GradScaler(enabled=config.dtype == "float16")
 
 
 def _loaders(config: TrainConfig, text: str, tokenizer: Tokenizer) -> tuple[DataLoader, DataLoader]:
@@ -195,7 +205,7 @@ def claimed_folder(run: Run) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------------
 # What a resumed run must have in common with what it resumes
 
-_KEPT = ("tokenizer", "seed", *(field.name for field in fields(GPTConfig)))
+_KEPT = ("tokenizer", "seed", "dtype", *(field.name for field in fields(GPTConfig)))
 
 
 def _refuse_changes(config: TrainConfig, checkpoint: Checkpoint) -> None:

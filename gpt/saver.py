@@ -103,4 +103,5 @@ def state_of(run: Run) -> RunState:
         best_val_loss=run.best_val_loss,
         best_step=run.best_step,
         skipped=run.skipped,
+        scaler=run.scaler.state_dict(),
     )

@@ -16,12 +16,15 @@ from gpt.saver import Saver
 from gpt.signals import StopSignals
 
 
+UNSCALED = tg.amp.GradScaler(enabled=False)
+
+
 def train(run: Run) -> int:
     """Take the steps that are left, and return 0; or after Ctrl-C, 130, and after SIGTERM, 143.
 
     Either signal lets the step end and saves. Raises UserError when the loss is no number any more.
     """
-    config, model, optimizer = run.config, run.model, run.optimizer
+    config, model, optimizer, scaler = run.config, run.model, run.optimizer, run.scaler
     parameters = list(model.parameters())
     data = run.train_loader
     model.train()
@@ -43,15 +46,17 @@ def train(run: Run) -> int:
             # One draw for all micro-batches: together they are exactly the large batch.
             n_windows = config.batch_size * config.grad_accum
             x, y = random_windows(data.tokens, data.block_size, n_windows, data.generator, run.step)
-            loss = accumulate_gradients(model, x, y, config.batch_size)
+            loss = accumulate_gradients(model, x, y, config.batch_size, scaler)
+            scaler.unscale_(optimizer)
             grad_norm = tg.optim.clip_grad_norm(parameters, config.grad_clip or math.inf)
             refuse_nonfinite(run, loss, grad_norm)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad()
             run.step += 1
 
             speed = config.tokens_per_step / (time.perf_counter() - started)
-            figures = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+            figures = {"loss": loss, "lr": lr, "grad_norm": grad_norm if math.isfinite(grad_norm) else None}
             if run.step % config.eval_interval == 0 or run.step == config.max_iters:
                 figures["val_loss"] = validate(run)
             progress.step(run.step, tokens_per_s=round(speed), **figures)
@@ -61,7 +66,9 @@ def train(run: Run) -> int:
     return 128 + stop.received if stop.received and run.step < config.max_iters else 0
 
 
-def accumulate_gradients(model: GPT, x: Tokens, y: Tokens, batch_size: int) -> float:
+def accumulate_gradients(
+    model: GPT, x: Tokens, y: Tokens, batch_size: int, scaler: tg.amp.GradScaler = UNSCALED
+) -> float:
     """Add the gradient of the mean loss over all windows to the parameters, in parts of batch_size; return the loss.
 
     x, y (n, T): what fits in memory is a part, and the parts together are exactly the large batch. Only dropout's
@@ -72,8 +79,9 @@ def accumulate_gradients(model: GPT, x: Tokens, y: Tokens, batch_size: int) -> f
     for i in range(0, n_windows, batch_size):
         part = slice(i, i + batch_size)
         # The loss alone: the logits, by far the largest array, are not to live on.
-        part_loss = model(x[part], y[part])[1] / (n_windows // batch_size)
-        part_loss.backward()  # adds to the gradients that are there
+        with scaler.overflowing():
+            part_loss = model(x[part], y[part])[1] / (n_windows // batch_size)
+            scaler.scale(part_loss).backward()  # adds to the gradients that are there
         loss += part_loss.item()
     return loss
 
@@ -101,8 +109,8 @@ def checkpoint_is_due(run: Run) -> bool:
 
 
 def refuse_nonfinite(run: Run, loss: float, grad_norm: float) -> None:
-    """Raise UserError before nan or infinity reaches the weights."""
-    if not math.isfinite(loss + grad_norm):
+    """Raise UserError before nan or infinity reaches the weights; gradients too large for float16 are the scaler's."""
+    if not math.isfinite(loss if run.scaler.enabled else loss + grad_norm):
         raise UserError(
             f"step {run.step + 1}: loss {loss:g}, gradient norm {grad_norm:g}: training has "
             f"diverged; a lower --lr may help. Checkpoints in {run.folder} are from before"

@@ -60,7 +60,10 @@ def test_every_setting_is_a_flag() -> None:
         "int": ("3", 3), "float": ("0.00025", 0.00025), "bool": ("True", True), "str": ("x", "x"),
         "int | None": ("7", 7), "str | None": ("x", "x"),
     }  # fmt: skip
-    special = {"backend": ("numba", "numba"), "tokenizer": ("bpe", "bpe"), "on_save_error": ("continue", "continue")}
+    special = {
+        "backend": ("numba", "numba"), "dtype": ("bfloat16", "bfloat16"), "tokenizer": ("bpe", "bpe"),
+        "on_save_error": ("continue", "continue"),
+    }  # fmt: skip
     for field in fields(TrainConfig):
         text, value = special.get(field.name, values[str(field.type)])
         for spelling in (field.name, field.name.replace("_", "-")):
@@ -111,7 +114,7 @@ def test_nanogpts_command_for_a_cpu() -> None:
         ("--dataset=shakespeare_char", {"data": "shakespeare", "tokenizer": "char"}),
         ("--dataset=shakespeare", {"data": "shakespeare", "tokenizer": "gpt2"}),
         ("--device=cuda", {"backend": "cupy"}),
-        ("--dtype=float32", {}),
+        ("--dtype=bfloat16", {"dtype": "bfloat16"}),
         ("--compile=False", {}),
         ("--decay_lr=True", {}),
         ("--eval_only=False", {}),
@@ -219,7 +222,8 @@ def test_a_bad_file_is_named(content: str | bytes | None, message: str) -> None:
         ("--compile=True", "--compile=True has no counterpart here: "),
         ("--init_from=gpt2", "--init_from=gpt2 has no counterpart here: "),
         ("--dataset=openwebtext", "give the text itself with --data"),
-        ("--dtype=bfloat16", "--dtype=bfloat16 has no counterpart here: training is in float32"),
+        ("--dtype=float8", "argument --dtype: unknown value 'float8'; did you mean float"),
+        ("--dtype=tf32", "dtype tf32: a format of NVIDIA's tensor cores, and numpy is not on a GPU: choose float32"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
