@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fake_cublaslt import FakeCublasLt
 from fake_cupy import FakeCupy
 
 import tensorgrad as tg
 from tensorgrad import backend
 from tensorgrad.backend import cupy as cupy_backend
-from tensorgrad.backend.cupy import CupyBackend, launcher
+from tensorgrad.backend.cupy import CupyBackend, cublaslt, launcher
 from tensorgrad.backend.cupy.launcher import CheckedLauncher, Defines, Grid
 from tensorgrad.backend.cupy.signature import FOLDER, Parameter, dependencies, path_of, signatures, with_defines
 
@@ -178,16 +179,18 @@ def values(listed: tuple[Parameter, ...]) -> str:
 def emulated_gpu() -> Iterator[CupyBackend]:
     """The CuPy backend over the stand-in for CuPy, its kernels run on the CPU; current until the end of the block."""
     saved = dict(backend._loaded), dict(backend._by_type), backend._current, sys.modules.get("cupy")
-    real = cupy_backend.CudaLauncher
+    real, library = cupy_backend.CudaLauncher, cublaslt.load
     backend._loaded.pop("cupy", None)
     sys.modules["cupy"] = FakeCupy()
     cupy_backend.CudaLauncher = lambda cupy: EmulatingLauncher()  # type: ignore[assignment, misc]
+    cublaslt.load = FakeCublasLt  # type: ignore[assignment]
     try:
         with tg.use_backend("cupy") as chosen:
             assert isinstance(chosen.backend, CupyBackend)
             yield chosen.backend
     finally:
         cupy_backend.CudaLauncher = real  # type: ignore[misc]
+        cublaslt.load = library
         for registered, before in ((backend._loaded, saved[0]), (backend._by_type, saved[1])):
             registered.clear()
             registered.update(before)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from emulated_cuda import EmulatingLauncher
+from fake_cublaslt import FakeCublasLt
 from fake_cupy import FakeArray, FakeCudaError, FakeCupy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ def cupy(registry: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = FakeCupy()
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setattr("tensorgrad.backend.cupy.CudaLauncher", lambda cupy: EmulatingLauncher())
+    monkeypatch.setattr("tensorgrad.backend.cupy.cublaslt.load", FakeCublasLt)
     return module
 
 

@@ -1,131 +1,26 @@
-"""The cupy backend's matrix products without a GPU: what cuBLASLt is asked for, computed on NumPy's memory instead.
+"""The cupy backend's matrix products without a GPU: what cuBLASLt is asked for, computed on NumPy's memory instead."""
 
-A stand-in takes the same description and the same addresses as the library, and knows nothing of the arrays they come
-from: wherever sizes, strides, transposes or alignments are wrong, so is what it computes.
-"""
-
-import ctypes
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_cublaslt import FakeCublasLt
+from fake_cupy import FakeArray, FakeCupy, FakeDevice, FakeStream
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorgrad.backend.base import Backend
 from tensorgrad.backend.cupy import gemm
-from tensorgrad.backend.cupy.cublaslt import NOT_SUPPORTED, WORKSPACE_BYTES, CublasLtError, Matrix, Product
+from tensorgrad.backend.cupy.cublaslt import WORKSPACE_BYTES, CublasLtError, Matrix
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype("float32"), np.dtype("float64"), np.dtype("float16"), BFLOAT16]
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13, "float16": 4e-3, "bfloat16": 3e-2}  # of the largest element
-STREAM = 77
-
-
-class Memory(np.ndarray[Any, Any]):
-    """A NumPy array whose address is found where CuPy has it."""
-
-    @property
-    def data(self) -> Any:  # type: ignore[override]
-        return SimpleNamespace(ptr=self.ctypes.data)
 
 
 def memory(x: Any) -> Any:
-    return x.view(Memory)
-
-
-class Module:
-    """NumPy, where arrays that are made are `Memory`, and GPU time passes a millisecond a run."""
-
-    def __init__(self) -> None:
-        self.clock = 0.0
-        self.cuda = SimpleNamespace(
-            get_current_stream=lambda: SimpleNamespace(ptr=STREAM),
-            Event=lambda: self.Event(self),
-            get_elapsed_time=lambda start, end: end.time - start.time,
-        )
-
-    class Event:
-        def __init__(self, module: "Module") -> None:
-            self.module, self.time = module, -1.0
-
-        def record(self) -> None:
-            self.time = self.module.clock
-
-        def synchronize(self) -> None:
-            assert self.time >= 0
-
-    def empty(self, shape: Any, dtype: Any) -> Any:
-        """Aligned as CuPy's pool aligns."""
-        dtype, size = np.dtype(dtype), int(np.prod(shape))
-        space = np.empty(size * dtype.itemsize + 256, np.uint8)
-        start = -space.ctypes.data % 256
-        return memory(space[start : start + size * dtype.itemsize].view(dtype).reshape(shape))
-
-    def empty_like(self, x: Any) -> Any:
-        return self.empty(x.shape, x.dtype)
-
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(np, name)
-        if name not in ("ascontiguousarray", "broadcast_to"):
-            return function
-        return lambda *args, **options: memory(function(*args, **options))
-
-
-class Library:
-    """cuBLASLt's `multiply` on the memory at the addresses, from the description alone."""
-
-    def __init__(self, module: Module) -> None:
-        self.module = module
-        self.plans: dict[Product, Any] = {}
-        self.asked: list[Product] = []
-        self.refuse_bias = False
-
-    def multiply(
-        self, product: Product, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int
-    ) -> None:  # fmt: skip
-        self.asked.append(product)
-        assert stream == STREAM and workspace
-        if product.bias and self.refuse_bias:
-            raise CublasLtError("cublasLtMatmulAlgoGetHeuristic: refused", NOT_SUPPORTED)
-        wide = np.float64 if product.compute == "float64" else np.float32
-        left = turned(at(a, product.a), product.transpose_a).astype(wide)
-        right = turned(at(b, product.b), product.transpose_b).astype(wide)
-        result = at(d, product.d)
-        value = left @ right
-        if beta:
-            value = value + beta * result.astype(wide)
-        if product.bias:
-            value = value + at(bias, Matrix(product.d.dtype, product.d.rows, 1, product.d.rows, alignment=16)).astype(
-                wide
-            )
-        result[...] = value.astype(result.dtype)
-
-    def tune(
-        self, product: Product, a: int, b: int, d: int, bias: int, workspace: int, stream: int, watch: Any
-    ) -> None:
-        def run() -> None:
-            self.module.clock += 1
-            self.multiply(product, a, b, d, bias, 0.0, workspace, stream)
-
-        assert watch(run) == 1.0
-        self.plans[product] = True
-
-
-def at(address: int, matrix: Matrix) -> Any:
-    """The memory that a layout describes: (batch, rows, cols), by columns."""
-    assert address % matrix.alignment == 0 and matrix.ld >= matrix.rows > 0 and matrix.cols > 0
-    dtype = BFLOAT16 if matrix.dtype == "bfloat16" else np.dtype(matrix.dtype)
-    n = (matrix.batch - 1) * matrix.stride + (matrix.cols - 1) * matrix.ld + matrix.rows
-    flat = np.frombuffer((ctypes.c_char * (n * dtype.itemsize)).from_address(address), dtype)
-    strides = tuple(dtype.itemsize * step for step in (matrix.stride, 1, matrix.ld))
-    return np.lib.stride_tricks.as_strided(flat, (matrix.batch, matrix.rows, matrix.cols), strides)
-
-
-def turned(x: Any, transpose: bool) -> Any:
-    return x.swapaxes(-1, -2) if transpose else x
+    return x.view(FakeArray)
 
 
 class Plain(Backend):
@@ -139,11 +34,11 @@ class OnMemory(gemm.Products):
     """The products under test."""
 
     name = "cupy"
-    array_type = Memory
+    array_type = FakeArray
 
     def __init__(self) -> None:
-        self.xp = Module()
-        self.__dict__["cublaslt"] = Library(self.xp)
+        self.xp = FakeCupy()
+        self.__dict__["cublaslt"] = FakeCublasLt()
 
 
 @pytest.fixture
@@ -183,7 +78,7 @@ LEADING = st.sampled_from(
 
 def near(got: Any, wanted: Any, dtype: Any) -> None:
     assert got.shape == wanted.shape
-    wanted = wanted.astype(np.float64)
+    got, wanted = np.asarray(got), np.asarray(wanted).astype(np.float64)
     scale = max(1.0, np.abs(wanted).max(initial=0.0))
     np.testing.assert_allclose(got.astype(np.float64), wanted, rtol=0, atol=TOLERANCE[dtype.name] * scale)
 
@@ -226,9 +121,9 @@ def test_add_matmul_adds_in_place(dtype: Any, wide: bool, data: Any) -> None:
     m, n, p = (data.draw(SIZES) for _ in range(3))
     a, b = draw_array(data.draw, (m, n), dtype), draw_array(data.draw, (n, p), dtype)
     c = memory(np.ones((m, p), np.float32 if wide and dtype.itemsize == 2 else dtype))
-    wanted = c + Plain().wide(np.asarray(a)) @ Plain().wide(np.asarray(b))
+    wanted = np.asarray(c) + Plain().wide(np.asarray(a)) @ Plain().wide(np.asarray(b))
     k.add_matmul(c, a, b)
-    near(c, np.asarray(wanted), c.dtype)
+    near(c, wanted, c.dtype)
     assert len(k.cublaslt.asked) == 1
 
 
@@ -324,9 +219,12 @@ def test_any_other_error_is_passed_on(k: Any, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_workspace_is_made_once_a_stream(k: Any) -> None:
     x = memory(np.ones((2, 2), np.float32))
-    k.matmul(x, x)
-    k.matmul(x, x)
-    assert [len(space) for space in k.workspaces.values()] == [WORKSPACE_BYTES]
+    streams = [FakeStream(), FakeStream()]
+    for stream in (*streams, streams[0]):
+        with stream:
+            k.matmul(x, x)
+    assert [len(space) for space in k.workspaces.values()] == [WORKSPACE_BYTES] * 2
+    assert k.cublaslt.streams == k.workspaces.keys() == {stream.ptr for stream in streams}
 
 
 def test_autotuning_times_a_new_shape_once_and_writes_beside_the_result(k: Any) -> None:
@@ -335,10 +233,17 @@ def test_autotuning_times_a_new_shape_once_and_writes_beside_the_result(k: Any) 
     for total in (3, 5):
         k.add_matmul(c, x, x)
         assert c.tolist() == [[total] * 2] * 2  # the candidates did not add to it
-    assert k.xp.clock == 1 + gemm.TIMED_RUNS and len(k.cublaslt.plans) == 1
+    assert len(k.cublaslt.asked) == (1 + gemm.TIMED_RUNS) + 2 and len(k.cublaslt.plans) == 1
 
 
 def test_the_library_is_loaded_at_the_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
     products = gemm.Products()
     monkeypatch.setattr(gemm.cublaslt, "load", lambda: "loaded")
     assert products.cublaslt == "loaded"
+
+
+def test_an_old_gpu_says_what_it_lacks(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [k.lacks(dtype) for dtype in ("float32", "tf32", "float16", "bfloat16")] == [None] * 4
+    monkeypatch.setattr(FakeDevice, "compute_capability", "75")
+    wanted = "needs a GPU of compute capability 8.0, and this one has 7.5: choose float16"
+    assert [k.lacks(dtype) for dtype in ("float32", "tf32", "float16", "bfloat16")] == [None, wanted, None, wanted]

@@ -4,12 +4,13 @@ import contextlib
 from typing import Any
 
 from tensorgrad.backend.base import Array, Backend, BackendUnavailable
+from tensorgrad.backend.cupy.gemm import Products
 from tensorgrad.backend.cupy.launcher import CudaLauncher, Launcher
 
 EXTRAS = 'pip install -e ".[cuda13]" (cuda12 for a driver of CUDA 12)'
 
 
-class CupyBackend(Backend):
+class CupyBackend(Products):
     """Kernels over CuPy arrays."""
 
     name = "cupy"

@@ -19,6 +19,7 @@ from tensorgrad.backend.cupy.cublaslt import (
     Product,
 )
 
+AMPERE = 80  # compute capability, times ten, of the first tensor cores for bfloat16 and TF32
 TIMED_RUNS = 5  # of a candidate, when plans are autotuned
 
 
@@ -45,6 +46,13 @@ class Products(Backend):
     def unfused(self) -> set[Product]:
         """Products whose bias has to be added in a kernel of its own."""
         return set()
+
+    def lacks(self, dtype: str) -> str | None:
+        """Why this GPU cannot compute in a dtype, in one line; None where it can."""
+        capability = self.xp.cuda.Device().compute_capability
+        if dtype in ("bfloat16", "tf32") and int(capability) < AMPERE:
+            return f"needs a GPU of compute capability 8.0, and this one has {int(capability) / 10}: choose float16"
+        return None if dtype == "tf32" else super().lacks(dtype)
 
     def set_float32_precision(self, tf32: bool) -> None:
         """Whether float32 products may use TF32."""
