@@ -290,9 +290,10 @@ class Backend:
         return xp.where(kept, losses, xp.zeros_like(losses)), lse
 
     def cross_entropy_backward(
-        self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float
-    ) -> Array:
-        """dlogits = dloss (softmax - (1 - s) onehot - s / V), and 0 where ignored."""
+        self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float,
+        out: Array | None = None,
+    ) -> Array:  # fmt: skip
+        """dlogits = dloss (softmax - (1 - s) onehot - s / V), and 0 where ignored; into `out`, maybe the logits."""
         xp, wide = self.xp, self.wide(logits)
         kept = targets != ignore_index
         dlosses = xp.where(kept, dlosses, xp.zeros_like(dlosses)).astype(wide.dtype, copy=False)
@@ -301,7 +302,10 @@ class Backend:
             dlogits -= label_smoothing / logits.shape[-1]
         dlogits *= dlosses[:, None]
         dlogits[xp.arange(len(targets)), xp.where(kept, targets, 0)] -= (1 - label_smoothing) * dlosses
-        return dlogits.astype(logits.dtype, copy=False)
+        if out is None:
+            return dlogits.astype(logits.dtype, copy=False)
+        out[...] = dlogits
+        return out
 
     # --- attention ------------------------------------------------------------------------------
 

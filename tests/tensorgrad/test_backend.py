@@ -294,7 +294,7 @@ def train(k: Any) -> list[float]:
         y = tg.attention(*[h.reshape(2, 4, 2, 4).permute_dims(0, 2, 1, 3)] * 3, causal=True)
         loss = tg.cross_entropy(model.head(y.permute_dims(0, 2, 1, 3).reshape(2, 4, 8)), tokens)
         loss.backward()
-        losses += [loss.item(), optim.clip_grad_norm(model.parameters(), 1.0)]
+        losses += [loss.item(), float(optim.clip_grad_norm(model.parameters(), 1.0))]
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

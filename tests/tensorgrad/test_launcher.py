@@ -51,7 +51,7 @@ def test_a_launch_is_written_down() -> None:
     (launch,) = recorder.launches
     assert (launch.grid, launch.block, launch.shared) == ((2, 1, 1), (64, 1, 1), 7)
     assert launch.dtypes == (None, "float16", "int64", "float32")
-    recorder.launch("scale", "nothing", (1,), (1,), ())
+    recorder.launch("scale", "nothing", (1,), (1,), (), 0, HALF)
     assert len(recorder.launches) == 2
 
 
@@ -96,6 +96,14 @@ def test_a_parameter_that_cannot_be_checked(source: Path) -> None:
     source.write_text('extern "C" __global__ void odd(float** x) {}')
     with pytest.raises(TypeError, match="^kernel odd: a parameter declared as 'float[*][*] x' cannot be checked$"):
         RecordingLauncher().launch("scale", "odd", (1,), (1,), (None,))
+
+
+def test_names_for_types() -> None:
+    text = """using Real = Wide<T>; using Index = long long; using Number = T;
+    extern "C" __global__ void k(Real eps, const Real* mean, Index n, Number* y) {}"""
+    for t, wide in (("__half", "float32"), ("double", "float64")):
+        dtypes = [parameter.dtype for parameter in signature.signatures(text, (("T", t),))["k"]]
+        assert dtypes == [wide, wide, "int64", signature.DTYPES[t]]
 
 
 # --- compiling ------------------------------------------------------------------------------------

@@ -1,16 +1,30 @@
-"""CuPy: the plain mathematics on an NVIDIA GPU. CuPy is imported when this backend is asked for, never before."""
+"""An NVIDIA GPU: CuPy's arrays, and kernels of our own where they are faster than the plain mathematics.
+
+One .cu file a family, and beside it a class with the methods that start its kernels; what they do not take is left to
+the plain mathematics. CuPy is imported when this backend is asked for, never before.
+"""
 
 import contextlib
 from typing import Any
 
 from tensorgrad.backend.base import Array, Backend, BackendUnavailable
+from tensorgrad.backend.cupy.activation import Activation
+from tensorgrad.backend.cupy.cross_entropy import CrossEntropy
+from tensorgrad.backend.cupy.dropout import Dropout
+from tensorgrad.backend.cupy.embedding import Embedding
 from tensorgrad.backend.cupy.gemm import Products
 from tensorgrad.backend.cupy.launcher import CudaLauncher, Launcher
+from tensorgrad.backend.cupy.normalization import Normalization
+from tensorgrad.backend.cupy.optimizer import Optimization
+from tensorgrad.backend.cupy.rotary_embedding import RotaryEmbedding
+from tensorgrad.backend.cupy.softmax import Softmax
 
 EXTRAS = 'pip install -e ".[cuda13]" (cuda12 for a driver of CUDA 12)'
 
 
-class CupyBackend(Products):
+class CupyBackend(
+    Activation, CrossEntropy, Dropout, Embedding, Normalization, Optimization, Products, RotaryEmbedding, Softmax
+):
     """Kernels over CuPy arrays."""
 
     name = "cupy"

@@ -10,6 +10,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#define INFINITY __int_as_float(0x7f800000)  // NVRTC has no <math.h>
+
 // `name` points to the shared memory that the launch asked for.
 #define DYNAMIC_SHARED(type, name)                            \
     extern __shared__ __align__(128) unsigned char dynamic_shared[]; \

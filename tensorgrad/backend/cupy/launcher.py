@@ -96,7 +96,7 @@ def check_arguments(kernel: str, wanted: Sequence[Parameter], args: Sequence[Any
                 continue
             if not hasattr(x, "dtype") or isinstance(x, np.generic):
                 raise TypeError(f"kernel {kernel}: {parameter.name} is {x!r}, an array of {parameter.dtype} is needed")
-            if parameter.dtype and x.dtype.name != parameter.dtype:
+            if x.dtype.name != parameter.dtype:
                 raise TypeError(f"kernel {kernel}: {parameter.name} has dtype {x.dtype}, not {parameter.dtype}")
             if not x.flags.c_contiguous:
                 raise TypeError(f"kernel {kernel}: {parameter.name} {x.shape} is not contiguous")

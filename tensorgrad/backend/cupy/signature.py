@@ -33,6 +33,7 @@ INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+(?:"([^"]+)"|<[^>]+>).*$', re.
 KERNEL = re.compile(
     r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)', re.DOTALL
 )
+ALIAS = re.compile(r"\busing\s+(\w+)\s*=\s*(Wide<\s*\w+\s*>|[\w ]+);")
 SIDE_WORDS = re.compile(r"\b(?:const|volatile|__restrict__|__grid_constant__)\b")
 
 
@@ -43,7 +44,7 @@ class Parameter:
     name: str
     c_type: str
     pointer: bool
-    dtype: str  # NumPy's name; "" for a pointer to what is no number
+    dtype: str  # NumPy's name
 
 
 def path_of(source: str) -> Path:
@@ -76,8 +77,12 @@ def with_defines(text: str, defines: Mapping[str, str]) -> str:
 @functools.cache
 def signatures(text: str, defines: tuple[tuple[str, str], ...]) -> dict[str, tuple[Parameter, ...]]:
     """The parameters of every kernel of a source: those declared extern "C" __global__ void."""
-    names = dict(defines)
-    plain = COMMENT.sub(" ", text)
+    names, plain = dict(defines), COMMENT.sub(" ", text)
+    for alias, meant in ALIAS.findall(plain):
+        wide = re.fullmatch(r"Wide<\s*(\w+)\s*>", meant)
+        one = wide[1] if wide else meant.strip()
+        one = names.get(one, one)
+        names[alias] = ("double" if one == "double" else "float") if wide else one  # Wide of common.cuh
     return {
         kernel: tuple(_parameter(kernel, part, names) for part in listed.split(",") if part.strip())
         for kernel, listed in KERNEL.findall(plain)
@@ -90,6 +95,6 @@ def _parameter(kernel: str, declared: str, names: Mapping[str, str]) -> Paramete
     stars = kind.count("*")
     c_type = " ".join(word for word in kind if word != "*")
     c_type = names.get(c_type, c_type)
-    if stars > 1 or (not stars and c_type not in DTYPES):
+    if stars > 1 or c_type not in DTYPES:
         raise TypeError(f"kernel {kernel}: a parameter declared as {' '.join(declared.split())!r} cannot be checked")
-    return Parameter(name, c_type, stars == 1, DTYPES.get(c_type, ""))
+    return Parameter(name, c_type, stars == 1, DTYPES[c_type])

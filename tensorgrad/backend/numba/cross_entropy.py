@@ -62,12 +62,14 @@ class CrossEntropy(NumpyBackend):
         return losses, lse
 
     def cross_entropy_backward(
-        self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float
-    ) -> Array:
-        """dlogits = dloss (softmax - (1 - s) onehot - s / V), and 0 where ignored."""
-        if not claimed(logits, lse) or not logits.size:
-            return super().cross_entropy_backward(dlosses, logits, targets, lse, ignore_index, label_smoothing)
-        dlogits = np.empty(logits.shape, logits.dtype)
+        self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float,
+        out: Array | None = None,
+    ) -> Array:  # fmt: skip
+        """dlogits of cross_entropy; into `out`, which may be the logits themselves."""
+        into = out is None or (out.dtype == logits.dtype and out.flags.carray)
+        if not claimed(logits, lse) or not logits.size or not into:
+            return super().cross_entropy_backward(dlosses, logits, targets, lse, ignore_index, label_smoothing, out)
+        dlogits = np.empty(logits.shape, logits.dtype) if out is None else out
         cross_entropy_backward(
             rows(logits), flat(dlosses.astype(logits.dtype, copy=False)), flat(targets.astype(np.int64, copy=False)),
             flat(lse), rows(dlogits), int(ignore_index), float(label_smoothing),

@@ -370,6 +370,15 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 
+inline void sincospi(double x, double* sine, double* cosine) {
+    *sine = std::sin(x * 3.14159265358979323846);
+    *cosine = std::cos(x * 3.14159265358979323846);
+}
+inline void sincospif(float x, float* sine, float* cosine) {
+    *sine = float(std::sin(x * 3.14159265358979323846));
+    *cosine = float(std::cos(x * 3.14159265358979323846));
+}
+
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }

@@ -1,0 +1,58 @@
+"""Activation functions: one pass over memory, 16 bytes a thread."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tensorgrad.backend.base import Array
+from tensorgrad.backend.cupy.kernels import THREADS, Kernels, claimed
+from tensorgrad.backend.cupy.launcher import c_type
+
+
+class Activation(Kernels):
+    """The kernels of activation.cu."""
+
+    def sigmoid(self, x: Array) -> Array:
+        """1 / (1 + e^-x)."""
+        return self._map("sigmoid", super().sigmoid, x)
+
+    def silu(self, x: Array) -> Array:
+        """x sigmoid(x)."""
+        return self._map("silu", super().silu, x)
+
+    def silu_backward(self, dy: Array, x: Array) -> Array:
+        """dx of silu."""
+        return self._map("silu_backward", super().silu_backward, dy, x)
+
+    def erf(self, x: Array) -> Array:
+        """2/sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
+        return self._map("erf_of", super().erf, x)
+
+    def gelu(self, x: Array) -> Array:
+        """x times the normal distribution function of x."""
+        return self._map("gelu", super().gelu, x)
+
+    def gelu_backward(self, dy: Array, x: Array) -> Array:
+        """dx of gelu."""
+        return self._map("gelu_backward", super().gelu_backward, dy, x)
+
+    def gelu_tanh(self, x: Array) -> Array:
+        """GPT-2's approximation of gelu."""
+        return self._map("gelu_tanh", super().gelu_tanh, x)
+
+    def gelu_tanh_backward(self, dy: Array, x: Array) -> Array:
+        """dx of gelu_tanh."""
+        return self._map("gelu_tanh_backward", super().gelu_tanh_backward, dy, x)
+
+    def _map(self, kernel: str, plain: Callable[..., Array], *arrays: Array) -> Array:
+        """Start an elementwise kernel on arrays of one shape and dtype, or leave it to the plain mathematics."""
+        first = arrays[0]
+        if not claimed(*arrays) or any(x.shape != first.shape for x in arrays):
+            return plain(*arrays)
+        y = self.xp.empty(first.shape, first.dtype)
+        blocks = -(-y.size // (THREADS * 16 // y.dtype.itemsize))
+        self.launcher.launch(
+            "activation", kernel, (blocks,), (THREADS,),
+            (*(self.contiguous(x) for x in arrays), y, np.int64(y.size)), defines={"T": c_type(y.dtype)},
+        )  # fmt: skip
+        return y

@@ -1,0 +1,90 @@
+// Cross-entropy of logits (rows, n), one block a row: a row is read once, for its maximum and its sum together.
+//
+//   lse  = log sum exp(logits)
+//   loss = (1 - s) (lse - logit of the target) + s (lse - mean logit),  0 where the target is ignored
+//   dlogits = dloss (exp(logits - lse) - s / n - (1 - s) [target])
+//
+// Maximum and sum in one pass: Milakov, Gimelshein 2018, arXiv:1805.02867. The gradient may be written over the logits.
+#include "common.cuh"
+
+using Real = Wide<T>;
+
+constexpr int N = PER_16_BYTES<T>;
+
+// A sum of exponentials, kept as exp(top) total.
+struct Exponentials {
+    Real top = -INFINITY, total = 0;
+
+    // Several at once: one correction of the total for all.
+    template <int COUNT> __device__ void add(const Real (&x)[COUNT]) {
+        Real highest = top;
+        for (int j = 0; j < COUNT; ++j) highest = larger(highest, x[j]);
+        if (highest == Real(-INFINITY)) return;  // nothing yet, and infinity less infinity is no number
+        Real sum = total * exp(top - highest);
+        for (int j = 0; j < COUNT; ++j) sum += exp(x[j] - highest);
+        top = highest, total = sum;
+    }
+};
+
+// Index of a target's class, counted from the end where it is negative.
+__device__ int class_of(I target, int n) {
+    const int at = (int)(target % n);
+    return at < 0 ? at + n : at;
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy(
+    const T* __restrict__ logits, const I* __restrict__ targets, Real* __restrict__ losses, Real* __restrict__ lse, int n,
+    long long ignore_index, Real smoothing
+) {
+    __shared__ Real partial[WARP];
+    const long long row = blockIdx.x;
+    const T* x = logits + row * n;
+    Exponentials own;
+    Real part[N], one[1], sum = 0;
+    over_row(
+        x, n,
+        [&](int i) {
+            one[0] = widen(x[i]);
+            own.add(one);
+            sum += one[0];
+        },
+        [&](int i) {
+            load<N>(x + i, part);
+            own.add(part);
+            for (int j = 0; j < N; ++j) sum += part[j];
+        }
+    );
+    const Real top = block_max(own.top, partial);
+    const Real total = block_sum(own.total == 0 ? Real(0) : own.total * exp(own.top - top), partial);
+    const Real mean = smoothing > 0 ? block_sum(sum, partial) / n : Real(0);
+    if (threadIdx.x > 0) return;
+    const Real together = log(total) + top;
+    lse[row] = together;
+    const Real chosen = together - widen(x[class_of(targets[row], n)]);
+    losses[row] = targets[row] == ignore_index ? Real(0) : chosen + smoothing * (together - mean - chosen);
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy_backward(
+    const Real* __restrict__ dlosses, const T* logits, const I* __restrict__ targets, const Real* __restrict__ lse,
+    T* dlogits, int n, long long ignore_index, Real smoothing
+) {
+    const long long row = blockIdx.x;
+    const T* x = logits + row * n;
+    T* dx = dlogits + row * n;
+    const bool kept = targets[row] != ignore_index;
+    const int target = kept ? class_of(targets[row], n) : -1;
+    const Real dloss = kept ? dlosses[row] : Real(0), shift = lse[row], share = smoothing / n;
+    const auto gradient = [&](Real logit, int i) {
+        return (exp(logit - shift) - share - (i == target ? 1 - smoothing : Real(0))) * dloss;
+    };
+    Real part[N];
+    over_row(
+        x, n,
+        [&](int i) { dx[i] = narrow<T>(gradient(widen(x[i]), i)); },
+        [&](int i) {
+            load<N>(x + i, part);
+            for (int j = 0; j < N; ++j) part[j] = gradient(part[j], i + j);
+            store<N>(dx + i, part);
+        }
+    );
+}

@@ -1,0 +1,45 @@
+"""Dropout and the random bits behind it: made where they are used, so that no mask reaches memory."""
+
+import numpy as np
+
+from tensorgrad.backend.base import Array
+from tensorgrad.backend.base import Dropout as Draw
+from tensorgrad.backend.cupy.kernels import THREADS, Kernels, claimed, wide_dtype
+from tensorgrad.backend.cupy.launcher import c_type
+
+
+class Dropout(Kernels):
+    """The kernels of dropout.cu.
+
+    drawn: a uint32 on the device that is added to the number of every draw, or None. What is recorded once and run many
+    times, as a CUDA graph is, gets new masks by counting it up.
+    """
+
+    drawn: Array | None = None
+
+    def random_bits(self, n: int, seed: int, stream: int, step: int) -> Array:
+        """The first n words of a Philox stream: (n,) uint32."""
+        words = self.xp.empty(n, np.uint32)
+        if n:
+            self.launcher.launch(
+                "dropout", "random_bits", (-(-n // (4 * THREADS)),), (THREADS,),
+                (words, np.int64(n), *self._stream(seed, stream, step)), defines={"T": "float"},
+            )  # fmt: skip
+        return words
+
+    def dropout(self, x: Array, dropout: Draw) -> Array:
+        """x with elements zeroed at random, the rest scaled up; its own backward, applied to dy."""
+        if not claimed(x):
+            return super().dropout(x, dropout)
+        p, seed, stream, step = dropout
+        scale = x.dtype.type(1 / (1 - p) if p < 1 else 0.0)  # rounded as the plain mathematics rounds it
+        y, per_thread = self.xp.empty(x.shape, x.dtype), max(4, 16 // x.dtype.itemsize)
+        self.launcher.launch(
+            "dropout", "dropout", (-(-x.size // (per_thread * THREADS)),), (THREADS,),
+            (self.contiguous(x), y, np.int64(x.size), np.uint32(min(round(p * 2**32), 2**32 - 1)),
+             wide_dtype(x.dtype).type(scale), *self._stream(seed, stream, step)), defines={"T": c_type(x.dtype)},
+        )  # fmt: skip
+        return y
+
+    def _stream(self, seed: int, stream: int, step: int) -> tuple[np.uint64, np.uint32, np.uint32, Array | None]:
+        return np.uint64(seed), np.uint32(stream & 0xFFFFFFFF), np.uint32(step & 0xFFFFFFFF), self.drawn

@@ -1,0 +1,188 @@
+// Layer normalisation (Ba, Kiros, Hinton 2016, arXiv:1607.06450) and RMS normalisation (Zhang, Sennrich 2019,
+// arXiv:1910.07467) of the rows of x (rows, n). T is the dtype of x, W that of weight and bias.
+//
+//   forward:   y = xhat weight + bias,  xhat = (x - mean) rstd,  rstd = 1 / sqrt(mean((x - mean)^2) + eps)
+//   backward:  dx = rstd (g - mean(g) - xhat mean(g xhat)),  g = dy weight
+//              dweight = sum of dy xhat over the rows,  dbias = sum of dy
+//
+// and for RMS the same without mean(x), mean(g) and bias. One warp a row: it comes from memory once, for the first of the
+// passes, and from the cache for the others. The gradients of weight and bias are sums over blocks of rows here and then
+// over the blocks, in their order (column_sum.cu): the same bits in every run.
+#include "common.cuh"
+
+using Real = Wide<T>;
+
+constexpr int WARPS = 8;  // of a block
+
+// With a residual, x + residual is normalised and written to `sum` as well; without, both are null.
+template <int N, bool CENTRED>
+__device__ void forward(
+    const T* x, const T* residual, T* sum, const W* weight, const W* bias, T* y, Real* mean, Real* rstd, int n, Real eps
+) {
+    const int lane = threadIdx.x % WARP;
+    Real part[N], other[N], total = 0, squares = 0;
+    for (int i = lane * N; i < n; i += WARP * N) {
+        load<N>(x + i, part);
+        if (residual != nullptr) {
+            load<N>(residual + i, other);
+            for (int j = 0; j < N; ++j) part[j] = widen(narrow<T>(part[j] + other[j]));  // as it is read again below
+            store<N>(sum + i, part);
+        }
+        for (int j = 0; j < N; ++j) {
+            total += part[j];
+            squares += part[j] * part[j];
+        }
+    }
+    const T* row = residual == nullptr ? x : sum;  // what a lane reads of it, it wrote itself
+    Real middle = 0;
+    if (CENTRED) {
+        middle = warp_sum(total) / n;
+        squares = 0;
+        for (int i = lane * N; i < n; i += WARP * N) {
+            load<N>(row + i, part);
+            for (int j = 0; j < N; ++j) squares += (part[j] - middle) * (part[j] - middle);
+        }
+    }
+    const Real scale = 1 / sqrt(warp_sum(squares) / n + eps);
+    if (lane == 0) {
+        if (CENTRED) *mean = middle;
+        *rstd = scale;
+    }
+    for (int i = lane * N; i < n; i += WARP * N) {
+        load<N>(row + i, part);
+        for (int j = 0; j < N; ++j) part[j] = (part[j] - middle) * scale;
+        if (weight != nullptr) {
+            for (int j = 0; j < N; ++j) part[j] *= Real(widen(weight[i + j]));
+        }
+        if (bias != nullptr) {
+            for (int j = 0; j < N; ++j) part[j] += Real(widen(bias[i + j]));
+        }
+        store<N>(y + i, part);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) layer_norm(
+    const T* __restrict__ x, const T* __restrict__ residual, T* sum, const W* __restrict__ weight,
+    const W* __restrict__ bias, T* __restrict__ y, Real* mean, Real* rstd, long long rows, int n, Real eps
+) {
+    const long long row = (long long)blockIdx.x * WARPS + threadIdx.x / WARP, at = row * n;
+    if (row >= rows) return;
+    if (residual != nullptr) residual += at, sum += at;
+    if (aligned(n * sizeof(T), x, residual, sum, y))
+        forward<PER_16_BYTES<T>, true>(x + at, residual, sum, weight, bias, y + at, mean + row, rstd + row, n, eps);
+    else
+        forward<1, true>(x + at, residual, sum, weight, bias, y + at, mean + row, rstd + row, n, eps);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) rms_norm(
+    const T* __restrict__ x, const T* __restrict__ residual, T* sum, const W* __restrict__ weight, T* __restrict__ y,
+    Real* rrms, long long rows, int n, Real eps
+) {
+    const long long row = (long long)blockIdx.x * WARPS + threadIdx.x / WARP, at = row * n;
+    if (row >= rows) return;
+    if (residual != nullptr) residual += at, sum += at;
+    const W* no_bias = nullptr;
+    Real* no_mean = nullptr;
+    if (aligned(n * sizeof(T), x, residual, sum, y))
+        forward<PER_16_BYTES<T>, false>(x + at, residual, sum, weight, no_bias, y + at, no_mean, rrms + row, n, eps);
+    else
+        forward<1, false>(x + at, residual, sum, weight, no_bias, y + at, no_mean, rrms + row, n, eps);
+}
+
+// `dsum`, if not null, is the gradient that reached x + residual by another way: it is added.
+template <int N, bool CENTRED>
+__device__ void backward(
+    const T* dy, const T* x, const W* weight, Real middle, Real scale, const T* dsum, T* dx, int n
+) {
+    const int lane = threadIdx.x % WARP;
+    Real g[N], xhat[N], other[N], total = 0, along = 0;
+    const auto read = [&](int i) {
+        load<N>(dy + i, g);
+        load<N>(x + i, xhat);
+        for (int j = 0; j < N; ++j) {
+            if (weight != nullptr) g[j] *= Real(widen(weight[i + j]));
+            xhat[j] = (xhat[j] - middle) * scale;
+        }
+    };
+    for (int i = lane * N; i < n; i += WARP * N) {
+        read(i);
+        for (int j = 0; j < N; ++j) {
+            total += g[j];
+            along += g[j] * xhat[j];
+        }
+    }
+    const Real mean_g = CENTRED ? warp_sum(total) / n : Real(0);
+    along = warp_sum(along) / n;
+    for (int i = lane * N; i < n; i += WARP * N) {
+        read(i);
+        for (int j = 0; j < N; ++j) g[j] = scale * (g[j] - mean_g - xhat[j] * along);
+        if (dsum != nullptr) {
+            load<N>(dsum + i, other);
+            for (int j = 0; j < N; ++j) g[j] += other[j];
+        }
+        store<N>(dx + i, g);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) layer_norm_backward_x(
+    const T* __restrict__ dy, const T* __restrict__ x, const W* __restrict__ weight, const Real* __restrict__ mean,
+    const Real* __restrict__ rstd, const T* __restrict__ dsum, T* __restrict__ dx, long long rows, int n
+) {
+    const long long row = (long long)blockIdx.x * WARPS + threadIdx.x / WARP, at = row * n;
+    if (row >= rows) return;
+    if (dsum != nullptr) dsum += at;
+    if (aligned(n * sizeof(T), dy, x, dsum, dx))
+        backward<PER_16_BYTES<T>, true>(dy + at, x + at, weight, mean[row], rstd[row], dsum, dx + at, n);
+    else
+        backward<1, true>(dy + at, x + at, weight, mean[row], rstd[row], dsum, dx + at, n);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) rms_norm_backward_x(
+    const T* __restrict__ dy, const T* __restrict__ x, const W* __restrict__ weight, const Real* __restrict__ rrms,
+    const T* __restrict__ dsum, T* __restrict__ dx, long long rows, int n
+) {
+    const long long row = (long long)blockIdx.x * WARPS + threadIdx.x / WARP, at = row * n;
+    if (row >= rows) return;
+    if (dsum != nullptr) dsum += at;
+    if (aligned(n * sizeof(T), dy, x, dsum, dx))
+        backward<PER_16_BYTES<T>, false>(dy + at, x + at, weight, Real(0), rrms[row], dsum, dx + at, n);
+    else
+        backward<1, false>(dy + at, x + at, weight, Real(0), rrms[row], dsum, dx + at, n);
+}
+
+// The sums over one block of rows, for the columns of one tile: N columns a lane, every eighth row a warp.
+template <int N>
+__device__ void weight_sums(
+    const T* dy, const T* x, const Real* mean, const Real* rstd, Real* dweight, Real* shared, long long first,
+    long long last, int n
+) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, column = (blockIdx.x * WARP + lane) * N;
+    Real total[N] = {}, g[N], part[N];
+    for (long long row = first + warp; column < n && row < last; row += WARPS) {
+        load<N>(dy + row * n + column, g);
+        load<N>(x + row * n + column, part);
+        const Real middle = mean == nullptr ? Real(0) : mean[row], scale = rstd[row];
+        for (int j = 0; j < N; ++j) total[j] += g[j] * ((part[j] - middle) * scale);
+    }
+    for (int j = 0; j < N; ++j) shared[(warp * N + j) * WARP + lane] = total[j];
+    __syncthreads();
+    for (int j = warp; j < N && column < n; j += WARPS) {
+        Real sum = 0;
+        for (int w = 0; w < WARPS; ++w) sum += shared[(w * N + j) * WARP + lane];
+        dweight[column + j] = sum;
+    }
+}
+
+// partial (blocks, n): the sums of dy xhat over each block of rows; mean is null for RMS. `per_lane` columns are read
+// at once: 16 bytes of them, or 1.
+extern "C" __global__ void __launch_bounds__(256, 4) layer_norm_backward_weight(
+    const T* __restrict__ dy, const T* __restrict__ x, const Real* __restrict__ mean, const Real* __restrict__ rstd,
+    Real* __restrict__ partial, long long rows, int rows_a_block, int n, int per_lane
+) {
+    __shared__ Real shared[WARPS * PER_16_BYTES<T> * WARP];
+    const long long first = (long long)blockIdx.y * rows_a_block;
+    const long long last = first + rows_a_block < rows ? first + rows_a_block : rows;
+    Real* dweight = partial + (long long)blockIdx.y * n;
+    if (per_lane == 1) weight_sums<1>(dy, x, mean, rstd, dweight, shared, first, last, n);
+    else weight_sums<PER_16_BYTES<T>>(dy, x, mean, rstd, dweight, shared, first, last, n);
+}

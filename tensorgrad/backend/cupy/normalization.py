@@ -1,0 +1,131 @@
+"""Layer normalisation and RMS normalisation: one warp a row."""
+
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.backend.base import Array, as_rows
+from tensorgrad.backend.cupy.kernels import (
+    THREADS,
+    WARPS,
+    Kernels,
+    blocks_of_rows,
+    claimed,
+    columns_a_lane,
+    n_rows,
+    wide_dtype,
+)
+from tensorgrad.backend.cupy.launcher import c_type
+
+
+def takes(x: Array, like_x: Array | None = None, per_row: tuple[Array, ...] = (), *vectors: Array | None) -> bool:
+    """Whether kernels may have x (..., n), an array of its shape, arrays with a number a row, and vectors (n)."""
+    given = [v for v in vectors if v is not None]
+    return (
+        claimed(x, like_x)
+        and (like_x is None or like_x.shape == x.shape)
+        and all(stat.size == n_rows(x) and stat.dtype == wide_dtype(x.dtype) for stat in per_row)
+        and all(v.shape == x.shape[-1:] for v in given)
+        and (not given or (claimed(*given) and given[0].dtype in (x.dtype, wide_dtype(x.dtype))))
+    )
+
+
+def defines(x: Array, *vectors: Array | None) -> dict[str, str]:
+    """The dtypes that the kernels are compiled for."""
+    given = [v.dtype for v in vectors if v is not None]
+    return {"T": c_type(x.dtype), "W": c_type(given[0] if given else x.dtype)}
+
+
+class Normalization(Kernels):
+    """The kernels of normalization.cu, and of column_sum.cu."""
+
+    def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
+        """x (..., n) -> y, and mean and 1/std (..., 1)."""
+        if not takes(x, None, (), weight, bias):
+            return super().layer_norm(x, weight, bias, eps)
+        wide = wide_dtype(x.dtype)
+        y = self.xp.empty(x.shape, x.dtype)
+        mean, rstd = (self.xp.empty((*x.shape[:-1], 1), wide) for _ in range(2))
+        self._start_rows(
+            "layer_norm", x, (self.contiguous(x), None, None, self._vector(weight), self._vector(bias), y, mean, rstd),
+            defines(x, weight, bias), wide.type(eps),
+        )  # fmt: skip
+        return y, mean, rstd
+
+    def layer_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Array:
+        """dx of layer_norm."""
+        if not takes(x, dy, (mean, rstd), weight):
+            return super().layer_norm_backward_x(dy, x, weight, mean, rstd)
+        dx = self.xp.empty(x.shape, x.dtype)
+        self._start_rows(
+            "layer_norm_backward_x", x,
+            (self.contiguous(dy), self.contiguous(x), self._vector(weight), self.contiguous(mean),
+             self.contiguous(rstd), None, dx), defines(x, weight),
+        )  # fmt: skip
+        return dx
+
+    def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
+        """dweight of layer_norm: (n,)."""
+        if not takes(x, dy, (mean, rstd)):
+            return super().layer_norm_backward_weight(dy, x, mean, rstd)
+        return self._weight_sums(dy, x, self.contiguous(mean), rstd)
+
+    def linear_backward_bias(self, dy: Array) -> Array:
+        """The sum over all rows, as wide as it is computed: (n,)."""
+        if not claimed(dy):
+            return super().linear_backward_bias(dy)
+        return self.column_sums(as_rows(self.contiguous(dy)), wide_dtype(dy.dtype))
+
+    def rms_norm(self, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
+        """x (..., n) -> y, and 1/rms (..., 1)."""
+        if not takes(x, None, (), weight):
+            return super().rms_norm(x, weight, eps)
+        wide = wide_dtype(x.dtype)
+        y, rrms = self.xp.empty(x.shape, x.dtype), self.xp.empty((*x.shape[:-1], 1), wide)
+        self._start_rows(
+            "rms_norm", x, (self.contiguous(x), None, None, self._vector(weight), y, rrms), defines(x, weight),
+            wide.type(eps),
+        )  # fmt: skip
+        return y, rrms
+
+    def rms_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, rrms: Array) -> Array:
+        """dx of rms_norm."""
+        if not takes(x, dy, (rrms,), weight):
+            return super().rms_norm_backward_x(dy, x, weight, rrms)
+        dx = self.xp.empty(x.shape, x.dtype)
+        self._start_rows(
+            "rms_norm_backward_x", x,
+            (self.contiguous(dy), self.contiguous(x), self._vector(weight), self.contiguous(rrms), None, dx),
+            defines(x, weight),
+        )  # fmt: skip
+        return dx
+
+    def rms_norm_backward_weight(self, dy: Array, x: Array, rrms: Array) -> Array:
+        """dweight of rms_norm: (n,)."""
+        if not takes(x, dy, (rrms,)):
+            return super().rms_norm_backward_weight(dy, x, rrms)
+        return self._weight_sums(dy, x, None, rrms)
+
+    def _start_rows(self, kernel: str, x: Array, arrays: tuple[Any, ...], types: dict[str, str], *options: Any) -> None:
+        """Start a kernel that has a warp for every row of x."""
+        rows = n_rows(x)
+        self.launcher.launch(
+            "normalization", kernel, (-(-rows // WARPS),), (THREADS,),
+            (*arrays, np.int64(rows), np.int32(x.shape[-1]), *options), defines=types,
+        )  # fmt: skip
+
+    def _weight_sums(self, dy: Array, x: Array, mean: Array | None, rstd: Array) -> Array:
+        """The sum of dy (x - mean) rstd over all rows: blocks of rows first, then the blocks."""
+        dy, x = as_rows(self.contiguous(dy)), as_rows(self.contiguous(x))
+        (rows, n), wide = x.shape, wide_dtype(x.dtype)
+        blocks, rows_a_block = blocks_of_rows(rows)
+        partial, per_lane = self.xp.empty((blocks, n), wide), columns_a_lane(n, dy, x)
+        self.launcher.launch(
+            "normalization", "layer_norm_backward_weight", (-(-n // (32 * per_lane)), blocks), (THREADS,),
+            (dy, x, mean, self.contiguous(rstd), partial, np.int64(rows), np.int32(rows_a_block), np.int32(n),
+             np.int32(per_lane)), defines=defines(x),
+        )  # fmt: skip
+        return self.column_sums(partial, wide)
+
+    def _vector(self, v: Array | None) -> Array | None:
+        return None if v is None else self.contiguous(v)

@@ -1,0 +1,186 @@
+"""The update of all parameters in one launch, and the norm of all gradients in two; nothing waits for the GPU.
+
+Arrays are handed over as a table of their addresses. It is copied to the GPU where it has changed since the last time:
+not in a training step whose arrays lie where they lay in the step before.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.backend.base import Array
+from tensorgrad.backend.cupy.kernels import THREADS, Kernels, claimed, wide_dtype
+from tensorgrad.backend.cupy.launcher import c_type
+
+CHUNK = 16384  # elements of a block: CHUNK of optimizer.cu
+TABLES = 64  # how many are kept on the GPU
+
+Row = tuple[Array | None, ...]  # what belongs to one parameter
+Table = tuple[Array, Array, Array]  # addresses, sizes, chunks
+
+
+class Optimization(Kernels):
+    """The kernels of optimizer.cu."""
+
+    def adamw(
+        self, p: Array, g: Array, m: Array, v: Array, *,
+        lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
+    ) -> None:  # fmt: skip
+        """One AdamW step on p, m and v in place. `step` counts from 1."""
+        self.adamw_group(
+            [p], [g], [m], [v], [None], skip=False, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
+            weight_decay=weight_decay, step=step,
+        )  # fmt: skip
+
+    def adamw_group(
+        self, ps: list[Array], gs: list[Array], ms: list[Array], vs: list[Array], masters: Sequence[Array | None], *,
+        skip: bool | Array, lr: float | Array, beta1: float, beta2: float, eps: float, weight_decay: float,
+        step: int | Array, grad_scale: Array | None = None,
+    ) -> None:  # fmt: skip
+        """AdamW on all parameters of a group; where one has a master, that is updated and the parameter its rounding.
+
+        skip (bool), lr (float64) and step (int64) may be arrays of one element, which are read when the kernel runs;
+        grad_scale (float32, or float64 for parameters in that) multiplies the gradients.
+        """
+        if skip is True:
+            return
+        options = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "step": step}
+        by_type: dict[tuple[str, str], list[Row]] = {}
+        for p, g, m, v, master in zip(ps, gs, ms, vs, masters, strict=True):
+            if updatable(p, g, m, v, master):
+                by_type.setdefault((c_type(p.dtype), c_type(g.dtype)), []).append((p, self.contiguous(g), m, v, master))
+            elif p.size:
+                self._plain_update(p, g, m, v, master, skip, grad_scale, options)
+        in_memory = [x if isinstance(x, self.array_type) else None for x in (lr, step, skip)]
+        rate, count = (0 if isinstance(x, self.array_type) else x for x in (lr, step))
+        numbers = (*map(np.float64, (rate, beta1, beta2, eps, weight_decay)), np.int64(count), *in_memory, grad_scale)
+        for (t, g_type), rows in by_type.items():
+            self.launch_over("adamw", rows, {"T": t, "G": g_type}, *numbers)
+
+    def decide(self, flag: bool | Array) -> bool | Array:
+        """A flag that kernels act on: the array itself, so that nobody waits for it."""
+        return flag if isinstance(flag, self.array_type) else bool(flag)
+
+    def clip_norm(self, arrays: list[Array], max_norm: float) -> Any:
+        """Scale all arrays down together until their norm is at most max_norm; returns what it was, on the GPU.
+
+        A norm that is not finite scales nothing.
+        """
+        norm, factor = self._norm_and_factor(arrays, max_norm)
+        self.scale(arrays, factor)
+        return norm
+
+    def scale(self, arrays: list[Array], factor: Any) -> None:
+        """All arrays times one number, in place; it may lie on the GPU."""
+        factor = self.xp.asarray(factor, np.float64)
+        for dtype, members in grouped(arrays, in_place=True).items():
+            if dtype is None:
+                for x in members:
+                    x *= factor.astype(x.dtype)
+            else:
+                self.launch_over("scale", [(x,) for x in members], {"T": c_type(dtype), "G": c_type(dtype)}, factor)
+
+    def global_norm(self, arrays: list[Array]) -> Any:
+        """The Euclidean norm of all elements of all arrays together: a scalar on the GPU, of float64."""
+        return self._norm_and_factor(arrays, math.inf)[0]
+
+    def _norm_and_factor(self, arrays: list[Array], max_norm: float) -> tuple[Array, Array]:
+        parts = [self.xp.zeros(1, np.float64)]
+        for dtype, members in grouped(arrays, in_place=False).items():
+            if dtype is None:
+                parts += [(x.astype(np.float64) ** 2).sum().reshape(1) for x in members]
+                continue
+            partial = self.xp.empty(sum(n_chunks(x) for x in members), np.float64)
+            rows: list[Row] = [(self.contiguous(x),) for x in members]
+            self.launch_over("sum_squares", rows, {"T": c_type(dtype), "G": c_type(dtype)}, partial)
+            parts.append(partial)
+        together = parts[1] if len(parts) == 2 else self.xp.concatenate(parts)
+        norm, factor = self.xp.empty((), np.float64), self.xp.empty((), np.float64)
+        self.launcher.launch(
+            "optimizer", "norm_and_factor", (1,), (THREADS,),
+            (together, np.int32(together.size), np.float64(max_norm), norm, factor),
+            defines={"T": "float", "G": "float"},
+        )  # fmt: skip
+        return norm, factor
+
+    # --- many arrays in one launch --------------------------------------------------------------
+
+    def launch_over(self, kernel: str, rows: list[Row], defines: dict[str, str], *args: Any) -> None:
+        """Start a kernel on all rows of a table: a block for each CHUNK elements of each."""
+        addresses, sizes, chunks = self._table(rows)
+        self.launcher.launch(
+            "optimizer", kernel, (len(chunks),), (THREADS,), (addresses, sizes, chunks, *args), defines=defines
+        )
+
+    @cached_property
+    def _tables(self) -> OrderedDict[tuple[int, ...], Table]:
+        return OrderedDict()
+
+    def _table(self, rows: list[Row]) -> Table:
+        """The table of these arrays on the GPU, from an earlier step if nothing has moved."""
+        key = tuple(number for row in rows for number in (row_size(row), *map(address, row)))
+        table = self._tables.pop(key, None)
+        if table is None:
+            sizes = np.array([row_size(row) for row in rows], np.int64)
+            chunks = [(i, j) for i, size in enumerate(sizes) for j in range(-(-int(size) // CHUNK))]
+            host = (np.array([[address(x) for x in row] for row in rows], np.uint64), sizes, np.array(chunks, np.int32))
+            addresses, sizes, chunks = (self.xp.asarray(x) for x in host)
+            table = addresses, sizes, chunks
+        self._tables[key] = table
+        if len(self._tables) > TABLES:
+            self._tables.popitem(last=False)
+        return table
+
+    def _plain_update(
+        self, p: Array, g: Array, m: Array, v: Array, master: Array | None, skip: bool | Array,
+        grad_scale: Array | None, options: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """The plain mathematics, for arrays that no kernel takes; waits for numbers that lie on the GPU."""
+        if skip:
+            return
+        g = self.wide(g) if grad_scale is None else self.wide(g) * grad_scale
+        numbers = {name: x.item() if hasattr(x, "item") else x for name, x in options.items()}
+        super().adamw(p if master is None else master, g, m, v, **numbers)
+        if master is not None:
+            p[...] = master
+
+
+def updatable(p: Array, g: Array, m: Array, v: Array, master: Array | None) -> bool:
+    """Whether the kernel can update the parameter: contiguous arrays, moments and master as wide as it computes."""
+    wide = [x for x in (m, v, master) if x is not None]
+    return (
+        claimed(p)
+        and claimed(g)
+        and g.shape == p.shape
+        and all(x.shape == p.shape and x.dtype == wide_dtype(p.dtype) for x in wide)
+        and all(x.flags.c_contiguous for x in (p, *wide))
+    )
+
+
+def grouped(arrays: list[Array], in_place: bool) -> dict[Any, list[Array]]:
+    """Arrays by dtype; under None those that no kernel takes. Empty ones are left out."""
+    groups: dict[Any, list[Array]] = {}
+    for x in arrays:
+        takes = claimed(x) and (x.flags.c_contiguous or not in_place)
+        if x.size:
+            groups.setdefault(x.dtype if takes else None, []).append(x)
+    return groups
+
+
+def address(x: Array | None) -> int:
+    """Where an array lies; 0 for none."""
+    return 0 if x is None else int(x.data.ptr)
+
+
+def row_size(row: Row) -> int:
+    """How many elements the arrays of a row have."""
+    return int(row[0].size)  # type: ignore[union-attr]
+
+
+def n_chunks(x: Array) -> int:
+    """How many blocks an array keeps busy."""
+    return int(-(-x.size // CHUNK))

@@ -1,0 +1,93 @@
+// Softmax over the rows of x (rows, n), one block a row.
+//
+//   softmax:      y = exp(x - top) / sum exp(x - top)      dx = y (dy - sum(y dy))
+//   log_softmax:  y = x - top - log sum exp(x - top)       dx = dy - exp(y) sum(dy)
+#include "common.cuh"
+
+using Real = Wide<T>;
+
+constexpr int N = PER_16_BYTES<T>;
+
+// Visit a row of one array or two that are aligned alike, through f(numbers, other numbers, their place, their count).
+template <typename Function> __device__ void visit(const T* a, const T* b, int n, Function f) {
+    Real x[N], y[N], one_x[1], one_y[1];
+    over_row(
+        a, n,
+        [&](int i) {
+            one_x[0] = widen(a[i]), one_y[0] = widen(b[i]);
+            f(one_x, one_y, i, 1);
+        },
+        [&](int i) {
+            load<N>(a + i, x), load<N>(b + i, y);
+            f(x, y, i, N);
+        }
+    );
+}
+
+// The maximum of a row, and the sum of the exponentials of the distances from it.
+__device__ void top_and_sum(const T* x, int n, Real* partial, Real& top, Real& total) {
+    top = -INFINITY;
+    visit(x, x, n, [&](const Real* part, const Real*, int, int count) {
+        for (int j = 0; j < count; ++j) top = larger(top, part[j]);
+    });
+    top = block_max(top, partial);
+    total = 0;
+    visit(x, x, n, [&](const Real* part, const Real*, int, int count) {
+        for (int j = 0; j < count; ++j) total += exp(part[j] - top);
+    });
+    total = block_sum(total, partial);
+}
+
+extern "C" __global__ void softmax(const T* __restrict__ x, T* __restrict__ y, int n) {
+    __shared__ Real partial[WARP];
+    x += (long long)blockIdx.x * n, y += (long long)blockIdx.x * n;
+    Real top, total;
+    top_and_sum(x, n, partial, top, total);
+    const Real scale = 1 / total;
+    visit(x, x, n, [&](const Real* part, const Real*, int i, int count) {
+        for (int j = 0; j < count; ++j) y[i + j] = narrow<T>(exp(part[j] - top) * scale);
+    });
+}
+
+extern "C" __global__ void softmax_backward(
+    const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dx, int n
+) {
+    __shared__ Real partial[WARP];
+    const long long at = (long long)blockIdx.x * n;
+    dy += at, y += at, dx += at;
+    Real along = 0;
+    visit(dy, y, n, [&](const Real* gradient, const Real* p, int, int count) {
+        for (int j = 0; j < count; ++j) along += gradient[j] * p[j];
+    });
+    along = block_sum(along, partial);
+    visit(dy, y, n, [&](const Real* gradient, const Real* p, int i, int count) {
+        for (int j = 0; j < count; ++j) dx[i + j] = narrow<T>(p[j] * (gradient[j] - along));
+    });
+}
+
+extern "C" __global__ void log_softmax(const T* __restrict__ x, T* __restrict__ y, int n) {
+    __shared__ Real partial[WARP];
+    x += (long long)blockIdx.x * n, y += (long long)blockIdx.x * n;
+    Real top, total;
+    top_and_sum(x, n, partial, top, total);
+    const Real shift = log(total);
+    visit(x, x, n, [&](const Real* part, const Real*, int i, int count) {
+        for (int j = 0; j < count; ++j) y[i + j] = narrow<T>(part[j] - top - shift);
+    });
+}
+
+extern "C" __global__ void log_softmax_backward(
+    const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dx, int n
+) {
+    __shared__ Real partial[WARP];
+    const long long at = (long long)blockIdx.x * n;
+    dy += at, y += at, dx += at;
+    Real total = 0;
+    visit(dy, y, n, [&](const Real* gradient, const Real*, int, int count) {
+        for (int j = 0; j < count; ++j) total += gradient[j];
+    });
+    total = block_sum(total, partial);
+    visit(dy, y, n, [&](const Real* gradient, const Real* log_p, int i, int count) {
+        for (int j = 0; j < count; ++j) dx[i + j] = narrow<T>(gradient[j] - exp(log_p[j]) * total);
+    });
+}
