@@ -6,7 +6,6 @@ not in a training step whose arrays lie where they lay in the step before.
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -37,9 +36,8 @@ class Optimization(Kernels):
         )  # fmt: skip
 
     def adamw_group(
-        self, ps: list[Array], gs: list[Array], ms: list[Array], vs: list[Array], masters: Sequence[Array | None], *,
-        skip: bool | Array, lr: float | Array, beta1: float, beta2: float, eps: float, weight_decay: float,
-        step: int | Array, grad_scale: Array | None = None,
+        self, ps: list[Array], gs: list[Array], ms: list[Array], vs: list[Array], masters: list[Array | None], *,
+        skip: bool | Array, grad_scale: Array | None = None, **options: Any,
     ) -> None:  # fmt: skip
         """AdamW on all parameters of a group; where one has a master, that is updated and the parameter its rounding.
 
@@ -48,16 +46,19 @@ class Optimization(Kernels):
         """
         if skip is True:
             return
-        options = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "step": step}
         by_type: dict[tuple[str, str], list[Row]] = {}
         for p, g, m, v, master in zip(ps, gs, ms, vs, masters, strict=True):
             if updatable(p, g, m, v, master):
                 by_type.setdefault((c_type(p.dtype), c_type(g.dtype)), []).append((p, self.contiguous(g), m, v, master))
             elif p.size:
                 self._plain_update(p, g, m, v, master, skip, grad_scale, options)
-        in_memory = [x if isinstance(x, self.array_type) else None for x in (lr, step, skip)]
-        rate, count = (0 if isinstance(x, self.array_type) else x for x in (lr, step))
-        numbers = (*map(np.float64, (rate, beta1, beta2, eps, weight_decay)), np.int64(count), *in_memory, grad_scale)
+        rate, step = options["lr"], options["step"]
+        in_memory = [x if isinstance(x, self.array_type) else None for x in (rate, step, skip)]
+        given = [np.float64(options[name]) for name in ("beta1", "beta2", "eps", "weight_decay")]
+        numbers = (
+            np.float64(0 if isinstance(rate, self.array_type) else rate), *given,
+            np.int64(0 if isinstance(step, self.array_type) else step), *in_memory, grad_scale,
+        )  # fmt: skip
         for (t, g_type), rows in by_type.items():
             self.launch_over("adamw", rows, {"T": t, "G": g_type}, *numbers)
 
