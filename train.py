@@ -7,6 +7,7 @@ from gpt.cli import leave
 from gpt.cli import run as run_program
 from gpt.flags import parse
 from gpt.generation import stream_text
+from gpt.replay import replay
 from gpt.run import Run, make_run
 from gpt.trainer import train
 
@@ -14,7 +15,10 @@ SAMPLE_TOKENS = 400
 
 
 def main() -> int:
-    run = make_run(parse(sys.argv[1:]))
+    arguments = parse(sys.argv[1:])
+    if arguments.replay is not None:
+        return replay(arguments.replay, arguments.given.get("backend"))
+    run = make_run(arguments)
     describe(run)
     status = train(run)
     if status:

@@ -161,8 +161,7 @@ def write_folder(target: Path, snapshot: Snapshot, extra: Mapping[str, Arrays] |
     """Write a checkpoint and further files of arrays into a folder that is there only when it is whole."""
     aside = folder_aside(target)
     try:
-        if target.parent.is_dir():
-            clear_leftovers(target.parent)
+        clear_leftovers(target.parent)
         aside.mkdir(parents=True)
         _write_files(aside, snapshot, extra or {})
         sync(aside)

@@ -85,6 +85,14 @@ BACKENDS = ("auto", "numpy", "numba", "cupy")
 TOKENIZERS = ("char", "bpe", "gpt2")
 DTYPES = ("float32", "tf32", "bfloat16", "float16")
 ON_SAVE_ERROR = ("stop", "continue")
+ON_NONFINITE = ("stop", "skip")
+CHOICES = {
+    "backend": BACKENDS,
+    "dtype": DTYPES,
+    "tokenizer": TOKENIZERS,
+    "on_save_error": ON_SAVE_ERROR,
+    "on_nonfinite": ON_NONFINITE,
+}
 
 
 def flag(default: T, group: str, help: str) -> T:
@@ -139,14 +147,12 @@ class TrainConfig:
     keep_checkpoints: int = flag(2, "run", "how many of the newest checkpoints stay, and the best with them")
     async_save: bool = flag(True, "run", "train on while a checkpoint is written; takes memory for a copy")
     on_save_error: str = flag("stop", "run", "stop, or continue and try again with the next checkpoint")
+    on_nonfinite: str = flag("stop", "run", "at a step with nan or infinity: stop, or skip it and count it")
     out: str | None = flag(None, "run", "folder of the run (default: a new one under checkpoints/)")
 
     def __post_init__(self) -> None:
         _check_types(self)
-        choices = (
-            ("backend", BACKENDS), ("dtype", DTYPES), ("tokenizer", TOKENIZERS), ("on_save_error", ON_SAVE_ERROR),
-        )  # fmt: skip
-        for name, known in choices:
+        for name, known in CHOICES.items():
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}{nearest(value, known) or _list(known)}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.cli import ArgumentParser, boolean, one_of, user_errors
-from gpt.config import BACKENDS, DTYPES, NAMED_CONFIGS, ON_SAVE_ERROR, TOKENIZERS, TrainConfig, UserError, nearest
+from gpt.config import CHOICES, NAMED_CONFIGS, TrainConfig, UserError, nearest
 
 GROUPS = ("data", "model", "training", "run")
 NEWEST = ""  # what a bare --resume stands for
@@ -39,6 +39,7 @@ class Arguments:
 
     given: dict[str, Any]  # by the names of TrainConfig's fields; none of those left at a default
     resume: str | None  # None: a new run; NEWEST; or the path of a checkpoint
+    replay: str | None = None  # the folder of a step to repeat, instead of training
 
     def train_config(self, under: Mapping[str, Any] | None = None) -> TrainConfig:
         """Return the defaults, changed by `under`, then by what was given; UserError if wrong."""
@@ -54,8 +55,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     except UserError as error:
         parser.error(str(error))
     flags = vars(parser.parse_args(words))
-    resume, config = flags.pop("resume", None), flags.pop("config", None)
-    return Arguments(given={**(read_config(config) if config else {}), **flags}, resume=resume)
+    resume, replay, config = (flags.pop(name, None) for name in ("resume", "replay", "config"))
+    return Arguments(given={**(read_config(config) if config else {}), **flags}, resume=resume, replay=replay)
 
 
 def build_parser() -> ArgumentParser:
@@ -81,6 +82,11 @@ def build_parser() -> ArgumentParser:
         "--resume", metavar="PATH", nargs="?", const=NEWEST,
         help="go on exactly where a checkpoint stands (default: the newest, in --out if given)",
     )  # fmt: skip
+    groups["run"].add_argument(
+        "--replay",
+        metavar="PATH",
+        help="repeat a saved step that was not finite, in float64 too",
+    )
     return parser
 
 
@@ -97,10 +103,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "str": {"type": str, "metavar": "PATH"},
 }
 _SPECIAL: dict[str, dict[str, Any]] = {
-    "backend": {"type": one_of(*BACKENDS), "metavar": "NAME"},
-    "dtype": {"type": one_of(*DTYPES), "metavar": "NAME"},
-    "tokenizer": {"type": one_of(*TOKENIZERS), "metavar": "NAME"},
-    "on_save_error": {"type": one_of(*ON_SAVE_ERROR), "metavar": "NAME"},
+    **{name: {"type": one_of(*known), "metavar": "NAME"} for name, known in CHOICES.items()},
     "data": {"metavar": "SOURCE"},
 }
 

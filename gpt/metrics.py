@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,12 @@ class LineFile:
         self._file = path.open("ab", buffering=0)
 
     def write(self, values: dict[str, Any]) -> None:
-        """Append one line; UserError where the disk does not take it."""
-        self._waiting += json.dumps(values).encode() + b"\n"
+        """Append one line, with null for nan and infinity, which JSON does not have.
+
+        Raises UserError where the disk does not take it.
+        """
+        finite = {key: None if _is_nonfinite(value) else value for key, value in values.items()}
+        self._waiting += json.dumps(finite).encode() + b"\n"
         try:
             while self._waiting:
                 del self._waiting[: self._file.write(self._waiting)]
@@ -42,6 +47,10 @@ class LineFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _is_nonfinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def rewind_metrics(source: Path, target: Path, step: int) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
+
+import numpy as np
 
 import tensorgrad as tg
 from gpt.checkpoint import RunState, Snapshot, write_checkpoint
@@ -25,7 +30,7 @@ class Saver:
         self.progress = progress
         self._snapshot: Snapshot | None = None  # its memory serves every time
         self._thread: threading.Thread | None = None
-        self._error: UserError | None = None
+        self._error: Exception | None = None
 
     def save(self, *, last: bool = False) -> None:
         """Save where the run stands. The last checkpoint of a run is written before this returns."""
@@ -36,6 +41,11 @@ class Saver:
         snapshot = Snapshot.take(
             state_of(run), run.model, run.optimizer, run.tokenizer, into=self._snapshot, copy=background
         )
+        if broken := first_nonfinite({**snapshot.weights, **snapshot.moments}):
+            raise UserError(
+                f"step {run.step}: the update has made {broken} not finite, so it is not saved: a lower --lr may help, "
+                f"or --grad-clip. Checkpoints in {run.folder} are from before"
+            )
         if background:
             self._snapshot = snapshot
             # A daemon: a second Ctrl-C does not wait for it, and half a checkpoint has no name yet.
@@ -60,10 +70,8 @@ class Saver:
         try:
             write_checkpoint(self.run.folder, snapshot, self.run.config.keep_checkpoints)
             self.run.saved_step = snapshot.state.step
-        except UserError as error:
+        except Exception as error:  # it is to come up where training can see it
             self._error = error
-        except MemoryError:
-            self._error = UserError(f"step {snapshot.state.step}: no memory left to save it with")
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -74,7 +82,7 @@ class Saver:
         error, self._error = self._error, None
         if error is None:
             return
-        if stop or self.run.config.on_save_error == "stop":
+        if stop or self.run.config.on_save_error == "stop" or not isinstance(error, UserError):
             raise error
         self.progress.say(f"{error}; training goes on")
 
@@ -90,6 +98,15 @@ class Saver:
             self._join()
             if self._error is not None:
                 self.progress.say(str(self._error))
+
+
+def first_nonfinite(arrays: Mapping[str, Any]) -> str | None:
+    """Return the name of the first array with a nan or an infinity."""
+    for name, a in arrays.items():
+        # The sum is not finite where an element is not, and needs no second array; if it is not, look closely.
+        if not math.isfinite(float(a.sum())) and not bool(np.isfinite(tg.Tensor(a).numpy()).all()):
+            return name
+    return None
 
 
 def state_of(run: Run) -> RunState:

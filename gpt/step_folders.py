@@ -12,7 +12,7 @@ from gpt.config import UserError
 from gpt.metrics import METRICS
 
 _STEP_FOLDER = re.compile(r"step-(\d{6,18})")
-_HIDDEN = ".step-"  # what is being written or removed
+_WRITING, _REMOVING = ".writing", ".removing"  # endings of hidden names
 
 
 def step_folder(run_dir: Path, step: int) -> Path:
@@ -61,7 +61,7 @@ def newest_checkpoint(root: str | Path = "checkpoints") -> Path:
 
 def folder_aside(target: Path) -> Path:
     """Return the hidden name under which `target` is written before it gets its own."""
-    return target.with_name(f".{target.name}.writing")
+    return target.with_name(f".{target.name}{_WRITING}")
 
 
 def give_name(aside: Path, target: Path) -> None:
@@ -81,15 +81,16 @@ def prune(run_dir: Path, step: int, *, last: int, best: int | None) -> None:
 def remove(folder: Path) -> None:
     """Remove a checkpoint so that a crash half-way does not leave half of one under its name."""
     if folder.exists():
-        hidden = folder.with_name(f".{folder.name}.removing")
+        hidden = folder.with_name(f".{folder.name}{_REMOVING}")
         folder.rename(hidden)
         shutil.rmtree(hidden)
 
 
 def clear_leftovers(run_dir: Path) -> None:
-    """Remove what a kill left of a checkpoint that was being written or removed."""
-    for folder in run_dir.glob(f"{_HIDDEN}*"):
-        shutil.rmtree(folder)
+    """Remove what a kill left of a folder that was being written or removed."""
+    for ending in (_WRITING, _REMOVING):
+        for folder in run_dir.glob(f".*-*{ending}"):
+            shutil.rmtree(folder)
 
 
 def sync(path: Path) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
+
+import numpy as np
 
 import tensorgrad as tg
-from gpt.config import TrainConfig, UserError
+from gpt.config import TrainConfig
 from gpt.data import Tokens, random_windows
 from gpt.evaluate import estimate_loss
 from gpt.model import GPT
+from gpt.nonfinite import NonFiniteSteps
 from gpt.progress import Progress
 from gpt.run import Run, claimed_folder
 from gpt.saver import Saver
 from gpt.signals import StopSignals
-
 
 UNSCALED = tg.amp.GradScaler(enabled=False)
 
@@ -22,7 +25,8 @@ UNSCALED = tg.amp.GradScaler(enabled=False)
 def train(run: Run) -> int:
     """Take the steps that are left, and return 0; or after Ctrl-C, 130, and after SIGTERM, 143.
 
-    Either signal lets the step end and saves. Raises UserError when the loss is no number any more.
+    Either signal lets the step end and saves. Raises UserError at a step that is not finite, unless those are to be
+    skipped.
     """
     config, model, optimizer, scaler = run.config, run.model, run.optimizer, run.scaler
     parameters = list(model.parameters())
@@ -36,7 +40,9 @@ def train(run: Run) -> int:
             run.folder, step=run.step, max_iters=config.max_iters, patient=config.on_save_error == "continue"
         ) as progress,
         Saver(run, progress) as saver,
+        np.errstate(all="ignore"),  # every step is looked at, and what is wrong with it said
     ):
+        nonfinite = NonFiniteSteps(run, saver)
         while run.step < config.max_iters and not stop.received:
             started = time.perf_counter()
             lr = learning_rate(config, run.step)
@@ -46,17 +52,23 @@ def train(run: Run) -> int:
             # One draw for all micro-batches: together they are exactly the large batch.
             n_windows = config.batch_size * config.grad_accum
             x, y = random_windows(data.tokens, data.block_size, n_windows, data.generator, run.step)
-            loss = accumulate_gradients(model, x, y, config.batch_size, scaler)
+            rng = tg.random.default_generator.state_dict()
+            compute = partial(accumulate_gradients, model, x, y, config.batch_size, scaler)
+            loss = compute()
             scaler.unscale_(optimizer)
             grad_norm = tg.optim.clip_grad_norm(parameters, config.grad_clip or math.inf)
-            refuse_nonfinite(run, loss, grad_norm)
-            scaler.step(optimizer)
+            if math.isfinite(loss if scaler.enabled else loss + grad_norm):
+                scaler.step(optimizer)  # which looks for gradients too large for float16 itself
+            else:
+                nonfinite.handle(loss, grad_norm, (x, y), rng, compute)
             scaler.update()
             optimizer.zero_grad()
             run.step += 1
 
             speed = config.tokens_per_step / (time.perf_counter() - started)
-            figures = {"loss": loss, "lr": lr, "grad_norm": grad_norm if math.isfinite(grad_norm) else None}
+            figures = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+            if run.skipped:
+                figures["skipped"] = run.skipped
             if run.step % config.eval_interval == 0 or run.step == config.max_iters:
                 figures["val_loss"] = validate(run)
             progress.step(run.step, tokens_per_s=round(speed), **figures)
@@ -97,7 +109,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def validate(run: Run) -> float:
     """Return the estimated validation loss, and remember the best."""
     loss = estimate_loss(run.model, run.val_loader, run.config.eval_iters)
-    if run.best_val_loss is None or loss < run.best_val_loss:
+    if math.isfinite(loss) and (run.best_val_loss is None or loss < run.best_val_loss):
         run.best_val_loss, run.best_step = loss, run.step
     return loss
 
@@ -106,12 +118,3 @@ def checkpoint_is_due(run: Run) -> bool:
     """Whether this step is one to save: each so many are, and the best so far; the last is saved in any case."""
     interval = run.config.checkpoint_interval or run.config.eval_interval
     return run.step % interval == 0 or run.step == run.best_step
-
-
-def refuse_nonfinite(run: Run, loss: float, grad_norm: float) -> None:
-    """Raise UserError before nan or infinity reaches the weights; gradients too large for float16 are the scaler's."""
-    if not math.isfinite(loss if run.scaler.enabled else loss + grad_norm):
-        raise UserError(
-            f"step {run.step + 1}: loss {loss:g}, gradient norm {grad_norm:g}: training has "
-            f"diverged; a lower --lr may help. Checkpoints in {run.folder} are from before"
-        )

@@ -1,6 +1,7 @@
 """tensorgrad: reverse-mode automatic differentiation on NumPy and CuPy, from the tensor to the kernel."""
 
 from tensorgrad import amp, distributed, nn, ops, optim, random
+from tensorgrad.anomaly import NonFiniteError, detect_anomaly
 from tensorgrad.autograd import enable_grad, is_grad_enabled, no_grad
 from tensorgrad.backend import (
     BackendUnavailable,

@@ -123,6 +123,8 @@ class Rerun(Several):
 
 # --- recording ----------------------------------------------------------------------------------
 
+watcher: Any = None  # a `detect_anomaly` that looks at every result and gradient; None outside of its block
+
 
 class _Mode(threading.local):
     recording = True
@@ -221,13 +223,17 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
         record = wanted and backward is not None and _mode.recording
         if record and type(backward) is tuple:  # what only a frozen operand's gradient needs is freed here
             backward = tuple(f if p is not None else None for f, p in zip(backward, parents, strict=False))
+        out: Any
         if type(result) is list:
-            return _several(kind, name, result, tuple(parents), backward if record else None)
-        out = kind.__new__(kind)
-        if isinstance(result, np.generic):  # NumPy makes scalars of 0-d results
-            result = np.asarray(result)
-        out.data = result
-        out.node = Node(name, result, tuple(parents), backward) if record else None
+            out = _several(kind, name, result, tuple(parents), backward if record else None)
+        else:
+            out = kind.__new__(kind)
+            if isinstance(result, np.generic):  # NumPy makes scalars of 0-d results
+                result = np.asarray(result)
+            out.data = result
+            out.node = Node(name, result, tuple(parents), backward) if record else None
+        if watcher is not None:
+            watcher.after_op(name, operands, out)
         return out
 
     apply.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -391,6 +397,8 @@ def backward(
         if type(node) is Output:
             pending.put(node, dy)
             continue
+        if watcher is not None:
+            watcher.arrived(node, dy)
         functions, parents = node.backward, node.parents
         if functions is None:
             raise RuntimeError(
@@ -404,7 +412,11 @@ def backward(
         for parent, gradient in _gradients(node, functions, parents, dy):
             if gradient is None:
                 raise RuntimeError(f"{node.name}: an operand that requires a gradient is one that can have none")
+            if watcher is not None:
+                watcher.sent(node, parent, gradient, dy)
             pending.add(parent, gradient, dy)
+            if watcher is not None and isinstance(parent, Leaf):
+                watcher.added(node, parent)
             if arrivals is not None:
                 arrivals.one_at(parent)
         functions = gradient = None  # nothing of this node outlives its turn

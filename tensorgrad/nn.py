@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tensorgrad import ops
+from tensorgrad import autograd, ops
 from tensorgrad.autograd import note_write
 from tensorgrad.backend import Array, backend_of
 from tensorgrad.backend.base import is_floating
@@ -25,7 +25,10 @@ class Module:
     training = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        if autograd.watcher is None:
+            return self.forward(*args, **kwargs)
+        with autograd.watcher.inside(self):
+            return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; every subclass has its own."""

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tensorgrad.autograd import (
-    Node, Output, Rerun, Variable, enable_grad, is_grad_enabled, next_birth, older_parents,
+    Node,
+    Output,
+    Rerun,
+    Variable,
+    enable_grad,
+    is_grad_enabled,
+    next_birth,
+    older_parents,
 )  # fmt: skip
 from tensorgrad.random import default_generator
 

@@ -16,7 +16,7 @@ import tensorgrad as tg
 import train
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import run as run_program
-from gpt.config import NAMED_CONFIGS, TrainConfig, UserError
+from gpt.config import CHOICES, NAMED_CONFIGS, TrainConfig, UserError
 from gpt.flags import NEWEST, build_parser, parse, read_config
 
 ROOT = Path(__file__).parents[2]
@@ -60,10 +60,7 @@ def test_every_setting_is_a_flag() -> None:
         "int": ("3", 3), "float": ("0.00025", 0.00025), "bool": ("True", True), "str": ("x", "x"),
         "int | None": ("7", 7), "str | None": ("x", "x"),
     }  # fmt: skip
-    special = {
-        "backend": ("numba", "numba"), "dtype": ("bfloat16", "bfloat16"), "tokenizer": ("bpe", "bpe"),
-        "on_save_error": ("continue", "continue"),
-    }  # fmt: skip
+    special = {name: (known[-1], known[-1]) for name, known in CHOICES.items()}
     for field in fields(TrainConfig):
         text, value = special.get(field.name, values[str(field.type)])
         for spelling in (field.name, field.name.replace("_", "-")):
