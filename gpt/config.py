@@ -82,6 +82,7 @@ GPT_CONFIG_SHAKESPEARE_CHAR: dict[str, Any] = {
 # The run
 
 BACKENDS = ("auto", "numpy", "numba", "cupy")
+ENCODING_ERRORS = ("strict", "replace", "ignore")
 TOKENIZERS = ("char", "bpe", "gpt2")
 DTYPES = ("float32", "tf32", "bfloat16", "float16")
 ON_SAVE_ERROR = ("stop", "continue")
@@ -89,6 +90,7 @@ ON_NONFINITE = ("stop", "skip")
 CHOICES = {
     "backend": BACKENDS,
     "dtype": DTYPES,
+    "encoding_errors": ENCODING_ERRORS,
     "tokenizer": TOKENIZERS,
     "on_save_error": ON_SAVE_ERROR,
     "on_nonfinite": ON_NONFINITE,
@@ -108,7 +110,10 @@ class TrainConfig:
     Raises ValueError, in one line, for a value that cannot be trained with.
     """
 
-    data: str = flag("shakespeare", "data", "shakespeare, kjv, python-docs, or a file or folder")
+    data: str = flag(
+        "shakespeare", "data", "shakespeare, kjv, python-docs, a file or folder, or what gpt.data prepared"
+    )
+    encoding_errors: str = flag("strict", "data", "what is not UTF-8: strict (an error), replace or ignore")
     tokenizer: str = flag("char", "data", "char, bpe (trained on the text) or gpt2")
     vocab_size: int | None = flag(None, "data", "what --tokenizer bpe learns (default: 4096)")
 

@@ -28,13 +28,16 @@ TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte
 
 
-def load_text(source: str | os.PathLike[str] = "shakespeare", *, normalize: bool = False) -> str:
+def load_text(
+    source: str | os.PathLike[str] = "shakespeare", *, normalize: bool = False, errors: str = "strict"
+) -> str:
     """Return the text of a named corpus, a file, a folder or a glob pattern.
 
     A name in CORPORA goes first (`./kjv` is the file of that name). A folder stands for every
     .txt and .md file below it. Several files are taken in the order of their paths, a newline
     between them. Line ends become `\\n` and a byte order mark is dropped; with `normalize`, so are
-    blanks at the end of lines, and of several blank lines in a row all but one.
+    blanks at the end of lines, and of several blank lines in a row all but one. What is not UTF-8
+    is an error, or with `errors` "replace" becomes U+FFFD, and with "ignore" is left out.
 
     Raises UserError where there is no such source, or it holds no text.
     """
@@ -42,7 +45,7 @@ def load_text(source: str | os.PathLike[str] = "shakespeare", *, normalize: bool
     if name in CORPORA:
         text = CORPORA[name]()
     else:
-        text = "\n".join(read_text(path) for path in find_files(name))
+        text = "\n".join(read_text(path, errors) for path in find_files(name))
     text = normalize_whitespace(text) if normalize else text
     if not text:
         raise UserError(f"data {name!r} is empty: give a file with text in it")
@@ -59,8 +62,8 @@ def normalize_whitespace(text: str) -> str:
 # Files
 
 
-def find_files(name: str) -> list[Path]:
-    """Return the files that a path or a glob pattern means, in a stable order.
+def find_files(name: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """Return the files that a path or a glob pattern means, in a stable order; of a folder, those with the suffixes.
 
     Raises UserError if there are none.
     """
@@ -68,8 +71,8 @@ def find_files(name: str) -> list[Path]:
     if os.path.isfile(given):
         return [Path(given)]
     if os.path.isdir(given):
-        below = (path for path in Path(given).rglob("*") if path.suffix.lower() in SUFFIXES)
-        what = f"holds no {' or '.join(SUFFIXES)} file"
+        below = (path for path in Path(given).rglob("*") if path.name.lower().endswith(suffixes))
+        what = f"holds no {' or '.join(suffixes)} file"
     elif os.path.exists(given):
         raise UserError(f"data {name!r} is not a regular file: give a file, a folder or a pattern")
     elif glob.has_magic(given):
@@ -83,27 +86,35 @@ def find_files(name: str) -> list[Path]:
     return files
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, errors: str = "strict") -> str:
     """Return a UTF-8 file's text, with `\\n` line ends and without a byte order mark.
 
     Raises UserError for a file that cannot be read or is not text, with the offset of the first
-    byte that shows it.
+    byte that shows it. errors: see `load_text`.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"data '{path}' cannot be read: {error.strerror or error}") from None
+    return decode_text(data, str(path), errors).removeprefix("\ufeff")
+
+
+def decode_text(data: bytes, name: str, errors: str = "strict", offset: int = 0) -> str:
+    """Return UTF-8 as text with `\\n` line ends; UserError, with the place in the file, for what is not text.
+
+    offset: where in the file the data begins.
+    """
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"data '{path}' is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
-            "give a text file, converted to UTF-8"
+            f"data '{name}' is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start}; "
+            "give a text file, converted to UTF-8, or choose with --encoding-errors replace or ignore"
         ) from None
     if "\0" in text:
-        offset = data.index(b"\0")
-        raise UserError(f"data '{path}' is not text: NUL byte at offset {offset}; give a text file")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        found = offset + data.index(b"\0")
+        raise UserError(f"data '{name}' is not text: NUL byte at offset {found}; give a text file")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _nearest_source(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import tensorgrad as tg
 from gpt.checkpoint import Snapshot, write_folder
 from gpt.config import UserError
-from gpt.data import Tokens
+from gpt.data import Array
 from gpt.model import GPT
 from gpt.run import Run
 from gpt.saver import Saver, first_nonfinite, state_of
@@ -56,7 +56,7 @@ class NonFiniteSteps:
         self.saver = saver
         self.explained = False
 
-    def handle(self, loss: float, grad_norm: float, batch: tuple[Tokens, Tokens], rng: dict[str, Any],
+    def handle(self, loss: float, grad_norm: float, batch: tuple[Array, Array], rng: dict[str, Any],
                compute: Callable[[], Any]) -> None:  # fmt: skip
         """Take the step for not done; UserError where that is to end the run, or where no later one could be better.
 
@@ -79,7 +79,7 @@ class NonFiniteSteps:
             raise UserError(f"{what}. {saved}.{advice} Checkpoints in {run.folder} are from before")
         self.saver.progress.say(f"{what}. Skipped, as all such steps will be. {saved}")
 
-    def _save(self, batch: tuple[Tokens, Tokens], rng: dict[str, Any]) -> Any:
+    def _save(self, batch: tuple[Array, Array], rng: dict[str, Any]) -> Any:
         self.saver.wait()  # the disk is for one at a time
         run = self.run
         target = run.folder / f"nonfinite-{run.step + 1:06d}"

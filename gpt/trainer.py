@@ -10,7 +10,7 @@ import numpy as np
 
 import tensorgrad as tg
 from gpt.config import TrainConfig
-from gpt.data import Tokens, random_windows
+from gpt.data import Array, random_windows
 from gpt.evaluate import estimate_loss
 from gpt.model import GPT
 from gpt.nonfinite import NonFiniteSteps
@@ -79,7 +79,7 @@ def train(run: Run) -> int:
 
 
 def accumulate_gradients(
-    model: GPT, x: Tokens, y: Tokens, batch_size: int, scaler: tg.amp.GradScaler = UNSCALED
+    model: GPT, x: Array, y: Array, batch_size: int, scaler: tg.amp.GradScaler = UNSCALED
 ) -> float:
     """Add the gradient of the mean loss over all windows to the parameters, in parts of batch_size; return the loss.
 

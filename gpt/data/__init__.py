@@ -1,7 +1,8 @@
-"""Text and tokens: from a source to batches (`loaders`)."""
+"""Text and tokens: from a source to batches (`loaders`), by way of the disk where there is much of it (`prepare`)."""
 
 from gpt.corpora import load_text
 from gpt.data.loaders import (
+    Array,
     DataLoader,
     Tokens,
     make_loaders,
@@ -12,5 +13,5 @@ from gpt.data.loaders import (
     windows,
 )
 
-__all__ = ["DataLoader", "Tokens", "load_text", "make_loaders", "random_windows", "spawn_dataloader",
+__all__ = ["Array", "DataLoader", "Tokens", "load_text", "make_loaders", "random_windows", "spawn_dataloader",
            "split_text", "tokenize", "windows"]  # fmt: skip

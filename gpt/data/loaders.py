@@ -2,7 +2,7 @@
 
     text -> train / validation -> tokens (uint16 or uint32) -> windows -> x, y (B, T) int64
 
-A loader only ever slices its tokens, so a memory-mapped file serves it as well as an array.
+A loader only ever cuts windows out of its tokens, so prepared data (`shards`) serves it as well as an array.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import numpy as np
 
 from gpt.config import UserError
 from gpt.corpora import load_text
+from gpt.data.shards import ShardedTokens
 from gpt.tokenizer import CharTokenizer, Tokenizer
 from tensorgrad.random import Generator, Stream
 
-Tokens = np.ndarray[Any, Any]  # (N,) unsigned integers; a np.memmap is one
+Array = np.ndarray[Any, Any]
+Tokens = Array | ShardedTokens  # (N,) unsigned integers, in memory or on the disk
 
 FIRST_EPOCH = 1 << 31  # in the random counter: epochs above it, the batches of iterations below
 
@@ -57,7 +59,7 @@ class DataLoader:
         """Return the number of batches in an epoch."""
         return math.ceil(self._windows / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tokens, Tokens]]:
+    def __iter__(self) -> Iterator[tuple[Array, Array]]:
         """Go through every window once, in this epoch's order."""
         step = FIRST_EPOCH + self.epoch
         self.epoch += 1
@@ -66,7 +68,7 @@ class DataLoader:
             starts = order[first : first + self.batch_size] * self.block_size
             yield windows(self.tokens, starts, self.block_size)
 
-    def batch(self, step: int) -> tuple[Tokens, Tokens]:
+    def batch(self, step: int) -> tuple[Array, Array]:
         """Return the random batch of iteration `step`: a pure function of (seed, step)."""
         return random_windows(self.tokens, self.block_size, self.batch_size, self.generator, step)
 
@@ -75,16 +77,16 @@ class DataLoader:
         return (len(self.tokens) - 1) // self.block_size
 
 
-def windows(tokens: Tokens, starts: Tokens, block_size: int) -> tuple[Tokens, Tokens]:
+def windows(tokens: Tokens, starts: Array, block_size: int) -> tuple[Array, Array]:
     """Cut windows out of tokens (N,): x and, one token later, y, both (len(starts), T) int64."""
-    at = starts[:, None] + np.arange(block_size + 1)  # (B, T + 1)
-    cut = np.asarray(tokens[at], dtype=np.int64)
+    if isinstance(tokens, ShardedTokens):
+        cut = tokens.rows(starts, block_size + 1)  # (B, T + 1)
+    else:
+        cut = np.asarray(tokens[starts[:, None] + np.arange(block_size + 1)], dtype=np.int64)
     return np.ascontiguousarray(cut[:, :-1]), np.ascontiguousarray(cut[:, 1:])
 
 
-def random_windows(
-    tokens: Tokens, block_size: int, count: int, generator: Generator, step: int
-) -> tuple[Tokens, Tokens]:
+def random_windows(tokens: Tokens, block_size: int, count: int, generator: Generator, step: int) -> tuple[Array, Array]:
     """Return `count` windows that begin anywhere: x, y (count, T) int64.
 
     The same seed and step give the same windows, whatever was drawn before.
@@ -105,7 +107,7 @@ def split_text(text: str, split: float = 0.9) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def tokenize(text: str, tokenizer: Tokenizer) -> Tokens:
+def tokenize(text: str, tokenizer: Tokenizer) -> Array:
     """Return the tokens of a text, (N,), as uint16 where the vocabulary fits and uint32 otherwise.
 
     Special tokens that stand in the text are taken as the characters they are written with.

@@ -292,6 +292,8 @@ def test_a_corpus_goes_before_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --------------------------------------------------------------------------------------------------
 # Mistakes
 
+CONVERT = "give a text file, converted to UTF-8, or choose with --encoding-errors replace or ignore"
+
 
 @pytest.mark.parametrize(
     ("data", "message"),
@@ -299,14 +301,21 @@ def test_a_corpus_goes_before_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (b"", "is empty: give a file with text in it"),
         (b"\xef\xbb\xbf", "is empty: give a file with text in it"),
         (b"abc\xc3\xa9\0", "is not text: NUL byte at offset 5; give a text file"),
-        (b"abc\xff", "is not UTF-8: byte 0xff at offset 3; give a text file, converted to UTF-8"),
-        (b"caf\xe9", "is not UTF-8: byte 0xe9 at offset 3; give a text file, converted to UTF-8"),
+        (b"abc\xff", "is not UTF-8: byte 0xff at offset 3; " + CONVERT),
+        (b"caf\xe9", "is not UTF-8: byte 0xe9 at offset 3; " + CONVERT),
     ],
 )
 def test_a_file_that_is_no_text(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(data)
     assert error_of(lambda: load_text(path)) == f"data '{path}' {message}"
+
+
+@pytest.mark.parametrize(("errors", "text"), [("replace", "caf\ufffd\ufffd!"), ("ignore", "caf!")])
+def test_bytes_that_are_no_text_are_replaced_or_left_out_where_asked(errors: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"caf\xe9\xff!")
+    assert load_text(path, errors=errors) == text
 
 
 def test_a_bad_file_in_a_folder_is_named(folder: Path) -> None:

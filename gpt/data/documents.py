@@ -1,0 +1,264 @@
+"""From sources to documents, a piece of a megabyte at a time: text, JSON lines, either of them gzipped.
+
+    folders, patterns, names -> sources -> pieces of bytes -> documents
+
+A piece is cut where tokens end as well, so the tokens of the pieces, put together, are those of the whole text.
+Which pieces there are depends on the sources alone: that is what makes the result the same for any number of workers,
+and lets a preparation go on from any piece.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from gpt.config import UserError
+from gpt.corpora import CORPORA, decode_text, find_files
+
+TEXT_SUFFIXES, LINES_SUFFIX, GZIP_SUFFIX = (".txt", ".md"), ".jsonl", ".gz"
+SUFFIXES = tuple(kind + gz for kind in (*TEXT_SUFFIXES, LINES_SUFFIX) for gz in ("", GZIP_SUFFIX))
+PIECE_BYTES = 2**20
+LOOKAHEAD = 2**20  # how far behind its size a piece of text may end
+MAX_LINE_BYTES = 2**26  # of JSON: what a worker has to hold at once
+
+# Between two letters, so to say: a line break, between characters that are surely no white space. Whatever pattern a
+# tokenizer splits text by, one piece ends here. (The bytes left out end or begin white space beyond ASCII.)
+_LINE_END = re.compile(
+    rb"[^\s\x1c-\x1f\x80-\x8a\x9f\xa0\xa8\xa9\xaf]\r?\n(?=(?!\xc2|\xe1\x9a|\xe2\x80|\xe2\x81|\xe3\x80\x80)[^\s\x1c-\x1f])"
+)
+_WORD_END = re.compile(rb"[A-Za-z](?= [A-Za-z])")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or a named corpus, with the size and the hash of what it holds."""
+
+    name: str
+    n_bytes: int  # unpacked
+    sha256: str  # of the file as it lies there
+
+    @property
+    def is_lines(self) -> bool:
+        """Whether every line is a document in JSON, rather than the whole file one."""
+        return self.name.removesuffix(GZIP_SUFFIX).endswith(LINES_SUFFIX)
+
+    def open(self) -> BinaryIO:
+        """Return a stream of its bytes, unpacked."""
+        return _open(self.name)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a piece begins."""
+
+    source: int = 0  # which of them
+    offset: int = 0  # in bytes, unpacked
+    line: int = 1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some bytes of a source, whole documents of it or a part of one."""
+
+    name: str  # of the source
+    is_lines: bool
+    place: Place
+    data: bytes
+    after: Place  # where the next one begins
+    is_val: bool  # of a split by place
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, or a part of one that is longer than a piece."""
+
+    text: str
+    source: int
+    line: int  # of its source, from 1: with that, what it is known by
+    begins: bool  # not in an earlier piece
+
+
+# --- sources --------------------------------------------------------------------------------------
+
+
+def find_sources(names: Sequence[str]) -> list[str]:
+    """Return the corpora and files that names, paths, folders and patterns mean, in their order.
+
+    Raises UserError where there are none, or one is there twice.
+    """
+    found: list[str] = []
+    for name in names:
+        found += [name] if name in CORPORA else map(str, find_files(name, SUFFIXES))
+    seen: set[str] = set()
+    for name in found:
+        if name in seen:
+            raise UserError(f"data '{name}' is there twice: two of the sources name it")
+        seen.add(name)
+    return found
+
+
+def inspect(name: str, advance: Callable[[int], Any] = lambda n: None) -> Source:
+    """Read a source once, for its size and hash."""
+    with _reading(name):
+        if name in CORPORA:
+            data = _open(name).read()
+            return Source(name, len(data), hashlib.sha256(data).hexdigest())
+        with open(name, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+        advance(size)
+        if name.endswith(GZIP_SUFFIX):
+            size = 0
+            with _open(name) as stream:
+                while block := stream.read(PIECE_BYTES):
+                    size += len(block)
+        return Source(name, size, sha256)
+
+
+def _open(name: str) -> BinaryIO:
+    if name in CORPORA:
+        return io.BytesIO(CORPORA[name]().encode())
+    if name.endswith(GZIP_SUFFIX):
+        return gzip.open(name, "rb")  # type: ignore[return-value]  # it reads as a BinaryIO does
+    return open(name, "rb")
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"data '{name}' is no whole gzip file: {error}") from None
+    except OSError as error:
+        raise UserError(f"data '{name}' cannot be read: {error.strerror or error}") from None
+
+
+# --- pieces ---------------------------------------------------------------------------------------
+
+
+def pieces(
+    sources: Sequence[Source], begin: Place | None = None, *, val_from: int | None = None,
+    piece_bytes: int = PIECE_BYTES,
+) -> Iterator[Piece]:  # fmt: skip
+    """Cut all sources into pieces, from a place on where one of them begins.
+
+    val_from: how many bytes of all are for training; a piece ends there, or at the next place where one can.
+    """
+    begin = begin or Place()
+    before = sum(source.n_bytes for source in sources[: begin.source])
+    for i in range(begin.source, len(sources)):
+        place = begin if i == begin.source else Place(i)
+        border = None if val_from is None else val_from - before
+        yield from _pieces_of(sources[i], place, border, piece_bytes)
+        before += sources[i].n_bytes
+
+
+def _pieces_of(source: Source, place: Place, border: int | None, piece_bytes: int) -> Iterator[Piece]:
+    cut = _cut_lines if source.is_lines else _cut_text
+    with _reading(source.name), source.open() as stream:
+        stream.seek(place.offset)
+        buffer = b""
+        while True:
+            size = piece_bytes
+            if border is not None and place.offset < border:
+                size = min(size, border - place.offset)
+            buffer, end = cut(stream, buffer, size, f"data '{source.name}', line {place.line}")
+            data, buffer = buffer[:end], buffer[end:]
+            is_over = not buffer and not (buffer := stream.read(1))
+            after = Place(place.source, place.offset + len(data), place.line + data.count(b"\n") * source.is_lines)
+            if is_over:
+                after = Place(place.source + 1)
+                _refuse_changed(source, place.offset + len(data))
+            is_val = border is not None and place.offset >= border
+            yield Piece(source.name, source.is_lines, place, data, after, is_val)
+            if is_over:
+                break
+            place = after
+
+
+def _refuse_changed(source: Source, n_bytes: int) -> None:
+    if n_bytes != source.n_bytes:
+        raise UserError(f"data '{source.name}' changed while it was read: {n_bytes} bytes, and not {source.n_bytes}")
+
+
+def _cut_text(stream: BinaryIO, buffer: bytes, size: int, where: str) -> tuple[bytes, int]:
+    """Return what is read so far, and where in it a piece of about that size ends."""
+    wanted = size + LOOKAHEAD
+    if len(buffer) < wanted:
+        buffer += stream.read(wanted - len(buffer))
+    if len(buffer) <= size:
+        return buffer, len(buffer)
+    for pattern in (_LINE_END, _WORD_END):
+        if match := pattern.search(buffer, max(size - 1, 0)):
+            return buffer, match.end()
+    end = size
+    while end < len(buffer) and (buffer[end] & 0xC0 == 0x80 or buffer[end - 1 : end + 1] == b"\r\n"):
+        end += 1  # within a character
+    return buffer, end
+
+
+def _cut_lines(stream: BinaryIO, buffer: bytes, size: int, where: str) -> tuple[bytes, int]:
+    while True:
+        end = buffer.find(b"\n", size - 1) + 1
+        if end:
+            return buffer, end
+        if len(buffer) > size + MAX_LINE_BYTES:
+            raise UserError(f"{where}: longer than {MAX_LINE_BYTES} bytes; a document is a line")
+        more = stream.read(PIECE_BYTES)
+        if not more:
+            return buffer, len(buffer)
+        buffer += more
+
+
+# --- documents ------------------------------------------------------------------------------------
+
+
+def documents(piece: Piece, field: str, errors: str) -> Iterator[Document]:
+    """Decode the documents of a piece; UserError, naming the file and the place in it, for what is not one."""
+    if piece.is_lines:
+        yield from _documents_of_lines(piece, field, errors)
+        return
+    text = decode_text(piece.data, piece.name, errors, piece.place.offset)
+    begins = piece.place.offset == 0
+    yield Document(text.removeprefix("\ufeff") if begins else text, piece.place.source, 1, begins)
+
+
+def _documents_of_lines(piece: Piece, field: str, errors: str) -> Iterator[Document]:
+    offset, line = piece.place.offset, piece.place.line
+    for data in io.BytesIO(piece.data):  # bytes.splitlines would take \r alone for a line's end
+        text = decode_text(data, piece.name, errors, offset).removeprefix("\ufeff")
+        if text.strip():
+            yield Document(_text_of(text, piece.name, line, field, errors), piece.place.source, line, True)
+        offset, line = offset + len(data), line + 1
+
+
+def _text_of(written: str, name: str, line: int, field: str, errors: str) -> str:
+    where = f"data '{name}', line {line}"
+    try:
+        values = json.loads(written)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: a JSON {type(values).__name__}, not an object with {field!r} in it")
+    if field not in values:
+        names = ", ".join(sorted(map(str, values))[:8]) or "nothing"
+        raise UserError(f"{where}: no field {field!r}: it has {names}; choose with --field")
+    text = values[field]
+    if not isinstance(text, str):
+        raise UserError(f"{where}: field {field!r} is a {type(text).__name__}, not a text")
+    if errors == "strict" and (found := _SURROGATE.search(text)):
+        raise UserError(
+            f"{where}: field {field!r} has half of a UTF-16 pair (U+{ord(found[0]):04X}), which is no character; "
+            "choose with --encoding-errors replace or ignore"
+        )
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _SURROGATE.sub("\ufffd" if errors == "replace" else "", text)

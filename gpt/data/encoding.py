@@ -1,0 +1,180 @@
+"""From pieces of sources to tokens, in as many processes as there are cores, in order and in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gpt.config import UserError
+from gpt.data.documents import Document, Piece, Place, documents
+from gpt.tokenizer import Tokenizer, TokenizerError, tokenizer_from_dict
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the tokens of a piece, beside its bytes."""
+
+    field: str  # of a line of JSON, the text
+    encoding_errors: str
+    seed: int
+    val_fraction: float
+    by_document: bool  # each document whole to one split, drawn; otherwise the end of all is for validation
+    tokenizer: dict[str, Any] | None = None  # to_dict() of it
+    dtype: str = "<u2"
+
+
+@dataclass
+class Part:
+    """What a piece adds to one split."""
+
+    tokens: bytes
+    begins: bool  # with a new document, rather than within one
+    n_documents: int  # that begin here
+    n_bytes: int  # of text, as UTF-8
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of a piece: its part of each split, training first."""
+
+    size: int  # of the piece
+    after: Place  # where the next one begins
+    parts: tuple[Part, Part]
+    n_empty: int  # documents without a character, which are left out
+
+
+class Encoder:
+    """Turns pieces into tokens."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.tokenizer = None if settings.tokenizer is None else tokenizer_from_dict(settings.tokenizer)
+
+    def documents(self, piece: Piece) -> Iterator[Document]:
+        """Return the documents of a piece that have text."""
+        return documents(piece, self.settings.field, self.settings.encoding_errors)
+
+    def characters(self, piece: Piece) -> tuple[int, set[str]]:
+        """Return the size of a piece, and every character in it."""
+        return len(piece.data), set().union(*(document.text for document in self.documents(piece)))
+
+    def encode(self, piece: Piece) -> Encoded:
+        """Return the tokens of a piece; UserError, naming its file, for what the tokenizer cannot take."""
+        assert self.tokenizer is not None
+        separator = separator_of(self.tokenizer)
+        ids: tuple[list[int], list[int]] = [], []
+        parts = Part(b"", True, 0, 0), Part(b"", True, 0, 0)
+        n_empty = 0
+        for document in self.documents(piece):
+            if not document.text:
+                n_empty += document.begins
+                continue
+            is_val = self._is_val(document) if self.settings.by_document else piece.is_val
+            part = parts[is_val]
+            if not ids[is_val]:
+                part.begins = document.begins
+            elif separator is not None:
+                ids[is_val].append(separator)
+            try:
+                ids[is_val].extend(self.tokenizer.encode(document.text))
+            except TokenizerError as error:
+                raise UserError(f"data '{piece.name}', line {document.line} and on: {error}") from None
+            part.n_documents += document.begins
+            part.n_bytes += len(document.text.encode())
+        for part, numbers in zip(parts, ids, strict=True):
+            part.tokens = np.array(numbers, self.settings.dtype).tobytes()
+        return Encoded(len(piece.data), piece.after, parts, n_empty)
+
+    def _is_val(self, document: Document) -> bool:
+        """Draw for a document; a part of it is drawn as the whole."""
+        drawn = hashlib.sha256(f"{self.settings.seed} {document.source} {document.line}".encode()).digest()
+        return int.from_bytes(drawn[:8]) < self.settings.val_fraction * 2**64
+
+
+def separator_of(tokenizer: Tokenizer) -> int | None:
+    """The token between documents: end of text, or a newline where there is none; None where neither is."""
+    if tokenizer.eot is not None:
+        return tokenizer.eot
+    try:
+        return tokenizer.encode("\n")[0]
+    except TokenizerError:
+        return None
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+_encoder: Encoder | None = None  # of a worker
+
+
+def ordered_map(
+    work: Callable[[Encoder, Piece], T], pieces: Iterable[Piece], settings: Settings, workers: int
+) -> Generator[T]:
+    """Return what an encoder's method makes of every piece, in order; with one worker in this process.
+
+    At most a few pieces for every worker are under way. Raises UserError where a worker is killed.
+    """
+    if workers == 1:
+        encoder = Encoder(settings)
+        yield from (work(encoder, piece) for piece in pieces)
+        return
+    # Spawned, not forked: this process may have threads, whose locks a fork would copy as they are.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (settings,))
+    waiting: deque[Future[T]] = deque()
+    try:
+        for piece in pieces:
+            with _holding_back_interrupts():  # a worker may start here, and Ctrl-C is for this process alone
+                waiting.append(pool.submit(_work, work, piece))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory (fewer --workers need less); "
+            "the same command goes on from here"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker(settings: Settings) -> None:
+    global _encoder
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _encoder = Encoder(settings)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()  # it may have been killed, and would then never say that there is no more to do
+        os._exit(1)
+
+
+def _work(work: Callable[[Encoder, Piece], S], piece: Piece) -> S:
+    assert _encoder is not None
+    return work(_encoder, piece)
+
+
+@contextmanager
+def _holding_back_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block. A process that starts inside never gets one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
