@@ -36,7 +36,7 @@ def describe(run: Run) -> None:
     n_train, n_val = len(run.train_loader.tokens), len(run.val_loader.tokens)
     print(f"backend  {run.backend}")
     print(f"data     {config.data}: {n_train:,} tokens to train on, {n_val:,} to validate with")
-    print(f"tokens   {config.tokenizer}, {model.vocab_size:,} different ones")
+    print(f"tokens   {run.tokenizer.type_name}, {model.vocab_size:,} different ones")
     print(f"model    {run.model.num_params():,} parameters: {model.n_layer} layers, ", end="")
     print(f"{model.n_head} heads, width {model.n_embd}, window {model.block_size}")
     print(f"run      {run.folder}" + (f", from step {step}" if step else ""), flush=True)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tensorgrad as tg
 from gpt.checkpoint import Checkpoint, load_whole
 from gpt.cli import use_backend, user_errors
 from gpt.config import GPTConfig, TrainConfig, UserError
 from gpt.data import DataLoader, load_text, make_loaders
+from gpt.data.shards import ShardedTokens, is_prepared, load_prepared
 from gpt.flags import Arguments
 from gpt.initial import InitialWeights, load_initial
 from gpt.lock import FolderLock
@@ -68,7 +70,8 @@ class Run:
         """A fingerprint of all the tokens, by which a resumed run knows its data again."""
         digest = hashlib.sha256()
         for loader in (self.train_loader, self.val_loader):
-            digest.update(loader.tokens.data)
+            tokens = loader.tokens
+            digest.update(tokens.sha256.encode() if isinstance(tokens, ShardedTokens) else tokens.data)
         return digest.hexdigest()
 
 
@@ -84,9 +87,9 @@ def make_run(arguments: Arguments) -> Run:
             raise UserError("--init-from begins a new run, and --resume goes on with one: give only one of them")
         return resumed_run(arguments)
     if init_from is None:
-        return new_run(arguments.train_config())
+        return new_run(_as_prepared(arguments.train_config(), arguments.given))
     initial = load_initial(init_from, arguments.given.get("n_head"))
-    return new_run(arguments.train_config(under=initial.settings()), initial)
+    return new_run(_as_prepared(arguments.train_config(under=initial.settings()), arguments.given), initial)
 
 
 def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
@@ -98,9 +101,7 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
         FolderLock(Path(config.out)).check()
         refuse_used(Path(config.out))
     refuse_unwritable(Path(config.out or CHECKPOINTS))
-    text = load_text(config.data)
-    tokenizer = make_tokenizer(config, text) if initial is None else initial.tokenizer
-    train_loader, val_loader = _loaders(config, text, tokenizer)
+    tokenizer, train_loader, val_loader = open_data(config, None if initial is None else initial.tokenizer)
     tg.manual_seed(config.seed)
     model = GPT(config.model_config(tokenizer.vocab_size))
     if initial is not None:
@@ -124,10 +125,10 @@ def resumed_run(arguments: Arguments) -> Run:
     _refuse_rewriting(folder, checkpoint, passed_over)
     refuse_unwritable(folder)
 
-    tokenizer, model = checkpoint.tokenizer, checkpoint.build_model()
+    model = checkpoint.build_model()
     if config.half:
         model.astype(config.dtype)  # these numbers again, exactly
-    train_loader, val_loader = _loaders(config, load_text(config.data), tokenizer)
+    tokenizer, train_loader, val_loader = open_data(config, checkpoint.tokenizer)
     optimizer, scaler = make_optimizer(model, config), make_scaler(config)
     checkpoint.restore(optimizer, scaler)
     run = Run(
@@ -171,6 +172,36 @@ def make_optimizer(model: GPT, config: TrainConfig) -> tg.optim.AdamW:
 def make_scaler(config: TrainConfig) -> tg.amp.GradScaler:
     """Return what keeps gradients in the range of float16; other dtypes have range enough."""
     return tg.amp.GradScaler(enabled=config.dtype == "float16")
+
+
+def _as_prepared(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """Return the configuration with the tokenizer that its data was prepared with, if it was; another is an error."""
+    if not is_prepared(config.data):
+        return config
+    tokenizer = load_prepared(config.data).tokenizer
+    for name, has in (("tokenizer", tokenizer.type_name), ("vocab_size", tokenizer.vocab_size)):
+        if given.get(name) not in (None, has):
+            raise UserError(f"data {config.data!r} was prepared with {name} {has}: leave out {name} {given[name]}")
+    return replace(config, tokenizer=tokenizer.type_name, vocab_size=None)
+
+
+def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> tuple[Tokenizer, DataLoader, DataLoader]:
+    """Return the tokenizer, made where none is given, and the loaders, of prepared data or of a text."""
+    if not is_prepared(config.data):
+        text = load_text(config.data, errors=config.encoding_errors)
+        tokenizer = tokenizer or make_tokenizer(config, text)
+        return tokenizer, *_loaders(config, text, tokenizer)
+    data = load_prepared(config.data)
+    if tokenizer is not None and tokenizer.to_dict() != data.tokenizer.to_dict():
+        raise UserError(f"data {config.data!r} was prepared with another tokenizer than the weights were trained with")
+    train, val = (
+        DataLoader(
+            tokens, batch_size=config.batch_size, block_size=config.block_size, seed=config.seed,
+            tokenizer=data.tokenizer, name=f"the {kind} part of data {config.data!r}",
+        )
+        for kind, tokens in (("training", data.train), ("validation", data.val))
+    )  # fmt: skip
+    return data.tokenizer, train, val
 
 
 def _loaders(config: TrainConfig, text: str, tokenizer: Tokenizer) -> tuple[DataLoader, DataLoader]:
