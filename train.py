@@ -3,7 +3,7 @@
 
 import sys
 
-from gpt.cli import leave
+from gpt.cli import leave, out_of_memory
 from gpt.cli import run as run_program
 from gpt.flags import parse
 from gpt.generation import stream_text
@@ -20,7 +20,10 @@ def main() -> int:
         return replay(arguments.replay, arguments.given.get("backend"))
     run = make_run(arguments)
     describe(run)
-    status = train(run)
+    try:
+        status = train(run)
+    except MemoryError as error:
+        raise out_of_memory(error, run.config.batch_size, run.config.grad_accum) from error
     if status:
         print(f"Stopped after step {run.step}. To go on: python train.py --resume {run.folder}")
     else:

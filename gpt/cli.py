@@ -123,9 +123,9 @@ def run(main: Callable[[], int], prog: str | None = None) -> int:
     """Run a program's main and return its exit status, for `sys.exit(run(main))`.
 
     A mistake of the user (UserError, a text that the tokenizer cannot take, a backend that cannot
-    run here, a file that cannot be read or written) becomes one line on stderr and status 2; Ctrl-C
-    ends with 130, a closed pipe with 141, both quietly. Anything else is a bug, and keeps its
-    traceback.
+    run here, a file that cannot be read or written) and memory that runs out become one line on
+    stderr and status 2; Ctrl-C ends with 130, a closed pipe with 141, both quietly. Anything else
+    is a bug, and keeps its traceback.
     """
     prog = prog or Path(sys.argv[0]).name
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -137,6 +137,10 @@ def run(main: Callable[[], int], prog: str | None = None) -> int:
     except (UserError, TokenizerError, tg.BackendUnavailable) as error:
         sys.stderr.write(error_line(prog, str(error)))
         return EXIT_ERROR
+    except MemoryError as error:
+        what = str(error) or "out of memory"
+        sys.stderr.write(error_line(prog, f"{what}; a smaller batch, window or model needs less"))
+        return EXIT_ERROR
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         return EXIT_INTERRUPTED
@@ -147,6 +151,14 @@ def run(main: Callable[[], int], prog: str | None = None) -> int:
             raise
         sys.stderr.write(error_line(prog, f"{error.filename}: {error.strerror}"))
         return EXIT_ERROR
+
+
+def out_of_memory(error: MemoryError, batch_size: int, grad_accum: int) -> UserError:
+    """Return what to tell a user whose training does not fit, with the flags of the same step in less memory."""
+    room = int(batch_size * getattr(error, "share", 0.5))  # of all that is needed, where the backend knows it
+    fits = max((n for n in range(1, room + 1) if batch_size * grad_accum % n == 0), default=0)
+    less = f"--batch-size {fits} --grad-accum {batch_size * grad_accum // fits}" if fits else "--recompute True"
+    return UserError(f"{str(error) or 'out of memory'}; {less} makes the same steps in less memory")
 
 
 def leave(status: int) -> NoReturn:

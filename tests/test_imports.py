@@ -25,6 +25,7 @@ ROOMS = [
         "tensorgrad.optim",
         "tensorgrad.anomaly",
         "tensorgrad.distributed",
+        "tensorgrad.doctor",
         "tensorgrad.gradcheck",
         "tensorgrad.recompute",
     ],

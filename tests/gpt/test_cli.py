@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import tensorgrad as tg
-from gpt.cli import ArgumentParser, boolean, one_of, run, user_errors
+from gpt.cli import ArgumentParser, boolean, one_of, out_of_memory, run, user_errors
 from gpt.config import UserError
 from gpt.tokenizer_errors import TokenizerError
 
@@ -136,3 +136,35 @@ def raising(error: BaseException) -> object:
         raise error
 
     return main
+
+
+def test_memory_that_runs_out_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, line in (
+        (MemoryError("3 GiB were asked for"), "3 GiB were asked for"),
+        (MemoryError(), "out of memory"),
+    ):
+
+        def fails(error: MemoryError = error) -> int:
+            raise error
+
+        assert run(fails, "prog") == 2
+        wanted = f"prog: error: {line}; a smaller batch, window or model needs less\n"
+        assert capsys.readouterr().err == wanted
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "grad_accum", "share", "flags"),
+    [
+        (64, 1, 0.9, "--batch-size 32 --grad-accum 2"),
+        (12, 4, 0.6, "--batch-size 6 --grad-accum 8"),
+        (5, 1, 0.9, "--batch-size 1 --grad-accum 5"),
+        (8, 1, None, "--batch-size 4 --grad-accum 2"),
+        (1, 4, 0.9, "--recompute True"),
+    ],
+)
+def test_the_same_step_in_less_memory(batch_size: int, grad_accum: int, share: float | None, flags: str) -> None:
+    error = MemoryError("full")
+    if share is not None:
+        error.share = share  # type: ignore[attr-defined]
+    message = str(out_of_memory(error, batch_size, grad_accum))
+    assert message == f"full; {flags} makes the same steps in less memory"

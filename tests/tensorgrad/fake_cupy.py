@@ -206,13 +206,16 @@ class FakeCupy(types.ModuleType):
             MemoryPool=FakeMemoryPool,
             get_current_stream=lambda: FakeStream.current,
             get_elapsed_time=lambda start, stop: 1.0,
-            set_allocator=lambda allocator=None: None,
+            set_allocator=self.set_allocator,
         )
 
     def count(self) -> int:
         if isinstance(self.n_gpus, Exception):
             raise self.n_gpus
         return self.n_gpus
+
+    def set_allocator(self, allocator: Any = None) -> None:
+        self.allocator = allocator
 
     def get_default_memory_pool(self) -> FakeMemoryPool:
         return self.pool

@@ -17,7 +17,7 @@ from op_table import Row
 import tensorgrad as tg
 from tensorgrad import Tensor, backend, nn, optim
 from tensorgrad.backend import BackendUnavailable
-from tensorgrad.backend.cupy import CupyBackend
+from tensorgrad.backend.cupy import CupyBackend, driver
 
 
 @pytest.fixture
@@ -145,14 +145,71 @@ def test_something_that_cupy_needs_is_missing(registry: None, monkeypatch: pytes
     [
         (FakeCudaError("cudaErrorNoDevice: no CUDA-capable device is detected\nmore"),
          "CuPy is installed but finds no GPU that it can use (cudaErrorNoDevice: no CUDA-capable device is detected): "
-         "check that nvidia-smi shows one, and that its driver is as new as CuPy's CUDA"),
+         "check that nvidia-smi shows one, and that CUDA_VISIBLE_DEVICES does not hide it"),
         (FakeCudaError(""), "CuPy is installed but finds no GPU that it can use (FakeCudaError): check"),
         (0, "CuPy is installed but there is no GPU: choose numba or numpy"),
     ],
 )  # fmt: skip
-def test_there_is_no_gpu(n_gpus: Any, message: str, cupy: Any) -> None:
+def test_there_is_no_gpu(n_gpus: Any, message: str, cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "driver_version", lambda: (13, 0))
     cupy.n_gpus = n_gpus
     assert refused().startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (None, "there is no NVIDIA driver here (libcuda.so.1 cannot be loaded): install one and check that nvidia-smi "
+               "shows the GPU, or choose numba or numpy"),
+        ((12, 4), "the NVIDIA driver is too old: it runs CUDA 12.4, and this CuPy is of CUDA 13: update the driver, or "
+                  'pip install -e ".[cuda12]" for the driver as it is'),
+        ((11, 8), "the NVIDIA driver is too old: it runs CUDA 11.8, and this CuPy is of CUDA 13: update the driver"),
+    ],
+)  # fmt: skip
+def test_there_is_no_driver_or_an_old_one(
+    version: Any, message: str, cupy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "driver_version", lambda: version)
+    cupy.n_gpus = FakeCudaError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+    assert refused() == message
+
+
+def test_the_driver_says_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        status = 0
+
+        def cuDriverGetVersion(self, number: Any) -> int:
+            number._obj.value = 12040
+            return self.status
+
+    monkeypatch.setattr(driver.ctypes, "CDLL", lambda name: Library())
+    assert driver.driver_version() == (12, 4)
+    monkeypatch.setattr(Library, "status", 3)
+    assert driver.driver_version() is None
+    monkeypatch.undo()
+    monkeypatch.setattr(driver, "LIBRARY", "libnone.so.1")
+    assert driver.driver_version() is None
+
+
+def test_no_memory_left_on_the_gpu(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy's own error says how much was asked for; ours also what there is."""
+
+    def malloc(size: int) -> Any:
+        raise cupy.cuda.memory.OutOfMemoryError(f"Out of memory allocating {size} bytes")
+
+    backend.load("cupy")
+    assert cupy.allocator(16).ptr
+    monkeypatch.setattr(cupy.pool, "malloc", malloc)
+    monkeypatch.setattr(cupy.pool, "used_bytes", lambda: 70 * 2**30, raising=False)
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (2**29, 80 * 2**30))
+    with pytest.raises(driver.OutOfMemory) as caught:
+        cupy.allocator(3 * 2**30)
+    assert str(caught.value) == (
+        "GPU memory: 3.00 GiB were asked for, 0.50 GiB of 80.00 GiB are free and 70.00 GiB hold this program's arrays: "
+        "0.50 GiB would fit"
+    )
+    assert caught.value.share == pytest.approx(70.5 / 73)
+    assert "8.0 MiB were asked for" in str(driver.OutOfMemory(2**23, 0, 1, 2**30))
 
 
 def test_bfloat16_is_registered_before_cupy_is_imported(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

