@@ -5,8 +5,10 @@ import sys
 
 from gpt.cli import leave, out_of_memory
 from gpt.cli import run as run_program
+from gpt.config_file import CONFIG
+from gpt.config_file import describe as config_lines
 from gpt.flags import parse
-from gpt.generation import stream_text
+from gpt.observers import sample
 from gpt.replay import replay
 from gpt.run import Run, make_run
 from gpt.trainer import train
@@ -42,17 +44,14 @@ def describe(run: Run) -> None:
     print(f"tokens   {run.tokenizer.type_name}, {model.vocab_size:,} different ones")
     print(f"model    {run.model.num_params():,} parameters: {model.n_layer} layers, ", end="")
     print(f"{model.n_head} heads, width {model.n_embd}, window {model.block_size}")
-    print(f"run      {run.folder}" + (f", from step {step}" if step else ""), flush=True)
+    print(f"run      {run.folder}" + (f", from step {step}" if step else ""))
+    print(f"config   as in {run.folder / CONFIG}:")
+    print(*config_lines(config, " " * 9), sep="\n", flush=True)
 
 
 def print_sample(run: Run) -> None:
-    # A tokenizer with an end-of-text token would begin there, where this model never was.
-    prompt = "" if run.tokenizer.eot is None else "\n"
-    pieces = stream_text(
-        run.model, run.tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_k=200, seed=run.config.seed
-    )
     print("-" * 80)
-    for piece in pieces:
+    for piece in sample(run, SAMPLE_TOKENS):
         print(piece, end="", flush=True)
     print("\n" + "-" * 80)
 

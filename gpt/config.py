@@ -85,6 +85,7 @@ BACKENDS = ("auto", "numpy", "numba", "cupy")
 ENCODING_ERRORS = ("strict", "replace", "ignore")
 TOKENIZERS = ("char", "bpe", "gpt2")
 DTYPES = ("float32", "tf32", "bfloat16", "float16")
+LOGGERS = ("tensorboard", "wandb")
 ON_SAVE_ERROR = ("stop", "continue")
 ON_NONFINITE = ("stop", "skip")
 CHOICES = {
@@ -94,6 +95,7 @@ CHOICES = {
     "tokenizer": TOKENIZERS,
     "on_save_error": ON_SAVE_ERROR,
     "on_nonfinite": ON_NONFINITE,
+    "logger": LOGGERS,
 }
 
 
@@ -153,17 +155,21 @@ class TrainConfig:
     async_save: bool = flag(True, "run", "train on while a checkpoint is written; takes memory for a copy")
     on_save_error: str = flag("stop", "run", "stop, or continue and try again with the next checkpoint")
     on_nonfinite: str = flag("stop", "run", "at a step with nan or infinity: stop, or skip it and count it")
+    plot: bool = flag(True, "run", "draw loss.png as it goes; needs matplotlib")
+    logger: str | None = flag(None, "run", "tensorboard or wandb, told every figure as well")
+    sample_interval: int = flag(0, "run", "steps between texts that the model writes to samples.txt; 0: none")
+    log_ratios: bool = flag(False, "run", "norm of the gradient over that of the weights, for every layer")
     out: str | None = flag(None, "run", "folder of the run (default: a new one under checkpoints/)")
 
     def __post_init__(self) -> None:
         _check_types(self)
         for name, known in CHOICES.items():
             value = getattr(self, name)
-            if value not in known:
+            if value is not None and value not in known:
                 raise ValueError(f"unknown {name} {value!r}{nearest(value, known) or _list(known)}")
         for name in ("max_iters", "batch_size", "grad_accum", "eval_interval", "eval_iters", "keep_checkpoints"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup_iters", "weight_decay", "grad_clip"):
+        for name in ("warmup_iters", "weight_decay", "grad_clip", "sample_interval"):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         _require(self, "seed", 0 <= self.seed < 2**64, "at least 0 and below 2**64")
         for name in ("vocab_size", "lr_decay_iters", "threads", "checkpoint_interval"):

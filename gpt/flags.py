@@ -157,7 +157,7 @@ _NANOGPT: dict[str, tuple[dict[str, list[str]], str]] = {
     "compile": ({"False": []}, "nothing is compiled ahead; --backend numba has compiled kernels"),
     "decay_lr": ({"True": []}, "give --warmup-iters 0 and a --min-lr equal to --lr"),
     "eval_only": ({"False": []}, "benchmarks/ and gpt.evaluate measure without training"),
-    "wandb_log": ({"False": []}, "every step's figures are in metrics.jsonl of the run"),
+    "wandb_log": ({"False": [], "True": ["--logger=wandb"]}, "it must be True or False"),
     # The newest and the best checkpoint are always kept, and every step is always written down.
     "always_save_checkpoint": ({"True": [], "False": []}, "it must be True or False"),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from gpt.config import UserError
 
 METRICS = "metrics.jsonl"  # what training computes: the same bytes however often a run was stopped and resumed
 TIMING = "timing.jsonl"  # how fast it was, which no two runs have in common
+SAMPLES = "samples.txt"  # what the model writes as it learns
+SAMPLE_HEADING = "======== step {} ========"
 
 
 class LineFile:
@@ -57,21 +61,37 @@ def rewind_metrics(source: Path, target: Path, step: int) -> None:
     """Write to `target/metrics.jsonl` the lines of `source`'s up to a step; both may be one folder.
 
     What a run wrote after its last checkpoint, perhaps half a line, goes: it will be done again.
-    The same for timing.jsonl. Raises UserError where the disk does not take it; the files are then as they were.
+    The same for timing.jsonl and samples.txt. Raises UserError where the disk does not take it; the files are then as
+    they were.
     """
     for name in (METRICS, TIMING):
-        aside = target / f".{name}"
-        try:
-            with aside.open("w", encoding="utf-8") as kept:
-                if (source / name).exists():
-                    with (source / name).open(encoding="utf-8", errors="replace") as lines:
-                        kept.writelines(line for line in lines if _step_of(line) <= step)
-                kept.flush()
-                os.fsync(kept.fileno())
-            os.replace(aside, target / name)
-        except OSError as error:
-            aside.unlink(missing_ok=True)
-            raise UserError(f"{target / name}: cannot be written: {error.strerror}") from error
+        _copy(source / name, target / name, lambda lines: (line for line in lines if _step_of(line) <= step))
+    if (source / SAMPLES).exists():
+        _copy(source / SAMPLES, target / SAMPLES, lambda lines: _samples_up_to(step, lines))
+
+
+def _copy(source: Path, target: Path, choose: Callable[[Iterable[str]], Iterable[str]]) -> None:
+    """Write the chosen lines of one file to another, or to itself: aside, synced, then renamed."""
+    aside = target.with_name(f".{target.name}")
+    try:
+        with aside.open("w", encoding="utf-8") as kept:
+            if source.exists():
+                with source.open(encoding="utf-8", errors="replace") as lines:
+                    kept.writelines(choose(lines))
+            kept.flush()
+            os.fsync(kept.fileno())
+        os.replace(aside, target)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def _samples_up_to(step: int, lines: Iterable[str]) -> Iterator[str]:
+    heading = re.compile(re.escape(SAMPLE_HEADING).replace(re.escape("{}"), r"(\d+)") + "\n?")
+    for line in lines:
+        if (found := heading.fullmatch(line)) and int(found[1]) > step:
+            return
+        yield line
 
 
 def _step_of(line: str) -> float:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from gpt.metrics import METRICS, TIMING, LineFile
+
+
+class Observer(Protocol):
+    """Something else that wants to know how a run goes."""
+
+    def step(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Learn what a step came to: loss, lr, grad_norm, tokens_per_s; where there are some, val_loss and ratios."""
+
+    def close(self) -> None:
+        """The run stops here."""
 
 
 class Progress:
@@ -23,10 +34,12 @@ class Progress:
     def __init__(self, folder: Path, *, step: int, max_iters: int, patient: bool = False) -> None:
         self.metrics = LineFile(folder / METRICS, patient=patient)
         self.timing = LineFile(folder / TIMING, patient=patient)
-        self.bar = tqdm(
-            total=max_iters, initial=step, disable=None, dynamic_ncols=True,
+        bar, off = (notebook_bar, False) if in_notebook() else (tqdm, None)  # None: where stderr is no terminal
+        self.bar = bar(
+            total=max_iters, initial=step, disable=off, dynamic_ncols=True,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}",
         )  # fmt: skip
+        self.observers: list[Observer] = []  # gpt/observers.py has them
         self.first, self.max_iters = step, max_iters
         self.started = time.perf_counter()
 
@@ -38,6 +51,8 @@ class Progress:
         self.bar.update()
         if "val_loss" in figures:
             self.say(self._line(step, tokens_per_s=tokens_per_s, **figures))
+        for observer in self.observers:
+            observer.step(step, {**figures, "tokens_per_s": tokens_per_s})
 
     def sync(self) -> None:
         """Wait until the metrics are on the disk."""
@@ -48,7 +63,7 @@ class Progress:
         self.bar.write(text)
         sys.stdout.flush()  # a log file should not lag behind
 
-    def _line(self, step: int, *, loss: float, lr: float, tokens_per_s: int, val_loss: float, **_: float) -> str:
+    def _line(self, step: int, *, loss: float, lr: float, tokens_per_s: int, val_loss: float, **_: Any) -> str:
         per_step = (time.perf_counter() - self.started) / (step - self.first)
         left = tqdm.format_interval(per_step * (self.max_iters - step))
         return (
@@ -61,5 +76,24 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
+        for observer in self.observers:
+            observer.close()
         self.metrics.close()
         self.timing.close()
+
+
+def in_notebook() -> bool:
+    """Whether this program is a notebook's: there a bar is a widget, and stderr no terminal."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def notebook_bar(**options: Any) -> Any:
+    """Return tqdm's bar for notebooks, or its plain one where they lack the widgets for it."""
+    from tqdm.notebook import tqdm as notebook_tqdm
+
+    try:
+        return notebook_tqdm(**options)
+    except ImportError:
+        return tqdm(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -42,6 +43,7 @@ from gpt.tokenizer import (
 )
 
 BPE_VOCAB_SIZE = 4096
+LIBRARIES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # of the loggers, each an extra of its name
 
 
 @dataclass
@@ -97,6 +99,7 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
     if initial is not None:
         initial.refuse_misfit(config)
     backend = use_backend(config.backend, config.threads, config.dtype)
+    _refuse_missing_logger(config)
     if config.out is not None:
         FolderLock(Path(config.out)).check()
         refuse_used(Path(config.out))
@@ -121,6 +124,7 @@ def resumed_run(arguments: Arguments) -> Run:
     config = arguments.train_config(under=state.train_config.to_dict())
     backend = use_backend(config.backend, config.threads, config.dtype)
     _refuse_changes(config, checkpoint)
+    _refuse_missing_logger(config)
     FolderLock(folder).check()
     _refuse_rewriting(folder, checkpoint, passed_over)
     refuse_unwritable(folder)
@@ -148,6 +152,13 @@ def _place_to_resume(path: str | None, out: str | None) -> Path:
     if not path and not place.is_dir():
         raise UserError(f"{place}: no such folder, so there is no checkpoint in it")
     return place
+
+
+def _refuse_missing_logger(config: TrainConfig) -> None:
+    name, library = config.logger, LIBRARIES.get(config.logger or "")
+    if library is not None:
+        with user_errors(ImportError, about=f"logger {name}: {library} is needed: pip install tensorgrad[{name}]"):
+            importlib.import_module(library)
 
 
 def make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:

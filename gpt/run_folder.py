@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from gpt.config import TrainConfig, UserError
-from gpt.metrics import METRICS, TIMING
+from gpt.metrics import METRICS, SAMPLES, TIMING
 from gpt.step_folders import steps_after
 
 CHECKPOINTS = "checkpoints"
@@ -39,7 +39,7 @@ def set_broken_aside(passed_over: PassedOver) -> None:
 
 def set_metrics_aside(folder: Path) -> None:
     """A run that ended before its first checkpoint left only these: in nobody's way, and not to be lost either."""
-    for name in (METRICS, TIMING):
+    for name in (METRICS, TIMING, SAMPLES):
         if (folder / name).exists():
             (folder / name).rename(_free_name(folder / name, ".before"))
 

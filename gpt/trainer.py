@@ -10,10 +10,12 @@ import numpy as np
 
 import tensorgrad as tg
 from gpt.config import TrainConfig
+from gpt.config_file import write_config
 from gpt.data import Array, random_windows
 from gpt.evaluate import estimate_loss
 from gpt.model import GPT
 from gpt.nonfinite import NonFiniteSteps
+from gpt.observers import make_observers
 from gpt.progress import Progress
 from gpt.run import Run, claimed_folder
 from gpt.saver import Saver
@@ -43,6 +45,8 @@ def train(run: Run) -> int:
         np.errstate(all="ignore"),  # every step is looked at, and what is wrong with it said
     ):
         nonfinite = NonFiniteSteps(run, saver)
+        write_config(run.folder, config)
+        progress.observers = make_observers(run, progress.say)
         while run.step < config.max_iters and not stop.received:
             started = time.perf_counter()
             lr = learning_rate(config, run.step)
@@ -56,6 +60,7 @@ def train(run: Run) -> int:
             compute = partial(accumulate_gradients, model, x, y, config.batch_size, scaler)
             loss = compute()
             scaler.unscale_(optimizer)
+            ratios = {"ratios": gradient_ratios(model)} if config.log_ratios else {}
             grad_norm = tg.optim.clip_grad_norm(parameters, config.grad_clip or math.inf)
             if math.isfinite(loss if scaler.enabled else loss + grad_norm):
                 scaler.step(optimizer)  # which looks for gradients too large for float16 itself
@@ -66,7 +71,7 @@ def train(run: Run) -> int:
             run.step += 1
 
             speed = config.tokens_per_step / (time.perf_counter() - started)
-            figures = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+            figures = {"loss": loss, "lr": lr, "grad_norm": grad_norm, **ratios}
             if run.skipped:
                 figures["skipped"] = run.skipped
             if run.step % config.eval_interval == 0 or run.step == config.max_iters:
@@ -96,6 +101,18 @@ def accumulate_gradients(
             scaler.scale(part_loss).backward()  # adds to the gradients that are there
         loss += part_loss.item()
     return loss
+
+
+def gradient_ratios(model: GPT) -> dict[str, float]:
+    """Return |gradient| / |weights| for every layer: wte, wpe, h.0, h.1 ..., ln_f."""
+    layers: dict[str, list[tg.Tensor]] = {}
+    for name, p in model.named_parameters():
+        layers.setdefault(".".join(name.split(".")[: 2 if name.startswith("h.") else 1]), []).append(p)
+    norm = tg.get_backend().global_norm
+    return {
+        layer: norm([p.grad for p in members]) / (norm([p.data for p in members]) or math.inf)
+        for layer, members in layers.items()
+    }
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -4,16 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tensorgrad.autograd import (
-    Node,
-    Output,
-    Rerun,
-    Variable,
-    enable_grad,
-    is_grad_enabled,
-    next_birth,
-    older_parents,
-)  # fmt: skip
+from tensorgrad.autograd import Node, Output, Rerun, Variable, enable_grad, is_grad_enabled, next_birth, older_parents
 from tensorgrad.random import default_generator
 
 

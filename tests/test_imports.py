@@ -39,9 +39,12 @@ ROOMS = [
     ["gpt.evaluate", "gpt.generation", "gpt.kvcache", "gpt.sampling"],
     [
         "gpt.cli",
+        "gpt.config_file",
         "gpt.flags",
         "gpt.initial",
         "gpt.nonfinite",
+        "gpt.observers",
+        "gpt.plot",
         "gpt.progress",
         "gpt.replay",
         "gpt.run",
@@ -49,7 +52,7 @@ ROOMS = [
         "gpt.signals",
         "gpt.trainer",
     ],
-    ["generate", "gpt.data.__main__", "gpt.evaluate.__main__", "train"],
+    ["generate", "gpt.compare", "gpt.data.__main__", "gpt.evaluate.__main__", "train"],
 ]
 
 # Whatever else is imported has to be Python's own: above all, no deep-learning framework.

@@ -25,6 +25,7 @@ from gpt.trainer import train
 SMALL: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1,
     "block_size": 8, "batch_size": 4, "max_iters": 20, "eval_interval": 5, "eval_iters": 1, "keep_checkpoints": 99,
+    "plot": False,
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ TEXT = "the quick brown fox jumps over the lazy dog\n" * 30
 SMALL = [
     "--data=text.txt", "--backend=numpy", "--n-layer=1", "--n-head=2", "--n-embd=16",
     "--block-size=8", "--batch-size=4", "--max-iters=6", "--eval-interval=3", "--eval-iters=1",
+    "--plot=False",
 ]  # fmt: skip
 
 
@@ -117,6 +118,7 @@ def test_nanogpts_command_for_a_cpu() -> None:
         ("--eval_only=False", {}),
         ("--init_from=scratch", {}),
         ("--wandb_log=False", {}),
+        ("--wandb_log=True", {"logger": "wandb"}),
         ("--wandb_project=owt", {}),
         ("--always_save_checkpoint=False", {}),
         ("train_gpt2.py", NAMED_CONFIGS["gpt2-124m"]),
