@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tensorgrad as tg
 from gpt import config as config_module
-from gpt.config import GPTConfig, TrainConfig
+from gpt.config import GPTConfig, TrainConfig, UserError
 from gpt.config_file import CONFIG, describe, to_toml, write_config
 from gpt.flags import Arguments, parse, read_config
 from gpt.run import make_run, new_run
@@ -118,7 +119,12 @@ def test_every_setting_is_read_by_the_program(monkeypatch: pytest.MonkeyPatch) -
     model = readers(GPTConfig, monkeypatch)
     config = TrainConfig(**{**SMALL, "tokenizer": "bpe", "vocab_size": 260, "plot": False}, out="run")
     train(new_run(config))
-    train(make_run(Arguments(given={"max_iters": 3}, resume="run")))
+    run = make_run(Arguments(given={"max_iters": 3}, resume="run"))
+    train(run)
+    run = make_run(Arguments(given={"max_iters": 4}, resume="run"))
+    run.model.ln_f.weight.data[...] = np.nan  # something is read only when something goes wrong
+    with pytest.raises(UserError):
+        train(run)
     used = {name: files - PASSING_ON for name, files in read.items()}
     # The model's shape is handed on as a GPTConfig, and read there.
     shape = {field.name for field in dataclasses.fields(TrainConfig) if field.metadata["group"] == "model"}
