@@ -94,8 +94,8 @@ class GradScaler:
         grown = self._tracker + 1 >= self.growth_interval
         fits = self._scale <= float(np.finfo(np.float32).max) / self.growth_factor
         factor = xp.where(found, self.backoff_factor, xp.where(grown & fits, self.growth_factor, 1.0))
-        self._scale = self._scale * factor.astype(xp.float32)
-        self._tracker = xp.where(found | grown, 0, self._tracker + 1)
+        self._scale *= factor.astype(xp.float32)  # in place, as a step that is recorded needs it
+        self._tracker[...] = xp.where(found | grown, 0, self._tracker + 1)
         self._found.clear()
         self._stepped.clear()
 

@@ -26,8 +26,8 @@ class Optimizer:
             raise TypeError(f"{type(self).__name__}: a {type(params).__name__} is no list of parameters or groups")
         given: list[Any] = list(params)
         groups = given if given and isinstance(given[0], dict) else [{"params": given}]
-        self._calls = 0
-        self._skipped: Any = 0  # of the calls; an int, or on a GPU an array of one
+        self._calls: Any = 0  # of step; an int, or an array after `capturable`
+        self._skipped: Any = 0  # how many of them changed nothing; on a GPU an array, if one might have
         self.param_groups: list[dict[str, Any]] = []
         for group in groups:
             unknown = group.keys() - defaults.keys() - {"params"}
@@ -51,7 +51,7 @@ class Optimizer:
     @property
     def step_count(self) -> int:
         """How many steps were taken; on a GPU, reading it waits for the last one where one might have been skipped."""
-        return self._calls - int(self._skipped)
+        return int(self._calls) - int(self._skipped)
 
     def step(self, skip: bool | Array = False) -> None:
         """Update every parameter that has a gradient, in place.
@@ -59,8 +59,8 @@ class Optimizer:
         skip: leave everything as it is. It may be a scalar array: on a GPU its value is not waited for.
         """
         skip = backend_of("optimizer", [self.params[0].data]).decide(skip)
-        self._calls += 1
-        self._skipped = self._skipped + skip
+        self._calls += 1  # in place, where they are arrays
+        self._skipped += skip
         states = iter(self.state)
         for group in self.param_groups:
             members = [(p, p.grad, next(states)) for p in group["params"]]
@@ -78,6 +78,21 @@ class Optimizer:
         """One step of one parameter; every optimiser has its own."""
         raise TypeError(f"{type(self).__name__} defines no update")
 
+    def set_lr(self, lr: float) -> None:
+        """Give every group this learning rate, for the next step."""
+        for group in self.param_groups:
+            if hasattr(group["lr"], "fill"):
+                group["lr"].fill(lr)
+            else:
+                group["lr"] = lr
+
+    def capturable(self) -> None:
+        """Keep what changes from step to step in arrays, so that a step can be recorded once and replayed."""
+        xp = backend_of("optimizer", [self.params[0].data]).xp
+        self._calls, self._skipped = (xp.asarray(n, "int64").reshape(()) for n in (self._calls, self._skipped))
+        for group in self.param_groups:
+            group["lr"] = xp.asarray(group["lr"], "float64").reshape(())
+
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for p in self.params:
@@ -86,6 +101,8 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """{"step": int, "param_groups": [options], "state": {"moment.index of the parameter": array}}."""
         options = [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
+        for group in options:
+            group["lr"] = float(group["lr"])
         arrays = {f"{name}.{i}": array for i, state in enumerate(self.state) for name, array in state.items()}
         return {"step": self.step_count, "param_groups": options, "state": arrays}
 

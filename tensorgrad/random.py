@@ -46,10 +46,10 @@ class Generator:
         self.steps = {stream: 0 for stream in Stream}
         return self
 
-    def next_step(self, stream: Stream) -> int:
-        """Take the next step number of a stream."""
+    def next_step(self, stream: Stream, n: int = 1) -> int:
+        """Take the next n step numbers of a stream; returns the first."""
         step = self.steps[stream]
-        self.steps[stream] = step + 1
+        self.steps[stream] = step + n
         return step
 
     def bits(self, shape: Shape, *, stream: Stream = Stream.SAMPLING, step: int | None = None) -> Array:

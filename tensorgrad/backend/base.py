@@ -6,12 +6,15 @@ tensors. Half precision (float16, bfloat16) is computed in float32 and rounded o
 
 import importlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 from tensorgrad.backend.erf import erf
 from tensorgrad.backend.philox import random_bits
 
 Array = Any  # numpy.ndarray or cupy.ndarray
+Function = Callable[..., tuple[Array, ...]]
+Advance = Callable[[int], int]
 Dropout = tuple[float, int, int, int]  # probability of zero; then the Philox seed, stream and step of the mask
 
 GELU_SCALE = math.sqrt(2 / math.pi)
@@ -417,6 +420,22 @@ class Backend:
             self.adamw(p if master is None else master, g, m, v, **options)
             if master is not None:
                 p[...] = master
+
+    def number(self, x: Array) -> Any:
+        """The only element of an array: a Python number, or on a GPU the array itself, so that nobody waits for it."""
+        return x.item()
+
+    def stage(self, *arrays: Any) -> tuple[Array, ...]:
+        """Host arrays on their way to this backend; valid until `stage` was called twice more."""
+        return tuple(self.asarray(x) for x in arrays)
+
+    def record(self, fn: Function, advance: Advance) -> Function:
+        """`fn(*arrays)` as a CUDA graph: recorded in one of the first calls and then replayed, without a call of fn.
+
+        All that fn changes from call to call has to lie in arrays. advance(n): count n masks of dropout, and return how
+        many had been drawn before. Raises BackendUnavailable where there is no GPU.
+        """
+        raise BackendUnavailable(f"a CUDA graph needs a GPU, and {self.name} is not on one: choose the cupy backend")
 
     def decide(self, flag: bool | Array) -> bool | Array:
         """A flag that kernels act on: its value, or on a GPU the array itself, so that nobody waits for it."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from fake_cublaslt import FakeCublasLt
-from fake_cupy import FakeCupy
+from fake_cupy import FakeCupy, do
 
 import tensorgrad as tg
 from tensorgrad import backend
@@ -78,6 +78,12 @@ class EmulatingLauncher(RecordingLauncher):
         self, source: str, kernel: str, grid: Grid, block: Grid, args: Sequence[Any], shared: int, defines: Defines
     ) -> None:
         super().start(source, kernel, grid, block, args, shared, defines)
+        do(lambda: self.now(source, kernel, grid, block, args, shared, defines))
+
+    def now(
+        self, source: str, kernel: str, grid: Grid, block: Grid, args: Sequence[Any], shared: int, defines: Defines
+    ) -> None:
+        """Run it at once, whether what is done is recorded or not."""
         run = getattr(library(source, defines), f"run_{kernel}")
         run.restype = ctypes.c_char_p
         memory = GuardedMemory([x for x in args if isinstance(x, np.ndarray)])

@@ -3,6 +3,7 @@
 Of `cupy.cuda` it has what this project uses. Work is done at once, so streams and events only say that they were asked.
 """
 
+import contextlib
 import types
 from typing import Any
 
@@ -13,13 +14,58 @@ class FakeArray(np.ndarray):
     """As strict as CuPy's: it meets no NumPy array, and what is made of it is never one, not even a scalar."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
+        operands, call = [plain(x) for x in inputs], getattr(ufunc, method)
         if out:
             options["out"] = tuple(plain(x) for x in out)
-        result = getattr(ufunc, method)(*(plain(x) for x in inputs), **options)
-        return out[0] if out else fake(result)
+            do(lambda: call(*operands, **options))
+            return out[0]
+        return made(lambda: call(*operands, **options))
 
     def __getitem__(self, key: Any) -> Any:
-        return fake(plain(self)[plain(key)])
+        key, x = plain(key), plain(self)
+        return made(lambda: x[key])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        key, x, value = plain(key), plain(self), plain(value)
+        do(lambda: x.__setitem__(key, value))
+
+    def astype(
+        self, dtype: Any, order: Any = "K", casting: Any = "unsafe", subok: bool = True, copy: bool = True
+    ) -> Any:
+        """As NumPy's."""
+        return made(lambda: plain(self).astype(dtype, order, casting, copy=copy))
+
+    def copy(self, order: Any = "C") -> Any:
+        """As NumPy's."""
+        return made(lambda: plain(self).copy(order))
+
+    def reshape(self, *shape: Any, order: Any = "C") -> Any:
+        """As NumPy's: a view where there is one, else a copy."""
+        x = plain(self)
+        if np.shares_memory(x, x.reshape(*shape, order=order)) or not x.size:
+            return x.reshape(*shape, order=order).view(FakeArray)
+        return made(lambda: x.reshape(*shape, order=order).copy())
+
+    def fill(self, value: Any) -> None:
+        """As NumPy's."""
+        do(lambda: plain(self).fill(value))
+
+    def item(self, *args: Any) -> Any:
+        """Waits for the GPU."""
+        waits()
+        return super().item(*args)
+
+    def __bool__(self) -> bool:
+        waits()
+        return bool(plain(self))
+
+    def __float__(self) -> float:
+        waits()
+        return float(plain(self))
+
+    def __int__(self) -> int:
+        waits()
+        return int(plain(self))
 
     @property
     def data(self) -> Any:  # type: ignore[override]
@@ -28,6 +74,7 @@ class FakeArray(np.ndarray):
 
     def get(self, stream: Any = None, out: Any = None) -> Any:
         """A copy on the host."""
+        waits()
         return np.array(self.view(np.ndarray)) if out is None else np.copyto(out, self.view(np.ndarray))
 
     def set(self, x: Any, stream: Any = None) -> None:
@@ -61,13 +108,57 @@ def fake(x: Any) -> Any:
     return x
 
 
+# --- recording, as a CUDA graph does: what is done to memory, and not what it came to ---------------
+
+
+class FakeGraph:
+    """`cupy.cuda.graph.Graph`: does again what was recorded, in the memory that it was recorded for."""
+
+    def __init__(self) -> None:
+        self.work: list[Any] = []
+
+    def launch(self, stream: Any = None) -> None:
+        """Do it."""
+        for work in self.work:
+            work()
+
+
+def recorder() -> FakeGraph | None:
+    """What the current stream is recorded into, if it is."""
+    return FakeStream.current.recording
+
+
+def do(work: Any) -> None:
+    """Write into memory: now, or where it is recorded, then only."""
+    graph = recorder()
+    work() if graph is None else graph.work.append(work)
+
+
+def made(compute: Any) -> Any:
+    """A new array. Recorded, it has its shape, and what is in it is computed when the graph is launched."""
+    value = compute()
+    result, graph = fake(value), recorder()
+    if graph is not None and isinstance(value, np.ndarray | np.generic) and value.base is None:
+        graph.work.append(lambda: np.copyto(plain(result), compute()))
+    return result
+
+
+def waits() -> None:
+    """Raise what CUDA raises where the host looks at numbers that are not there yet."""
+    if recorder() is not None:
+        raise FakeCudaError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+
+
 class FakeFunction:
     def __init__(self, fn: Any) -> None:
         self.fn = fn
 
     def __call__(self, *operands: Any, **options: Any) -> Any:
         options = {name: plain(option) for name, option in options.items()}
-        return fake(self.fn(*plain(operands), **options))
+        operands = plain(operands)
+        if "out" in options or getattr(self.fn, "__name__", "") == "at":
+            return do(lambda: self.fn(*operands, **options))
+        return made(lambda: self.fn(*operands, **options))
 
     def __getattr__(self, name: str) -> Any:  # add.at
         return FakeFunction(getattr(self.fn, name))
@@ -86,6 +177,8 @@ class FakeStream:
 
     null: "FakeStream"
     current: "FakeStream"
+
+    recording: FakeGraph | None = None
 
     def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False) -> None:
         self.ptr = 0 if null else id(self)
@@ -107,6 +200,18 @@ class FakeStream:
 
     def synchronize(self) -> None:
         self.synchronized += 1
+
+    def begin_capture(self, mode: Any = None) -> None:
+        assert self is not FakeStream.null, "the default stream cannot be captured"
+        self.recording = FakeGraph()
+
+    def end_capture(self) -> FakeGraph:
+        graph, self.recording = self.recording, None
+        assert graph is not None
+        return graph
+
+    def is_capturing(self) -> bool:
+        return self.recording is not None
 
     def record(self, event: "FakeEvent | None" = None) -> "FakeEvent":
         event = FakeEvent() if event is None else event
@@ -207,6 +312,8 @@ class FakeCupy(types.ModuleType):
             get_current_stream=lambda: FakeStream.current,
             get_elapsed_time=lambda start, stop: 1.0,
             set_allocator=self.set_allocator,
+            using_allocator=lambda allocator=None: contextlib.nullcontext(),
+            alloc_pinned_memory=lambda size: np.empty(size, np.uint8),
         )
 
     def count(self) -> int:
@@ -224,14 +331,17 @@ class FakeCupy(types.ModuleType):
         return isinstance(self.n_gpus, int) and self.n_gpus > 0
 
     def asarray(self, x: Any, dtype: Any = None) -> Any:
-        x = x.view(np.ndarray) if isinstance(x, FakeArray) and x.dtype != (dtype or x.dtype) else x
-        return x if isinstance(x, FakeArray) else fake(np.array(x, dtype))
+        if isinstance(x, FakeArray):
+            return x if x.dtype == (dtype or x.dtype) else x.astype(dtype)
+        waits()  # what is copied from the host would be copied again whenever the graph is launched
+        return fake(np.array(x, dtype))
 
     def array(self, x: Any, dtype: Any = None) -> Any:
         return fake(np.array(x.view(np.ndarray) if isinstance(x, FakeArray) else x, dtype))
 
     def asnumpy(self, x: Any) -> Any:
         assert isinstance(x, FakeArray)
+        waits()
         self.copied_to_host += 1
         return np.array(x.view(np.ndarray))
 

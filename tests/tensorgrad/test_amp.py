@@ -266,3 +266,23 @@ def test_skip_leaves_everything_as_it_is() -> None:
         assert p.data.tolist() == [1, 1] and optimizer.step_count == 0
         optimizer.step(skip=np.array(False))
         assert optimizer.step_count == 1 and p.data.tolist() != [1, 1]
+
+
+def test_capturable_keeps_what_changes_in_arrays_and_changes_nothing_else() -> None:
+    """On any backend: step count and learning rate live in arrays that are written in place."""
+    ends = []
+    for capturable in (False, True):
+        p = Tensor(np.ones(3, np.float32), requires_grad=True)
+        optimizer = optim.AdamW([{"params": [p], "weight_decay": 0.5}], lr=1.0)
+        optimizer.set_lr(0.25)
+        if capturable:
+            optimizer.capturable()
+        for step in range(4):
+            optimizer.set_lr(0.1 / (step + 1))
+            p.grad = np.random.default_rng(step).standard_normal(3).astype(np.float32)
+            optimizer.step(skip=step == 2)
+        state = optimizer.state_dict()
+        ends.append((p.data.tolist(), state["step"], state["param_groups"], optimizer.step_count))
+        json.dumps(state["param_groups"])
+    assert ends[0] == ends[1]
+    assert ends[0][1] == 3

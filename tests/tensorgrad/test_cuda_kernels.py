@@ -337,7 +337,7 @@ def test_numbers_of_adamw_may_lie_on_the_gpu() -> None:
     k.adamw_group(*there, skip=skip, grad_scale=scale, **options)
     for got, wanted in zip(flat(there), flat(here), strict=True):
         assert_near(got, wanted, 3e-6)
-    assert len(k._tables) == 1  # not made again for arrays that lie where they lay
+    assert len(k.tables) == 1  # not made again for arrays that lie where they lay
     k.adamw_group(*there, skip=True, **options)
     assert len(k.launcher.launches) == 2
 
@@ -402,7 +402,7 @@ def test_the_tables_on_the_gpu_are_not_kept_for_ever() -> None:
     k = backend_on_cpu()
     for _ in range(100):
         k._table([(fake(np.ones(3)),)])
-        assert len(k._tables) <= 64
+        assert len(k.tables) <= 64
 
 
 def test_columns_are_read_16_bytes_at_a_time_where_rows_begin_there() -> None:

@@ -11,20 +11,20 @@ from tensorgrad.backend.base import Array, Backend, BackendUnavailable
 from tensorgrad.backend.cupy.activation import Activation
 from tensorgrad.backend.cupy.cross_entropy import CrossEntropy
 from tensorgrad.backend.cupy.driver import Allocator, first_line, why_no_gpu
-from tensorgrad.backend.cupy.dropout import Dropout
 from tensorgrad.backend.cupy.embedding import Embedding
 from tensorgrad.backend.cupy.gemm import Products
+from tensorgrad.backend.cupy.graph import Graphs
 from tensorgrad.backend.cupy.launcher import CudaLauncher, Launcher
 from tensorgrad.backend.cupy.normalization import Normalization
-from tensorgrad.backend.cupy.optimizer import Optimization
 from tensorgrad.backend.cupy.rotary_embedding import RotaryEmbedding
 from tensorgrad.backend.cupy.softmax import Softmax
+from tensorgrad.backend.cupy.transfer import Transfer
 
 EXTRAS = 'pip install -e ".[cuda13]" (cuda12 for a driver of CUDA 12)'
 
 
 class CupyBackend(
-    Activation, CrossEntropy, Dropout, Embedding, Normalization, Optimization, Products, RotaryEmbedding, Softmax
+    Activation, CrossEntropy, Embedding, Graphs, Normalization, Products, RotaryEmbedding, Softmax, Transfer
 ):
     """Kernels over CuPy arrays."""
 

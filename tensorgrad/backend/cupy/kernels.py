@@ -1,6 +1,7 @@
 """What the families of kernels have in common: which arrays they take, and how many threads they start for them."""
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,20 @@ class Kernels(Backend):
     """A backend with kernels of its own; what they do not take goes on to the plain mathematics."""
 
     launcher: Launcher
+
+    @cached_property
+    def copy_stream(self) -> Any:
+        """Where host memory is copied from, beside what is computed."""
+        return self.xp.cuda.Stream(non_blocking=True)
+
+    def upload(self, x: Any) -> Array:
+        """A NumPy array on the GPU, to be read by kernels of the current stream and of graphs that it records."""
+        if not self.xp.cuda.get_current_stream().is_capturing():
+            return self.xp.asarray(x)
+        with self.copy_stream:  # a copy that was recorded would read host memory again, long after it was freed
+            on_gpu = self.xp.asarray(x)
+        self.copy_stream.synchronize()
+        return on_gpu
 
     def contiguous(self, x: Array) -> Array:
         """x itself, or a copy without strides: kernels know no strides."""

@@ -118,22 +118,23 @@ class Optimization(Kernels):
         )
 
     @cached_property
-    def _tables(self) -> OrderedDict[tuple[int, ...], Table]:
+    def tables(self) -> OrderedDict[tuple[int, ...], Table]:
+        """Those that are on the GPU, the one that was used last at the end."""
         return OrderedDict()
 
     def _table(self, rows: list[Row]) -> Table:
         """The table of these arrays on the GPU, from an earlier step if nothing has moved."""
         key = tuple(number for row in rows for number in (row_size(row), *map(address, row)))
-        table = self._tables.pop(key, None)
+        table = self.tables.pop(key, None)
         if table is None:
             sizes = np.array([row_size(row) for row in rows], np.int64)
             chunks = [(i, j) for i, size in enumerate(sizes) for j in range(-(-int(size) // CHUNK))]
             host = (np.array([[address(x) for x in row] for row in rows], np.uint64), sizes, np.array(chunks, np.int32))
-            addresses, sizes, chunks = (self.xp.asarray(x) for x in host)
+            addresses, sizes, chunks = (self.upload(x) for x in host)
             table = addresses, sizes, chunks
-        self._tables[key] = table
-        if len(self._tables) > TABLES:
-            self._tables.popitem(last=False)
+        self.tables[key] = table
+        if len(self.tables) > TABLES:
+            self.tables.popitem(last=False)
         return table
 
     def _plain_update(

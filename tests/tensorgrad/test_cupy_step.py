@@ -1,0 +1,191 @@
+"""A training step that never waits for the GPU: batches, CUDA graphs, and what changes from step to step.
+
+The stand-in for CuPy records as a CUDA graph does: what is done to memory, and not what it came to. Where the host
+looks at a number while a step is recorded, it raises, as CUDA does.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_cupy import FakeArray, FakeEvent, FakeStream
+
+import tensorgrad as tg
+from gpt.config import GPTConfig
+from gpt.model import GPT
+from tensorgrad.backend import BackendUnavailable, load
+from tensorgrad.backend.cupy.graph import EAGER_RUNS
+from tensorgrad.random import Stream, default_generator
+
+SMALL = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16, dropout=0.2, bias=True)
+
+
+def draws(n: int) -> int:
+    return default_generator.next_step(Stream.DROPOUT, n)
+
+
+class Training:
+    """A GPT and its step, with everything that --dtype float16 has."""
+
+    def __init__(self, k: Any, dtype: str, recorded: bool) -> None:
+        tg.manual_seed(3)
+        self.model = GPT(SMALL)
+        self.model.astype(dtype)
+        self.optimizer = tg.optim.AdamW(self.model.parameters(), lr=0.0, master_weights=True)
+        self.scaler = tg.amp.GradScaler(init_scale=2.0**20, growth_interval=3, enabled=dtype == "float16")
+        self.step = self.eager
+        if recorded:
+            self.optimizer.capturable()
+            self.step = k.record(self.eager, draws)
+        self.k = k
+
+    def eager(self, x: Any, y: Any) -> Any:
+        loss = self.model(x, y)[1]
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = tg.optim.clip_grad_norm(self.model.parameters(), 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return loss.data, norm
+
+    def run(self, steps: int) -> list[Any]:
+        rng, seen = np.random.default_rng(0), []
+        for step in range(steps):
+            self.optimizer.set_lr(0.01 * (step + 1))
+            tokens = rng.integers(0, 11, (3, 9))
+            x, y = self.k.stage(tokens[:, :-1], tokens[:, 1:])
+            with np.errstate(over="ignore", invalid="ignore"):  # on a GPU nobody warns
+                results = self.step(x, y)
+            seen.append([float(number) for number in results])
+        return seen
+
+    def state(self) -> Any:
+        optimizer = self.optimizer.state_dict()
+        arrays = {**self.model.state_dict(), **optimizer.pop("state")}
+        return {name: x.get().tobytes() for name, x in arrays.items()}, optimizer, self.scaler.state_dict()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_recorded_step_is_the_eager_one_bit_for_bit(gpu: Any, dtype: str) -> None:
+    """Learning rate, step count, masks of dropout, loss scale and skipped steps: all go on while nothing is called."""
+    results = []
+    for recorded in (False, True):
+        training = Training(gpu, dtype, recorded)
+        seen = training.run(EAGER_RUNS + 5)
+        results.append((seen, training.state(), default_generator.state_dict()))
+    assert repr(results[0]) == repr(results[1])  # where nan is nan
+    if dtype == "float16":
+        assert 0 < training.optimizer.step_count < EAGER_RUNS + 5  # some were skipped
+
+
+def test_the_function_is_called_until_it_is_recorded_and_no_more(gpu: Any) -> None:
+    calls, state = [], gpu.xp.zeros(2, np.float32)
+
+    def step(x: Any) -> Any:
+        calls.append(len(calls))
+        state[...] = state + x
+        return (state * 10,)
+
+    graph = gpu.record(step, draws)
+    results = [graph(gpu.asarray(np.full(2, i, np.float32)))[0].get().tolist() for i in range(1, EAGER_RUNS + 4)]
+    assert len(calls) == EAGER_RUNS + 1
+    assert results == [[10 * i * (i + 1) / 2] * 2 for i in range(1, EAGER_RUNS + 4)]
+    assert graph(gpu.asarray(np.zeros(2, np.float32)))[0] is graph.results[0]
+    with pytest.raises(ValueError, match=r"CUDA graph: made for arrays \[\(\(2,\), 'float32'\)\], called with"):
+        graph(gpu.asarray(np.zeros(3, np.float32)))
+
+
+def test_a_step_that_waits_for_the_gpu_cannot_be_recorded(gpu: Any) -> None:
+    graph = gpu.record(lambda x: (gpu.asarray(float(x.sum())),), draws)
+    x = gpu.asarray(np.ones(2, np.float32))
+    for _ in range(EAGER_RUNS):
+        graph(x)
+    with pytest.raises(RuntimeError, match="CUDA graph: the step cannot be recorded: .*not permitted when stream is"):
+        graph(x)
+    assert not gpu.graph_stream.is_capturing() and gpu.drawn is None
+    with pytest.raises(RuntimeError, match="CUDA graph"):  # and not half of one the next time
+        graph(x)
+
+
+def test_a_recorded_step_draws_masks_that_an_eager_one_would(gpu: Any) -> None:
+    """Also where others drew masks in between."""
+    ones = tg.ones((4, 8))
+
+    def step() -> Any:
+        return (tg.dropout(tg.dropout(ones, 0.5), 0.5).data,)
+
+    graph = gpu.record(step, draws)
+    for run in range(EAGER_RUNS + 4):
+        tg.manual_seed(run // EAGER_RUNS)  # the seed is baked in
+        default_generator.steps[Stream.DROPOUT] = 1000 * run
+        recorded = graph()[0].get()
+        if run < EAGER_RUNS + 1:
+            seed = run // EAGER_RUNS
+        tg.manual_seed(seed)
+        default_generator.steps[Stream.DROPOUT] = 1000 * run
+        np.testing.assert_array_equal(recorded, step()[0].get())
+        assert default_generator.steps[Stream.DROPOUT] == 1000 * run + 2
+
+
+def test_tables_of_addresses_are_uploaded_beside_the_recording(gpu: Any) -> None:
+    """And kept by the graph: a cache that is full would drop them."""
+    grads = [gpu.asarray(np.full(n, 2.0, np.float32)) for n in (3, 5)]
+    graph = gpu.record(lambda: (gpu.global_norm([x + 0 for x in grads]),), draws)
+    values = [float(graph()[0]) for _ in range(EAGER_RUNS + 2)]
+    assert values == pytest.approx([np.sqrt(8 * 4)] * (EAGER_RUNS + 2))
+    assert graph.tables and gpu.copy_stream.synchronized > 0
+
+
+def test_a_graph_needs_a_gpu() -> None:
+    with pytest.raises(BackendUnavailable, match="a CUDA graph needs a GPU, and numpy is not on one: choose the cupy"):
+        load("numpy").record(lambda: (), draws)
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_batches_take_turns_in_two_slots_and_nobody_overtakes(gpu: Any) -> None:
+    gpu._slots.clear()
+    stream, waited = FakeStream(), gpu.copy_stream.waited_for
+    waited.clear()
+    with stream:
+        batches = [gpu.stage(np.full((2, 3), i), np.full((2, 3), -i)) for i in range(5)]
+    assert all(isinstance(x, FakeArray) for batch in batches for x in batch)
+    assert [id(batch[0]) for batch in batches] == [id(batches[i % 2][0]) for i in range(5)]
+    assert batches[4][0].get().tolist() == [[4] * 3] * 2 and batches[3][1].get().tolist() == [[-3] * 3] * 2
+    # what is computed waits for each copy, and a copy for what was computed with the slot that it writes into
+    assert len(stream.waited_for) == 5 and {event.stream for event in stream.waited_for} == {gpu.copy_stream}
+    assert len(waited) == 3 and {event.stream for event in waited} == {stream}
+    assert stream.synchronized == 0
+
+
+def test_pinned_memory_is_written_into_only_when_it_was_read(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu._slots.clear()
+    seen: list[Any] = []
+    monkeypatch.setattr(FakeEvent, "synchronize", lambda event: seen.append(event))
+    events = []
+    for i in range(4):
+        gpu.stage(np.full(3, i))
+        events.append(next(iter(gpu._slots.values()))[-1].copied)
+    assert seen == events[:2]
+
+
+def test_shapes_have_slots_of_their_own(gpu: Any) -> None:
+    gpu._slots.clear()
+    for shape in ((2, 3), (3, 2), (2, 3)):
+        assert gpu.stage(np.ones(shape))[0].shape == shape
+    assert sorted(len(slots) for slots in gpu._slots.values()) == [1, 2]
+
+
+def test_on_a_cpu_a_batch_is_where_it_should_be() -> None:
+    x = np.arange(3)
+    (staged,) = load("numpy").stage(x)
+    assert staged is x
+    assert load("numpy").number(np.array(2.5, np.float32)) == 2.5
+
+
+def test_numbers_of_a_gpu_are_not_waited_for(gpu: Any) -> None:
+    x = gpu.xp.ones(())
+    assert gpu.number(x) is x
+    assert gpu.decide(x) is x and gpu.decide(True) is True
