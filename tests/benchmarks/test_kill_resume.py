@@ -1,0 +1,44 @@
+"""A few kills: a run that was killed ends with the bytes of one that never was."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kill_resume import MOMENTS, TEXT, Killed, compare, line_of
+
+TINY = [
+    "--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=8", "--batch-size=2", "--grad-accum=2", "--dropout=0.1",
+    "--eval-interval=4000", "--eval-iters=1", "--checkpoint-interval=25", "--threads=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_run_that_was_killed_is_the_same(backend: str, tmp_path: Path) -> None:
+    row = compare(backend, len(MOMENTS), 7, TINY, 400, tmp_path)
+    assert row["differs"] == []
+    assert row["passed_over"] == 0
+    assert [kill["moment"] for kill in row["kills"]] == list(MOMENTS)
+    assert "the same bytes" in line_of(row)
+
+
+def test_a_difference_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = Killed.finish
+
+    def finish_and_tamper(self: Killed) -> None:
+        finish(self)
+        if self.folder.name == "killed":
+            metrics = self.folder / "metrics.jsonl"
+            metrics.write_bytes(metrics.read_bytes().replace(b'"step": 9,', b'"step": 8,'))
+
+    monkeypatch.setattr(Killed, "finish", finish_and_tamper)
+    row = compare("numpy", 0, 7, TINY, 0, tmp_path)
+    assert row["differs"] == ["metrics.jsonl"]
+    assert "DIFFERENT: metrics.jsonl" in line_of(row)
+
+
+def test_a_run_that_ends_before_it_is_killed_is_no_proof(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    run = Killed(tmp_path / "run", "numpy", 1, TINY, random.Random(0))
+    with pytest.raises(RuntimeError, match="ended by itself with 0, before it was killed"):
+        run.kill("while saving")
