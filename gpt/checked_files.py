@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,7 @@ def verify(folder: Path, names: list[str]) -> None:
         expected = {name: (manifest[name]["bytes"], manifest[name]["sha256"]) for name in names}
     for name, (size, digest) in expected.items():
         with refusing(folder / name):
+            _require_file(folder / name)
             found = _fingerprint(folder / name)
             if found["bytes"] != size:
                 raise ValueError(f"damaged: {found['bytes']} bytes, and {size} were written")
@@ -69,18 +71,34 @@ def refusing(file: Path) -> Iterator[None]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; ValueError for anything else, for nan, and for an entry that is there twice."""
+    _require_file(path)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"larger than {MAX_JSON_BYTES} bytes, so it is none of ours")
     values = json.loads(
-        path.read_text(encoding="utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates
+        path.read_text(encoding="utf-8"),
+        parse_constant=_refuse_number,
+        parse_float=_finite,
+        object_pairs_hook=_without_duplicates,
     )
     if not isinstance(values, dict):
         raise ValueError("does not hold a JSON object")
     return values
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON's")
+def _require_file(path: Path) -> None:
+    """A pipe would never end, nor would /dev/zero."""
+    if path.exists() and not path.is_file():
+        raise ValueError("no ordinary file")
+
+
+def _refuse_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON's")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is too large for a number")
+    return value
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from gpt.checked_files import (
 )
 from gpt.config import GPTConfig, TrainConfig, UserError
 from gpt.model import GPT
+from gpt.pretrained import require_enough
 from gpt.step_folders import (
     clear_leftovers,
     folder_aside,
@@ -84,7 +85,7 @@ class Checkpoint:
         """Return the model, on the backend in use; UserError when the weights do not fit it."""
         config = self.state.model_config
         with refusing(self.path / MODEL):  # tg.nn.StateDictError is a ValueError
-            _refuse_misfit(self.weights, config)
+            require_enough(self.weights, config)
             model = GPT(config)
             model.load_state_dict(self.weights)
         return model
@@ -217,11 +218,11 @@ def load_checkpoint(path: str | Path, *, optimizer: bool = True) -> Checkpoint:
         state, scalars = _state_from_dict(raw), dict(raw["optimizer"])
         if step_of(folder) not in (None, state.step):
             raise ValueError(f"is of step {state.step}, and not of the step that its folder is named after")
-    weights = read_arrays(folder / MODEL)
+    weights = _read_floats(folder / MODEL)
     with refusing(folder / TOKENIZER):
         tokenizer = load_tokenizer(folder)
     if optimizer:
-        scalars["state"] = read_arrays(folder / OPTIMIZER)
+        scalars["state"] = _read_floats(folder / OPTIMIZER)
     return Checkpoint(folder, state, weights, tokenizer, scalars if optimizer else None)
 
 
@@ -256,13 +257,13 @@ def _is_step(path: Path) -> bool:
     return (path / MANIFEST).exists() or step_of(path) is not None
 
 
-def _refuse_misfit(weights: Arrays, config: GPTConfig) -> None:
-    """Before a model is built that no memory may be large enough for."""
-    for name, length in (("wte.weight", config.vocab_size), ("wpe.weight", config.block_size)):
-        if weights[name].shape != (length, config.n_embd):
-            raise ValueError(f"GPT: {name} has shape {weights[name].shape}, {(length, config.n_embd)} is needed")
-    if f"h.{config.n_layer - 1}.ln_1.weight" not in weights:
-        raise ValueError(f"has no weights for {config.n_layer} layers")
+def _read_floats(path: Path) -> Arrays:
+    arrays = read_arrays(path)
+    with refusing(path):
+        for name, array in arrays.items():
+            if array.dtype.kind != "f":
+                raise ValueError(f"{name} is {array.dtype}, not float32")
+    return arrays
 
 
 def _state_from_dict(raw: Mapping[str, Any]) -> RunState:

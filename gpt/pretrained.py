@@ -30,9 +30,11 @@ def load_gpt2_weights(path: str | Path, *, n_head: int | None = None) -> GPT:
     unless given. Raises ValueError, naming the file, for one that is no GPT-2, and OSError for one
     that cannot be read.
     """
-    weights = _to_our_names(_read(path))
     try:
-        model = GPT(_infer_config(weights, n_head))
+        weights = _to_our_names(_read(path))
+        config = _infer_config(weights, n_head)
+        require_enough(weights, config)
+        model = GPT(config)
         model.load_state_dict(weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -40,14 +42,25 @@ def load_gpt2_weights(path: str | Path, *, n_head: int | None = None) -> GPT:
     return model
 
 
+def require_enough(weights: Arrays, config: GPTConfig) -> None:
+    """Raise ValueError for a model of more numbers than there are, before one is built that no memory can hold."""
+    needed = 12 * config.n_layer * config.n_embd**2 + (config.vocab_size + config.block_size) * config.n_embd
+    there = sum(array.size for array in weights.values())
+    if there < needed:
+        raise ValueError(f"holds {there:,} numbers, and a model of that shape has {needed:,} in its matrices")
+
+
 def _read(path: str | Path) -> Arrays:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
+        raise ValueError(f"not a whole safetensors file: {error}") from error
 
 
 def _to_our_names(arrays: Arrays) -> Arrays:
+    for name, array in arrays.items():
+        if array.dtype.kind == "c":
+            raise ValueError(f"{name} is {array.dtype}, not real numbers")
     return {
         name.removeprefix("transformer."): np.ascontiguousarray(
             array.T if _TRANSPOSED.search(name) else array, dtype=np.float32
