@@ -421,6 +421,14 @@ class Backend:
             if master is not None:
                 p[...] = master
 
+    def communicator(self, group: Any) -> Any:
+        """The group of processes that arrays of this backend are exchanged by; group: one that exchanges the host's."""
+        return group
+
+    def numbers(self, values: list[Any]) -> list[float]:
+        """What `number` made of many arrays, as Python floats; a GPU is waited for once."""
+        return [float(x) for x in values]
+
     def number(self, x: Array) -> Any:
         """The only element of an array: a Python number, or on a GPU the array itself, so that nobody waits for it."""
         return x.item()

@@ -7,6 +7,7 @@ import numpy as np
 
 from tensorgrad.backend.base import Array
 from tensorgrad.backend.cupy.kernels import Kernels
+from tensorgrad.backend.cupy.nccl import NcclGroup
 
 SLOTS = 2  # batches on their way or in use: one is computed with while the next is copied
 
@@ -30,6 +31,15 @@ class Transfer(Kernels):
     @cached_property
     def _slots(self) -> dict[Any, list[Slot]]:
         return {}
+
+    def communicator(self, group: Any) -> Any:
+        """The same processes with a GPU each."""
+        return NcclGroup(self.xp, group) if group.size > 1 else group
+
+    def numbers(self, values: list[Any]) -> list[float]:
+        """Python floats of arrays on the GPU, which are gathered there and copied at once."""
+        arrays = [self.xp.asarray(x, "float64").reshape(()) for x in values]
+        return self.to_numpy(self.xp.stack(arrays)).tolist() if arrays else []
 
     def number(self, x: Array) -> Any:
         """The array itself: to know its number would be to wait for it."""
