@@ -11,20 +11,10 @@
 
 using Real = Wide<T>;
 
-// Half precision is rounded to 11 bits at most: the exponential and the division of the hardware are more exact.
-__device__ __forceinline__ Real exponential(Real x) {
-    if constexpr (sizeof(T) == 2) return __expf(x);
-    else return exp(x);
-}
-__device__ __forceinline__ Real divide(Real a, Real b) {
-    if constexpr (sizeof(T) == 2) return __fdividef(a, b);
-    else return a / b;
-}
-
 // Of the exponential of -|x|, so that nothing overflows and small results keep their digits.
 __device__ __forceinline__ Real logistic(Real x) {
-    const Real e = exponential(x < 0 ? x : -x);
-    return divide(x < 0 ? e : Real(1), 1 + e);
+    const Real e = exponential<T>(x < 0 ? x : -x);
+    return divide<T>(x < 0 ? e : Real(1), 1 + e);
 }
 
 struct Sigmoid {
@@ -46,7 +36,7 @@ struct Silu {
 struct Gelu {
     __device__ Real operator()(Real x) const { return Real(0.5) * x * (1 + erf(x * Real(0.70710678118654752))); }
     __device__ Real derivative(Real x) const {
-        const Real density = exponential(Real(-0.5) * x * x) * Real(0.39894228040143268);  // 1 / sqrt(2 pi)
+        const Real density = exponential<T>(Real(-0.5) * x * x) * Real(0.39894228040143268);  // 1 / sqrt(2 pi)
         return Real(0.5) * (1 + erf(x * Real(0.70710678118654752))) + x * density;
     }
 };

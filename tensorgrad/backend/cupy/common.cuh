@@ -38,9 +38,20 @@ template <> __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float
 template <> __device__ __forceinline__ float narrow<float>(float x) { return x; }
 template <> __device__ __forceinline__ double narrow<double>(double x) { return x; }
 
-// --- memory: N numbers in one instruction; the address is a multiple of their size ---------------------------------
+// Half precision is rounded to 11 bits at most: the exponential and the division of the hardware are more exact.
+template <typename Number> __device__ __forceinline__ Wide<Number> exponential(Wide<Number> x) {
+    if constexpr (sizeof(Number) == 2) return __expf(x);
+    else return exp(x);
+}
 
-template <typename Number, int N> struct alignas(sizeof(Number) * N) Vector {
+template <typename Number> __device__ __forceinline__ Wide<Number> divide(Wide<Number> a, Wide<Number> b) {
+    if constexpr (sizeof(Number) == 2) return __fdividef(a, b);
+    else return a / b;
+}
+
+// --- memory: N numbers at once; the address is a multiple of their size, or of 16 bytes if they are more ------------
+
+template <typename Number, int N> struct alignas(sizeof(Number) * N > 16 ? 16 : sizeof(Number) * N) Vector {
     Number at[N];
 };
 

@@ -20,8 +20,8 @@ struct Exponentials {
         Real highest = top;
         for (int j = 0; j < COUNT; ++j) highest = larger(highest, x[j]);
         if (highest == Real(-INFINITY)) return;  // nothing yet, and infinity less infinity is no number
-        Real sum = total * exp(top - highest);
-        for (int j = 0; j < COUNT; ++j) sum += exp(x[j] - highest);
+        Real sum = total * exponential<T>(top - highest);
+        for (int j = 0; j < COUNT; ++j) sum += exponential<T>(x[j] - highest);
         top = highest, total = sum;
     }
 };
@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy(
         }
     );
     const Real top = block_max(own.top, partial);
-    const Real total = block_sum(own.total == 0 ? Real(0) : own.total * exp(own.top - top), partial);
+    const Real total = block_sum(own.total == 0 ? Real(0) : own.total * exponential<T>(own.top - top), partial);
     const Real mean = smoothing > 0 ? block_sum(sum, partial) / n : Real(0);
     if (threadIdx.x > 0) return;
     const Real together = log(total) + top;
@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy_backward(
     const int target = kept ? class_of(targets[row], n) : -1;
     const Real dloss = kept ? dlosses[row] : Real(0), shift = lse[row], share = smoothing / n;
     const auto gradient = [&](Real logit, int i) {
-        return (exp(logit - shift) - share - (i == target ? 1 - smoothing : Real(0))) * dloss;
+        return (exponential<T>(logit - shift) - share - (i == target ? 1 - smoothing : Real(0))) * dloss;
     };
     Real part[N];
     over_row(

@@ -21,6 +21,7 @@ __device__ void forward(
 ) {
     const int lane = threadIdx.x % WARP;
     Real part[N], other[N], total = 0, squares = 0;
+    Wide<W> column[N];
     for (int i = lane * N; i < n; i += WARP * N) {
         load<N>(x + i, part);
         if (residual != nullptr) {
@@ -52,10 +53,12 @@ __device__ void forward(
         load<N>(row + i, part);
         for (int j = 0; j < N; ++j) part[j] = (part[j] - middle) * scale;
         if (weight != nullptr) {
-            for (int j = 0; j < N; ++j) part[j] *= Real(widen(weight[i + j]));
+            load<N>(weight + i, column);
+            for (int j = 0; j < N; ++j) part[j] *= Real(column[j]);
         }
         if (bias != nullptr) {
-            for (int j = 0; j < N; ++j) part[j] += Real(widen(bias[i + j]));
+            load<N>(bias + i, column);
+            for (int j = 0; j < N; ++j) part[j] += Real(column[j]);
         }
         store<N>(y + i, part);
     }
@@ -68,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) layer_norm(
     const long long row = (long long)blockIdx.x * WARPS + threadIdx.x / WARP, at = row * n;
     if (row >= rows) return;
     if (residual != nullptr) residual += at, sum += at;
-    if (aligned(n * sizeof(T), x, residual, sum, y))
+    if (aligned(n * sizeof(T), x, residual, sum, weight, bias, y))
         forward<PER_16_BYTES<T>, true>(x + at, residual, sum, weight, bias, y + at, mean + row, rstd + row, n, eps);
     else
         forward<1, true>(x + at, residual, sum, weight, bias, y + at, mean + row, rstd + row, n, eps);
@@ -83,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) rms_norm(
     if (residual != nullptr) residual += at, sum += at;
     const W* no_bias = nullptr;
     Real* no_mean = nullptr;
-    if (aligned(n * sizeof(T), x, residual, sum, y))
+    if (aligned(n * sizeof(T), x, residual, sum, weight, y))
         forward<PER_16_BYTES<T>, false>(x + at, residual, sum, weight, no_bias, y + at, no_mean, rrms + row, n, eps);
     else
         forward<1, false>(x + at, residual, sum, weight, no_bias, y + at, no_mean, rrms + row, n, eps);
@@ -96,13 +99,14 @@ __device__ void backward(
 ) {
     const int lane = threadIdx.x % WARP;
     Real g[N], xhat[N], other[N], total = 0, along = 0;
+    Wide<W> column[N];
     const auto read = [&](int i) {
         load<N>(dy + i, g);
         load<N>(x + i, xhat);
-        for (int j = 0; j < N; ++j) {
-            if (weight != nullptr) g[j] *= Real(widen(weight[i + j]));
-            xhat[j] = (xhat[j] - middle) * scale;
-        }
+        for (int j = 0; j < N; ++j) xhat[j] = (xhat[j] - middle) * scale;
+        if (weight == nullptr) return;
+        load<N>(weight + i, column);
+        for (int j = 0; j < N; ++j) g[j] *= Real(column[j]);
     };
     for (int i = lane * N; i < n; i += WARP * N) {
         read(i);
@@ -131,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) layer_norm_backward_x(
     const long long row = (long long)blockIdx.x * WARPS + threadIdx.x / WARP, at = row * n;
     if (row >= rows) return;
     if (dsum != nullptr) dsum += at;
-    if (aligned(n * sizeof(T), dy, x, dsum, dx))
+    if (aligned(n * sizeof(T), dy, x, weight, dsum, dx))
         backward<PER_16_BYTES<T>, true>(dy + at, x + at, weight, mean[row], rstd[row], dsum, dx + at, n);
     else
         backward<1, true>(dy + at, x + at, weight, mean[row], rstd[row], dsum, dx + at, n);
@@ -144,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) rms_norm_backward_x(
     const long long row = (long long)blockIdx.x * WARPS + threadIdx.x / WARP, at = row * n;
     if (row >= rows) return;
     if (dsum != nullptr) dsum += at;
-    if (aligned(n * sizeof(T), dy, x, dsum, dx))
+    if (aligned(n * sizeof(T), dy, x, weight, dsum, dx))
         backward<PER_16_BYTES<T>, false>(dy + at, x + at, weight, Real(0), rrms[row], dsum, dx + at, n);
     else
         backward<1, false>(dy + at, x + at, weight, Real(0), rrms[row], dsum, dx + at, n);

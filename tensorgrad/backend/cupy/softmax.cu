@@ -24,6 +24,12 @@ template <typename Function> __device__ void visit(const T* a, const T* b, int n
     );
 }
 
+// Write the numbers at a place of a row: all at once, or one.
+__device__ __forceinline__ void write(T* y, const Real (&x)[N], int count) {
+    if (count == N) store<N>(y, x);
+    else *y = narrow<T>(x[0]);
+}
+
 // The maximum of a row, and the sum of the exponentials of the distances from it.
 __device__ void top_and_sum(const T* x, int n, Real* partial, Real& top, Real& total) {
     top = -INFINITY;
@@ -33,7 +39,7 @@ __device__ void top_and_sum(const T* x, int n, Real* partial, Real& top, Real& t
     top = block_max(top, partial);
     total = 0;
     visit(x, x, n, [&](const Real* part, const Real*, int, int count) {
-        for (int j = 0; j < count; ++j) total += exp(part[j] - top);
+        for (int j = 0; j < count; ++j) total += exponential<T>(part[j] - top);
     });
     total = block_sum(total, partial);
 }
@@ -44,8 +50,10 @@ extern "C" __global__ void softmax(const T* __restrict__ x, T* __restrict__ y, i
     Real top, total;
     top_and_sum(x, n, partial, top, total);
     const Real scale = 1 / total;
+    Real out[N];
     visit(x, x, n, [&](const Real* part, const Real*, int i, int count) {
-        for (int j = 0; j < count; ++j) y[i + j] = narrow<T>(exp(part[j] - top) * scale);
+        for (int j = 0; j < count; ++j) out[j] = exponential<T>(part[j] - top) * scale;
+        write(y + i, out, count);
     });
 }
 
@@ -60,8 +68,10 @@ extern "C" __global__ void softmax_backward(
         for (int j = 0; j < count; ++j) along += gradient[j] * p[j];
     });
     along = block_sum(along, partial);
+    Real out[N];
     visit(dy, y, n, [&](const Real* gradient, const Real* p, int i, int count) {
-        for (int j = 0; j < count; ++j) dx[i + j] = narrow<T>(p[j] * (gradient[j] - along));
+        for (int j = 0; j < count; ++j) out[j] = p[j] * (gradient[j] - along);
+        write(dx + i, out, count);
     });
 }
 
@@ -71,8 +81,10 @@ extern "C" __global__ void log_softmax(const T* __restrict__ x, T* __restrict__ 
     Real top, total;
     top_and_sum(x, n, partial, top, total);
     const Real shift = log(total);
+    Real out[N];
     visit(x, x, n, [&](const Real* part, const Real*, int i, int count) {
-        for (int j = 0; j < count; ++j) y[i + j] = narrow<T>(part[j] - top - shift);
+        for (int j = 0; j < count; ++j) out[j] = part[j] - top - shift;
+        write(y + i, out, count);
     });
 }
 
@@ -87,7 +99,9 @@ extern "C" __global__ void log_softmax_backward(
         for (int j = 0; j < count; ++j) total += gradient[j];
     });
     total = block_sum(total, partial);
+    Real out[N];
     visit(dy, y, n, [&](const Real* gradient, const Real* log_p, int i, int count) {
-        for (int j = 0; j < count; ++j) dx[i + j] = narrow<T>(gradient[j] - exp(log_p[j]) * total);
+        for (int j = 0; j < count; ++j) out[j] = gradient[j] - exponential<T>(log_p[j]) * total;
+        write(dx + i, out, count);
     });
 }

@@ -1,0 +1,62 @@
+"""A GPT on the cupy backend, its kernels run on the CPU: the same losses and gradients as on NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from gpt.config import GPTConfig
+from gpt.model import GPT
+
+# sizes that are no multiples of a tile, and rows that do not begin at a multiple of 16 bytes
+CONFIG = GPTConfig(vocab_size=67, block_size=21, n_layer=2, n_head=2, n_embd=64, dropout=0.1, bias=True)
+
+
+def train(k: Any, dtype: str, steps: int) -> tuple[list[float], list[np.ndarray]]:
+    """The losses and norms of a few steps, and the gradients of the last."""
+    tg.manual_seed(1)
+    model = GPT(CONFIG).astype(dtype)
+    optimizer = tg.optim.AdamW(model.parameters(), lr=1e-2, master_weights=dtype != "float32")
+    figures: list[Any] = []
+    grads: list[np.ndarray] = []
+    for step in range(steps):
+        tokens = tg.Generator(3).integers(0, CONFIG.vocab_size, (2, 22), step=step)
+        _, loss = model(tokens[:, :-1], tokens[:, 1:])
+        assert loss is not None
+        loss.backward()
+        figures += [loss.detach(), tg.optim.clip_grad_norm(model.parameters(), 1.0)]
+        grads = [np.array(k.to_numpy(p.grad), np.float64) for p in model.parameters()]
+        optimizer.step()
+        optimizer.zero_grad()
+    return [float(x.item() if isinstance(x, tg.Tensor) else x) for x in figures], grads
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 3e-2), ("float16", 4e-3)])
+def test_training_is_that_of_numpy(gpu: Any, dtype: str, tolerance: float) -> None:
+    there, there_grads = train(gpu, dtype, 3)
+    with tg.use_backend("numpy") as plainly:
+        here, here_grads = train(plainly.backend, dtype, 3)
+    np.testing.assert_allclose(there, here, rtol=tolerance)
+    norm = np.sqrt(sum((g**2).sum() for g in here_grads))
+    for a, b in zip(there_grads, here_grads, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * norm)
+
+
+def test_no_step_waits_for_the_gpu(gpu: Any) -> None:
+    """From the tokens to the update nothing is copied to the host."""
+    tg.manual_seed(1)
+    model = GPT(CONFIG)
+    optimizer = tg.optim.AdamW(model.parameters(), lr=1e-2)
+    tokens = tg.Generator(3).integers(0, CONFIG.vocab_size, (2, 22))
+    for _ in range(2):
+        before = gpu.xp.copied_to_host
+        _, loss = model(tokens[:, :-1], tokens[:, 1:])
+        assert loss is not None
+        loss.backward()
+        tg.optim.clip_grad_norm(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert gpu.xp.copied_to_host == before
