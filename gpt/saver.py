@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -60,6 +61,16 @@ class Saver:
         self.wait()
         if self.run.saved_step != self.run.step:
             self.save(last=True)
+
+    @contextmanager
+    def saving_first(self) -> Iterator[None]:
+        """In a `with`, between two steps: an error of the user's ends the run, but not before it is saved."""
+        try:
+            yield
+        except UserError:
+            if self.run.step:
+                self.finish()
+            raise
 
     def wait(self) -> None:
         """Wait for the checkpoint that is being written; UserError where it went wrong and that is to stop the run."""

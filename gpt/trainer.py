@@ -55,7 +55,8 @@ def train(run: Run) -> int:
 
             # One draw for all micro-batches: together they are exactly the large batch.
             n_windows = config.batch_size * config.grad_accum
-            x, y = random_windows(data.tokens, data.block_size, n_windows, data.generator, run.step)
+            with saver.saving_first():  # where the data is gone or cut short, what was learnt from it is not lost
+                x, y = random_windows(data.tokens, data.block_size, n_windows, data.generator, run.step)
             rng = tg.random.default_generator.state_dict()
             compute = partial(accumulate_gradients, model, x, y, config.batch_size, scaler)
             loss = compute()

@@ -14,10 +14,12 @@ import pytest
 import tensorgrad as tg
 from gpt import checkpoint as checkpoint_module
 from gpt import saver as module
+from gpt import trainer
 from gpt.checkpoint import load_checkpoint
 from gpt.config import TrainConfig, UserError
+from gpt.flags import Arguments
 from gpt.metrics import METRICS, LineFile
-from gpt.run import Run, new_run
+from gpt.run import Run, make_run, new_run
 from gpt.saver import Saver
 from gpt.step_folders import steps_after
 from gpt.trainer import train
@@ -212,3 +214,27 @@ def test_a_full_disk_under_the_metrics_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written: No space left on device"):
         lines.write({"step": 1})
     lines.close()
+
+
+# --------------------------------------------------------------------------------------------------
+# Data that goes away
+
+
+def test_where_the_data_goes_away_what_was_learnt_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    train(small("whole"))
+    drawing = trainer.random_windows
+
+    def draw(*arguments: Any) -> Any:
+        if arguments[-1] == 7:
+            raise UserError("text.txt: changed while it was in use")
+        return drawing(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "random_windows", draw)
+        with pytest.raises(UserError, match="changed while it was in use"):
+            train(small("run"))
+    assert saved("run") == ["step-000005", "step-000007"]
+    train(make_run(Arguments(given={}, resume="run")))
+    for name in (checkpoint_module.MODEL, checkpoint_module.OPTIMIZER):
+        assert Path("run/step-000020", name).read_bytes() == Path("whole/step-000020", name).read_bytes()
+    assert Path("run", METRICS).read_bytes() == Path("whole", METRICS).read_bytes()
