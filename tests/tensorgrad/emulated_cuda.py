@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from fake_cublaslt import FakeCublasLt
 from fake_cupy import FakeCupy, do
+from numpy.lib.array_utils import byte_bounds
 
 import tensorgrad as tg
 from tensorgrad import backend
@@ -97,13 +98,21 @@ class EmulatingLauncher(RecordingLauncher):
 
 
 class GuardedMemory:
-    """Copies of arrays with NaN around them: what reads there computes NaN, and what writes there is caught."""
+    """Copies of the arrays with NaN around them: what reads there computes NaN, and what writes there is caught.
+
+    Views that interleave, as those of one packed array do, are copied together.
+    """
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        self.arrays = {(x.ctypes.data, x.nbytes): x.view(np.ndarray) for x in arrays if x.size}
-        spans = sorted(self.arrays)
-        apart = all(start + size <= after for (start, size), (after, _) in zip(spans, spans[1:], strict=False))
-        self.copies = {span: guarded(x) for span, x in self.arrays.items()} if apart else {}
+        self.spans: list[tuple[int, int]] = []
+        spans = {byte_bounds(x): x for x in arrays if x.size}
+        for start, end in sorted(spans):
+            if self.spans and start < self.spans[-1][1]:
+                start, end = self.spans[-1][0], max(end, self.spans.pop()[1])
+            self.spans.append((start, end))
+        self.copies = [guarded(span) for span in self.spans]
+        read_only = [span for span, x in spans.items() if not x.flags.writeable]
+        self.kept = [any(start <= a and b <= end for a, b in read_only) for start, end in self.spans]
 
     def argument(self, x: Any) -> np.ndarray:
         """The memory whose content is the argument itself: an address, or a number."""
@@ -111,25 +120,29 @@ class GuardedMemory:
             return np.zeros(1, np.uint64)
         if not isinstance(x, np.ndarray):
             return np.asarray([x])
-        copy = self.copies.get((x.ctypes.data, x.nbytes))
-        return np.asarray([x.ctypes.data if copy is None else copy.ctypes.data + GUARD], np.uint64)
+        at = x.ctypes.data
+        for (start, end), copy in zip(self.spans, self.copies, strict=True):
+            if start <= at < end and x.size:
+                at += copy.ctypes.data + GUARD - start
+                break
+        return np.asarray([at], np.uint64)
 
     def copy_back(self, kernel: str) -> None:
         """What the kernel wrote, into the arrays themselves."""
-        for span, copy in self.copies.items():
-            x = self.arrays[span]
+        for (start, end), copy, kept in zip(self.spans, self.copies, self.kept, strict=True):
             if not ((copy[:GUARD] == 255).all() and (copy[-GUARD:] == 255).all()):
-                raise RuntimeError(f"kernel {kernel}: wrote outside of an array of {x.shape}, {x.dtype}")
-            if x.flags.writeable:
-                x.reshape(-1).view(np.uint8)[...] = copy[GUARD:-GUARD]
+                raise RuntimeError(f"kernel {kernel}: wrote outside of an array of {end - start} bytes")
+            if not kept:
+                ctypes.memmove(start, copy.ctypes.data + GUARD, end - start)
 
 
-def guarded(x: np.ndarray) -> np.ndarray:
-    """The bytes of x between two guards, at an address that is aligned as that of x."""
-    whole = np.full(x.nbytes + 3 * GUARD, 255, np.uint8)
-    start = (x.ctypes.data - whole.ctypes.data) % GUARD
-    copy = whole[start : start + x.nbytes + 2 * GUARD]
-    copy[GUARD:-GUARD] = x.reshape(-1).view(np.uint8)
+def guarded(span: tuple[int, int]) -> np.ndarray:
+    """The bytes from one address to another between two guards, at an address that is aligned as the first."""
+    start, size = span[0], span[1] - span[0]
+    whole = np.full(size + 3 * GUARD, 255, np.uint8)
+    first = (start - whole.ctypes.data) % GUARD
+    copy = whole[first : first + size + 2 * GUARD]
+    ctypes.memmove(copy.ctypes.data + GUARD, start, size)
     return copy
 
 

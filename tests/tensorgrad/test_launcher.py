@@ -76,6 +76,14 @@ def test_arguments_that_do_not_fit(changes: dict[str, Any], message: str) -> Non
         RecordingLauncher().launch("scale", "scale", (2,), (64,), arguments(**changes), 0, HALF)
 
 
+def test_an_array_with_gaps_is_for_a_kernel_that_takes_its_strides(source: Path) -> None:
+    source.write_text('extern "C" __global__ void copy(const float* x, long long x_stride_b, float* y) {}')
+    gaps, whole = np.ones((10, 20), np.float32)[:, ::2], np.ones((10, 10), np.float32)
+    RecordingLauncher().launch("scale", "copy", (1,), (1,), (gaps, np.int64(20), whole))
+    with pytest.raises(TypeError, match="kernel copy: y .* is not contiguous"):
+        RecordingLauncher().launch("scale", "copy", (1,), (1,), (whole, np.int64(20), gaps))
+
+
 @pytest.mark.parametrize(
     ("kernel", "grid", "block", "message"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 
 from tensorgrad.backend.base import Array, Backend, BackendUnavailable
 from tensorgrad.backend.cupy.activation import Activation
+from tensorgrad.backend.cupy.attention import Attention
 from tensorgrad.backend.cupy.cross_entropy import CrossEntropy
 from tensorgrad.backend.cupy.driver import Allocator, first_line, why_no_gpu
 from tensorgrad.backend.cupy.embedding import Embedding
@@ -24,7 +25,7 @@ EXTRAS = 'pip install -e ".[cuda13]" (cuda12 for a driver of CUDA 12)'
 
 
 class CupyBackend(
-    Activation, CrossEntropy, Embedding, Graphs, Normalization, Products, RotaryEmbedding, Softmax, Transfer
+    Activation, Attention, CrossEntropy, Embedding, Graphs, Normalization, Products, RotaryEmbedding, Softmax, Transfer
 ):
     """Kernels over CuPy arrays."""
 

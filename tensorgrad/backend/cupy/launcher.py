@@ -43,7 +43,8 @@ class Launcher(Protocol):
     ) -> None:  # fmt: skip
         """Start `kernel` of the file `source`.cu with its macros `defines`.
 
-        grid, block: up to three sizes. args: contiguous arrays, or None for a null pointer, and NumPy scalars. shared:
+        grid, block: up to three sizes. args: arrays, contiguous unless the kernel takes strides, or None for a
+        null pointer, and NumPy scalars. shared:
         bytes of dynamic shared memory. Raises TypeError for arguments that do not fit the kernel's declaration.
         """
 
@@ -86,7 +87,11 @@ def read(source: str) -> str:
 
 
 def check_arguments(kernel: str, wanted: Sequence[Parameter], args: Sequence[Any]) -> None:
-    """Raise TypeError where arguments do not fit: their number, arrays or scalars, dtypes, contiguity."""
+    """Raise TypeError where arguments do not fit: their number, arrays or scalars, dtypes, contiguity.
+
+    An array x with gaps is for a kernel that takes its strides, as parameters called x_stride_...
+    """
+    strided = {parameter.name.partition("_stride_")[0] for parameter in wanted if "_stride_" in parameter.name}
     if len(args) != len(wanted):
         names = ", ".join(parameter.name for parameter in wanted)
         raise TypeError(f"kernel {kernel}: {len(args)} arguments for {len(wanted)} parameters ({names})")
@@ -98,7 +103,7 @@ def check_arguments(kernel: str, wanted: Sequence[Parameter], args: Sequence[Any
                 raise TypeError(f"kernel {kernel}: {parameter.name} is {x!r}, an array of {parameter.dtype} is needed")
             if x.dtype.name != parameter.dtype:
                 raise TypeError(f"kernel {kernel}: {parameter.name} has dtype {x.dtype}, not {parameter.dtype}")
-            if not x.flags.c_contiguous:
+            if not x.flags.c_contiguous and parameter.name not in strided:
                 raise TypeError(f"kernel {kernel}: {parameter.name} {x.shape} is not contiguous")
         elif not isinstance(x, np.generic) or x.dtype.name != parameter.dtype:
             raise TypeError(f"kernel {kernel}: {parameter.name} is {x!r}, a NumPy {parameter.dtype} is needed")

@@ -48,9 +48,12 @@ template <int COUNT, bool TRANSPOSED> inline void ldmatrix(Register (&to)[COUNT]
     }
 }
 
-// 16 bytes from global to shared memory, there after cp_async_wait and a barrier; zeros where not `wanted`.
+// 16 or 4 bytes from global to shared memory, there after cp_async_wait and a barrier; zeros where not `wanted`.
 inline void cp_async_16(void* shared, const void* global, bool wanted = true) {
     emulation::copy_later(shared, wanted ? global : nullptr, 16);
+}
+inline void cp_async_4(void* shared, const void* global, bool wanted = true) {
+    emulation::copy_later(shared, wanted ? global : nullptr, 4);
 }
 inline void cp_async_commit() { emulation::close_group(); }
 template <int PENDING> inline void cp_async_wait() { emulation::finish_groups(PENDING); }
@@ -109,6 +112,10 @@ __device__ __forceinline__ void ldmatrix(Register (&to)[COUNT], const void* row)
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool wanted = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(shared_address(shared)), "l"(global), "r"(wanted ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool wanted = true) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(wanted ? 4 : 0) : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING> __device__ __forceinline__ void cp_async_wait() {

@@ -1,0 +1,159 @@
+// Attention of a few queries over many keys, as text is written with a cache of keys and values.
+//
+// There is nothing to multiply that would not first have to be read, so this is about reading keys and values once and
+// fast. One query alone would keep one multiprocessor busy; so the keys are cut into parts, a thread block for each
+// (Dao et al. 2023, "Flash-Decoding"). A key is read by a few neighbouring lanes, 16 bytes each, which share the sum of
+// its score; every such group of lanes carries its own top, sum and y along, as in attention_forward.cu, and at the end
+// they are merged: over the warp, over the warps, over the parts. Who merges the parts is the block that comes last, but
+// the order in which it adds them up is always the same, and so are the bits.
+//
+// A mask says which keys may be seen, where the rows of a batch hold texts of different lengths.
+#include "common.cuh"
+
+constexpr int WARPS = 4, THREADS = WARP * WARPS;
+constexpr int PIECE = PER_16_BYTES<T>;  // numbers that a lane reads at a time
+__host__ __device__ constexpr int lanes_for(int pieces) { return pieces <= 1 ? 1 : 2 * lanes_for((pieces + 1) / 2); }
+constexpr int LANES = lanes_for(HEAD / PIECE), GROUPS = WARP / LANES;  // lanes of a key, keys of a warp
+constexpr int AHEAD = 4;  // keys that a lane asks for before it works on the first of them
+constexpr float LOG2_E = 1.4426950408889634f;
+
+// What is known after some of the keys, with exponents of 2: y and sum are to be multiplied by 2^top.
+struct State {
+    float top, sum, y[PIECE];
+};
+
+__device__ __forceinline__ float weight(float top, float whole) { return top == -INFINITY ? 0 : exp2f(top - whole); }
+
+__device__ __forceinline__ void merge(State& a, const State& b) {
+    const float top = fmaxf(a.top, b.top), of_a = weight(a.top, top), of_b = weight(b.top, top);
+    a.top = top;
+    a.sum = a.sum * of_a + b.sum * of_b;
+#pragma unroll
+    for (int i = 0; i < PIECE; ++i) a.y[i] = a.y[i] * of_a + b.y[i] * of_b;
+}
+
+// AHEAD keys, from `first` on, `step` apart: all are read before the first of them is worked on. Those at `end` and
+// behind, and those that the mask hides, are not read at all.
+__device__ __forceinline__ void add_keys(
+    State& state, const float (&q)[PIECE], const T* key, long long key_stride_t, const T* v, long long v_stride_t,
+    const bool* mask, long long mask_stride_s, int first, int step, int end, bool inside
+) {
+    float keys[AHEAD][PIECE] = {}, values[AHEAD][PIECE] = {}, s[AHEAD], top = state.top;
+    bool seen[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+        const long long at = first + i * step;
+        seen[i] = at < end && (mask == nullptr || mask[at * mask_stride_s]);
+        if (!seen[i] || !inside) continue;
+        load<PIECE>(key + at * key_stride_t, keys[i]);
+        load<PIECE>(v + at * v_stride_t, values[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+        s[i] = 0;
+#pragma unroll
+        for (int j = 0; j < PIECE; ++j) s[i] = fmaf(q[j], keys[i][j], s[i]);
+#pragma unroll
+        for (int distance = LANES / 2; distance > 0; distance /= 2)
+            s[i] += __shfl_xor_sync(ALL_LANES, s[i], distance);
+        if (!seen[i]) s[i] = -INFINITY;
+        top = fmaxf(top, s[i]);
+    }
+    const float shrink = weight(state.top, top);
+    state.top = top;
+    state.sum *= shrink;
+#pragma unroll
+    for (int j = 0; j < PIECE; ++j) state.y[j] *= shrink;
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+        const float p = weight(s[i], top);
+        state.sum += p;
+#pragma unroll
+        for (int j = 0; j < PIECE; ++j) state.y[j] = fmaf(p, values[i][j], state.y[j]);
+    }
+}
+
+// Merge the groups of a warp, then the warps of the block: the first LANES threads get the result.
+__device__ __forceinline__ State merge_block(State state, State* states) {
+#pragma unroll
+    for (int distance = LANES; distance < WARP; distance *= 2) {
+        State other;
+        other.top = __shfl_xor_sync(ALL_LANES, state.top, distance);
+        other.sum = __shfl_xor_sync(ALL_LANES, state.sum, distance);
+#pragma unroll
+        for (int i = 0; i < PIECE; ++i) other.y[i] = __shfl_xor_sync(ALL_LANES, state.y[i], distance);
+        merge(state, other);
+    }
+    const int lane = threadIdx.x % WARP;
+    if (lane < LANES) states[threadIdx.x / WARP * LANES + lane] = state;
+    __syncthreads();
+    if (threadIdx.x >= LANES) return state;
+    state = states[lane];
+    for (int warp = 1; warp < WARPS; ++warp) merge(state, states[warp * LANES + lane]);
+    return state;
+}
+
+// q, y (B, H, T, D) and key, v (B, G, S, D), with strides in numbers, D and all rows in pieces of 16 bytes, and mask
+// (B, H, T, S), which may be null -> y, and lse (B, H, T). grid: (B * H * T, parts of part_size keys). parts: scratch,
+// (B * H * T, parts, 2 + HEAD); n_done: a counter for each of B * H * T, at 0 before and after.
+extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
+    const T* q, long long q_stride_b, long long q_stride_h, long long q_stride_t,
+    const T* key, long long key_stride_b, long long key_stride_h, long long key_stride_t,
+    const T* v, long long v_stride_b, long long v_stride_h, long long v_stride_t,
+    T* y, long long y_stride_b, long long y_stride_h, long long y_stride_t,
+    const bool* mask, long long mask_stride_b, long long mask_stride_h, long long mask_stride_t, long long mask_stride_s,
+    float* lse, float* parts, unsigned* n_done, int n_head, int n_group, int n_query, int n_key, int d, int causal,
+    float scale, int part_size
+) {
+    __shared__ State states[WARPS * LANES];
+    __shared__ bool last;
+    const int row = blockIdx.x, b = row / n_query / n_head, h = row / n_query % n_head, t = row % n_query;
+    const int g = h / (n_head / n_group), lane = threadIdx.x % WARP, column = lane % LANES * PIECE;
+    const bool inside = column < d;
+    key += b * key_stride_b + g * key_stride_h + column;
+    v += b * v_stride_b + g * v_stride_h + column;
+    if (mask != nullptr) mask += b * mask_stride_b + h * mask_stride_h + t * mask_stride_t;
+    const int n_seen = causal ? min(n_key, max(0, t + 1 + n_key - n_query)) : n_key;
+    const int end = min(n_seen, (int)(blockIdx.y + 1) * part_size);
+
+    float own[PIECE] = {};
+    if (inside) load<PIECE>(q + b * q_stride_b + h * q_stride_h + t * q_stride_t + column, own);
+#pragma unroll
+    for (int i = 0; i < PIECE; ++i) own[i] *= scale * LOG2_E;
+    State state = {-INFINITY, 0, {}};
+    constexpr int STEP = WARPS * GROUPS;  // keys that the block reads at a time
+    const int offset = threadIdx.x / WARP * GROUPS + lane / LANES;
+    for (int first = blockIdx.y * part_size; first < end; first += AHEAD * STEP)
+        add_keys(state, own, key, key_stride_t, v, v_stride_t, mask, mask_stride_s, first + offset, STEP, end, inside);
+    state = merge_block(state, states);
+
+    const unsigned n_parts = gridDim.y;
+    if (n_parts > 1) {
+        float* mine = parts + ((long long)row * n_parts + blockIdx.y) * (2 + HEAD);
+        if (threadIdx.x < LANES && inside) {
+            if (threadIdx.x == 0) mine[0] = state.top, mine[1] = state.sum;
+#pragma unroll
+            for (int i = 0; i < PIECE; ++i) mine[2 + column + i] = state.y[i];
+        }
+        __threadfence();  // what was written is there for whoever sees the counter go up
+        __syncthreads();
+        if (threadIdx.x == 0) last = atomicInc(n_done + row, n_parts - 1) == n_parts - 1;
+        __syncthreads();
+        if (!last || threadIdx.x >= LANES) return;
+        __threadfence();
+        state = {-INFINITY, 0, {}};
+        for (unsigned part = 0; part < n_parts; ++part) {
+            const float* from = parts + ((long long)row * n_parts + part) * (2 + HEAD);
+            State other = {__ldcg(from), __ldcg(from + 1), {}};
+#pragma unroll
+            for (int i = 0; i < PIECE; ++i) other.y[i] = inside ? __ldcg(from + 2 + column + i) : 0;
+            merge(state, other);
+        }
+    }
+    if (threadIdx.x >= LANES) return;
+    if (threadIdx.x == 0) lse[row] = state.sum > 0 ? state.top / LOG2_E + logf(state.sum) : -INFINITY;
+    const float factor = state.sum > 0 ? 1 / state.sum : 0;  // a query that saw nothing: zeros
+#pragma unroll
+    for (int i = 0; i < PIECE; ++i) state.y[i] *= factor;
+    if (inside) store<PIECE>(y + b * y_stride_b + h * y_stride_h + t * y_stride_t + column, state.y);
+}
