@@ -26,6 +26,8 @@ def main() -> int:
         status = train(run)
     except MemoryError as error:
         raise out_of_memory(error, run.config.batch_size, run.config.grad_accum) from error
+    if run.group.rank:  # the first process of the group says what there is to say
+        return status
     if status:
         print(f"Stopped after step {run.step}. To go on: python train.py --resume {run.folder}")
     else:

@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 import tensorgrad as tg
 from gpt.config import UserError, nearest
 from gpt.tokenizer_errors import TokenizerError
+from tensorgrad.distributed import world
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
@@ -44,7 +46,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message alone, without the usage that would bury it."""
-        self.exit(EXIT_ERROR, error_line(self.prog, message))
+        # All processes of a group have the same flags, so one of them is enough to say so.
+        self.exit(EXIT_ERROR, None if world().rank else error_line(self.prog, message))
 
     def flags(self) -> list[str]:
         """Return every long flag."""
@@ -104,6 +107,9 @@ def use_backend(name: str, threads: int | None, dtype: str = "float32") -> str:
 
     Raises UserError for a dtype that it cannot compute in.
     """
+    group = world()
+    if threads is None and group.size > 1:
+        threads = group.threads()
     if threads is not None:
         with user_errors():
             tg.set_num_threads(threads)
@@ -125,32 +131,52 @@ def run(main: Callable[[], int], prog: str | None = None) -> int:
     A mistake of the user (UserError, a text that the tokenizer cannot take, a backend that cannot
     run here, a file that cannot be read or written) and memory that runs out become one line on
     stderr and status 2; Ctrl-C ends with 130, a closed pipe with 141, both quietly. Anything else
-    is a bug, and keeps its traceback.
+    is a bug, and keeps its traceback. Of the processes that mpirun started the first alone prints
+    on stdout, and an error of one ends all.
     """
     prog = prog or Path(sys.argv[0]).name
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show every character
     try:
-        status = main()
-        sys.stdout.flush()  # here, where a closed pipe is still ours to catch
-        return status
-    except (UserError, TokenizerError, tg.BackendUnavailable) as error:
+        group = world()
+    except tg.BackendUnavailable as error:
         sys.stderr.write(error_line(prog, str(error)))
         return EXIT_ERROR
+    if group.rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for good
+    status, message = _outcome(main)
+    if message and group.rank:
+        time.sleep(GRACE)
+        message = f"process {group.rank} of {group.size}: {message}"
+    if message:
+        sys.stderr.write(error_line(prog, message))
+    if group.size > 1 and (message or status == EXIT_PIPE_CLOSED):
+        group.abort(status)
+    return status
+
+
+GRACE = 1.0  # seconds: most mistakes are everybody's, so the first process may say them, and end all, before others do
+
+
+def _outcome(main: Callable[[], int]) -> tuple[int, str]:
+    """Return the exit status of main, and the error that it ended with, if there is one to be told."""
+    try:
+        status = main()
+        sys.stdout.flush()  # here, where a closed pipe is still ours to catch
+        return status, ""
+    except (UserError, TokenizerError, tg.BackendUnavailable) as error:
+        return EXIT_ERROR, str(error)
     except MemoryError as error:
-        what = str(error) or "out of memory"
-        sys.stderr.write(error_line(prog, f"{what}; a smaller batch, window or model needs less"))
-        return EXIT_ERROR
+        return EXIT_ERROR, f"{str(error) or 'out of memory'}; a smaller batch, window or model needs less"
     except KeyboardInterrupt:
         sys.stderr.write("\n")
-        return EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED, ""
     except BrokenPipeError:
-        return EXIT_PIPE_CLOSED
+        return EXIT_PIPE_CLOSED, ""
     except OSError as error:
         if error.filename is None:
             raise
-        sys.stderr.write(error_line(prog, f"{error.filename}: {error.strerror}"))
-        return EXIT_ERROR
+        return EXIT_ERROR, f"{error.filename}: {error.strerror}"
 
 
 def out_of_memory(error: MemoryError, batch_size: int, grad_accum: int) -> UserError:

@@ -83,6 +83,8 @@ class NonFiniteSteps:
         self.saver.wait()  # the disk is for one at a time
         run = self.run
         target = run.folder / f"nonfinite-{run.step + 1:06d}"
+        if run.group.rank:  # the first process of the group writes it
+            return target
         state = replace(state_of(run), rng=rng)
         snapshot = Snapshot.take(state, run.model, run.optimizer, run.tokenizer, copy=False)
         write_folder(target, snapshot, {BATCH: dict(zip("xy", batch, strict=True))})

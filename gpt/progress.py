@@ -97,3 +97,22 @@ def notebook_bar(**options: Any) -> Any:
         return notebook_tqdm(**options)
     except ImportError:
         return tqdm(**options)
+
+
+class Unseen(Progress):
+    """What a process of a group has that leaves showing and writing to another."""
+
+    def __init__(self) -> None:
+        pass
+
+    def step(self, step: int, *, tokens_per_s: int, **figures: Any) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def __exit__(self, *error: object) -> None:
+        pass

@@ -41,6 +41,7 @@ from gpt.tokenizer import (
     Tokenizer,
     TokenizerError,
 )
+from tensorgrad.distributed import Communicator, world
 
 BPE_VOCAB_SIZE = 4096
 LIBRARIES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # of the loggers, each an extra of its name
@@ -66,6 +67,8 @@ class Run:
     resumed_from: Path | None = None  # the folder of the run that this one goes on with
     passed_over: PassedOver = field(default_factory=list)  # newer checkpoints, which are broken
     scaler: tg.amp.GradScaler = field(default_factory=lambda: tg.amp.GradScaler(enabled=False))
+    # The processes that train together, of which the first one writes.
+    group: Communicator = field(default_factory=lambda: tg.get_backend().communicator(world()))
 
     @cached_property
     def data_sha256(self) -> str:
@@ -83,6 +86,13 @@ def make_run(arguments: Arguments) -> Run:
     Raises UserError for whatever is wrong with the arguments, the data or the checkpoint, and has
     then written nothing: the folder comes last.
     """
+    run = _make_run(arguments)
+    if run.group.size > 1:
+        _refuse_disagreement(run)
+    return run
+
+
+def _make_run(arguments: Arguments) -> Run:
     init_from = arguments.given.get("init_from")
     if arguments.resume is not None:
         if init_from is not None:
@@ -112,7 +122,7 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
     if config.half:
         model.astype(config.dtype)  # what this rounds off is lost; from here on, the master weights keep it
     optimizer, scaler = make_optimizer(model, config), make_scaler(config)
-    folder = make_folder(Path(config.out)) if config.out else make_unique_folder(config)
+    folder = _new_folder(config)
     return Run(config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, scaler=scaler)
 
 
@@ -145,6 +155,24 @@ def resumed_run(arguments: Arguments) -> Run:
         raise UserError(f"data {config.data!r} is not the text that {folder} was trained on")
     make_folder(folder)
     return run
+
+
+def _new_folder(config: TrainConfig) -> Path:
+    if world().rank:  # the first process of the group makes it
+        return Path(config.out or CHECKPOINTS)
+    return make_folder(Path(config.out)) if config.out else make_unique_folder(config)
+
+
+def _refuse_disagreement(run: Run) -> None:
+    """Wait until every process of the group has its run, and raise UserError where they are not one and the same."""
+    size, batch = run.group.size, run.config.batch_size
+    if batch % size:
+        raise UserError(f"batch_size {batch}: {size} processes cannot share it equally; give a multiple of {size}")
+    known = run.group.gather([run.step, int(run.data_sha256[:12], 16), run.model.num_params()])
+    for name, column in zip(("steps done", "data", "model"), known.T, strict=True):
+        for rank, value in enumerate(column):
+            if value != column[0]:
+                raise UserError(f"{name}: process {rank} has others than process 0; all need the same files and flags")
 
 
 def _place_to_resume(path: str | None, out: str | None) -> Path:
@@ -230,6 +258,9 @@ def claimed_folder(run: Run) -> Iterator[None]:
 
     Raises UserError, with nothing changed, where another process writes there, or did since the run was made.
     """
+    if run.group.rank:  # the first process of the group holds it
+        yield
+        return
     with FolderLock(run.folder):
         if run.resumed_from is None or not is_same(run.folder, run.resumed_from):
             refuse_used(run.folder)

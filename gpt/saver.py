@@ -36,6 +36,9 @@ class Saver:
     def save(self, *, last: bool = False) -> None:
         """Save where the run stands. The last checkpoint of a run is written before this returns."""
         run = self.run
+        if run.group.rank:  # the first process of the group has all that this one has
+            run.saved_step = run.step
+            return
         self.wait()
         self.progress.sync()  # a checkpoint is not to know of steps that the metrics have lost
         background = run.config.async_save and not last

@@ -8,6 +8,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+from tensorgrad.distributed import Communicator
+
 NOTE = "\nfinishing this step and saving; once more stops at once\n"
 
 
@@ -20,6 +22,12 @@ class StopSignals:
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[int, Any] = {}
+
+    def anywhere(self, group: Communicator) -> int:
+        """The number of the signal that any process of the group has received: the same for all of them."""
+        if group.size == 1:
+            return self.received
+        return int(group.gather([self.received]).max())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number

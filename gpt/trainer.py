@@ -16,10 +16,11 @@ from gpt.evaluate import estimate_loss
 from gpt.model import GPT
 from gpt.nonfinite import NonFiniteSteps
 from gpt.observers import make_observers
-from gpt.progress import Progress
+from gpt.progress import Progress, Unseen
 from gpt.run import Run, claimed_folder
 from gpt.saver import Saver
 from gpt.signals import StopSignals
+from tensorgrad.distributed import ALONE, GradientReducer
 
 UNSCALED = tg.amp.GradScaler(enabled=False)
 
@@ -32,34 +33,36 @@ def train(run: Run) -> int:
     """
     config, model, optimizer, scaler = run.config, run.model, run.optimizer, run.scaler
     parameters = list(model.parameters())
-    data = run.train_loader
+    data, group = run.train_loader, run.group
+    prepare_group(run, parameters)
+    reducer = GradientReducer(parameters, group)
     model.train()
     model.recompute = config.recompute
     with (
         claimed_folder(run),
         StopSignals() as stop,
-        Progress(
-            run.folder, step=run.step, max_iters=config.max_iters, patient=config.on_save_error == "continue"
-        ) as progress,
+        make_progress(run) as progress,
         Saver(run, progress) as saver,
         np.errstate(all="ignore"),  # every step is looked at, and what is wrong with it said
     ):
         nonfinite = NonFiniteSteps(run, saver)
-        write_config(run.folder, config)
-        progress.observers = make_observers(run, progress.say)
-        while run.step < config.max_iters and not stop.received:
+        if not group.rank:
+            write_config(run.folder, config)
+            progress.observers = make_observers(run, progress.say)
+        stopped = 0
+        while run.step < config.max_iters and not (stopped := stop.anywhere(group)):
             started = time.perf_counter()
             lr = learning_rate(config, run.step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            for options in optimizer.param_groups:
+                options["lr"] = lr
 
-            # One draw for all micro-batches: together they are exactly the large batch.
+            # One draw for all micro-batches and processes: together they are exactly the large batch.
             n_windows = config.batch_size * config.grad_accum
             with saver.saving_first():  # where the data is gone or cut short, what was learnt from it is not lost
                 x, y = random_windows(data.tokens, data.block_size, n_windows, data.generator, run.step)
             rng = tg.random.default_generator.state_dict()
-            compute = partial(accumulate_gradients, model, x, y, config.batch_size, scaler)
-            loss = compute()
+            compute = partial(accumulate_gradients, model, x, y, config.batch_size // group.size, scaler)
+            loss = compute(reducer)
             scaler.unscale_(optimizer)
             ratios = {"ratios": gradient_ratios(model)} if config.log_ratios else {}
             grad_norm = tg.optim.clip_grad_norm(parameters, config.grad_clip or math.inf)
@@ -81,27 +84,54 @@ def train(run: Run) -> int:
             if checkpoint_is_due(run):
                 saver.save()
         saver.finish()
-    return 128 + stop.received if stop.received and run.step < config.max_iters else 0
+    return 128 + stopped if stopped and run.step < config.max_iters else 0
+
+
+def prepare_group(run: Run, parameters: list[tg.Tensor]) -> None:
+    """Let every process of the group begin with the weights of the first, and draw dropout's masks of its own."""
+    if run.group.size > 1:
+        for p in parameters:
+            run.group.broadcast(p.data)
+        tg.random.default_generator.seed = (run.config.seed + run.group.rank) % 2**64
+
+
+def make_progress(run: Run) -> Progress:
+    """Return what shows and writes how the run goes: in a group, the first process's affair."""
+    if run.group.rank:
+        return Unseen()
+    patient = run.config.on_save_error == "continue"
+    return Progress(run.folder, step=run.step, max_iters=run.config.max_iters, patient=patient)
 
 
 def accumulate_gradients(
-    model: GPT, x: Array, y: Array, batch_size: int, scaler: tg.amp.GradScaler = UNSCALED
+    model: GPT,
+    x: Array,
+    y: Array,
+    batch_size: int,
+    scaler: tg.amp.GradScaler = UNSCALED,
+    reducer: GradientReducer | None = None,
 ) -> float:
     """Add the gradient of the mean loss over all windows to the parameters, in parts of batch_size; return the loss.
 
     x, y (n, T): what fits in memory is a part, and the parts together are exactly the large batch. Only dropout's
-    masks are not those of the large batch: each part draws its own.
+    masks are not those of the large batch: each part draws its own. With a reducer every process of its group computes
+    its share of the windows, and has the loss and gradients of all.
     """
-    n_windows = len(x)
-    loss = 0.0
-    for i in range(0, n_windows, batch_size):
+    group = ALONE if reducer is None else reducer.group
+    n_windows, loss = len(x), 0.0
+    first, last = (n_windows * rank // group.size for rank in (group.rank, group.rank + 1))
+    for i in range(first, last, batch_size):
         part = slice(i, i + batch_size)
+        on_gradient = reducer.on_gradient if reducer is not None and i + batch_size == last else None
         # The loss alone: the logits, by far the largest array, are not to live on.
         with scaler.overflowing():
             part_loss = model(x[part], y[part])[1] / (n_windows // batch_size)
-            scaler.scale(part_loss).backward()  # adds to the gradients that are there
+            scaler.scale(part_loss).backward(on_gradient=on_gradient)  # adds to the gradients that are there
         loss += part_loss.item()
-    return loss
+    if reducer is None or group.size == 1:
+        return loss
+    reducer.wait()
+    return float(group.gather([loss]).sum())
 
 
 def gradient_ratios(model: GPT) -> dict[str, float]:
@@ -126,7 +156,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def validate(run: Run) -> float:
     """Return the estimated validation loss, and remember the best."""
-    loss = estimate_loss(run.model, run.val_loader, run.config.eval_iters)
+    loss = estimate_loss(run.model, run.val_loader, run.config.eval_iters, run.group)
     if math.isfinite(loss) and (run.best_val_loss is None or loss < run.best_val_loss):
         run.best_val_loss, run.best_step = loss, run.step
     return loss

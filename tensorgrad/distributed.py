@@ -1,15 +1,18 @@
 """Training in several processes at once: each has the whole model and takes its rows of every batch.
 
-group = world()                              # alone, or one of those that mpirun started
-reducer = GradientReducer(model.parameters(), group)
-loss.backward(on_gradient=reducer.on_gradient)  # what is complete is added up while backward goes on
-reducer.wait()                               # every .grad is the sum over all processes, the same on all
-optimizer.step()
+    group = world()  # alone, or those that mpirun started
+    reducer = GradientReducer(model.parameters(), group)
+    loss.backward(on_gradient=reducer.on_gradient)  # what is complete is added up while backward goes on
+    reducer.wait()  # every .grad is the sum over all processes, the same on all
+    optimizer.step()
+
+In a group of one nothing of this does anything.
 """
 
 import functools
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -19,6 +22,7 @@ import numpy as np
 
 from tensorgrad.autograd import Leaf
 from tensorgrad.backend import Array, BackendUnavailable, backend_of
+from tensorgrad.backend.numpy import cpu_count
 from tensorgrad.tensor import Tensor
 
 BUCKET_BYTES = 2**22  # gradients sent together: large enough to be fast, small enough to begin early
@@ -60,9 +64,16 @@ class Communicator:
     def barrier(self) -> None:
         """Wait until every process has come here."""
 
+    def threads(self) -> int:
+        """Return how many threads each process may take, so that those of one machine do not crowd each other."""
+        return cpu_count()
+
     def abort(self, status: int) -> NoReturn:
         """End every process of the group, with that exit status: for errors of one, which others would wait for."""
         sys.exit(status)
+
+
+ALONE = Communicator()
 
 
 class _Done:
@@ -98,7 +109,7 @@ class MPICommunicator(Communicator):
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         """See `Communicator.broadcast`."""
-        self.comm.Bcast(array, root)
+        self.comm.Bcast(array.reshape(-1).view(np.uint8), root)  # bytes: MPI has no bfloat16
 
     def gather(self, values: Sequence[float]) -> Any:
         """See `Communicator.gather`."""
@@ -111,12 +122,23 @@ class MPICommunicator(Communicator):
         """See `Communicator.barrier`."""
         self.comm.Barrier()
 
+    def threads(self) -> int:
+        """See `Communicator.threads`."""
+        from mpi4py import MPI
+
+        local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        first_cores = local.allgather(min(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else [0]
+        n_sharing: int = local.Get_size() if len(set(first_cores)) == 1 else 1  # otherwise each is bound to its own
+        local.Free()
+        return max(1, cpu_count() // n_sharing)
+
     def abort(self, status: int) -> NoReturn:
         """See `Communicator.abort`."""
         sys.stdout.flush()
         sys.stderr.flush()
+        time.sleep(0.3)  # mpirun may throw away what it has not passed on by then
         self.comm.Abort(status)
-        raise AssertionError("MPI_Abort does not return")
+        os._exit(status)  # some MPIs come back from there, for as long as it takes them to end the others
 
 
 class _Request:
@@ -135,7 +157,7 @@ def world() -> Communicator:
     others would wait for without end. Raises BackendUnavailable where mpi4py is missing or is of another MPI.
     """
     if not any(name in os.environ for name in LAUNCHED_BY):
-        return Communicator()
+        return ALONE
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: there is no library of MPI to load
@@ -150,7 +172,7 @@ def world() -> Communicator:
             f"which uses {MPI.Get_library_version().split(',')[0].splitlines()[0]}"
         )
     if group.size == 1:
-        return Communicator()
+        return ALONE
     sys.excepthook = functools.partial(_abort_all, group)
     return group
 

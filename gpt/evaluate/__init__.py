@@ -10,6 +10,7 @@ import numpy as np
 import tensorgrad as tg
 from gpt.data.loaders import DataLoader, Tokens, windows
 from gpt.model import GPT
+from tensorgrad.distributed import ALONE, Communicator
 
 
 def evaluate(model: GPT, tokens: Tokens, block_size: int | None = None, batch_size: int = 64) -> float:
@@ -36,14 +37,17 @@ def evaluate(model: GPT, tokens: Tokens, block_size: int | None = None, batch_si
     return total / predicted
 
 
-def estimate_loss(model: GPT, loader: DataLoader, eval_iters: int) -> float:
-    """Return the mean loss over the loader's first `eval_iters` random batches.
+def estimate_loss(model: GPT, loader: DataLoader, eval_iters: int, group: Communicator = ALONE) -> float:
+    """Return the mean loss over the loader's first `eval_iters` random batches, which the group shares out.
 
     The batches are the same at every call, so two estimates differ by the model alone, and how
     often a run is validated changes nothing about its training.
     """
+    rounds = -(-eval_iters // group.size)
     with evaluating(model):
-        return sum(_loss(model, *loader.batch(i)) for i in range(eval_iters)) / eval_iters
+        mine = [_loss(model, *loader.batch(i)) for i in range(group.rank, eval_iters, group.size)]
+    losses = group.gather(mine + [0.0] * (rounds - len(mine)))  # (size, rounds)
+    return sum(losses.T.reshape(-1)[:eval_iters].tolist()) / eval_iters  # in the order of one process alone
 
 
 def _loss(model: GPT, x: Tokens, y: Tokens) -> float:
