@@ -128,7 +128,7 @@ __device__ void backward(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) layer_norm_backward_x(
+extern "C" __global__ void __launch_bounds__(256, 2) layer_norm_backward_x(
     const T* __restrict__ dy, const T* __restrict__ x, const W* __restrict__ weight, const Real* __restrict__ mean,
     const Real* __restrict__ rstd, const T* __restrict__ dsum, T* __restrict__ dx, long long rows, int n
 ) {
@@ -141,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) layer_norm_backward_x(
         backward<1, true>(dy + at, x + at, weight, mean[row], rstd[row], dsum, dx + at, n);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) rms_norm_backward_x(
+extern "C" __global__ void __launch_bounds__(256, 2) rms_norm_backward_x(
     const T* __restrict__ dy, const T* __restrict__ x, const W* __restrict__ weight, const Real* __restrict__ rrms,
     const T* __restrict__ dsum, T* __restrict__ dx, long long rows, int n
 ) {
