@@ -5,17 +5,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import tensorgrad as tg
 from tensorgrad.backend import blas, load
 from tensorgrad.backend.base import Backend
 
-pytest.importorskip("numba")
+numba = pytest.importorskip("numba")
 if blas.find() is None:
     pytest.skip("this NumPy brings no OpenBLAS that can be called by address", allow_module_level=True)
 
 gemm = importlib.import_module("tensorgrad.backend.numba.gemm")
 attention = importlib.import_module("tensorgrad.backend.numba.attention")
+sums = importlib.import_module("tensorgrad.backend.numba.sums")
+tile = importlib.import_module("tensorgrad.backend.numba.tile")
 
 DTYPES = [np.float32, np.float64]
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12}
@@ -142,15 +146,16 @@ def operands(shape: tuple[int, ...], dtype: Any) -> tuple[Any, Any, Any, Any]:
     )  # type: ignore[return-value]  # fmt: skip
 
 
-def check(k: Any, shape: tuple[int, ...], causal: bool, dtype: Any) -> None:
+def check(k: Any, shape: tuple[int, ...], causal: bool, dtype: Any, dropout: Any = None) -> None:
     dy, q, key, v = operands(shape, dtype)
-    y, lse = k.attention(q, key, v, causal, None, None, 0.3)
-    expected_y, expected_lse = Plain().attention(q, key, v, causal, None, None, 0.3)
+    y, lse = k.attention(q, key, v, causal, None, dropout, 0.3)
+    expected_y, expected_lse = Plain().attention(q, key, v, causal, None, dropout, 0.3)
     near = {"rtol": 0, "atol": TOLERANCE[dtype]}
     np.testing.assert_allclose(y, expected_y, **near)
     np.testing.assert_allclose(lse, expected_lse, **near)
-    expected = Plain().attention_backward(dy, q, key, v, expected_y, expected_lse, causal, None, None, 0.3)
-    for got, want in zip(k.attention_backward(dy, q, key, v, y, lse, causal, None, None, 0.3), expected, strict=True):
+    expected = Plain().attention_backward(dy, q, key, v, expected_y, expected_lse, causal, None, dropout, 0.3)
+    results = k.attention_backward(dy, q, key, v, y, lse, causal, None, dropout, 0.3)
+    for got, want in zip(results, expected, strict=True):
         np.testing.assert_allclose(got, want, **near)
 
 
@@ -159,6 +164,30 @@ def check(k: Any, shape: tuple[int, ...], causal: bool, dtype: Any) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_attention(shape: tuple[int, ...], causal: bool, dtype: Any) -> None:
     check(load("numba"), shape, causal, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_with_dropout_draws_the_numbers_of_the_plain_mathematics(
+    shape: tuple[int, ...], causal: bool, dtype: Any
+) -> None:
+    check(load("numba"), shape, causal, dtype, (0.3, 2**40 + 7, 5, 11))  # p, seed, stream, step
+
+
+def test_attention_of_rows_that_are_far_apart_in_size() -> None:
+    """What a row may not see is worked on with the rest of its vector, and must leave no trace, however large it is."""
+    k = load("numba")
+    dy, q, key, v = operands((1, 1, 1, 70, 70, 8, 8), np.float32)
+    key[:, :, 1::2] *= 1e4
+    v[:, :, -1] = 1e30
+    y, lse = k.attention(q, key, v, True, None, None, 1.0)
+    expected = Plain().attention(*(x.astype(np.float64) for x in (q, key, v)), True, None, None, 1.0)
+    np.testing.assert_allclose(y[:, :, :-1], expected[0][:, :, :-1], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(lse, expected[1], rtol=1e-5)
+    assert all(
+        np.isfinite(dx).all() for dx in k.attention_backward(dy, q, key, v * 0, y * 0, lse, True, None, None, 1.0)
+    )
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -175,6 +204,50 @@ def test_the_bodies_of_attention_without_the_compiler(
     monkeypatch.setattr(attention, "forward", attention.forward.py_func)
     monkeypatch.setattr(attention, "backward", attention.backward.py_func)
     check(load("numba"), shape, causal, np.float64)
+    check(load("numba"), shape, causal, np.float64, (0.3, 7, 5, 11))
+
+
+# --- tiles --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("compiled", [True, False])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(n_rows=st.integers(1, 3), n_inner=st.integers(0, 40), n_columns=st.integers(1, 70), data=st.data())
+def test_tiles_make_up_a_product(
+    dtype: Any, compiled: bool, n_rows: int, n_inner: int, n_columns: int, data: st.DataObject
+) -> None:
+    first = data.draw(st.integers(0, n_inner))
+    last = data.draw(st.integers(first, n_inner))
+    across, transposed, add = (data.draw(st.booleans()) for _ in range(3))
+    a = normal(n_rows * tile.ROWS, n_inner, dtype=dtype)
+    b = normal(n_inner, n_columns, dtype=dtype)
+    panels = tile.panels_of_transposed(b.T.copy()) if transposed else tile.panels_of(b)
+    lanes = tile.n_lanes(a)
+    assert panels.shape == (-(-n_columns // lanes), n_inner, lanes)
+    c = normal(len(a), len(panels) * lanes, dtype=dtype)
+    expected = a[:, first:last] @ b[first:last] + add * c[:, :n_columns]
+    (multiply if compiled else multiply.py_func)(np.asfortranarray(a) if across else a, first, last, panels, c, add)
+    np.testing.assert_allclose(c[:, :n_columns], expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@numba.njit
+def multiply(a: Any, first: int, last: int, panels: Any, c: Any, add: bool) -> None:
+    for row in range(0, a.shape[0], tile.ROWS):
+        for p in range(len(panels)):
+            tile.tile(a, row, first, last, panels[p], c, row, p * panels.shape[2], add)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=300))
+def test_the_largest_of_a_row(dtype: Any, row: list[float]) -> None:
+    assert compiled_largest(np.array(row, dtype)) == max(np.array(row, dtype))
+
+
+@numba.njit
+def compiled_largest(row: Any) -> Any:
+    return sums.largest(row)
 
 
 def test_gradients_of_one_projection_come_back_as_one_array_without_a_copy() -> None:

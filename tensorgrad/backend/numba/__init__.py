@@ -10,7 +10,7 @@ from tensorgrad.backend import blas
 from tensorgrad.backend.base import Backend
 from tensorgrad.backend.numba.activation import Activation
 from tensorgrad.backend.numba.attention import Attention
-from tensorgrad.backend.numba.compile import set_num_threads
+from tensorgrad.backend.numba.compile import set_num_threads, use_whole_vectors
 from tensorgrad.backend.numba.cross_entropy import CrossEntropy
 from tensorgrad.backend.numba.dropout import Dropout
 from tensorgrad.backend.numba.embedding import Embedding
@@ -42,6 +42,7 @@ def create() -> Backend:
     # starts; what the user has set stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    use_whole_vectors()
     announce_compilation()
     library = blas.find()
     if library is not None:

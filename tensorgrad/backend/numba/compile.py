@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from tensorgrad.backend.base import BackendUnavailable
 
 try:
+    import llvmlite.binding as llvm
     import numba
     from numba.core.caching import FunctionCache
     from numba.extending import overload
@@ -24,6 +25,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 prange: Any = numba.prange
 
 SMALL = 2**15  # elements; below, waking the other threads costs more than they save
+
+
+def use_whole_vectors() -> None:
+    """Have loops compiled for all 512 bits of a vector where the processor has them; before anything is compiled.
+
+    LLVM takes half of them on Intel's, the first of which slowed down for all. What the user has set stays.
+    """
+    features = llvm.get_host_cpu_features()
+    if numba.config.CPU_FEATURES is None and numba.config.ENABLE_AVX and features.get("avx512f"):
+        numba.config.CPU_FEATURES = f"{features.flatten()},-prefer-256-bit"
 
 
 class Kernel:

@@ -7,8 +7,8 @@ import numpy as np
 from tensorgrad.backend.base import Array
 from tensorgrad.backend.numba.arrays import claimed, flat, rows
 from tensorgrad.backend.numba.compile import kernel, prange
-from tensorgrad.backend.numba.mathematics import ONE, exp, largest
-from tensorgrad.backend.numba.sums import LANES, n_row_blocks, rows_of, sum_exp, total
+from tensorgrad.backend.numba.mathematics import ONE, exp
+from tensorgrad.backend.numba.sums import LANES, largest, n_row_blocks, rows_of, sum_exp, total
 from tensorgrad.backend.numpy import NumpyBackend
 
 

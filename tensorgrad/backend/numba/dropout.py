@@ -75,6 +75,13 @@ def drop(x: Any, y: Any, threshold: Any, scale: float, step: Any, stream: Any, s
         y[i] = x[i] * (kept if words[i - 4 * last] >= threshold else lost)
 
 
+def rule(dropout: Draw | None) -> tuple[Any, float, Any, Any, Any]:
+    """What kernels need to know: the least word that is kept, what kept elements are multiplied by, and the counter."""
+    p, seed, stream, step = dropout or (0.0, 0, 0, 0)
+    threshold, scale = min(round(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
+    return U(threshold), scale, U(step), U(stream), U(seed)
+
+
 class Dropout(NumpyBackend):
     """The kernels above, for float32 and float64."""
 
@@ -88,8 +95,6 @@ class Dropout(NumpyBackend):
         """x with elements zeroed at random, the rest scaled up; its own backward, applied to dy."""
         if not claimed(x):
             return super().dropout(x, dropout)
-        p, seed, stream, step = dropout
-        threshold, scale = min(round(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
         y = np.empty(x.shape, x.dtype)
-        drop(flat(x), y.reshape(-1), U(threshold), scale, U(step), U(stream), U(seed))
+        drop(flat(x), y.reshape(-1), *rule(dropout))
         return y

@@ -9,14 +9,13 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from tensorgrad.backend.base import Array
 from tensorgrad.backend.blas import Blas
 from tensorgrad.backend.numba.arrays import claimed
 from tensorgrad.backend.numba.compile import prange
-from tensorgrad.backend.numba.strided import array, strided
+from tensorgrad.backend.numba.strided import address, array, strided
 from tensorgrad.backend.numba.sums import dot
 from tensorgrad.backend.numpy import NumpyBackend
 
@@ -40,17 +39,6 @@ def connect(blas: Blas) -> None:
     """Give compiled code the addresses of the products, before any of it is loaded."""
     llvm.add_symbol("tensorgrad_sgemm", blas.sgemm)
     llvm.add_symbol("tensorgrad_dgemm", blas.dgemm)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _address(context: Any, array: Any) -> Any:
-    """Where the elements of an array begin."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.bitcast(data, cgutils.voidptr_t)
-
-    return types.voidptr(array), generate
 
 
 def gemm(a: Array, b: Array, alpha: float, beta: float, c: Array) -> None:
@@ -80,8 +68,8 @@ def _gemm(a: Any, b: Any, alpha: Any, beta: Any, c: Any) -> Any:
         lda = max(lda, k if order_a == AS_IS else m)
         ldb = max(ldb, n if order_b == AS_IS else k)
         ldc = max(ldc, n)
-        call(ROW_MAJOR, order_a, order_b, m, n, k, real(alpha), _address(a), lda, _address(b), ldb, real(beta),
-             _address(c), ldc)  # fmt: skip
+        call(ROW_MAJOR, order_a, order_b, m, n, k, real(alpha), address(a), lda, address(b), ldb, real(beta),
+             address(c), ldc)  # fmt: skip
 
     return compiled
 

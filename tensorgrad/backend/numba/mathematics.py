@@ -110,35 +110,3 @@ by_type(erf, erf_float32, math.erf)
 def logistic(x: Any) -> Any:
     """1 / (1 + e^-x): where e^-x overflows it is 0, as it should be."""
     return ONE / (ONE + exp(-x))
-
-
-@compiled
-def ordered(n: Any) -> Any:
-    """The bits of a float32, as int32 that are ordered as the numbers are; its own inverse. NaN is above infinity."""
-    return np.int32(n ^ ((n >> 31) & np.int32(2**31 - 1)))
-
-
-@compiled
-def largest_float32(row: Any) -> Any:
-    """Maxima of integers are vectorised; those of floats are not where NaN may occur."""
-    as_bits, top = row.view(np.int32), np.int32(-(2**31))
-    for j in range(row.size):
-        top = max(top, ordered(as_bits[j]))
-    return from_bits(ordered(top))
-
-
-@compiled
-def largest_float64(row: Any) -> Any:
-    """The plain loop."""
-    top = row[0]
-    for j in range(1, row.size):
-        top = max(top, row[j])
-    return top
-
-
-def largest(row: Any) -> Any:
-    """The largest element of a float32 or float64 row that is not empty; NaN where one is found on the way, or not."""
-    return largest_float32(row) if row.dtype == np.float32 else largest_float64(row)
-
-
-by_type(largest, largest_float32, largest_float64)

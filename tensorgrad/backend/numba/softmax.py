@@ -8,8 +8,8 @@ import numpy as np
 from tensorgrad.backend.base import Array
 from tensorgrad.backend.numba.arrays import claimed, rows
 from tensorgrad.backend.numba.compile import kernel, prange
-from tensorgrad.backend.numba.mathematics import ONE, exp, largest
-from tensorgrad.backend.numba.sums import dot, total
+from tensorgrad.backend.numba.mathematics import ONE, exp
+from tensorgrad.backend.numba.sums import dot, largest, total
 from tensorgrad.backend.numpy import NumpyBackend
 
 

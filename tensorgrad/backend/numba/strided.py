@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from numba import from_dtype, types
+from numba import carray, from_dtype, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from tensorgrad.backend.numba.compile import jit
+from tensorgrad.backend.base import Array
+from tensorgrad.backend.numba.compile import compiled, jit
 
 
 def array(real: Any, ndim: int, layout: str = "A") -> Any:
@@ -37,3 +40,25 @@ class Strided:
 def strided(signature: Callable[[Any], tuple[Any, ...]]) -> Callable[[Callable[..., None]], Strided]:
     """Make a kernel whose arguments have the types that `signature` gives for a Numba float type."""
     return lambda fn: Strided(fn, signature)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def address(context: Any, array: Any) -> Any:
+    """Where the elements of an array begin."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.bitcast(data, cgutils.voidptr_t)
+
+    return types.voidptr(array), generate
+
+
+@compiled
+def packed_row(x: Any) -> Any:
+    """x (n) of any stride as the contiguous row that it is: loops over it are vectorised."""
+    return carray(address(x), (x.size,), x.dtype)
+
+
+def with_packed_rows(x: Array) -> Array:
+    """x, copied if its last axis does not lie together in memory, or it is read-only, which kernels do not know."""
+    return x if x.flags.writeable and x.strides[-1] == x.itemsize else x.copy()

@@ -1,10 +1,12 @@
-"""Sums in an order that is fixed, so that they are the same however and wherever they are compiled.
+"""Sums in an order that is fixed, so that they are the same however and wherever they are compiled; and the maximum.
 
 A loop that adds to one number is vectorised only if its order is given up to the compiler. Here vectors are added
 element by element to a vector of 256 bytes, the halves of that to each other until one number is left, and the same
-with shorter vectors for what is over at the end.
+with shorter vectors for what is over at the end. Maxima are taken so, too.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,11 +48,17 @@ def squares(x: Any) -> float:
     return float((x.astype(np.float64) ** 2).sum())
 
 
+def largest(x: Any) -> Any:
+    """The largest element of a contiguous row that is not empty; NaN where one is found on the way, or not."""
+    return x.max()
+
+
 overload(total)(lambda x: lambda x: _sum_of_products((x,), x.dtype.type(0)))
 overload(dot)(lambda a, b: lambda a, b: _sum_of_products((a, b), a.dtype.type(0)))
 overload(dot_about)(lambda a, b, x, middle: lambda a, b, x, middle: _sum_of_products((a, b, (x, middle)), middle))
 overload(squares_about)(lambda x, middle: lambda x, middle: _sum_of_products(((x, middle), (x, middle)), middle))
 overload(squares)(lambda x: lambda x: _sum_of_products((x, x), 0.0))
+overload(largest)(lambda x: lambda x: _largest(x))
 
 
 @compiled
@@ -95,10 +103,44 @@ def _sum_of_products(context: Any, factors: Any, like: Any) -> Any:
         for width in (256 * 8 // like.bitwidth, 8, 1):
             stop = builder.sub(size, builder.urem(size, ir.Constant(size.type, width)))
             vector = _vector_of_sums(builder, given, ir.VectorType(real, width), start, stop)
-            result, start = builder.fadd(result, _fold(builder, vector)), stop
+            result, start = builder.fadd(result, _fold(builder, vector, builder.fadd)), stop
         return result
 
     return like(factors, like), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _largest(context: Any, row: Any) -> Any:
+    """See `largest`."""
+    if row.layout != "C" or row.ndim != 1:
+        raise TypingError("maxima are for contiguous rows")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(row)(context, builder, arguments[0])
+        size, real = array.nitems, array.data.type.pointee
+        result, start = builder.load(array.data), ir.Constant(size.type, 0)
+        for width in (256 * 8 // row.dtype.bitwidth, 8, 1):
+            stop = builder.sub(size, builder.urem(size, ir.Constant(size.type, width)))
+            vector = _vector_of_maxima(builder, array, ir.VectorType(real, width), result, start, stop)
+            result, start = _fold(builder, vector, functools.partial(_larger, builder)), stop
+        return result
+
+    return row.dtype(row), generate
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _vector_of_maxima(builder: Any, array: Any, kind: Any, least: Any, start: Any, stop: Any) -> Any:
+    """Element k: the largest of `least` and all elements start + k, start + k + width ... below stop."""
+    maxima = cgutils.alloca_once_value(builder, spread(builder, least, kind))
+    builder.store(spread(builder, least, kind), maxima)
+    step = ir.Constant(start.type, kind.count)
+    with cgutils.for_range_slice(builder, start, stop, step, start.type) as (index, _):
+        place = builder.bitcast(builder.gep(array.data, [index]), kind.as_pointer())
+        builder.store(_larger(builder, builder.load(place, align=4), builder.load(maxima)), maxima)
+    return builder.load(maxima)
 
 
 def _vector_of_sums(builder: Any, given: Any, kind: Any, start: Any, stop: Any) -> Any:
@@ -112,20 +154,20 @@ def _vector_of_sums(builder: Any, given: Any, kind: Any, start: Any, stop: Any) 
             place = builder.bitcast(builder.gep(array.data, [index]), read.as_pointer())
             factor = builder.load(place, align=4)  # bytes: the rows are aligned to their elements, not to vectors
             factor = factor if read == kind else builder.fpext(factor, kind)
-            factor = factor if shift is None else builder.fsub(factor, _spread(builder, shift, kind))
+            factor = factor if shift is None else builder.fsub(factor, spread(builder, shift, kind))
             product = factor if product is None else builder.fmul(product, factor)
         builder.store(builder.fadd(builder.load(sums), product), sums)
     return builder.load(sums)
 
 
-def _spread(builder: Any, number: Any, kind: Any) -> Any:
+def spread(builder: Any, number: Any, kind: Any) -> Any:
     """A vector of one number."""
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), kind.count), None))
 
 
-def _fold(builder: Any, vector: Any) -> Any:
-    """The sum of the elements: the upper half is added to the lower half until one is left."""
+def _fold(builder: Any, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """All elements joined to one: the lower half to the upper half until one is left."""
     width = vector.type.count
     while width > 1:
         width //= 2
@@ -134,5 +176,5 @@ def _fold(builder: Any, vector: Any) -> Any:
             builder.shuffle_vector(vector, vector, ir.Constant(numbers, list(range(first, first + width))))
             for first in (0, width)
         )
-        vector = builder.fadd(lower, upper)
+        vector = join(lower, upper)
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
