@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""What a second process brings: one step of training by mpirun -n 1 and by mpirun -n 2, a thread each, in turns.
+
+    python benchmarks/mpi_scaling.py [--config B] [--processes 2] [--out FILE]
+
+Both do the same work, of which each process takes its rows: the same weights, the same batches, gradients summed while
+backward goes on, clipping, AdamW. The losses of the first steps have to agree to 1e-6; else nothing is timed. Every
+turn is a new mpirun, since processes that wait for one another do so by spinning.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+
+from benchmarks import common
+from benchmarks.configurations import SETUPS, write_inputs
+from benchmarks.training import GRAD_CLIP, Ours
+from gpt.cli import ArgumentParser, one_of
+from gpt.cli import run as run_program
+from gpt.config import UserError
+
+WARM_UP = 3  # steps, of which the losses are compared
+TOLERANCE = 1e-6
+
+
+def main() -> int:
+    options = parse()
+    if options.inputs:
+        return work(options)
+    env = common.environment(1, packages=("numpy", "numba", "mpi4py"))
+    print(common.environment_line(env))
+    setup = SETUPS[options.config]
+    print(f"{options.config}: {setup.describe()}")
+    if setup.batch % options.processes:
+        raise UserError(f"{options.processes} processes cannot share a batch of {setup.batch} equally")
+    turns: dict[int, list[dict[str, Any]]] = {1: [], options.processes: []}
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = Path(folder, "inputs.safetensors")
+        write_inputs(inputs, setup, seed=0)
+        for number in range(options.rounds):
+            for n, results in turns.items():
+                common.progress(f"round {number + 1}: {n} process{'es' * (n > 1)}")
+                results.append(launched(n, inputs, options))
+            refuse_other_losses(turns)
+    result = {"program": "mpi_scaling", "environment": env, "config": options.config, **summary(turns)}
+    print(table_of(result))
+    common.write_json(common.result_path("mpi_scaling", options.out), result)
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = ArgumentParser(description="Time a training step in one process and in several, a thread each.")
+    parser.add_argument("--config", type=one_of(*SETUPS), default="B", help="the shape of the model")
+    parser.add_argument("--processes", type=common.at_least(2, common.available_threads()), default=2)
+    parser.add_argument("--backend", type=one_of("numba", "numpy"), default="numba", help="who computes")
+    parser.add_argument("--rounds", type=common.at_least(1), default=3, help="turns of each")
+    parser.add_argument("--steps", type=common.at_least(1), default=8, help="that a turn times")
+    parser.add_argument("--out", help="the JSON file (default: a new one in results/)")
+    parser.add_argument("--inputs", help=argparse.SUPPRESS)  # of a process that mpirun started
+    return parser.parse_args()
+
+
+def launched(n: int, inputs: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What n processes measured in a turn."""
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    mpirun = shutil.which("mpirun", path=beside)
+    if mpirun is None:
+        raise UserError("there is no mpirun: pip install mpi4py mpich")
+    flags = [f"--config={options.config}", f"--backend={options.backend}", f"--steps={options.steps}"]
+    command = [mpirun, "-n", str(n), sys.executable, __file__, *flags, f"--inputs={inputs}"]
+    done = subprocess.run(command, env={**os.environ, **common.thread_variables(1)}, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(f"mpirun -n {n} ended with {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def work(options: argparse.Namespace) -> int:
+    """A turn of one process of the group; the first one prints what it measured."""
+    from tensorgrad.distributed import world
+
+    trainer = Shared(vars(SETUPS[options.config]), options.inputs, threads=1, backend=options.backend)
+    group = world()
+    losses = [trainer.step(*next(trainer.batches)) for _ in range(WARM_UP)]
+    milliseconds = []
+    for _ in range(options.steps):
+        group.barrier()
+        started = time.perf_counter()
+        trainer.step(*next(trainer.batches))
+        milliseconds.append((time.perf_counter() - started) * 1000)
+    print(json.dumps({"losses": losses, "milliseconds": milliseconds, "peak_mb": common.peak_memory()}))
+    return 0
+
+
+class Shared(Ours):
+    """tensorgrad, in a group of processes."""
+
+    def step(self, idx: Any, targets: Any) -> float:
+        """See Training: this process's rows, and the gradients of all."""
+        from gpt.trainer import accumulate_gradients
+        from tensorgrad.distributed import GradientReducer, world
+
+        if not hasattr(self, "reducer"):
+            self.reducer = GradientReducer(self.parameters, world())
+        loss = accumulate_gradients(
+            self.model, idx, targets, len(idx) // self.reducer.group.size, reducer=self.reducer
+        )  # fmt: skip
+        self.clip_grad_norm(self.parameters, GRAD_CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+
+def refuse_other_losses(turns: dict[int, list[dict[str, Any]]]) -> None:
+    """Raise UserError unless all turns began with the same losses."""
+    expected = turns[1][0]["losses"]
+    for n, results in turns.items():
+        for loss, other in zip(expected, results[-1]["losses"], strict=True):
+            if abs(loss - other) > TOLERANCE:
+                raise UserError(f"{n} processes have a loss of {other:.8f}, one alone {loss:.8f}: nothing to compare")
+
+
+def summary(turns: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians over all steps, how many times faster, and the largest difference between losses."""
+    alone = turns[1][0]["losses"]
+    rows = []
+    for n, results in turns.items():
+        steps = [ms for result in results for ms in result["milliseconds"]]
+        difference = max(abs(a - b) for result in results for a, b in zip(alone, result["losses"], strict=True))
+        rows.append({
+            "processes": n, "ms": common.median(steps), "spread": common.spread(steps), "steps": steps,
+            "peak_mb": max(result["peak_mb"] for result in results), "loss_difference": difference,
+        })  # fmt: skip
+    return {"rows": rows, "losses": alone, "speedup": rows[0]["ms"] / rows[1]["ms"]}
+
+
+def table_of(result: dict[str, Any]) -> str:
+    cells = [
+        [
+            str(row["processes"]),
+            f"{row['ms']:.1f}",
+            f"{row['spread']:.1%}",
+            f"{result['rows'][0]['ms'] / row['ms']:.2f}",
+            f"{row['peak_mb']:.0f}",
+            f"{row['loss_difference']:.1e}",
+        ]
+        for row in result["rows"]
+    ]
+    return common.table(["processes", "ms/step", "+-", "times faster", "peak MB each", "losses differ by"], cells)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

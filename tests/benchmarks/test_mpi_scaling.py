@@ -1,0 +1,29 @@
+"""benchmarks/mpi_scaling.py runs, and refuses to time what differs. Figures are no matter of tests."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import mpi_scaling
+from gpt.config import UserError
+
+pytestmark = pytest.mark.usefixtures("mpirun")  # skips where there is none
+
+
+def test_two_processes_beside_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "result.json"
+    flags = ["--config=tiny", "--backend=numpy", "--rounds=1", "--steps=2", f"--out={out}"]
+    monkeypatch.setattr(mpi_scaling.sys, "argv", ["mpi_scaling.py", *flags])
+    assert mpi_scaling.main() == 0
+    result = json.loads(out.read_text())
+    assert [row["processes"] for row in result["rows"]] == [1, 2]
+    assert all(len(row["steps"]) == 2 and row["loss_difference"] < 1e-6 for row in result["rows"])
+    assert result["speedup"] > 0
+
+
+def test_other_losses_are_refused() -> None:
+    turns: Any = {1: [{"losses": [2.0, 1.5]}], 2: [{"losses": [2.0, 1.50001]}]}
+    with pytest.raises(UserError, match="^2 processes have a loss of 1.50001000, one alone 1.50000000: nothing to"):
+        mpi_scaling.refuse_other_losses(turns)
