@@ -2,39 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 import tensorgrad as tg
-from gpt.data.loaders import DataLoader, Tokens, windows
+from gpt.data.loaders import Array, DataLoader, Tokens, windows
 from gpt.model import GPT
 from tensorgrad.distributed import ALONE, Communicator
 
+IGNORED = -100  # a target that counts for nothing
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model makes of some tokens: a sum, so that those of several parts can be added."""
+
+    nats: float = 0.0  # -log of the probability of all of them
+    n_tokens: int = 0
+    n_bytes: int = 0  # of the text that they stand for
+
+    def __add__(self, other: Score) -> Score:
+        return Score(self.nats + other.nats, self.n_tokens + other.n_tokens, self.n_bytes + other.n_bytes)
+
+    @property
+    def loss(self) -> float:
+        """The mean over tokens, in nats."""
+        return self.nats / self.n_tokens
+
+    @property
+    def perplexity(self) -> float:
+        """Among how many equally likely tokens the model is undecided, in the mean."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """What an arithmetic coder with this model needs for a byte of text: independent of the tokenizer."""
+        return self.nats / math.log(2) / self.n_bytes if self.n_bytes else math.nan
+
 
 def evaluate(model: GPT, tokens: Tokens, block_size: int | None = None, batch_size: int = 64) -> float:
-    """Return the mean loss over every token but the first, in windows that do not overlap.
+    """Return the mean loss over every token but the first, in windows that do not overlap: see `score`."""
+    return score(model, tokens, block_size=block_size, batch_size=batch_size).loss
 
-    Each token is predicted once, from what stands before it in its window of `block_size` (default:
-    the model's); the last window may be shorter. The result depends on nothing but its arguments.
-    Raises ValueError for fewer than two tokens.
+
+def score(
+    model: GPT, tokens: Tokens, *, block_size: int | None = None, stride: int | None = None, batch_size: int = 64,
+    token_bytes: Array | None = None, advance: Callable[[int], Any] = lambda n: None,
+) -> Score:  # fmt: skip
+    """Predict every token but the first, once.
+
+    Windows of `block_size` (default: the model's) begin every `stride` tokens (default: as many); each counts what the
+    windows before it have not predicted, so with a smaller stride a token has at least block_size - stride others
+    before it in its window. The last window may be shorter. The result depends on nothing but the arguments.
+    token_bytes (V,): how many bytes of text each token stands for. advance: called with the number of tokens done.
+    Raises ValueError for fewer than two tokens, and a stride that is not between 1 and block_size.
     """
     T = block_size or model.config.block_size
-    predicted = len(tokens) - 1
-    if predicted < 1:
+    S = stride or T
+    if not 1 <= S <= T:
+        raise ValueError(f"stride {S} is not between 1 and block_size {T}")
+    if len(tokens) < 2:
         raise ValueError(f"evaluate: at least 2 tokens are needed, not {len(tokens)}")
-    starts = np.arange(0, predicted, T)
-    n_whole = predicted // T
-    total = 0.0
+    total = Score()
     with evaluating(model):
-        for i in range(0, n_whole, batch_size):
-            x, y = windows(tokens, starts[i : min(i + batch_size, n_whole)], T)  # (B, T)
-            total += _loss(model, x, y) * x.size
-        if rest := predicted % T:
-            x, y = windows(tokens, starts[-1:], rest)  # (1, rest)
-            total += _loss(model, x, y) * rest
-    return total / predicted
+        for starts, length, skip in _windows(len(tokens) - 1, T, S, batch_size):
+            x, y = windows(tokens, starts, length)  # (B, length)
+            counted = y[:, skip:]
+            n_bytes = 0 if token_bytes is None else int(token_bytes[counted].sum())
+            targets = np.where(np.arange(length) < skip, IGNORED, y) if skip else y  # what a window before predicted
+            total += Score(_loss(model, x, targets) * counted.size, counted.size, n_bytes)
+            advance(counted.size)
+    return total
+
+
+def _windows(predicted: int, T: int, S: int, batch_size: int) -> Iterator[tuple[Array, int, int]]:
+    """Return (starts of windows, their length, how many of their first targets are another's), in batches."""
+    first = min(T, predicted)
+    yield np.array([0]), first, 0
+    n_whole = (predicted - T) // S + 1 if predicted > T else 1
+    starts = S * np.arange(1, n_whole)
+    for i in range(0, len(starts), batch_size):
+        yield starts[i : i + batch_size], T, T - S
+    start = S * n_whole
+    if start + T - S < predicted:
+        yield np.array([start]), predicted - start, T - S
 
 
 def estimate_loss(model: GPT, loader: DataLoader, eval_iters: int, group: Communicator = ALONE) -> float:
@@ -50,7 +106,7 @@ def estimate_loss(model: GPT, loader: DataLoader, eval_iters: int, group: Commun
     return sum(losses.T.reshape(-1)[:eval_iters].tolist()) / eval_iters  # in the order of one process alone
 
 
-def _loss(model: GPT, x: Tokens, y: Tokens) -> float:
+def _loss(model: GPT, x: Array, y: Array) -> float:
     loss = model(x, y)[1]
     return float(loss.item())
 

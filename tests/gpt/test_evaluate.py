@@ -1,5 +1,6 @@
 """The loss over a whole text against a loop that predicts one token at a time, and the estimate."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tensorgrad as tg
 from gpt.config import GPTConfig
 from gpt.data import DataLoader
-from gpt.evaluate import estimate_loss, evaluate, evaluating
+from gpt.evaluate import Score, estimate_loss, evaluate, evaluating, score
 from gpt.model import GPT
 
 T = 4
@@ -81,3 +82,59 @@ def test_the_mode_is_as_before_whatever_happens(model: GPT, training: bool) -> N
         _ = 1 / 0
     assert model.training is training
     assert tg.is_grad_enabled()
+
+
+# --------------------------------------------------------------------------------------------------
+# With a stride: each token once, from what its window has before it
+
+
+def by_hand(model: GPT, tokens: np.ndarray, stride: int) -> tuple[float, int]:
+    """-log p of every token but the first, in float64; where its window begins is looked up, one by one."""
+    model.eval()
+    total = 0.0
+    for i in range(1, len(tokens)):
+        start = next(s for s in range(0, len(tokens), stride) if s + T >= i)  # the first window that reaches it
+        logits = model(tokens[start:i].astype(np.int64)[None])[0].numpy()[0, 0].astype(np.float64)
+        total += np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[tokens[i]]
+    return float(total), len(tokens) - 1
+
+
+@pytest.mark.parametrize("n", [2, 4, 5, 6, 9, 13, 15])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_with_a_stride_every_token_counts_once_and_has_its_context(
+    model: GPT, n: int, stride: int, batch_size: int
+) -> None:
+    token_bytes = np.arange(7) + 1
+    done: list[int] = []
+    found = score(
+        model, TOKENS[:n], stride=stride, batch_size=batch_size, token_bytes=token_bytes, advance=done.append
+    )  # fmt: skip
+    nats, n_tokens = by_hand(model, TOKENS[:n], stride)
+    assert found.nats == pytest.approx(nats, rel=1e-5)
+    assert found.n_tokens == sum(done) == n_tokens
+    assert found.n_bytes == int((TOKENS[1:n] + 1).sum())
+
+
+def test_a_score_against_pytorch_in_float64(model: GPT) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
+    model.eval()
+    logits, _ = model(TOKENS[None, :T].astype(np.int64), TOKENS[None, 1 : T + 1].astype(np.int64))
+    log_p = torch.log_softmax(torch.tensor(logits.numpy(), dtype=torch.float64), -1)
+    expected = -log_p[0, torch.arange(T), torch.tensor(TOKENS[1 : T + 1].astype(np.int64))].sum()
+    found = score(model, TOKENS[: T + 1], token_bytes=np.full(7, 2))
+    assert found.nats == pytest.approx(float(expected), rel=1e-5)
+    assert found.perplexity == pytest.approx(float(torch.exp(expected / T)), rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(float(expected) / math.log(2) / (2 * T), rel=1e-5)
+
+
+@pytest.mark.parametrize("stride", [-1, 5])
+def test_a_stride_that_is_none(model: GPT, stride: int) -> None:
+    with pytest.raises(ValueError, match=f"^stride {stride} is not between 1 and block_size 4$"):
+        score(model, TOKENS, stride=stride)
+
+
+def test_scores_add_up() -> None:
+    assert Score(1.0, 2, 3) + Score(4.0, 5, 6) == Score(5.0, 7, 9)
+    assert Score(1e6, 2, 3).perplexity == math.inf
+    assert math.isnan(Score(1.0, 2, 0).bits_per_byte)
