@@ -7,6 +7,7 @@ from gpt.cli import leave, out_of_memory
 from gpt.cli import run as run_program
 from gpt.config_file import CONFIG
 from gpt.config_file import describe as config_lines
+from gpt.dry_run import dry_run
 from gpt.flags import parse
 from gpt.observers import sample
 from gpt.replay import replay
@@ -20,6 +21,8 @@ def main() -> int:
     arguments = parse(sys.argv[1:])
     if arguments.replay is not None:
         return replay(arguments.replay, arguments.given.get("backend"))
+    if arguments.dry_run:
+        return dry_run(arguments)
     run = make_run(arguments)
     describe(run)
     try:

@@ -28,6 +28,7 @@ examples:
   train.py --data notes/ --tokenizer bpe           your own texts, with a tokenizer trained on them
   train.py --config shakespeare-char --n-layer 4   a named configuration, one value changed
   train.py --config run.toml                       flags from a file: lines such as n_layer = 6
+  train.py --config gpt2-124m --dry-run            how large is it, and how long does it take?
   train.py --resume                                go on with the newest checkpoint
 Underscores do as well as hyphens (--n_layer=6). Flags go before --config, that before the defaults.
 """
@@ -40,6 +41,7 @@ class Arguments:
     given: dict[str, Any]  # by the names of TrainConfig's fields; none of those left at a default
     resume: str | None  # None: a new run; NEWEST; or the path of a checkpoint
     replay: str | None = None  # the folder of a step to repeat, instead of training
+    dry_run: bool = False  # tell what training would take, instead of training
 
     def train_config(self, under: Mapping[str, Any] | None = None) -> TrainConfig:
         """Return the defaults, changed by `under`, then by what was given; UserError if wrong."""
@@ -56,7 +58,9 @@ def parse(argv: Sequence[str]) -> Arguments:
         parser.error(str(error))
     flags = vars(parser.parse_args(words))
     resume, replay, config = (flags.pop(name, None) for name in ("resume", "replay", "config"))
-    return Arguments(given={**(read_config(config) if config else {}), **flags}, resume=resume, replay=replay)
+    dry_run = flags.pop("dry_run", False)
+    given = {**(read_config(config) if config else {}), **flags}
+    return Arguments(given=given, resume=resume, replay=replay, dry_run=dry_run)
 
 
 def build_parser() -> ArgumentParser:
@@ -82,6 +86,11 @@ def build_parser() -> ArgumentParser:
         "--resume", metavar="PATH", nargs="?", const=NEWEST,
         help="go on exactly where a checkpoint stands (default: the newest, in --out if given)",
     )  # fmt: skip
+    groups["run"].add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say how much memory, time and disk it takes, and write nothing",
+    )
     groups["run"].add_argument(
         "--replay",
         metavar="PATH",

@@ -7,6 +7,7 @@ import math
 import os
 from array import array
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ class History:
         return np.add.reduceat(steps, starts) / counts, _divide(sums, known)
 
 
-def draw_run(path: Path, history: History, title: str) -> None:
-    """Draw training and validation loss over the learning rate, into a PNG. Raises ImportError without matplotlib."""
+def draw_run(path: Path | BytesIO, history: History, title: str) -> None:
+    """Draw training and validation loss over the learning rate, as PNG. Raises ImportError without matplotlib."""
     figure, losses, rates = _figure()
     steps, values = history.curve("loss")
     noisy = len(steps) > 50
@@ -146,7 +147,7 @@ def _limit(losses: Any, curves: list[Any]) -> None:
     losses.set_ylim(low - room, high + room)
 
 
-def _finish(figure: Any, losses: Any, rates: Any, title: str, path: Path) -> None:
+def _finish(figure: Any, losses: Any, rates: Any, title: str, path: Path | BytesIO) -> None:
     losses.set_ylabel("loss, nats a token")
     rates.set_ylabel("learning rate")
     rates.set_xlabel("step")
@@ -161,6 +162,9 @@ def _finish(figure: Any, losses: Any, rates: Any, title: str, path: Path) -> Non
     losses.set_title(title, loc="left", fontsize=11)
     losses.legend(frameon=False, fontsize=9)
     figure.align_ylabels()
+    if isinstance(path, BytesIO):
+        figure.savefig(path, dpi=110, format="png")
+        return
     aside = path.with_name(f".{path.name}")
     figure.savefig(aside, dpi=110, format="png")
     os.replace(aside, path)

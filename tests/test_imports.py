@@ -40,7 +40,9 @@ ROOMS = [
     [
         "gpt.cli",
         "gpt.config_file",
+        "gpt.dry_run",
         "gpt.flags",
+        "gpt.footprint",
         "gpt.initial",
         "gpt.nonfinite",
         "gpt.observers",

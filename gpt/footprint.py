@@ -1,0 +1,128 @@
+"""How large a training run is before it is begun: parameters, operations, memory and disk, from its shape alone.
+
+What backward keeps is what the ops in tensorgrad/ops/ say they save, so the largest part of memory is a sum. N is the
+number of tokens in a batch, C the width, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt.config import GPTConfig, TrainConfig
+from tensorgrad.ops.cross_entropy import BLOCK
+
+FLOAT32 = 4  # bytes
+# Of N x C in a block: what both norms read (2) and give (2), q, k and v (3), attention's result (1), and both sides of
+# the GELU (4 + 4).
+SAVED_IN_A_BLOCK = 16
+# And what the last block's backward needs beside it before the first of that is freed: the gradient of the stream, of
+# the MLP's inside (4), and what goes on from there.
+WORKING = 6
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many there are, by where they are."""
+
+    embeddings: int  # tokens and positions
+    block: int  # in each block
+    n_layer: int
+    last_norm: int
+
+    @property
+    def total(self) -> int:
+        """All of them, the embedding of tokens once: it is the head as well."""
+        return self.embeddings + self.n_layer * self.block + self.last_norm
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training needs beside the program and its data."""
+
+    weights: int  # with the float32 copy that the optimiser has of half precision
+    moments: int
+    gradients: int  # all of them, as they are when backward ends
+    activations: int  # what backward keeps and works with where it begins
+    logits: int  # and their loss, with what is worked on of them at a time
+    snapshot: int  # the copy from which a checkpoint is written while training goes on
+    peak: int  # the most of it that is needed at one time
+
+
+def count_parameters(config: GPTConfig) -> Parameters:
+    """Return how many parameters GPT(config) has."""
+    C, bias = config.n_embd, int(config.bias)
+    norm = C * (1 + bias)
+    matrices = sum(n_out * (n_in + bias) for n_out, n_in in ((3 * C, C), (C, C), (4 * C, C), (C, 4 * C)))
+    return Parameters((config.vocab_size + config.block_size) * C, 2 * norm + matrices, config.n_layer, norm)
+
+
+def flops_per_token(config: GPTConfig, recompute: bool = False) -> int:
+    """Return the operations of training on one token, as GPT.estimate_flops_per_token counts, and those done again."""
+    parameters = count_parameters(config)
+    attention = config.n_layer * config.n_embd * config.block_size
+    multiplied = parameters.total - config.block_size * config.n_embd
+    again = 2 * config.n_layer * parameters.block + 4 * attention if recompute else 0
+    return 6 * multiplied + 12 * attention + again
+
+
+def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
+    """Return what a training step with these settings needs, on that backend.
+
+    Where backward begins all activations are there, and few gradients; where it ends, all gradients. Where these are
+    added up over several batches, those of the batches before are always there.
+    """
+    shape = config.model_config(vocab_size)
+    parameters = count_parameters(shape)
+    size = 2 if config.half else FLOAT32
+    head = vocab_size * shape.n_embd  # parameters: the embedding of tokens, whose gradient comes first
+    n = parameters.total
+    weights = size * n + (FLOAT32 * n if config.half else 0)
+    moments, gradients = 2 * FLOAT32 * n, FLOAT32 * n
+
+    tokens = config.batch_size * shape.block_size
+    stream = size * tokens * shape.n_embd
+    small = FLOAT32 * tokens * (shape.n_head + 4)  # logsumexp of every head, mean and deviation of both norms
+    scores = _attention_weights(config, shape, backend)
+    block = SAVED_IN_A_BLOCK * stream + small + scores
+    kept = shape.n_layer * stream if config.recompute else shape.n_layer * (SAVED_IN_A_BLOCK * stream + small)
+    logits = size * tokens * vocab_size
+    in_forward, in_backward = _work_on_logits(tokens, vocab_size, size, backend)
+    before = gradients if config.grad_accum > 1 else 0  # of the batches before
+    head_there = FLOAT32 * head + before
+    peaks = [
+        kept + 3 * stream + logits + in_forward + before,  # the loss
+        kept + 3 * stream + logits + in_backward + head_there,  # its gradient
+        (kept + block if config.recompute else kept + scores) + WORKING * stream + head_there,  # the last block
+        (block if config.recompute else 0) + WORKING * stream + gradients - FLOAT32 * parameters.block,  # the first
+        gradients + WORKING * stream,  # and the end
+    ]
+    snapshot = (FLOAT32 * n + moments) if config.async_save else 0
+    return Memory(
+        weights, moments, gradients, kept + (block if config.recompute else 0) + WORKING * stream,
+        logits + max(in_forward, in_backward), snapshot, weights + moments + max(peaks) + snapshot,
+    )  # fmt: skip
+
+
+def _work_on_logits(tokens: int, vocab_size: int, size: int, backend: str) -> tuple[int, int]:
+    """Bytes beside the logits while their loss is computed, and while their gradient is made, a block at a time."""
+    block = min(tokens * vocab_size, max(BLOCK, vocab_size)) * FLOAT32
+    if backend == "numba" and size == FLOAT32:
+        return 0, block  # fused loops need nothing, and the block alone
+    return 2 * tokens * vocab_size * FLOAT32, 2 * block
+
+
+def _attention_weights(config: TrainConfig, shape: GPTConfig, backend: str) -> int:
+    """Bytes of the T x T matrices, which attention with dropout makes: it is left to the plain mathematics."""
+    matrix = FLOAT32 * config.batch_size * shape.n_head * shape.block_size**2
+    return (4 if backend == "numba" else 7) * matrix if shape.dropout else 0
+
+
+def checkpoint_bytes(config: GPTConfig) -> int:
+    """Return what a checkpoint takes on the disk: weights and both moments in float32."""
+    return 3 * FLOAT32 * count_parameters(config).total
+
+
+def disk_bytes(config: TrainConfig, vocab_size: int) -> int:
+    """Return the most that a run takes on the disk: the last checkpoints, the best, and the one being written."""
+    lines = config.max_iters * (100 + 80 + (60 + 35 * (config.n_layer + 3) if config.log_ratios else 0))
+    return (config.keep_checkpoints + 2) * checkpoint_bytes(config.model_config(vocab_size)) + lines
