@@ -112,9 +112,10 @@ def _work_on_logits(tokens: int, vocab_size: int, size: int, backend: str) -> tu
 
 
 def _attention_weights(config: TrainConfig, shape: GPTConfig, backend: str) -> int:
-    """Bytes of the T x T matrices, which attention with dropout makes: it is left to the plain mathematics."""
-    matrix = FLOAT32 * config.batch_size * shape.n_head * shape.block_size**2
-    return (4 if backend == "numba" else 7) * matrix if shape.dropout else 0
+    """Bytes of the T x T matrices that attention with dropout makes where it is left to the plain mathematics."""
+    if backend == "numba" or not shape.dropout:
+        return 0
+    return 7 * FLOAT32 * config.batch_size * shape.n_head * shape.block_size**2
 
 
 def checkpoint_bytes(config: GPTConfig) -> int:

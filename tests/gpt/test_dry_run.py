@@ -148,7 +148,15 @@ def test_what_reading_the_data_took_counts() -> None:
     "flags",
     [
         ["--backend=numba", "--n-layer=6", "--n-embd=256", "--block-size=64", "--batch-size=8", "--plot=True"],
-        ["--backend=numpy", "--n-layer=8", "--n-embd=128", "--block-size=64", "--batch-size=8", "--recompute"],
+        [
+            "--backend=numpy",
+            "--threads=1",
+            "--n-layer=8",
+            "--n-embd=128",
+            "--block-size=64",
+            "--batch-size=8",
+            "--recompute",
+        ],
         ["--backend=numba", "--n-layer=2", "--n-embd=384", "--block-size=64", "--batch-size=8", "--async-save=False"],
     ],
 )
