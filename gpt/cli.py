@@ -170,6 +170,8 @@ def _outcome(main: Callable[[], int]) -> tuple[int, str]:
         return EXIT_ERROR, f"{str(error) or 'out of memory'}; a smaller batch, window or model needs less"
     except KeyboardInterrupt:
         sys.stderr.write("\n")
+        if world().size > 1:
+            world().abort(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED, ""
     except BrokenPipeError:
         return EXIT_PIPE_CLOSED, ""
@@ -193,7 +195,7 @@ def leave(status: int) -> NoReturn:
     Python's own way would end a thread that is writing a checkpoint in the middle of its machine code, which some
     libraries answer with a crash. What that thread was writing has no name yet, so nothing is lost with it.
     """
-    if status == EXIT_INTERRUPTED:
+    if status == EXIT_INTERRUPTED and world().size == 1:  # a group has stopped together, with nothing being written
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -84,6 +84,7 @@ def train(run: Run) -> int:
             if checkpoint_is_due(run):
                 saver.save()
         saver.finish()
+    group.barrier()  # mpirun ends all where one ends early, and the first process may have been writing
     return 128 + stopped if stopped and run.step < config.max_iters else 0
 
 

@@ -91,9 +91,11 @@ leave(run(train.main, prog="train.py"))
 """
 
 
-def test_a_signal_to_one_process_stops_all_after_the_same_step(mpirun: Any) -> None:
-    result = mpirun(2, "-c", TERMINATED, *FLAGS, "--out=run", cwd=Path.cwd())
-    assert result.returncode == 128 + signal.SIGTERM, result.stderr
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(mpirun: Any, number: int) -> None:
+    program = TERMINATED.replace("signal.SIGTERM", str(int(number)))
+    result = mpirun(2, "-c", program, *FLAGS, "--out=run", cwd=Path.cwd())
+    assert result.returncode == 128 + number, result.stderr
     assert "Stopped after step 5. To go on: python train.py --resume run" in result.stdout
     assert Path("run/step-000005/manifest.json").is_file()
     assert metrics("run")["step"] == [1, 2, 3, 4, 5]
