@@ -85,7 +85,7 @@ class TorchGPT(nn.Module):
     def forward(self, idx: Tensor, targets: Tensor | None = None, cache: Cache | None = None) -> tuple[Tensor, Any]:
         """idx (B, T) -> logits (B, T, V) and the mean loss; without targets logits of the last position, (B, 1, V)."""
         start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + idx.shape[1])
+        positions = torch.arange(start, start + idx.shape[1], device=idx.device)
         x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
         for i, block in enumerate(self.h):
             x = block(x, None if cache is None else cache.both[i], start)

@@ -1,0 +1,196 @@
+"""Every kernel of a GPT-2 124M step by itself, beside its roof, for gpu_check.py.
+
+    python -m benchmarks.gpu_kernels OUT [--stand-in]
+
+A kernel that reads and writes is held to the speed at which the card copies memory, one that multiplies to the speed
+of a large bfloat16 product; both are measured here, first. Operations of attention are those that causality leaves.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import common
+from benchmarks.gpu_card import Figures, Ours
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A call, and what it has to do: bytes to read and write, or operations."""
+
+    name: str
+    call: Callable[[], Any]
+    bytes: float = 0
+    flop: float = 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """B sequences of T tokens, H heads of D numbers, V words."""
+
+    B: int = 64  # so many that no array fits into the L2 cache
+    T: int = 1024
+    H: int = 12
+    D: int = 64
+    V: int = 50304
+    copied: int = 2**30
+    product: int = 8192
+
+
+TINY = Sizes(1, 16, 1, 64, 128, 2**10, 32)
+
+
+class Bench:
+    """Arrays of a GPT's sizes in bfloat16, and the calls on them."""
+
+    def __init__(self, card: Ours, sizes: Sizes) -> None:
+        import ml_dtypes
+        import numpy as np
+
+        self.card, self.k, self.s, self.np = card, card.k, sizes, np
+        self.bf16 = np.dtype(ml_dtypes.bfloat16)
+        self.rng = np.random.default_rng(0)
+
+    def draw(self, *shape: int, dtype: Any = None) -> Any:
+        """Normal numbers: a block of them, repeated, since a GPU holds more than a CPU draws quickly."""
+        n = math.prod(shape)
+        block = self.rng.standard_normal(min(n, 2**20), self.np.float32).astype(dtype or self.bf16)
+        return self.k.asarray(self.np.resize(block, n).reshape(shape))
+
+    def copy_speed(self, repeats: int) -> float:
+        """GB/s of a copy: what is read and what is written."""
+        xp = self.card.cupy
+        x, y = xp.zeros(self.s.copied, self.np.uint8), xp.zeros(self.s.copied, self.np.uint8)
+
+        def copy() -> None:
+            y[...] = x
+
+        return 2 * self.s.copied / common.median(self.card.times(copy, repeats)) / 1e6
+
+    def product_speed(self, repeats: int) -> float:
+        """TFLOP/s of a large bfloat16 product."""
+        n = self.s.product
+        a, b = self.draw(n, n), self.draw(n, n)
+        return 2 * n**3 / common.median(self.card.times(lambda: self.k.matmul(a, b), repeats)) / 1e9
+
+    def kernels(self) -> Iterator[Kernel]:
+        """All of them, at the shapes of a step."""
+        yield from self.attention()
+        yield from self.rows()
+        yield from self.products()
+        yield from self.whole_model()
+
+    def attention(self) -> Iterator[Kernel]:
+        """Forward and backward, from a packed projection as in the model."""
+        s, k = self.s, self.k
+        packed = self.draw(s.B, s.T, 3, s.H, s.D)
+        q, key, v = (packed[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+        options = (True, None, None, 1 / math.sqrt(s.D))
+        y, lse = k.attention(q, key, v, *options)
+        dy = self.draw(s.B, s.T, s.H, s.D).transpose(0, 2, 1, 3)
+        pairs = s.B * s.H * s.T * (s.T + 1) / 2  # queries and the keys that they see
+        yield Kernel("attention", lambda: k.attention(q, key, v, *options), flop=4 * pairs * s.D)
+        yield Kernel(
+            "attention_backward", lambda: k.attention_backward(dy, q, key, v, y, lse, *options), flop=10 * pairs * s.D
+        )
+        one, size = self.draw(1, s.H, 1, s.D), s.H * s.T * s.D * 2
+        yield Kernel("attention over a cache", lambda: k.attention(one, key[:1], v[:1], *options), bytes=2 * size)
+
+    def rows(self) -> Iterator[Kernel]:
+        """What goes over memory once: bytes are those of every array read or written."""
+        s, k = self.s, self.k
+        n, c = s.B * s.T, s.H * s.D
+        x, dy, weight, bias = self.draw(n, c), self.draw(n, c), self.draw(c), self.draw(c)
+        wide, dwide = self.draw(n, 4 * c), self.draw(n, 4 * c)
+        _, mean, rstd = k.layer_norm(x, weight, bias, 1e-5)
+        one = 2 * n * c
+        yield Kernel("layer_norm", lambda: k.layer_norm(x, weight, bias, 1e-5), bytes=2 * one)
+        yield Kernel("layer_norm_backward_x", lambda: k.layer_norm_backward_x(dy, x, weight, mean, rstd), bytes=3 * one)
+        yield Kernel(
+            "layer_norm_backward_weight", lambda: k.layer_norm_backward_weight(dy, x, mean, rstd), bytes=2 * one
+        )
+        yield Kernel("rms_norm", lambda: k.rms_norm(x, weight, 1e-6), bytes=2 * one)
+        yield Kernel("gelu_tanh", lambda: k.gelu_tanh(wide), bytes=8 * one)
+        yield Kernel("gelu_tanh_backward", lambda: k.gelu_tanh_backward(dwide, wide), bytes=12 * one)
+        yield Kernel("linear_backward_bias", lambda: k.linear_backward_bias(dwide), bytes=4 * one)
+        yield Kernel("dropout", lambda: k.dropout(x, (0.1, 1, 1, 1)), bytes=2 * one)
+        yield Kernel("add", lambda: x + dy, bytes=3 * one)
+        rows = min(n, 4096)
+        logits = self.draw(rows, s.V)
+        targets = k.asarray(self.rng.integers(0, s.V, rows))
+        _, lse = k.cross_entropy(logits, targets, -100, 0.0)
+        dlosses = self.card.cupy.ones(rows, self.np.float32)
+        yield Kernel("cross_entropy", lambda: k.cross_entropy(logits, targets, -100, 0.0), bytes=2 * rows * s.V)
+        yield Kernel(
+            "cross_entropy_backward",
+            lambda: k.cross_entropy_backward(dlosses, logits, targets, lse, -100, 0.0),
+            bytes=4 * rows * s.V,
+        )
+        table, tokens = self.draw(s.V, c), k.asarray(self.rng.integers(0, s.V, n))
+        yield Kernel("embedding", lambda: k.embedding(table, tokens), bytes=2 * one)
+        written = 4 * s.V * c
+        yield Kernel("embedding_backward", lambda: k.embedding_backward(dy, tokens, table.shape), bytes=one + written)
+
+    def products(self) -> Iterator[Kernel]:
+        """The linear layers of a block, and the head."""
+        s, k = self.s, self.k
+        n, c = s.B * s.T, s.H * s.D
+        for name, n_out, n_in in (("c_attn", 3 * c, c), ("c_fc", 4 * c, c), ("mlp.c_proj", c, 4 * c), ("head", s.V, c)):
+            rows = min(n, 8192) if name == "head" else n
+            x, weight, dy = self.draw(rows, n_in), self.draw(n_out, n_in), self.draw(rows, n_out)
+            flop = 2.0 * rows * n_in * n_out
+            yield Kernel(f"linear {name}", lambda x=x, w=weight: k.linear(x, w, None), flop=flop)
+            yield Kernel(f"dx {name}", lambda dy=dy, w=weight: k.linear_backward_x(dy, w), flop=flop)
+            yield Kernel(f"dweight {name}", lambda dy=dy, x=x: k.linear_backward_weight(dy, x), flop=flop)
+
+    def whole_model(self) -> Iterator[Kernel]:
+        """What the optimiser does with all parameters: GPT-2's embedding and one of its blocks."""
+        import tensorgrad as tg
+
+        s = self.s
+        c = s.H * s.D
+        shapes = [(s.V, c), (3 * c, c), (c, c), (4 * c, c), (c, 4 * c), (c,), (c,)]
+        parameters = [tg.Tensor(self.draw(*shape), requires_grad=True) for shape in shapes]
+        optimizer = tg.optim.AdamW(parameters, lr=1e-4, master_weights=True)
+        for p in parameters:
+            p.grad = self.draw(*p.shape, dtype=self.np.float32)
+        n = sum(math.prod(shape) for shape in shapes)
+        grads = [p.grad for p in parameters]
+        # read: gradient, master weight, two moments; written: those three, and the weight
+        yield Kernel("adamw", optimizer.step, bytes=(4 * 4 + 3 * 4 + 2) * n)
+        yield Kernel("global_norm", lambda: self.k.global_norm(grads), bytes=4 * n)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Time every kernel of a step beside its roof.")
+    parser.add_argument("out", help="the JSON file")
+    parser.add_argument("--stand-in", action="store_true", help="no GPU: tiny shapes, and times that mean nothing")
+    options = parser.parse_args()
+    card, figures, repeats = Ours(options.stand_in), Figures(options.out), 2 if options.stand_in else 20
+    bench = Bench(card, TINY if options.stand_in else Sizes())
+    copy, product = bench.copy_speed(repeats), bench.product_speed(repeats)
+    figures.add(**card.describe(), copy_gb_per_s=copy, product_tflop_per_s=product, rows=[])
+    rows: list[dict[str, Any]] = []
+    for kernel in bench.kernels():
+        row: dict[str, Any] = {"kernel": kernel.name}
+        try:
+            times = card.times(kernel.call, repeats)
+        except Exception as error:  # the others are still to be measured
+            row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+        else:
+            ms = common.median(times)
+            row |= {"ms": ms, "spread": common.spread(times)}
+            if kernel.flop:
+                row |= {"tflop_per_s": kernel.flop / ms / 1e9, "share_of_roof": kernel.flop / ms / 1e9 / product}
+            else:
+                row |= {"gb_per_s": kernel.bytes / ms / 1e6, "share_of_roof": kernel.bytes / ms / 1e6 / copy}
+        rows.append(row)
+        figures.add(rows=rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Shakespeare by characters, trained on the GPU and on the CPU alike, for gpu_check.py.
+
+    python -m benchmarks.gpu_losses OUT [--data FILE] [--max-iters 500] [--stand-in]
+
+The same seed, so the same weights at the start, the same batches and the same masks of dropout, on every backend: the
+losses of the first steps have to agree step by step, and later, when rounding has led the weights apart, on average.
+Runs train.py itself, once a dtype on the GPU, and on the CPU at the same time.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+from benchmarks.gpu_card import Figures
+
+SETTINGS = [
+    "--tokenizer", "char", "--block-size", "64", "--batch-size", "12", "--n-layer", "4", "--n-head", "4", "--n-embd",
+    "128", "--dropout", "0.1", "--lr", "1e-3", "--min-lr", "1e-4", "--warmup-iters", "100", "--beta2", "0.99", "--seed",
+    "1337", "--eval-iters", "20",
+]  # fmt: skip
+TINY = ["--n-layer", "1", "--n-embd", "16", "--block-size", "16", "--eval-iters", "1"]
+DTYPES = ("float32", "bfloat16")
+FIRST, LAST = 20, 100  # steps that are compared one by one, and steps at the end whose means are
+# by dtype: how far a loss of the first steps may be off, and the mean of the last, relatively
+TOLERANCE = {"float32": (1e-4, 5e-3), "bfloat16": (1e-2, 5e-3)}
+
+
+def command(out: Path, backend: str, dtype: str, options: argparse.Namespace) -> list[str]:
+    """train.py's command line; for a stand-in numpy, since another process has no stand-in for a GPU."""
+    backend = "numpy" if options.stand_in else backend
+    iters, sizes = str(options.max_iters), TINY if options.stand_in else []
+    return [
+        sys.executable, str(common.ROOT / "train.py"), "--data", options.data, "--backend", backend, "--dtype", dtype,
+        "--max-iters", iters, "--eval-interval", iters, "--out", str(out), *SETTINGS, *sizes,
+    ]  # fmt: skip
+
+
+def losses(folder: Path) -> list[float]:
+    """The training loss of every step."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+
+def compare(there: list[float], here: list[float], dtype: str) -> dict[str, Any]:
+    """How far the GPU's losses are from the CPU's, and whether that is near enough."""
+    first, last = TOLERANCE[dtype]
+    steps = [abs(a - b) / abs(b) for a, b in zip(there, here, strict=True)]
+    mean_there, mean_here = (sum(x[-LAST:]) / len(x[-LAST:]) for x in (there, here))
+    worst, of_mean = max(steps[:FIRST]), abs(mean_there - mean_here) / mean_here
+    return {
+        "dtype": dtype, "worst_of_first": worst, "of_mean_of_last": of_mean, "mean_gpu": mean_there,
+        "mean_cpu": mean_here, "passed": worst <= first and of_mean <= last, "losses": there,
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Train on the GPU and on the CPU, and compare the losses.")
+    parser.add_argument("out", help="the JSON file")
+    parser.add_argument("--data", default="shakespeare", help="a corpus of train.py, or a file")
+    parser.add_argument("--max-iters", type=common.at_least(1), default=500, help="steps of each run")
+    parser.add_argument("--stand-in", action="store_true", help="no GPU: numpy in its place")
+    options = parser.parse_args()
+    runs = {"cpu": ("numba", "float32"), **{d: ("cupy", d) for d in DTYPES}}
+    environment = {**os.environ, "PYTHONPATH": str(common.ROOT)}
+    figures = Figures(options.out)
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        started = {}
+        for name, (backend, dtype) in runs.items():
+            log = stack.enter_context(open(Path(scratch) / f"{name}.log", "w+"))
+            process = subprocess.Popen(
+                command(Path(scratch) / name, backend, dtype, options), cwd=common.ROOT, env=environment, stdout=log,
+                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+            stack.callback(process.kill)
+            started[name] = process, log
+        for name, (process, log) in started.items():
+            if process.wait():
+                log.seek(0)
+                print(f"{name}: train.py ended with status {process.returncode}: {log.read().strip()[-500:]}")
+                return 1
+        here = losses(Path(scratch) / "cpu")
+        rows = [compare(losses(Path(scratch) / dtype), here, dtype) for dtype in DTYPES]
+    figures.add(rows=rows, cpu_losses=here, passed=all(row["passed"] for row in rows))
+    for row in rows:
+        print({name: value for name, value in row.items() if name != "losses"})
+    return 0 if figures.values["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""What gpu_check.py says in the end: the figures of its parts as tables, and what the project is held to."""
+
+from typing import Any
+
+from benchmarks import common
+
+Parts = dict[str, dict[str, Any]]
+FLOP_PER_TOKEN = 854.8e6  # GPT-2 124M at 1024 tokens: six for every weight, and attention (nanoGPT's formula)
+
+# what is held to what: name, the least it may be
+TARGETS = {
+    "tokens/s, B 64, ours / compiled PyTorch": 1.0,
+    "tokens/s, B 64, ours / eager PyTorch": 1.8,
+    "tokens/s, B 4, ours from a CUDA graph / compiled PyTorch": 1.0,
+    "share of the measured product peak (MFU), B 64": 0.45,
+    "attention forward, TFLOP/s": 200,
+    "attention backward, TFLOP/s": 150,
+    "memory-bound kernels, share of copy speed, the lowest": 0.8,
+    "decoding, share of the bandwidth bound": 0.6,
+}
+
+
+def report(parts: Parts) -> str:
+    """All of it as text."""
+    sections = [
+        status_table(parts),
+        losses_table(parts),
+        step_table(parts),
+        kernel_table(parts),
+        decoding_table(parts),
+        target_table(parts),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def figures(parts: Parts, name: str) -> dict[str, Any]:
+    """What a part measured; nothing where it did not run, or not far enough."""
+    found = parts.get(name, {}).get("figures", {})
+    return found if isinstance(found, dict) else {}
+
+
+def status_table(parts: Parts) -> str:
+    """How every part ended, and the last words of those that failed."""
+    rows = [[name, part["status"], f"{part.get('seconds', 0):.0f} s"] for name, part in parts.items()]
+    lines = [common.table(["part", "", ""], rows)]
+    for name, part in parts.items():
+        if part["status"].startswith(("failed", "out of time")):
+            lines += [f"\n{name}, {part['status']}:", *(f"    {line}" for line in part.get("said", [])[-6:])]
+        elif part["status"] == "left out":
+            lines.append(f"{name}: {part['reason']}")
+    return "\n".join(lines)
+
+
+def losses_table(parts: Parts) -> str:
+    """The GPU's losses beside the CPU's."""
+    rows = figures(parts, "losses").get("rows", [])
+    cells = [
+        [
+            row["dtype"], f"{row['mean_gpu']:.4f}", f"{row['mean_cpu']:.4f}", f"{row['of_mean_of_last']:.2%}",
+            f"{row['worst_of_first']:.1e}", "yes" if row["passed"] else "NO",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    header = ["training beside the CPU", "GPU's last 100", "CPU's", "apart", "first steps apart", "near enough"]
+    return common.table(header, cells) if cells else ""
+
+
+def steps(parts: Parts) -> list[tuple[str, dict[str, Any]]]:
+    """(contender, row) of every measured training step."""
+    names = {"ours": "ours", "torch_compile": "PyTorch", "torch_eager": "PyTorch"}
+    found = []
+    for part in ("ours", "torch compile", "torch eager"):
+        for row in figures(parts, part).get("rows", []):
+            found.append((f"{names[part.replace(' ', '_')]}, {row['mode']}", row))
+    return sorted(found, key=lambda pair: pair[1]["batch"])
+
+
+def step_table(parts: Parts) -> str:
+    """Every contender at every batch."""
+    peak = figures(parts, "kernels").get("product_tflop_per_s")
+    cells = []
+    for name, row in steps(parts):
+        if "ms" not in row:
+            cells.append([name, str(row["batch"]), "does not fit", "", "", "", "", "", ""])
+            continue
+        flops = row["tokens_per_s"] * FLOP_PER_TOKEN / 1e12
+        cells.append([
+            name, str(row["batch"]), f"{row['ms']:.2f}", f"{row['spread']:.1%}", f"{row['tokens_per_s']:,.0f}",
+            f"{flops / peak:.2f}" if peak else "", f"{row['memory_gib']:.1f}",
+            "" if row["launches"] is None else str(row["launches"]), f"{row['losses'][-1]:.4f}",
+        ])  # fmt: skip
+    header = ["a training step", "batch", "ms", "+-", "tokens/s", "MFU", "GiB", "launches", "third loss"]
+    return common.table(header, cells) if cells else ""
+
+
+def kernel_table(parts: Parts) -> str:
+    """Every kernel beside its roof."""
+    found = figures(parts, "kernels")
+    cells = []
+    for row in found.get("rows", []):
+        if "failure" in row:
+            cells.append([row["kernel"], row["failure"], "", ""])
+            continue
+        speed = f"{row['tflop_per_s']:.0f} TFLOP/s" if "tflop_per_s" in row else f"{row['gb_per_s']:.0f} GB/s"
+        cells.append([row["kernel"], f"{row['ms'] * 1e3:,.1f}", speed, f"{row['share_of_roof']:.2f}"])
+    if not cells:
+        return ""
+    roofs = f"a copy: {found['copy_gb_per_s']:,.0f} GB/s; a large product: {found['product_tflop_per_s']:.0f} TFLOP/s"
+    return f"{found['gpu']}; {roofs}\n" + common.table(["kernel", "microseconds", "", "of roof"], cells)
+
+
+def decoding_table(parts: Parts) -> str:
+    """Writing, beside the bound of bandwidth."""
+    cells = []
+    for part in ("decoding", "torch decoding"):
+        row = figures(parts, part)
+        if row:
+            share = share_of_bandwidth(parts, row)
+            of_bound = "" if share is None else f"{share:.2f}"
+            cells.append([row["contender"], f"{row['tokens_per_s']:.0f}", f"{row['later_ms']:.3f}", of_bound])
+    return common.table(["writing, one sequence", "tokens/s", "ms a token", "of bound"], cells) if cells else ""
+
+
+def share_of_bandwidth(parts: Parts, row: dict[str, Any]) -> float | None:
+    """Time to read all weights once, over the time of a token."""
+    speed = figures(parts, "kernels").get("copy_gb_per_s")
+    return float(row["weight_bytes"] / speed / 1e6 / row["later_ms"]) if speed else None
+
+
+def measured(parts: Parts) -> dict[str, float | None]:
+    """The figures of TARGETS, None for what was not measured."""
+    speed = {(name, row["asked"]): row.get("tokens_per_s") for name, row in steps(parts)}
+    kernels = {row["kernel"]: row for row in figures(parts, "kernels").get("rows", []) if "ms" in row}
+    shares = [row["share_of_roof"] for row in kernels.values() if "gb_per_s" in row]
+    peak, decoding = figures(parts, "kernels").get("product_tflop_per_s"), figures(parts, "decoding")
+    best = max((x for x in (speed.get((f"ours, {mode}", "64")) for mode in ("launched", "graph")) if x), default=None)
+    values = [
+        ratio(best, speed.get(("PyTorch, compile", "64"))),
+        ratio(best, speed.get(("PyTorch, eager", "64"))),
+        ratio(speed.get(("ours, graph", "4")), speed.get(("PyTorch, compile", "4"))),
+        ratio(None if best is None else best * FLOP_PER_TOKEN / 1e12, peak),
+        kernels.get("attention", {}).get("tflop_per_s"),
+        kernels.get("attention_backward", {}).get("tflop_per_s"),
+        min(shares, default=None),
+        share_of_bandwidth(parts, decoding) if decoding else None,
+    ]
+    return dict(zip(TARGETS, values, strict=True))
+
+
+def ratio(a: float | None, b: float | None) -> float | None:
+    """a / b where both are there."""
+    return None if a is None or not b else a / b
+
+
+def target_table(parts: Parts) -> str:
+    """What the project is held to, and what it is."""
+    cells = [
+        [name, f"{TARGETS[name]:g}", "not measured" if value is None else f"{value:.2f}",
+         "" if value is None else "met" if value >= TARGETS[name] else "MISSED"]
+        for name, value in measured(parts).items()
+    ]  # fmt: skip
+    return common.table(["held to", "at least", "is", ""], cells)

@@ -1,0 +1,159 @@
+"""gpu_check: rehearsed over the stand-in for a GPU, part by part; what it does with parts that go wrong; its report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu_check, gpu_losses, gpu_report, gpu_training
+from tensorgrad import backend
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def check(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    command = [str(ROOT / "benchmarks" / "gpu_check.sh"), *arguments]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
+
+
+def test_without_a_gpu_it_says_so_in_one_line() -> None:
+    if backend.check("cupy") is None:
+        pytest.skip("there is a GPU here")
+    result = check()
+    assert result.returncode != 0
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert "no GPU to check" in line
+
+
+def test_every_part_is_rehearsed(tmp_path: Path) -> None:
+    """Every line that runs on a GPU has run before: tiny, and without torch.compile, which is PyTorch's own."""
+    pytest.importorskip("torch")
+    pytest.importorskip("ml_dtypes")
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be, that is the question.\n" * 100)
+    names = ["tests", "losses", "kernels", "ours", "decoding", "torch eager", "torch decoding"]
+    result = check("--stand-in", "--out", str(tmp_path / "out"), "--data", str(text), "--only", *names)
+    parts = json.loads((tmp_path / "out" / "gpu_check.json").read_text())["parts"]
+    assert {name: part["status"] for name, part in parts.items()} == dict.fromkeys(names, "passed"), result.stdout
+    assert result.returncode == 0
+    kernels = parts["kernels"]["figures"]["rows"]
+    assert [row["kernel"] for row in kernels if "failure" in row] == []
+    assert [(row["batch"], row["mode"]) for row in parts["ours"]["figures"]["rows"]] == [
+        (batch, mode) for batch in (2, 1) for mode in ("launched", "graph")
+    ]
+    ours, theirs = (parts[name]["figures"]["rows"][0]["losses"] for name in ("ours", "torch eager"))
+    assert ours == pytest.approx(theirs, rel=2e-2)  # the same weights and batches
+    report = (tmp_path / "out" / "report.txt").read_text()
+    assert report in result.stdout
+    for word in ("training beside the CPU", "a training step", "kernel", "writing, one sequence", "held to"):
+        assert word in report
+    assert not (tmp_path / "out" / "inputs.safetensors").exists()
+
+
+def part(program: str, limit: float = 60, **options: Any) -> gpu_check.Part:
+    return gpu_check.Part("some part", [sys.executable, "-c", program], limit, 1, **options)
+
+
+def test_a_part_that_fails_is_recorded(tmp_path: Path) -> None:
+    outcome = gpu_check.run(part("print('why'); raise SystemExit(3)"), tmp_path, 60)
+    assert (outcome["status"], outcome["said"]) == ("failed with status 3", ["why"])
+    text = gpu_report.report({"some part": outcome})
+    assert "some part, failed with status 3:\n    why" in text
+
+
+def test_a_part_out_of_time_is_ended_and_its_figures_kept(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, sys, time, pathlib\n"
+        f"pathlib.Path({str(tmp_path / 'some_part.json')!r}).write_text('{{\"rows\": [1]}}')\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "time.sleep(600)"
+    )
+    outcome = gpu_check.run(part(program), tmp_path, 2)
+    assert outcome["status"] == "out of time after 2 s"
+    assert outcome["figures"] == {"rows": [1]}
+    assert outcome["seconds"] < 30
+
+
+def test_a_part_that_cannot_run_here_says_why(tmp_path: Path) -> None:
+    outcome = gpu_check.run(part("", needs="there is none"), tmp_path, 60)
+    assert outcome == {"status": "left out", "reason": "there is none"}
+    assert "some part: there is none" in gpu_report.report({"some part": outcome})
+
+
+def test_all_parts_fit_the_nine_minutes_and_each_is_sure_of_its_least() -> None:
+    parts = gpu_check.parts(Path(), False, "shakespeare")
+    assert sum(part.least_s for part in parts) <= gpu_check.BUDGET_S < 9 * 60
+    assert all(part.least_s <= part.limit_s for part in parts)
+
+
+def test_the_largest_batch_lies_on_the_line_through_two() -> None:
+    rows = [{"batch": 64, "memory_gib": 40.0}, {"batch": 4, "memory_gib": 10.0}, {"batch": 16, "mode": "graph"}]
+    assert gpu_training.largest_batch(rows, 80.0) == 136  # 10 + 0.5 (B - 4) <= 76, in eights
+    assert gpu_training.largest_batch(rows[:1], 80.0) is None
+
+
+def test_what_does_not_fit_is_a_row_and_the_largest_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Contender:
+        modes = ("eager",)
+
+    def measure(contender: Any, batch: int, mode: str, steps: int) -> dict[str, Any]:
+        if batch > 120:
+            raise MemoryError("no room")
+        return {"batch": batch, "mode": mode, "memory_gib": 8 + batch / 2}
+
+    class Kept:
+        def add(self, **values: Any) -> None:
+            self.rows = values["rows"]
+
+    monkeypatch.setattr(gpu_training, "measure", measure)
+    kept: Any = Kept()
+    gpu_training.run(Contender(), ["64", "4", "200", "largest"], 1, kept, 80.0)
+    assert [(row["asked"], row["batch"], "out_of_memory" in row) for row in kept.rows] == [
+        ("64", 64, False), ("4", 4, False), ("200", 200, True), ("largest", 120, False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("off", "dtype", "passed"), [(0, "float32", True), (1e-3, "float32", False), (1e-3, "bfloat16", True)]
+)
+def test_losses_are_near_enough_or_not(off: float, dtype: str, passed: bool) -> None:
+    here = [3.0 - 0.002 * step for step in range(500)]
+    assert gpu_losses.compare([loss * (1 + off) for loss in here], here, dtype)["passed"] is passed
+    drifted = here[:300] + [loss * 1.01 for loss in here[300:]]
+    assert not gpu_losses.compare(drifted, here, dtype)["passed"]
+
+
+def test_targets_are_met_or_missed() -> None:
+    def row(asked: str, mode: str, speed: float) -> dict[str, Any]:
+        return {
+            "asked": asked, "batch": int(asked), "mode": mode, "ms": 1.0, "spread": 0.0, "tokens_per_s": speed,
+            "memory_gib": 1.0, "launches": None, "losses": [1.0],
+        }  # fmt: skip
+
+    kernels = [
+        {"kernel": "attention", "ms": 1.0, "tflop_per_s": 250.0, "share_of_roof": 0.4},
+        {"kernel": "layer_norm", "ms": 1.0, "gb_per_s": 2000.0, "share_of_roof": 0.7},
+        {"kernel": "broken", "failure": "why"},
+    ]
+    parts = {
+        "ours": {"status": "passed", "figures": {"rows": [row("64", "launched", 4e5), row("64", "graph", 5e5)]}},
+        "torch compile": {"status": "passed", "figures": {"rows": [row("64", "compile", 4e5)]}},
+        "kernels": {
+            "status": "passed",
+            "figures": {"gpu": "A card", "copy_gb_per_s": 3000.0, "product_tflop_per_s": 700.0, "rows": kernels},
+        },
+    }
+    values = list(gpu_report.measured(parts).values())
+    assert values == [
+        1.25, None, None, pytest.approx(5e5 * 854.8e6 / 7e14), 250.0, None, pytest.approx(0.7), None,
+    ]  # fmt: skip
+    lines = {line.split("  ")[0]: line for line in gpu_report.report(parts).splitlines()}
+    assert lines["tokens/s, B 64, ours / compiled PyTorch"].endswith("met")
+    assert lines["memory-bound kernels, share of copy speed, the lowest"].endswith("MISSED")
+    assert lines["tokens/s, B 64, ours / eager PyTorch"].endswith("not measured")
