@@ -98,8 +98,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+        x, normalised = self.ln_2.add(x, self.attn(self.ln_1(x), cache))  # x + attn, and ln_2 of that
+        return x + self.mlp(normalised)
 
 
 class GPT(nn.Module):

@@ -30,6 +30,8 @@ from tensorgrad.gradcheck import gradcheck
 from tensorgrad.ops import (
     abs,
     add,
+    add_layer_norm,
+    add_rms_norm,
     all,
     any,
     argmax,

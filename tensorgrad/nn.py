@@ -159,6 +159,10 @@ class LayerNorm(Module):
         """See `tensorgrad.layer_norm`."""
         return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
+    def add(self, x: Tensor, residual: Tensor) -> Any:
+        """[x + residual, that normalised]: see `tensorgrad.add_layer_norm`."""
+        return ops.add_layer_norm(x, residual, self.weight, self.bias, eps=self.eps)
+
 
 class RMSNorm(Module):
     """Rows of n with mean square 1, times weight (n) starting at 1."""
@@ -170,6 +174,10 @@ class RMSNorm(Module):
     def forward(self, x: Tensor) -> Any:
         """See `tensorgrad.rms_norm`."""
         return ops.rms_norm(x, self.weight, eps=self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> Any:
+        """[x + residual, that normalised]: see `tensorgrad.add_rms_norm`."""
+        return ops.add_rms_norm(x, residual, self.weight, eps=self.eps)
 
 
 class Dropout(Module):

@@ -221,13 +221,24 @@ class Backend:
             y += bias
         return self.narrow(y, x.dtype), mean, rstd
 
-    def layer_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Array:
-        """dx = rstd (g - mean(g) - xhat mean(g xhat)), with g = dy weight and xhat = (x - mean) rstd."""
+    def add_layer_norm(
+        self, x: Array, residual: Array, weight: Array | None, bias: Array | None, eps: float
+    ) -> tuple[Array, Array, Array, Array]:
+        """x + residual, and layer_norm of that."""
+        total = x + residual
+        return total, *self.layer_norm(total, weight, bias, eps)
+
+    def layer_norm_backward_x(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None
+    ) -> Array:
+        """dx = rstd (g - mean(g) - xhat mean(g xhat)), with g = dy weight and xhat = (x - mean) rstd; plus dsum."""
         xhat = (self.wide(x) - mean) * rstd
         g = self.wide(dy) if weight is None else self.wide(dy) * weight
         dx = g - g.mean(axis=-1, keepdims=True)
         dx -= xhat * (g * xhat).mean(axis=-1, keepdims=True)
         dx *= rstd
+        if dsum is not None:
+            dx += dsum
         return dx.astype(x.dtype, copy=False)
 
     def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
@@ -243,11 +254,21 @@ class Backend:
             y *= weight
         return self.narrow(y, x.dtype), rrms
 
-    def rms_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, rrms: Array) -> Array:
-        """dx = rrms (g - xhat mean(g xhat)), with g = dy weight and xhat = x rrms."""
+    def add_rms_norm(self, x: Array, residual: Array, weight: Array | None, eps: float) -> tuple[Array, Array, Array]:
+        """x + residual, and rms_norm of that."""
+        total = x + residual
+        return total, *self.rms_norm(total, weight, eps)
+
+    def rms_norm_backward_x(
+        self, dy: Array, x: Array, weight: Array | None, rrms: Array, dsum: Array | None = None
+    ) -> Array:
+        """dx = rrms (g - xhat mean(g xhat)), with g = dy weight and xhat = x rrms; plus dsum."""
         xhat = self.wide(x) * rrms
         g = self.wide(dy) if weight is None else self.wide(dy) * weight
-        return (rrms * (g - xhat * (g * xhat).mean(axis=-1, keepdims=True))).astype(x.dtype, copy=False)
+        dx = rrms * (g - xhat * (g * xhat).mean(axis=-1, keepdims=True))
+        if dsum is not None:
+            dx += dsum
+        return dx.astype(x.dtype, copy=False)
 
     def rms_norm_backward_weight(self, dy: Array, x: Array, rrms: Array) -> Array:
         """dweight = the sum of dy xhat over all rows: (n,)."""

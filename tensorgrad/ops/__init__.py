@@ -79,12 +79,12 @@ from tensorgrad.ops.manipulation import (
     tril,
     triu,
 )
-from tensorgrad.ops.normalization import layer_norm, rms_norm
+from tensorgrad.ops.normalization import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from tensorgrad.ops.reduction import cumulative_sum, logsumexp, max, mean, min, prod, std, sum, var
 from tensorgrad.ops.softmax import log_softmax, softmax
 
 DIFFERENTIABLE = [
-    "abs", "add", "astype", "attention", "broadcast_to", "clip", "concat", "cos",
+    "abs", "add", "add_layer_norm", "add_rms_norm", "astype", "attention", "broadcast_to", "clip", "concat", "cos",
     "cross_entropy", "cumulative_sum", "divide", "dropout", "einsum", "embedding", "erf", "exp",
     "expand_dims", "flip", "gelu", "getitem", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax",
     "logsumexp", "matmul", "matrix_transpose", "max", "maximum", "mean", "min", "minimum",

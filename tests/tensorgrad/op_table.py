@@ -382,6 +382,17 @@ def normalizing(draw: Any, n_scales: int) -> Any:
 
 
 @st.composite
+def adding(draw: Any, n_scales: int) -> Any:
+    call = draw(normalizing(n_scales))
+    x, *scales = call.operands
+    return Call([x, draw(array(x.shape)), *scales], call.options)
+
+
+def torch_added(t: Any, norm: Any, x: Any, residual: Any, *scales: Any, eps: float) -> Any:
+    return [x + residual, norm(x + residual, x.shape[-1:], *scales, eps=eps)]
+
+
+@st.composite
 def embeddings(draw: Any) -> Any:
     n = draw(sizes(1))
     indices = draw(hnp.arrays(np.int64, draw(shapes()), elements=st.integers(0, n - 1)))
@@ -577,6 +588,10 @@ row("layer_norm", normalizing(2), ref.layer_norm,
     lambda t, x, *scales, eps: t.nn.functional.layer_norm(x, x.shape[-1:], *scales, eps=eps))
 row("rms_norm", normalizing(1), ref.rms_norm,
     lambda t, x, *scales, eps: t.nn.functional.rms_norm(x, x.shape[-1:], *scales, eps=eps))
+row("add_layer_norm", adding(2), lambda x, r, *scales, eps: [x + r, ref.layer_norm(x + r, *scales, eps=eps)],
+    lambda t, *operands, eps: torch_added(t, t.nn.functional.layer_norm, *operands, eps=eps))
+row("add_rms_norm", adding(1), lambda x, r, *scales, eps: [x + r, ref.rms_norm(x + r, *scales, eps=eps)],
+    lambda t, *operands, eps: torch_added(t, t.nn.functional.rms_norm, *operands, eps=eps))
 row("embedding", embeddings(), lambda w, i: w[i], lambda t, w, i: w[i])
 row("cross_entropy", losses(), ref.cross_entropy, torch_cross_entropy)
 row("linear_cross_entropy", linear_losses(), ref.linear_cross_entropy, torch_linear_cross_entropy)

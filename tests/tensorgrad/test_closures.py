@@ -30,6 +30,8 @@ THREE = np.array([0, 1, 1])
 ALLOWED: dict[str, tuple[Case, set[str]]] = {
     "abs": (Case("", ops.abs, x()), {"a"}),
     "add": (Case("", ops.add, x(), x(3, 1)), set()),
+    "add_layer_norm": (Case("", ops.add_layer_norm, x(), x(), x(4), x(4)), {"c", "y", "(2, 3, 1)"}),
+    "add_rms_norm": (Case("", ops.add_rms_norm, x(), x(), x(4)), {"c", "y", "(2, 3, 1)"}),
     "astype": (Case("", ops.astype, x(), dtype=np.float64), set()),
     "attention": (Case("", ops.attention, *HEADS, causal=True, dropout_p=0.1), {"a", "b", "c", "y", "(2, 4, 6, 1)"}),
     "broadcast_to": (Case("", ops.broadcast_to, x(), shape=(5, 2, 3, 4)), set()),

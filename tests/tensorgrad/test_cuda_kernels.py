@@ -106,6 +106,13 @@ CALLS: dict[str, Call] = {
         a.dy, a.x, None, a.rows("mean"), a.rows("rstd")
     ),
     "layer_norm_backward_weight": lambda k, a: k.layer_norm_backward_weight(a.dy, a.x, a.rows("mean"), a.rows("rstd")),
+    "add_layer_norm": lambda k, a: k.add_layer_norm(a.x, a.y, a.W, a.B, 1e-5),
+    "add_layer_norm, no weight": lambda k, a: k.add_layer_norm(a.x, a.y, None, None, 1e-5),
+    "layer_norm_backward_x, plus": lambda k, a: k.layer_norm_backward_x(
+        a.dy, a.x, a.W, a.rows("mean"), a.rows("rstd"), a.y
+    ),
+    "add_rms_norm": lambda k, a: k.add_rms_norm(a.x, a.y, a.W, 1e-6),
+    "rms_norm_backward_x, plus": lambda k, a: k.rms_norm_backward_x(a.dy, a.x, a.W, a.rows("rrms"), a.y),
     "linear_backward_bias": lambda k, a: k.linear_backward_bias(a.dy),
     "rms_norm": lambda k, a: k.rms_norm(a.x, a.W, 1e-6),
     "rms_norm, no weight": lambda k, a: k.rms_norm(a.x, None, 1e-6),

@@ -141,6 +141,10 @@ ROWWISE: dict[str, Call] = {
     "layer_norm_backward_x": lambda k, a: k.layer_norm_backward_x(a.dy, a.x, a.W, a.rows("mean"), a.rows("rstd")),
     "layer_norm_backward_weight": lambda k, a: k.layer_norm_backward_weight(a.dy, a.x, a.rows("mean"), a.rows("rstd")),
     "linear_backward_bias": lambda k, a: k.linear_backward_bias(a.dy),
+    "layer_norm_backward_x plus": lambda k, a: k.layer_norm_backward_x(
+        a.dy, a.x, a.W, a.rows("mean"), a.rows("rstd"), a.y
+    ),
+    "rms_norm_backward_x plus": lambda k, a: k.rms_norm_backward_x(a.dy, a.x, a.W, a.rows("rrms"), a.y),
     "rms_norm": lambda k, a: k.rms_norm(a.x, a.W, 1e-6),
     "rms_norm without": lambda k, a: k.rms_norm(a.x, None, 1e-6),
     "rms_norm_backward_x": lambda k, a: k.rms_norm_backward_x(a.dy, a.x, a.W, a.rows("rrms")),

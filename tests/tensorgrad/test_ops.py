@@ -311,6 +311,8 @@ ERRORS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda x: tg.softmax(x, axis=2), ValueError, "softmax: axis 2 is out of range for 2 dimensions"),
     (lambda x: tg.layer_norm(x, x), ValueError, r"layer_norm: \(2, 3\) does not fit x \(2, 3\): \(3,\) is needed"),
     (lambda x: tg.layer_norm(x[:, :0]), ValueError, r"layer_norm: x \(2, 0\) has no elements to normalise"),
+    (lambda x: tg.add_layer_norm(x, x[:1]), ValueError, r"add_layer_norm: residual \(1, 3\) does not have the"),
+    (lambda x: tg.add_rms_norm(x, x[0]), ValueError, r"add_rms_norm: residual \(3,\) does not have the shape of x"),
     (lambda x: tg.rms_norm(x.sum()), ValueError, r"rms_norm: x \(\) has no elements to normalise"),
     (lambda x: tg.cross_entropy(x, np.zeros(3, int)), ValueError,
      r"cross_entropy: targets \(3,\) do not fit logits \(2, 3\)"),

@@ -43,24 +43,42 @@ class Normalization(Kernels):
         """x (..., n) -> y, and mean and 1/std (..., 1)."""
         if not takes(x, None, (), weight, bias):
             return super().layer_norm(x, weight, bias, eps)
+        return self._layer_norm(x, None, None, weight, bias, eps)
+
+    def add_layer_norm(
+        self, x: Array, residual: Array, weight: Array | None, bias: Array | None, eps: float
+    ) -> tuple[Array, Array, Array, Array]:
+        """x + residual, and layer_norm of that, in one pass."""
+        if not takes(x, residual, (), weight, bias):
+            return super().add_layer_norm(x, residual, weight, bias, eps)
+        total = self.xp.empty(x.shape, x.dtype)
+        return total, *self._layer_norm(x, residual, total, weight, bias, eps)
+
+    def _layer_norm(
+        self, x: Array, residual: Array | None, total: Array | None, weight: Array | None, bias: Array | None,
+        eps: float,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
         wide = wide_dtype(x.dtype)
         y = self.xp.empty(x.shape, x.dtype)
         mean, rstd = (self.xp.empty((*x.shape[:-1], 1), wide) for _ in range(2))
+        vectors = self._given(weight), self._given(bias)
         self._start_rows(
-            "layer_norm", x, (self.contiguous(x), None, None, self._vector(weight), self._vector(bias), y, mean, rstd),
+            "layer_norm", x, (self.contiguous(x), self._given(residual), total, *vectors, y, mean, rstd),
             defines(x, weight, bias), wide.type(eps),
         )  # fmt: skip
         return y, mean, rstd
 
-    def layer_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Array:
-        """dx of layer_norm."""
-        if not takes(x, dy, (mean, rstd), weight):
-            return super().layer_norm_backward_x(dy, x, weight, mean, rstd)
+    def layer_norm_backward_x(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None
+    ) -> Array:
+        """dx of layer_norm, plus dsum."""
+        if not takes(x, dy, (mean, rstd), weight) or not takes(x, dsum):
+            return super().layer_norm_backward_x(dy, x, weight, mean, rstd, dsum)
         dx = self.xp.empty(x.shape, x.dtype)
         self._start_rows(
             "layer_norm_backward_x", x,
-            (self.contiguous(dy), self.contiguous(x), self._vector(weight), self.contiguous(mean),
-             self.contiguous(rstd), None, dx), defines(x, weight),
+            (self.contiguous(dy), self.contiguous(x), self._given(weight), self.contiguous(mean),
+             self.contiguous(rstd), self._given(dsum), dx), defines(x, weight),
         )  # fmt: skip
         return dx
 
@@ -80,23 +98,37 @@ class Normalization(Kernels):
         """x (..., n) -> y, and 1/rms (..., 1)."""
         if not takes(x, None, (), weight):
             return super().rms_norm(x, weight, eps)
+        return self._rms_norm(x, None, None, weight, eps)
+
+    def add_rms_norm(self, x: Array, residual: Array, weight: Array | None, eps: float) -> tuple[Array, Array, Array]:
+        """x + residual, and rms_norm of that, in one pass."""
+        if not takes(x, residual, (), weight):
+            return super().add_rms_norm(x, residual, weight, eps)
+        total = self.xp.empty(x.shape, x.dtype)
+        return total, *self._rms_norm(x, residual, total, weight, eps)
+
+    def _rms_norm(
+        self, x: Array, residual: Array | None, total: Array | None, weight: Array | None, eps: float
+    ) -> tuple[Array, Array]:
         wide = wide_dtype(x.dtype)
         y, rrms = self.xp.empty(x.shape, x.dtype), self.xp.empty((*x.shape[:-1], 1), wide)
         self._start_rows(
-            "rms_norm", x, (self.contiguous(x), None, None, self._vector(weight), y, rrms), defines(x, weight),
-            wide.type(eps),
+            "rms_norm", x, (self.contiguous(x), self._given(residual), total, self._given(weight), y, rrms),
+            defines(x, weight), wide.type(eps),
         )  # fmt: skip
         return y, rrms
 
-    def rms_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, rrms: Array) -> Array:
-        """dx of rms_norm."""
-        if not takes(x, dy, (rrms,), weight):
-            return super().rms_norm_backward_x(dy, x, weight, rrms)
+    def rms_norm_backward_x(
+        self, dy: Array, x: Array, weight: Array | None, rrms: Array, dsum: Array | None = None
+    ) -> Array:
+        """dx of rms_norm, plus dsum."""
+        if not takes(x, dy, (rrms,), weight) or not takes(x, dsum):
+            return super().rms_norm_backward_x(dy, x, weight, rrms, dsum)
         dx = self.xp.empty(x.shape, x.dtype)
         self._start_rows(
             "rms_norm_backward_x", x,
-            (self.contiguous(dy), self.contiguous(x), self._vector(weight), self.contiguous(rrms), None, dx),
-            defines(x, weight),
+            (self.contiguous(dy), self.contiguous(x), self._given(weight), self.contiguous(rrms), self._given(dsum),
+             dx), defines(x, weight),
         )  # fmt: skip
         return dx
 
@@ -127,5 +159,5 @@ class Normalization(Kernels):
         )  # fmt: skip
         return self.column_sums(partial, wide)
 
-    def _vector(self, v: Array | None) -> Array | None:
-        return None if v is None else self.contiguous(v)
+    def _given(self, x: Array | None) -> Array | None:
+        return None if x is None else self.contiguous(x)

@@ -116,12 +116,16 @@ class Normalization(NumpyBackend):
         layer_norm(rows(x), scale, shift, rows(y), flat(mean), flat(rstd), float(eps))
         return y, mean, rstd
 
-    def layer_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Array:
-        """dx of layer_norm."""
+    def layer_norm_backward_x(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None
+    ) -> Array:
+        """dx of layer_norm, plus dsum."""
         if not takes(x, dy, (mean, rstd), weight):
-            return super().layer_norm_backward_x(dy, x, weight, mean, rstd)
+            return super().layer_norm_backward_x(dy, x, weight, mean, rstd, dsum)
         dx = np.empty(x.shape, x.dtype)
         layer_norm_backward_x(rows(dy), rows(x), or_constant(weight, 1, x), flat(mean), flat(rstd), rows(dx))
+        if dsum is not None:
+            dx += dsum
         return dx
 
     def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
@@ -148,12 +152,16 @@ class Normalization(NumpyBackend):
         rms_norm(rows(x), or_constant(weight, 1, x), rows(y), flat(rrms), float(eps))
         return y, rrms
 
-    def rms_norm_backward_x(self, dy: Array, x: Array, weight: Array | None, rrms: Array) -> Array:
-        """dx of rms_norm."""
+    def rms_norm_backward_x(
+        self, dy: Array, x: Array, weight: Array | None, rrms: Array, dsum: Array | None = None
+    ) -> Array:
+        """dx of rms_norm, plus dsum."""
         if not takes(x, dy, (rrms,), weight):
-            return super().rms_norm_backward_x(dy, x, weight, rrms)
+            return super().rms_norm_backward_x(dy, x, weight, rrms, dsum)
         dx = np.empty(x.shape, x.dtype)
         rms_norm_backward_x(rows(dy), rows(x), or_constant(weight, 1, x), flat(rrms), rows(dx))
+        if dsum is not None:
+            dx += dsum
         return dx
 
     def rms_norm_backward_weight(self, dy: Array, x: Array, rrms: Array) -> Array:

@@ -33,6 +33,23 @@ def _normalization(fn: Callable[..., Any]) -> list[Case]:
     ]
 
 
+def _added(fn: Callable[..., Any]) -> list[Case]:
+    return [
+        Case("one element", fn, randn(1), randn(1), randn(1), eps=1.0),
+        Case("vector", fn, randn(5), randn(5)),
+        Case("batch", fn, randn(2, 3, 4), randn(2, 3, 4), randn(4)),
+        Case("the sum alone", lambda *operands: fn(*operands)[0], randn(3, 4), randn(3, 4), randn(4)),
+        Case("the rows alone", lambda *operands: fn(*operands)[1], randn(3, 4), randn(3, 4), randn(4)),
+        Case("the sum used again", lambda *operands: ops.multiply(*fn(*operands)), randn(3, 4), randn(3, 4), randn(4)),
+        Case("no rows", fn, randn(0, 4), randn(0, 4), randn(4)),
+        Case("transposed", fn, randn(4, 3).T, randn(4, 3).T, randn(4)),
+        Case("sliced", fn, randn(6, 8)[::2, ::2], randn(3, 8)[:, ::-2], randn(8)[::-2]),
+        Case("used twice", lambda x: fn(x, x), randn(3, 4)),
+        Case("frozen residual", fn, randn(3, 4), Frozen(randn(3, 4)), randn(4)),
+        Case("frozen weight", fn, randn(3, 4), randn(3, 4), Frozen(randn(4))),
+    ]
+
+
 def _loss_alone(*operands: Any) -> Any:
     return ops.linear_cross_entropy(*operands)[1]
 
@@ -55,6 +72,13 @@ cases: dict[str, list[Case]] = {
         Case("frozen bias", ops.layer_norm, randn(3, 4), randn(4), Frozen(randn(4))),
     ],
     "rms_norm": _normalization(ops.rms_norm),
+    "add_layer_norm": [
+        *_added(ops.add_layer_norm),
+        Case("weight and bias", ops.add_layer_norm, randn(2, 3, 4), randn(2, 3, 4), randn(4), randn(4)),
+        Case("bias alone", ops.add_layer_norm, randn(3, 4), randn(3, 4), None, randn(4)),
+        Case("all for the sum", lambda *a: ops.add_layer_norm(*a)[0], randn(3, 4), randn(3, 4), randn(4), randn(4)),
+    ],
+    "add_rms_norm": _added(ops.add_rms_norm),
     "dropout": [
         Case("0-d", ops.dropout, randn(), p=0.5),
         Case("one element", ops.dropout, randn(1), p=0.5),
