@@ -44,7 +44,7 @@ __device__ void top_and_sum(const T* x, int n, Real* partial, Real& top, Real& t
     total = block_sum(total, partial);
 }
 
-extern "C" __global__ void softmax(const T* __restrict__ x, T* __restrict__ y, int n) {
+extern "C" __global__ void __launch_bounds__(1024, 1) softmax(const T* __restrict__ x, T* __restrict__ y, int n) {
     __shared__ Real partial[WARP];
     x += (long long)blockIdx.x * n, y += (long long)blockIdx.x * n;
     Real top, total;
@@ -57,7 +57,7 @@ extern "C" __global__ void softmax(const T* __restrict__ x, T* __restrict__ y, i
     });
 }
 
-extern "C" __global__ void softmax_backward(
+extern "C" __global__ void __launch_bounds__(1024, 1) softmax_backward(
     const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dx, int n
 ) {
     __shared__ Real partial[WARP];
@@ -75,7 +75,7 @@ extern "C" __global__ void softmax_backward(
     });
 }
 
-extern "C" __global__ void log_softmax(const T* __restrict__ x, T* __restrict__ y, int n) {
+extern "C" __global__ void __launch_bounds__(1024, 1) log_softmax(const T* __restrict__ x, T* __restrict__ y, int n) {
     __shared__ Real partial[WARP];
     x += (long long)blockIdx.x * n, y += (long long)blockIdx.x * n;
     Real top, total;
@@ -88,7 +88,7 @@ extern "C" __global__ void log_softmax(const T* __restrict__ x, T* __restrict__ 
     });
 }
 
-extern "C" __global__ void log_softmax_backward(
+extern "C" __global__ void __launch_bounds__(1024, 1) log_softmax_backward(
     const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dx, int n
 ) {
     __shared__ Real partial[WARP];
