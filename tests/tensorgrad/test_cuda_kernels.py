@@ -11,6 +11,7 @@ import pytest
 from emulated_cuda import COMPILER, EmulatingLauncher
 from fake_cupy import FakeArray, FakeCupy, fake
 
+from tensorgrad import backend
 from tensorgrad.backend.base import Backend
 from tensorgrad.backend.cupy import CupyBackend, launcher, nvrtc
 from tensorgrad.backend.cupy.kernels import columns_a_lane
@@ -143,7 +144,7 @@ def results(call: Call, k: Any, inputs: Inputs) -> list[np.ndarray]:
     given = call(k, inputs)
     arrays = list(given) if isinstance(given, tuple) else [given]
     assert all(isinstance(x, k.array_type) for x in arrays)
-    return [np.array(np.asarray(x).view(np.ndarray)) for x in arrays]
+    return [np.array(k.to_numpy(x)) for x in arrays]
 
 
 def assert_near(got: Any, wanted: Any, tolerance: float) -> None:
@@ -168,6 +169,20 @@ def test_a_kernel_is_the_plain_mathematics(name: str, dtype: Any) -> None:
         back = results(CALLS[name], backend_on_cpu(backwards=True), Inputs(shape, dtype, fake))
         for a, b in zip(got, back, strict=True):
             assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_kernel_on_the_gpu(name: str, dtype: Any) -> None:
+    """The plain mathematics again, and the same bits every time."""
+    k = backend.load("cupy")
+    for shape in [*SHAPES, (300, 1000)]:
+        wanted = results(CALLS[name], PLAIN, Inputs(shape, dtype))
+        outcomes = [results(CALLS[name], k, Inputs(shape, dtype, k.asarray)) for _ in range(2)]
+        for a, again, b in zip(*outcomes, wanted, strict=True):
+            assert_near(a, b, TOLERANCE[dtype.name])
+            assert a.tobytes() == again.tobytes()
 
 
 def misaligned(x: np.ndarray) -> FakeArray:
