@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt.config import GPTConfig, TrainConfig
+from gpt.model import blocks_run_again
 from tensorgrad.ops.cross_entropy import BLOCK
 
 FLOAT32 = 4  # bytes
@@ -84,7 +85,10 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     small = FLOAT32 * tokens * (shape.n_head + 4)  # logsumexp of every head, mean and deviation of both norms
     scores = _attention_weights(config, shape, backend)
     block = SAVED_IN_A_BLOCK * stream + small + scores
-    kept = shape.n_layer * stream if config.recompute else shape.n_layer * (SAVED_IN_A_BLOCK * stream + small)
+    n_again = min(blocks_run_again(shape), shape.n_layer)
+    again = n_again * block if config.recompute else 0
+    inputs = -(-shape.n_layer // n_again) * stream
+    kept = inputs if config.recompute else shape.n_layer * (SAVED_IN_A_BLOCK * stream + small)
     logits = size * tokens * vocab_size
     in_forward, in_backward = _work_on_logits(tokens, vocab_size, size, backend)
     before = gradients if config.grad_accum > 1 else 0  # of the batches before
@@ -92,13 +96,13 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     peaks = [
         kept + 3 * stream + logits + in_forward + before,  # the loss
         kept + 3 * stream + logits + in_backward + head_there,  # its gradient
-        (kept + block if config.recompute else kept + scores) + WORKING * stream + head_there,  # the last block
-        (block if config.recompute else 0) + WORKING * stream + gradients - FLOAT32 * parameters.block,  # the first
-        gradients + WORKING * stream,  # and the end
+        kept + (again or scores) + WORKING * stream + head_there,  # the last blocks
+        again + WORKING * stream + gradients - FLOAT32 * parameters.block * n_again,  # the first ones
+        gradients + FLOAT32 * head + 2 * stream,  # and what tokens' embeddings get from below
     ]
     snapshot = (FLOAT32 * n + moments) if config.async_save else 0
     return Memory(
-        weights, moments, gradients, kept + (block if config.recompute else 0) + WORKING * stream,
+        weights, moments, gradients, kept + again + WORKING * stream,
         logits + max(in_forward, in_backward), snapshot, weights + moments + max(peaks) + snapshot,
     )  # fmt: skip
 
@@ -108,7 +112,8 @@ def _work_on_logits(tokens: int, vocab_size: int, size: int, backend: str) -> tu
     block = min(tokens * vocab_size, max(BLOCK, vocab_size)) * FLOAT32
     if backend == "numba" and size == FLOAT32:
         return 0, block  # fused loops need nothing, and the block alone
-    return 2 * tokens * vocab_size * FLOAT32, 2 * block
+    several = tokens * vocab_size > BLOCK  # while the next is made, the gradient of the head is already there
+    return 2 * tokens * vocab_size * FLOAT32, (2 if several else 1) * block
 
 
 def _attention_weights(config: TrainConfig, shape: GPTConfig, backend: str) -> int:

@@ -100,6 +100,14 @@ def test_generate(tmp_path: Path) -> None:
         assert "torch huggingface" in {**result["rows"], **result["left_out"]}
 
 
+def test_recompute(tmp_path: Path) -> None:
+    result = result_of("recompute", tmp_path / "x.json", "--config", "tiny", "--backend", "numpy", "--threads", "1",
+                       "--rounds", "1")  # fmt: skip
+    kept, again = (result["rows"][name] for name in ("kept", "recomputed"))
+    assert kept["ms"] > 0 and again["ms"] > 0
+    assert result["less"] == kept["activations_mb"] / again["activations_mb"]
+
+
 def test_ops(tmp_path: Path) -> None:
     arguments = [*NUMPY, "--rounds", "1", "--turn-ms", "1", *beside("eager")]
     result = result_of("ops", tmp_path / "result.json", *arguments)

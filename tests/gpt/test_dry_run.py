@@ -100,6 +100,7 @@ def test_durations(seconds: float, text: str) -> None:
         ({"recompute": True, "n_layer": 6}, 75),
         ({"batch_size": 3}, 3000),
         ({"batch_size": 2, "grad_accum": 2}, 3000),
+        ({"batch_size": 3, "recompute": True, "n_layer": 6}, 6200),
         ({"dropout": 0.1}, 75),
         ({"dropout": 0.1, "recompute": True}, 75),
     ],

@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""What `--recompute` saves and costs: activations of a training step and its time, with and without.
+
+    python benchmarks/recompute.py                            configuration C on numba
+    python benchmarks/recompute.py --config B --backend numpy
+
+Activations are all arrays but weights, moments and gradients, at the moment when they are the most: NumPy reports
+every array to tracemalloc, and each gradient is taken off from when it is handed to its parameter. That step is not
+timed. Times are those of steps in turns, in processes of their own, after a check that the losses are the same bits.
+"""
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import tracemalloc
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+
+from benchmarks import common
+from benchmarks.configurations import SETUPS, write_inputs
+from benchmarks.training import Ours
+from benchmarks.workers import Worker, alternate, idle_warning
+from gpt.cli import ArgumentParser, one_of
+from gpt.cli import run as run_program
+from gpt.config import UserError
+
+KEPT, AGAIN = "kept", "recomputed"
+
+
+class Recomputing(Ours):
+    """A training step whose blocks are run again in backward, or not."""
+
+    def prepare(self, inputs: str, threads: int, backend: str, recompute: bool) -> None:
+        """See Training."""
+        super().prepare(inputs, threads, backend)
+        self.model.recompute = recompute
+
+    def activations(self) -> float:
+        """The most bytes of arrays that are there in a forward and backward, but weights, moments and gradients."""
+        from tensorgrad import autograd
+
+        add_to_leaf, gradients, most = autograd._add_to_leaf, 0, 0
+
+        def added(leaf: Any, gradient: Any, owned: bool) -> None:
+            nonlocal gradients, most
+            most = max(most, tracemalloc.get_traced_memory()[1] - gradients)
+            first = leaf.grad is None
+            add_to_leaf(leaf, gradient, owned)
+            gradients += leaf.grad.nbytes if first else 0
+            tracemalloc.reset_peak()
+
+        autograd._add_to_leaf = added
+        tracemalloc.start()
+        try:
+            idx, targets = next(self.batches)
+            self.model(idx, targets)[1].backward()
+            most = max(most, tracemalloc.get_traced_memory()[1] - gradients)
+        finally:
+            tracemalloc.stop()
+            autograd._add_to_leaf = add_to_leaf
+        self.optimizer.zero_grad()
+        return most
+
+
+def main() -> int:
+    options = parse()
+    env = common.environment(options.threads, keep=True)
+    print(common.environment_line(env))
+    setup = SETUPS[options.config]
+    print(f"\n{options.config} on {options.backend}: {setup.describe()}")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        inputs = str(Path(folder) / "inputs.safetensors")
+        write_inputs(Path(inputs), setup, options.seed)
+        spec = {"setup": dataclasses.asdict(setup), "inputs": inputs, "threads": options.threads}
+        spec["backend"] = options.backend
+        workers = [
+            stack.enter_context(
+                Worker(name, "benchmarks.recompute:Recomputing", {**spec, "recompute": name == AGAIN}, options.threads)
+            )
+            for name in (KEPT, AGAIN)
+        ]
+        warm = {worker.name: worker.call("warm_up", steps=3) for worker in workers}
+        if warm[KEPT]["losses"] != warm[AGAIN]["losses"]:
+            raise UserError(f"not timed: the losses differ: {warm[KEPT]['losses']}, {warm[AGAIN]['losses']}")
+        turns, idle = alternate(workers, options.rounds, lambda w: w.call("run", steps=options.steps))
+        rows = {w.name: figures_of(w, turns[w.name]) for w in workers}
+    if warning := idle_warning(idle):
+        print(warning)
+    cells = [
+        [name, f"{row['ms']:,.1f}", f"{row['spread']:.1%}", f"{row['activations_mb']:,.1f}", f"{row['peak_mb']:,.0f}"]
+        for name, row in rows.items()
+    ]
+    print(common.table(["", "ms/step", "+-", "activations MB", "peak MB of the process"], cells))
+    less = rows[KEPT]["activations_mb"] / rows[AGAIN]["activations_mb"]
+    more = rows[AGAIN]["ms"] / rows[KEPT]["ms"] - 1
+    print(f"activations: {less:.2f} times less; time: {more:+.1%}; the same losses, bit for bit")
+    result = {"program": "recompute", "environment": env, "setup": dataclasses.asdict(setup), "rows": rows}
+    common.write_json(common.result_path("recompute", options.out), {**result, "less": less, "more_time": more})
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = ArgumentParser(description="Measure what running blocks again in backward saves and costs.")
+    parser.add_argument("--config", type=one_of(*SETUPS), default="C", help="what to train")
+    parser.add_argument("--backend", type=one_of("numba", "numpy"), default="numba", help="ours")
+    parser.add_argument("--steps", type=common.at_least(1), default=2, help="steps in a turn")
+    parser.add_argument("--seed", type=int, default=1337, help="decides weights and tokens")
+    common.add_common_flags(parser, rounds=5)
+    return parser.parse_args()
+
+
+def figures_of(worker: Worker, turns: list[dict[str, Any]]) -> dict[str, float]:
+    """Times, and the memory: of the process first, then, in a step that is not timed, of its arrays."""
+    times = [ms for turn in turns for ms in turn["ms"]]
+    memory = worker.call("memory")
+    activations = worker.call("activations") / common.MB
+    return {"ms": common.median(times), "spread": common.spread(times), "activations_mb": activations, **memory}
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
