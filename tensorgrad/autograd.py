@@ -20,12 +20,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from tensorgrad.backend import Array, backend_of
+from tensorgrad.backend import Array, Backend, backend_of
 
 Backward = Callable[[Any], Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -282,6 +283,30 @@ def _several(
 # --- backward -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Scattered:
+    """The gradient of a table whose rows were read by number: `dy`, to be added to the rows `indices`.
+
+    A backward may return one. Where the table has a gradient already, as that of an output layer that shares it, only
+    the rows that were read are touched; elsewhere it is written out.
+    """
+
+    k: Backend
+    dy: Array
+    indices: Array
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def dense(self) -> Array:
+        """The gradient of the whole table."""
+        dweight: Array = self.k.embedding_backward(self.dy, self.indices, self.shape).astype(self.dtype, copy=False)
+        return dweight
+
+    def add_to(self, dweight: Array) -> None:
+        """Add it to a gradient of the whole table, in place."""
+        self.k.add_embedding_backward(dweight, self.dy, self.indices)
+
+
 class _Pending:
     """Gradients that have arrived at nodes not yet visited, youngest node first.
 
@@ -300,6 +325,11 @@ class _Pending:
 
     def add(self, node: Node, gradient: Array, dy: Any) -> None:
         """Add what an op's backward made of `dy` to what has arrived at `node`."""
+        if type(gradient) is Scattered:
+            if isinstance(node, Leaf) and node.grad is not None:
+                gradient.add_to(node.grad)
+                return
+            gradient = gradient.dense()
         if isinstance(gradient, np.generic):
             gradient = np.asarray(gradient)
         if gradient.dtype != node.dtype:
@@ -318,13 +348,13 @@ class _Pending:
             heapq.heappush(self.heap, (-node.birth, node))
             self.sums[node] = gradient
         elif node in self.owned:
-            before += gradient
+            backend_of("backward", [before]).add_to(before, gradient)
             return
         elif owned:
-            gradient += before
+            backend_of("backward", [before]).add_to(gradient, before)
             self.sums[node] = gradient
         else:
-            self.sums[node] = before + gradient
+            self.sums[node] = backend_of("backward", [before]).add(before, gradient)
             owned = True
         if owned:
             self.owned.add(node)
@@ -343,7 +373,7 @@ def _add_to_leaf(leaf: Leaf, gradient: Array, owned: bool) -> None:
     if leaf.grad is None:
         leaf.grad = gradient if owned else gradient.copy()
     else:
-        leaf.grad += gradient
+        backend_of("backward", [leaf.grad]).add_to(leaf.grad, gradient)
 
 
 class _Arrivals:
@@ -413,6 +443,7 @@ def backward(
             if gradient is None:
                 raise RuntimeError(f"{node.name}: an operand that requires a gradient is one that can have none")
             if watcher is not None:
+                gradient = gradient.dense() if type(gradient) is Scattered else gradient
                 watcher.sent(node, parent, gradient, dy)
             pending.add(parent, gradient, dy)
             if watcher is not None and isinstance(parent, Leaf):

@@ -84,6 +84,14 @@ class Backend:
         """Sum; half precision adds up in float32."""
         return self.wide(x).sum(axis=axis, keepdims=keepdims).astype(sum_dtype(x.dtype), copy=False)
 
+    def add(self, a: Array, b: Array) -> Array:
+        """a + b, broadcast."""
+        return a + b
+
+    def add_to(self, y: Array, x: Array) -> None:
+        """y += x, in place."""
+        y += x
+
     def random_bits(self, n: int, seed: int, stream: int, step: int) -> Array:
         """The first n words of a Philox stream: (n,) uint32."""
         return random_bits(self.xp, n, seed, stream, step)
@@ -285,6 +293,10 @@ class Backend:
         dweight = self.xp.zeros(shape, self.wide(dy).dtype)
         self.xp.add.at(dweight, indices.reshape(-1), as_rows(self.wide(dy)))
         return dweight
+
+    def add_embedding_backward(self, dweight: Array, dy: Array, indices: Array) -> None:
+        """dweight += the same, in place."""
+        dweight += self.embedding_backward(dy, indices, dweight.shape)
 
     def dropout_scale(self, shape: tuple[int, ...], dropout: Dropout, dtype: Any) -> Array:
         """0 with probability p, 1 / (1 - p) otherwise: the same for the same Philox counter, so it is never stored."""

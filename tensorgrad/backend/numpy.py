@@ -64,15 +64,19 @@ class NumpyBackend(Backend):
     # --- embedding ------------------------------------------------------------------------------
 
     def embedding_backward(self, dy: Array, indices: Array, shape: tuple[int, ...]) -> Array:
+        """dweight (V, C): every row's dy added to the row it was read from."""
+        dweight = np.zeros(shape, self.wide(dy[:0]).dtype)
+        self.add_embedding_backward(dweight, dy, indices)
+        return dweight
+
+    def add_embedding_backward(self, dweight: Array, dy: Array, indices: Array) -> None:
         """Rows sorted by index and each run summed: the order of the additions is always the same."""
         rows = as_rows(self.wide(dy))
-        dweight = np.zeros(shape, rows.dtype)
         if rows.size:
-            flat = indices.reshape(-1).astype(np.int64) % shape[0]  # negative indices count from the end
+            flat = indices.reshape(-1).astype(np.int64) % len(dweight)  # negative indices count from the end
             order = np.argsort(flat, kind="stable")
             distinct, starts = np.unique(flat[order], return_index=True)
-            dweight[distinct] = np.add.reduceat(rows[order], starts, axis=0)
-        return dweight
+            dweight[distinct] += np.add.reduceat(rows[order], starts, axis=0)
 
     # --- attention: each block of rows meets only the keys that causality lets it see -------------
 

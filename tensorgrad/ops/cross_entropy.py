@@ -55,19 +55,18 @@ def linear_cross_entropy(
             inner += outer.reshape(all_logits)[block]
         return inner
 
-    def dx(dy: list[Array | None]) -> Array:
-        dx = k.xp.empty(rows.shape, rows.dtype)
+    def backward(dy: list[Array | None]) -> tuple[Array, Array]:
+        dx, dweight = k.xp.empty(rows.shape, rows.dtype), None
         for block in blocks:
-            dx[block] = k.linear_backward_x(dlogits(dy, block), weight)
-        return dx.reshape(shape)
+            part = dlogits(dy, block)
+            dx[block] = k.linear_backward_x(part, weight)
+            if dweight is None:
+                dweight = k.linear_backward_weight(part, rows[block])
+            else:
+                k.add_matmul(dweight, part.T, rows[block])
+        return dx.reshape(shape), dweight
 
-    def dweight(dy: list[Array | None]) -> Array:
-        dweight = k.linear_backward_weight(dlogits(dy, blocks[0]), rows[blocks[0]])
-        for block in blocks[1:]:
-            k.add_matmul(dweight, dlogits(dy, block).T, rows[block])
-        return dweight
-
-    return [logits, loss], (dx, dweight)
+    return [logits, loss], backward
 
 
 def _loss(

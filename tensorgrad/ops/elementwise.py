@@ -18,7 +18,7 @@ Result = tuple[Array, Any]
 def add(k: Backend, a: Array, b: Array) -> Result:
     """a + b. da = db = dy."""
     a_shape, b_shape = shape_of(a), shape_of(b)
-    return a + b, (lambda dy: unbroadcast(k, dy, a_shape), lambda dy: unbroadcast(k, dy, b_shape))
+    return k.add(a, b), (lambda dy: unbroadcast(k, dy, a_shape), lambda dy: unbroadcast(k, dy, b_shape))
 
 
 @op

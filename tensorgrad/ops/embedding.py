@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tensorgrad.autograd import op
+from tensorgrad.autograd import Scattered, op
 from tensorgrad.backend import Array, Backend
 
 
@@ -18,4 +18,4 @@ def embedding(k: Backend, weight: Array, indices: Array) -> tuple[Array, Any]:
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices have dtype {indices.dtype}, not an integer one")
     k.check_indices("embedding", indices, shape[0], lowest=0)
-    return k.embedding(weight, indices), lambda dy: k.embedding_backward(dy, indices, shape).astype(dtype, copy=False)
+    return k.embedding(weight, indices), lambda dy: Scattered(k, dy, indices, shape, dtype)

@@ -61,3 +61,20 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         tg.linear_cross_entropy(x, weight.numpy().T, targets)
     with pytest.raises(ValueError, match=r"^linear_cross_entropy: targets \(2, 2\) do not fit logits \(2, 3, 5\)"):
         tg.linear_cross_entropy(x, weight, targets[:, :2])
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_table_read_by_number_and_multiplied_gets_one_gradient(backend: str) -> None:
+    """The output layer's gradient is there first; that of the rows is added into it, as where it is alone."""
+    pytest.importorskip("numba") if backend == "numba" else None
+    with tg.use_backend(backend):
+        indices = np.array([[3, 1, -1, 3], [0, 3, 1, 4]])
+        parts = []
+        for use in ("both", "rows", "product"):
+            table = tg.Tensor(np.random.default_rng(1).standard_normal((5, 3)), requires_grad=True)
+            x = tg.embedding(table if use != "product" else tg.Tensor(table.data), indices % 5)
+            _, loss = tg.linear_cross_entropy(x, table if use != "rows" else tg.Tensor(table.data), indices % 5)
+            loss.backward()
+            parts.append(table.grad)
+    both, rows, product = parts
+    np.testing.assert_allclose(both, rows + product, rtol=0, atol=1e-15)

@@ -9,6 +9,7 @@ import os
 from tensorgrad.backend import blas
 from tensorgrad.backend.base import Backend
 from tensorgrad.backend.numba.activation import Activation
+from tensorgrad.backend.numba.addition import Addition
 from tensorgrad.backend.numba.attention import Attention
 from tensorgrad.backend.numba.compile import set_num_threads, use_whole_vectors
 from tensorgrad.backend.numba.cross_entropy import CrossEntropy
@@ -21,7 +22,9 @@ from tensorgrad.backend.numba.progress import announce_compilation
 from tensorgrad.backend.numba.softmax import Softmax
 
 
-class NumbaBackend(Activation, Attention, CrossEntropy, Dropout, Embedding, Normalization, Optimization, Softmax):
+class NumbaBackend(
+    Activation, Addition, Attention, CrossEntropy, Dropout, Embedding, Normalization, Optimization, Softmax
+):
     """Kernels compiled by Numba for float32 and float64; the plain mathematics for all else."""
 
     name = "numba"

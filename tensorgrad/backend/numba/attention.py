@@ -15,13 +15,12 @@ from tensorgrad.backend.numba.arrays import claimed
 from tensorgrad.backend.numba.compile import compiled, prange
 from tensorgrad.backend.numba.dropout import U, fill_bits, rule
 from tensorgrad.backend.numba.gemm import SMALL, Products
-from tensorgrad.backend.numba.mathematics import ONE, exp
+from tensorgrad.backend.numba.mathematics import ONE, exp_at_most_0
 from tensorgrad.backend.numba.strided import array, packed_row, strided, with_packed_rows
 from tensorgrad.backend.numba.sums import dot, largest, total
 from tensorgrad.backend.numba.tile import ROWS, n_lanes, panels_of, panels_of_transposed, tile, whole
 
 BLOCK = 64  # query rows
-FAR = np.float32(80)  # below a row's largest: e^-80 is lost in a sum that is at least 1, and costs no subnormal numbers
 
 
 @compiled
@@ -44,20 +43,23 @@ def fill_rows(x: Any, y: Any, scale: Any) -> None:
 def fill_kept(row: Any, number: int, words: Any, threshold: Any, scale: Any, step: Any, stream: Any, seed: Any) -> None:
     """row: what dropout multiplies the elements from `number` on with."""
     fill_bits(words, U(number // 4), step, stream, seed)
-    first = number % 4
+    first, zero = number % 4, ONE - ONE
     for j in range(row.size):
-        row[j] = scale if words[first + j] >= threshold else ONE - ONE
+        row[j] = scale if words[first + j] >= threshold else zero
 
 
 @compiled
 def softmax_row(scores: Any, seen: int) -> Any:
-    """scores, in whole vectors, -> e^(score - largest) of the first `seen`, 0 for the rest; 1 / sum, and logsumexp."""
+    """scores, in whole vectors, -> e^(score - largest) of the first `seen`, 0 for the rest; 1 / sum, and logsumexp.
+
+    What is not seen is worked on with the rest of its vector, and then put aside: loops with no odd end are faster.
+    """
     top = largest(scores[:seen])
-    scores[seen:] = top - FAR
+    zero = ONE - ONE
     for j in range(scores.size):
-        scores[j] = exp(scores[j] - top)
+        weight = exp_at_most_0(scores[j] - top)
+        scores[j] = weight if j < seen else zero
     size = total(scores)
-    scores[seen:] = 0
     return ONE / size, top + np.log(size)
 
 
@@ -128,7 +130,7 @@ def backward(
     n_batch, n_head, n_query, n_width = q.shape
     n_group, n_key = key.shape[1], key.shape[2]
     shared = n_head // n_group
-    real = q.dtype.type
+    real, zero = q.dtype.type, ONE - ONE
     for group in prange(n_batch * n_group):
         b, g = group // n_group, group % n_group
         lanes = n_lanes(q)
@@ -163,9 +165,9 @@ def backward(
                             ds[:] = 0
                             continue
                         shift, common = lse[b, h, row], dot(gradients[i], packed_row(y[b, h, row]))
-                        w[seen:] = shift - FAR
                         for j in range(w.size):
-                            w[j] = exp(w[j] - shift)
+                            weight = exp_at_most_0(w[j] - shift)
+                            w[j] = weight if j < seen else zero
                         if drop:
                             number = ((b * n_head + h) * n_query + row) * n_key
                             fill_kept(kept[:seen], number, words[: whole(seen, 4) + 4], threshold, real(kept_scale),
@@ -174,9 +176,8 @@ def backward(
                                 ds[j] = w[j] * (ds[j] * kept[j] - common)
                                 w[j] *= kept[j]
                         else:
-                            for j in range(w.size):
+                            for j in range(seen):
                                 ds[j] = w[j] * (ds[j] - common)
-                        w[seen:] = 0
                         ds[seen:] = 0
                     for p in range(len(keys)):
                         tile(dscores, strip, 0, n_keys, keys[p], dqueries, strip, p * lanes, False)

@@ -36,8 +36,8 @@ def sort_by_row(indices: Any, starts: Any, order: Any, distinct: Any) -> int:
 
 
 @kernel
-def embedding_backward(dy: Any, distinct: Any, starts: Any, order: Any, dweight: Any) -> None:
-    """dweight[r] = the sum of dy where row r was read: one thread a row, so that no two ever add to the same one."""
+def add_rows(dy: Any, distinct: Any, starts: Any, order: Any, dweight: Any) -> None:
+    """dweight[r] += the sum of dy where row r was read: one thread a row, so that no two ever add to the same one."""
     for d in prange(distinct.size):
         total = dweight[distinct[d]]
         for i in range(starts[distinct[d]], starts[distinct[d] + 1]):
@@ -49,13 +49,12 @@ def embedding_backward(dy: Any, distinct: Any, starts: Any, order: Any, dweight:
 class Embedding(NumpyBackend):
     """The kernel above, for float32 and float64."""
 
-    def embedding_backward(self, dy: Array, indices: Array, shape: tuple[int, ...]) -> Array:
-        """dweight (V, C): every row's dy added to the row it was read from, in the order of reading."""
-        if not claimed(dy) or not dy.size:
-            return super().embedding_backward(dy, indices, shape)
-        n_rows, n = shape[0], indices.size
+    def add_embedding_backward(self, dweight: Array, dy: Array, indices: Array) -> None:
+        """dweight (V, C) += every row's dy added to the row it was read from, in the order of reading."""
+        if not claimed(dweight, dy) or not dy.size or not dweight.flags.carray:
+            super().add_embedding_backward(dweight, dy, indices)
+            return
+        n_rows, n = len(dweight), indices.size
         starts, order, distinct = np.zeros(n_rows + 1, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
         n_distinct = sort_by_row(flat(indices.astype(np.int64, copy=False)), starts, order, distinct)
-        dweight = np.zeros(shape, dy.dtype)
-        embedding_backward(rows(dy), distinct[:n_distinct], starts, order, dweight)
-        return dweight
+        add_rows(rows(dy), distinct[:n_distinct], starts, order, dweight)

@@ -83,6 +83,15 @@ def exp_float32(x: Any) -> Any:
 
 
 @compiled
+def exp_at_most_0_float32(x: Any) -> Any:
+    """e^x for x <= 0, without the subnormal numbers that processors are slow at: e^-87 for all x below -87."""
+    x = F(-87) if x < F(-87) else x
+    rounded = fma(x, LOG2_E, ROUND)
+    r = fma(rounded - ROUND, LN2_LOW, fma(rounded - ROUND, LN2_HIGH, x))
+    return (fma(polynomial(EXP, r) * r, r, r) + ONE) * power_of_two(np.int32(bits(rounded) - ROUND_BITS))
+
+
+@compiled
 def erf_float32(x: Any) -> Any:
     """Two polynomials: of x^2 near 0, and of |x| for the logarithm of 1 - erf(x), which falls like -x^2."""
     size = F(4) if abs(x) > F(4) else abs(x)  # erf(4) is 1 in float32
@@ -97,12 +106,18 @@ def exp(x: Any) -> Any:
     return exp_float32(x) if isinstance(x, np.float32) else np.exp(x)
 
 
+def exp_at_most_0(x: Any) -> Any:
+    """e^x for a float32 or float64 scalar that is at most 0; far below, a number close to 0."""
+    return exp_at_most_0_float32(x) if isinstance(x, np.float32) else np.exp(x)
+
+
 def erf(x: Any) -> Any:
     """The error function of a float32 or float64 scalar."""
     return erf_float32(x) if isinstance(x, np.float32) else np.float64(math.erf(x))
 
 
 by_type(exp, exp_float32, math.exp)
+by_type(exp_at_most_0, exp_at_most_0_float32, math.exp)
 by_type(erf, erf_float32, math.erf)
 
 
