@@ -166,5 +166,9 @@ def _finish(figure: Any, losses: Any, rates: Any, title: str, path: Path | Bytes
         figure.savefig(path, dpi=110, format="png")
         return
     aside = path.with_name(f".{path.name}")
-    figure.savefig(aside, dpi=110, format="png")
-    os.replace(aside, path)
+    try:
+        figure.savefig(aside, dpi=110, format="png")
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error

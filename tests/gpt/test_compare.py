@@ -77,7 +77,8 @@ def test_without_matplotlib_there_is_the_table(
         (["nowhere"], "nowhere: no run: there is no metrics.jsonl in it"),
         (["empty"], "empty/metrics.jsonl: no step in it yet"),
         (["a", "--oot", "x.png"], "unknown flag --oot; did you mean --out?"),
-        (["a", "--out", "nowhere/x.png"], "nowhere/.x.png: No such file or directory"),
+        (["a", "--out", "nowhere/x.png"], "nowhere/x.png: No such file or directory"),
+        (["a", "--out", "a"], "a: Is a directory"),
         ([], "the following arguments are required: RUN"),
     ],
 )

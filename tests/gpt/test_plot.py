@@ -104,6 +104,7 @@ def test_an_interrupted_picture_leaves_the_one_before(tmp_path: Path, monkeypatc
     with pytest.raises(OSError):
         draw_run(path, history(20), "")
     assert path.read_bytes() == before
+    assert [there.name for there in tmp_path.iterdir()] == ["loss.png"]
 
 
 def test_drawing_loads_no_window_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
