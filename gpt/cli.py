@@ -102,10 +102,11 @@ def user_errors(*kinds: type[Exception], about: str = "") -> Iterator[None]:
         raise UserError(f"{about}: {error}" if about else str(error)) from error
 
 
-def use_backend(name: str, threads: int | None, dtype: str = "float32") -> str:
+def use_backend(name: str, threads: int | None, dtype: str = "float32", cuda_graph: bool = False) -> str:
     """Make a backend current, on that many CPU threads; return which was taken, and why that one.
 
-    Raises UserError for a dtype that it cannot compute in.
+    Of several processes with GPUs, each takes its own. Raises UserError for a dtype that the backend cannot compute in,
+    and for a CUDA graph where it is not on a GPU or there are several processes.
     """
     group = world()
     if threads is None and group.size > 1:
@@ -116,6 +117,11 @@ def use_backend(name: str, threads: int | None, dtype: str = "float32") -> str:
     chosen = tg.use_backend(name)
     if lacks := chosen.backend.lacks(dtype):
         raise UserError(f"dtype {dtype}: {lacks}")
+    if cuda_graph and (lacks := chosen.backend.lacks("cuda_graph")):
+        raise UserError(f"cuda_graph: {lacks}")
+    if cuda_graph and group.size > 1:
+        raise UserError(f"cuda_graph: a step of {group.size} processes cannot be recorded: leave it out")
+    chosen.backend.communicator(group)
     tg.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     return chosen.reason
 

@@ -145,6 +145,8 @@ class TrainConfig:
 
     backend: str = flag("auto", "run", "numpy, numba, cupy; auto takes the fastest, and says which")
     dtype: str = flag("float32", "run", "float32, tf32, bfloat16, float16; what is summed stays float32")
+    cuda_graph: bool = flag(False, "run", "record a step once and replay it: less to do for the CPU beside a GPU")
+    log_interval: int = flag(10, "run", "steps from one reading of the loss on a GPU, which waits for it, to the next")
     threads: int | None = flag(None, "run", "CPU threads for everything (default: every core)")
     eval_interval: int = flag(250, "run", "steps between validations")
     eval_iters: int = flag(20, "run", "batches that a validation averages over")
@@ -167,7 +169,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise ValueError(f"unknown {name} {value!r}{nearest(value, known) or _list(known)}")
-        for name in ("max_iters", "batch_size", "grad_accum", "eval_interval", "eval_iters", "keep_checkpoints"):
+        counts = ("eval_interval", "eval_iters", "keep_checkpoints", "log_interval")
+        for name in ("max_iters", "batch_size", "grad_accum", *counts):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_iters", "weight_decay", "grad_clip", "sample_interval"):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
@@ -179,6 +182,8 @@ class TrainConfig:
             _require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         _require(self, "lr", 0 < self.lr < math.inf, "above 0")
         _require(self, "min_lr", 0 <= self.min_lr <= self.lr, f"between 0 and lr ({self.lr:g})")
+        if self.cuda_graph and self.log_ratios:
+            raise ValueError("cuda_graph replays a step without looking at its gradients, which log_ratios has to")
         if self.vocab_size is not None and self.tokenizer != "bpe":
             raise ValueError(
                 f"vocab_size {self.vocab_size} is how much tokenizer bpe learns; {self.tokenizer} has tokens of its own"

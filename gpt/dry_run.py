@@ -27,9 +27,9 @@ from gpt.model import GPT
 from gpt.plot import History, draw_run
 from gpt.run import make_optimizer, make_scaler, open_data
 from gpt.run_folder import CHECKPOINTS
+from gpt.step import UNSCALED, accumulate_gradients
 from gpt.step_folders import newest_checkpoint
 from gpt.tokenizer import Tokenizer
-from gpt.trainer import UNSCALED, accumulate_gradients
 
 STEPS, ENOUGH_S = 5, 20.0  # timed steps: so many, or as many as are begun in that time
 INDENT = " " * 9

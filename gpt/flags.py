@@ -170,7 +170,7 @@ _NANOGPT: dict[str, tuple[dict[str, list[str]], str]] = {
     # The newest and the best checkpoint are always kept, and every step is always written down.
     "always_save_checkpoint": ({"True": [], "False": []}, "it must be True or False"),
 }
-_WITHOUT_EFFECT = ("log_interval", "wandb_project", "wandb_run_name")
+_WITHOUT_EFFECT = ("wandb_project", "wandb_run_name")
 _CONFIG_FILES = {"train_shakespeare_char.py": "shakespeare-char", "train_gpt2.py": "gpt2-124m"}
 
 

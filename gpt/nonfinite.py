@@ -56,11 +56,12 @@ class NonFiniteSteps:
         self.saver = saver
         self.explained = False
 
-    def handle(self, loss: float, grad_norm: float, batch: tuple[Array, Array], rng: dict[str, Any],
+    def handle(self, step: int, loss: float, grad_norm: float, batch: tuple[Array, Array], rng: dict[str, Any],
                compute: Callable[[], Any]) -> None:  # fmt: skip
         """Take the step for not done; UserError where that is to end the run, or where no later one could be better.
 
-        rng: the random counters before the step. compute: does its forward and backward again.
+        step: its number, counted from 1. rng: the random counters before it. compute: does its forward and backward
+        again.
         """
         run = self.run
         run.skipped += 1
@@ -68,9 +69,9 @@ class NonFiniteSteps:
             return
         self.explained = True
         culprit = find_culprit(run.model, compute, rng)
-        what = f"step {run.step + 1}: loss {loss:g}, gradient norm {grad_norm:g}: {culprit}"
+        what = f"step {step}: loss {loss:g}, gradient norm {grad_norm:g}: {culprit}"
         try:
-            saved = f"python train.py --replay {self._save(batch, rng)} repeats it in float64"
+            saved = f"python train.py --replay {self._save(step, batch, rng)} repeats it in float64"
         except UserError as error:
             saved = str(error)
         hopeless = first_nonfinite(run.model.state_dict())
@@ -79,13 +80,13 @@ class NonFiniteSteps:
             raise UserError(f"{what}. {saved}.{advice} Checkpoints in {run.folder} are from before")
         self.saver.progress.say(f"{what}. Skipped, as all such steps will be. {saved}")
 
-    def _save(self, batch: tuple[Array, Array], rng: dict[str, Any]) -> Any:
+    def _save(self, step: int, batch: tuple[Array, Array], rng: dict[str, Any]) -> Any:
         self.saver.wait()  # the disk is for one at a time
         run = self.run
-        target = run.folder / f"nonfinite-{run.step + 1:06d}"
+        target = run.folder / f"nonfinite-{step:06d}"
         if run.group.rank:  # the first process of the group writes it
             return target
-        state = replace(state_of(run), rng=rng)
+        state = replace(state_of(run), step=step - 1, rng=rng)
         snapshot = Snapshot.take(state, run.model, run.optimizer, run.tokenizer, copy=False)
         write_folder(target, snapshot, {BATCH: dict(zip("xy", batch, strict=True))})
         return target

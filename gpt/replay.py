@@ -14,7 +14,7 @@ from gpt.checkpoint import Checkpoint, load_checkpoint, read_extra
 from gpt.cli import use_backend
 from gpt.config import UserError
 from gpt.nonfinite import BATCH, find_culprit, largest_gradients
-from gpt.trainer import accumulate_gradients
+from gpt.step import accumulate_gradients
 
 SHOWN = 5  # parameters with the largest gradients
 

@@ -108,7 +108,7 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
     """Return a run at its beginning: tokenizer, data, model and an empty folder."""
     if initial is not None:
         initial.refuse_misfit(config)
-    backend = use_backend(config.backend, config.threads, config.dtype)
+    backend = use_backend(config.backend, config.threads, config.dtype, config.cuda_graph)
     _refuse_missing_logger(config)
     if config.out is not None:
         FolderLock(Path(config.out)).check()
@@ -132,7 +132,7 @@ def resumed_run(arguments: Arguments) -> Run:
     checkpoint, passed_over = load_whole(_place_to_resume(arguments.resume, out))
     state, folder = checkpoint.state, Path(out or checkpoint.path.parent)
     config = arguments.train_config(under=state.train_config.to_dict())
-    backend = use_backend(config.backend, config.threads, config.dtype)
+    backend = use_backend(config.backend, config.threads, config.dtype, config.cuda_graph)
     _refuse_changes(config, checkpoint)
     _refuse_missing_logger(config)
     FolderLock(folder).check()

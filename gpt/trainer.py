@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from functools import partial
 
 import numpy as np
@@ -20,9 +19,8 @@ from gpt.progress import Progress, Unseen
 from gpt.run import Run, claimed_folder
 from gpt.saver import Saver
 from gpt.signals import StopSignals
-from tensorgrad.distributed import ALONE, GradientReducer
-
-UNSCALED = tg.amp.GradScaler(enabled=False)
+from gpt.step import Figures, Readings, Step, accumulate_gradients
+from tensorgrad.distributed import GradientReducer
 
 
 def train(run: Run) -> int:
@@ -31,13 +29,12 @@ def train(run: Run) -> int:
     Either signal lets the step end and saves. Raises UserError at a step that is not finite, unless those are to be
     skipped.
     """
-    config, model, optimizer, scaler = run.config, run.model, run.optimizer, run.scaler
-    parameters = list(model.parameters())
-    data, group = run.train_loader, run.group
-    prepare_group(run, parameters)
-    reducer = GradientReducer(parameters, group)
+    config, model, group = run.config, run.model, run.group
+    prepare_group(run)
     model.train()
     model.recompute = config.recompute
+    step = Step(run, GradientReducer(model.parameters(), group), gradient_ratios if config.log_ratios else None)
+    readings = Readings(config)
     with (
         claimed_folder(run),
         StopSignals() as stop,
@@ -51,47 +48,69 @@ def train(run: Run) -> int:
             progress.observers = make_observers(run, progress.say)
         stopped = 0
         while run.step < config.max_iters and not (stopped := stop.anywhere(group)):
-            started = time.perf_counter()
+            readings.begin()
             lr = learning_rate(config, run.step)
-            for options in optimizer.param_groups:
-                options["lr"] = lr
-
-            # One draw for all micro-batches and processes: together they are exactly the large batch.
-            n_windows = config.batch_size * config.grad_accum
             with saver.saving_first():  # where the data is gone or cut short, what was learnt from it is not lost
-                x, y = random_windows(data.tokens, data.block_size, n_windows, data.generator, run.step)
+                x, y = batch_of(run, run.step)
             rng = tg.random.default_generator.state_dict()
-            compute = partial(accumulate_gradients, model, x, y, config.batch_size // group.size, scaler)
-            loss = compute(reducer)
-            scaler.unscale_(optimizer)
-            ratios = {"ratios": gradient_ratios(model)} if config.log_ratios else {}
-            grad_norm = tg.optim.clip_grad_norm(parameters, config.grad_clip or math.inf)
-            if math.isfinite(loss if scaler.enabled else loss + grad_norm):
-                scaler.step(optimizer)  # which looks for gradients too large for float16 itself
-            else:
-                nonfinite.handle(loss, grad_norm, (x, y), rng, compute)
-            scaler.update()
-            optimizer.zero_grad()
-            run.step += 1
+            loss, grad_norm = step(x, y, lr)  # numbers, or on a GPU arrays that are still being computed
+            more = {"ratios": step.seen} if config.log_ratios else {}
+            readings.steps.append(Figures(run.step + 1, lr, loss, grad_norm, rng, more))
 
-            speed = config.tokens_per_step / (time.perf_counter() - started)
-            figures = {"loss": loss, "lr": lr, "grad_norm": grad_norm, **ratios}
-            if run.skipped:
-                figures["skipped"] = run.skipped
+            rows = readings.read() if readings.due() else []
+            look_for_nonfinite(run, rows, nonfinite, (x, y))
+            run.step += 1
             if run.step % config.eval_interval == 0 or run.step == config.max_iters:
-                figures["val_loss"] = validate(run)
-            progress.step(run.step, tokens_per_s=round(speed), **figures)
+                rows[-1].more["val_loss"] = validate(run)
+            show(progress, rows)
             if checkpoint_is_due(run):
                 saver.save()
+        rows = readings.read()  # where a signal came before they were due
+        look_for_nonfinite(run, rows, nonfinite, None)
+        show(progress, rows)
         saver.finish()
     group.barrier()  # mpirun ends all where one ends early, and the first process may have been writing
     return 128 + stopped if stopped and run.step < config.max_iters else 0
 
 
-def prepare_group(run: Run, parameters: list[tg.Tensor]) -> None:
+def batch_of(run: Run, step: int) -> tuple[Array, Array]:
+    """Return the windows of a step, counted from 0: x, y (n, T).
+
+    One draw for all micro-batches and processes: together they are exactly the large batch.
+    """
+    config, data = run.config, run.train_loader
+    n_windows = config.batch_size * config.grad_accum
+    return random_windows(data.tokens, data.block_size, n_windows, data.generator, step)
+
+
+def look_for_nonfinite(
+    run: Run, rows: list[Figures], nonfinite: NonFiniteSteps, last: tuple[Array, Array] | None
+) -> None:
+    """Handle those of these steps that were not finite, which changed nothing; last: the batch of the last of them."""
+    for row in rows:
+        # Gradients too large for float16 are no error: the scaler has found them, and comes down.
+        if not math.isfinite(row.loss if run.scaler.enabled else row.loss + row.grad_norm):
+            x, y = last if last is not None and row is rows[-1] else batch_of(run, row.step - 1)
+            size = run.config.batch_size // run.group.size
+            compute = partial(accumulate_gradients, run.model, x, y, size, run.scaler)
+            nonfinite.handle(row.step, row.loss, row.grad_norm, (x, y), row.rng, compute)
+            run.optimizer.zero_grad()
+        if run.skipped:
+            row.more["skipped"] = run.skipped
+
+
+def show(progress: Progress, rows: list[Figures]) -> None:
+    """Write down what came of these steps."""
+    for row in rows:
+        progress.step(
+            row.step, tokens_per_s=row.tokens_per_s, loss=row.loss, lr=row.lr, grad_norm=row.grad_norm, **row.more
+        )
+
+
+def prepare_group(run: Run) -> None:
     """Let every process of the group begin with the weights of the first, and draw dropout's masks of its own."""
     if run.group.size > 1:
-        for p in parameters:
+        for p in run.model.parameters():
             run.group.broadcast(p.data)
         tg.random.default_generator.seed = (run.config.seed + run.group.rank) % 2**64
 
@@ -104,37 +123,6 @@ def make_progress(run: Run) -> Progress:
     return Progress(run.folder, step=run.step, max_iters=run.config.max_iters, patient=patient)
 
 
-def accumulate_gradients(
-    model: GPT,
-    x: Array,
-    y: Array,
-    batch_size: int,
-    scaler: tg.amp.GradScaler = UNSCALED,
-    reducer: GradientReducer | None = None,
-) -> float:
-    """Add the gradient of the mean loss over all windows to the parameters, in parts of batch_size; return the loss.
-
-    x, y (n, T): what fits in memory is a part, and the parts together are exactly the large batch. Only dropout's
-    masks are not those of the large batch: each part draws its own. With a reducer every process of its group computes
-    its share of the windows, and has the loss and gradients of all.
-    """
-    group = ALONE if reducer is None else reducer.group
-    n_windows, loss = len(x), 0.0
-    first, last = (n_windows * rank // group.size for rank in (group.rank, group.rank + 1))
-    for i in range(first, last, batch_size):
-        part = slice(i, i + batch_size)
-        on_gradient = reducer.on_gradient if reducer is not None and i + batch_size == last else None
-        # The loss alone: the logits, by far the largest array, are not to live on.
-        with scaler.overflowing():
-            part_loss = model(x[part], y[part])[1] / (n_windows // batch_size)
-            scaler.scale(part_loss).backward(on_gradient=on_gradient)  # adds to the gradients that are there
-        loss += part_loss.item()
-    if reducer is None or group.size == 1:
-        return loss
-    reducer.wait()
-    return float(group.gather([loss]).sum())
-
-
 def gradient_ratios(model: GPT) -> dict[str, float]:
     """Return |gradient| / |weights| for every layer: wte, wpe, h.0, h.1 ..., ln_f."""
     layers: dict[str, list[tg.Tensor]] = {}
@@ -142,7 +130,7 @@ def gradient_ratios(model: GPT) -> dict[str, float]:
         layers.setdefault(".".join(name.split(".")[: 2 if name.startswith("h.") else 1]), []).append(p)
     norm = tg.get_backend().global_norm
     return {
-        layer: norm([p.grad for p in members]) / (norm([p.data for p in members]) or math.inf)
+        layer: float(norm([p.grad for p in members])) / (float(norm([p.data for p in members])) or math.inf)
         for layer, members in layers.items()
     }
 

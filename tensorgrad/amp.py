@@ -69,20 +69,20 @@ class GradScaler:
             found = ~self._xp.isfinite(k.xp.asarray(k.global_norm(grads)))
         self._found[id(optimizer)] = found
 
-    def step(self, optimizer: Optimizer) -> None:
-        """`optimizer.step()`, unless a gradient is not finite; gradients are unscaled first where they are not yet.
+    def step(self, optimizer: Optimizer, skip: bool | Array = False) -> None:
+        """`optimizer.step(skip)`, unless a gradient is not finite; gradients are unscaled first where they are not yet.
 
         Raises RuntimeError for a second time between two updates.
         """
         if not self.enabled:
-            optimizer.step()
+            optimizer.step(skip)
             return
         if id(optimizer) in self._stepped:
             raise RuntimeError("GradScaler: step a second time since the last update")
         if id(optimizer) not in self._found:
             self.unscale_(optimizer)
         self._stepped.add(id(optimizer))
-        optimizer.step(skip=self._found[id(optimizer)])
+        optimizer.step(self._found[id(optimizer)] | skip)
 
     def update(self) -> None:
         """Adapt the scale to what was found since the last update. Raises RuntimeError where nothing was looked at."""

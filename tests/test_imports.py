@@ -52,6 +52,7 @@ ROOMS = [
         "gpt.run",
         "gpt.saver",
         "gpt.signals",
+        "gpt.step",
         "gpt.trainer",
     ],
     ["generate", "gpt.compare", "gpt.data.__main__", "gpt.evaluate.__main__", "train"],

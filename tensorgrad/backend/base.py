@@ -35,11 +35,13 @@ class Backend:
     def activate(self) -> None:
         """Called when this backend becomes the current one, and when the number of threads has changed."""
 
-    def lacks(self, dtype: str) -> str | None:
-        """Why this backend cannot compute in a dtype, or in "tf32", in one line; None where it can."""
-        if dtype == "tf32":
+    def lacks(self, what: str) -> str | None:
+        """Why this backend cannot compute in a dtype, or has no "tf32" or "cuda_graph", in one line; None if it can."""
+        if what == "cuda_graph":
+            return f"{self.name} is not on a GPU, where a step could be recorded: leave it out, or choose backend cupy"
+        if what == "tf32":
             return f"a format of NVIDIA's tensor cores, and {self.name} is not on a GPU: choose float32"
-        if dtype == "bfloat16":
+        if what == "bfloat16":
             try:
                 importlib.import_module("ml_dtypes")  # NumPy knows the name from then on
             except ModuleNotFoundError:
@@ -458,6 +460,10 @@ class Backend:
         """The group of processes that arrays of this backend are exchanged by; group: one that exchanges the host's."""
         return group
 
+    def sum_over(self, group: Any, value: Any) -> Any:
+        """The sum over a group of processes of what `number` made."""
+        return float(group.gather([value]).sum())
+
     def numbers(self, values: list[Any]) -> list[float]:
         """What `number` made of many arrays, as Python floats; a GPU is waited for once."""
         return [float(x) for x in values]
@@ -476,7 +482,7 @@ class Backend:
         All that fn changes from call to call has to lie in arrays. advance(n): count n masks of dropout, and return how
         many had been drawn before. Raises BackendUnavailable where there is no GPU.
         """
-        raise BackendUnavailable(f"a CUDA graph needs a GPU, and {self.name} is not on one: choose the cupy backend")
+        raise BackendUnavailable(f"a CUDA graph: {self.lacks('cuda_graph')}")
 
     def decide(self, flag: bool | Array) -> bool | Array:
         """A flag that kernels act on: its value, or on a GPU the array itself, so that nobody waits for it."""

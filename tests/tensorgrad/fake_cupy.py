@@ -144,7 +144,12 @@ def made(compute: Any) -> Any:
 
 
 def waits() -> None:
-    """Raise what CUDA raises where the host looks at numbers that are not there yet."""
+    """The host looks at numbers of the GPU, and waits until they are there."""
+    refuse_recorded()
+
+
+def refuse_recorded() -> None:
+    """Raise what CUDA raises where what is recorded cannot be done."""
     if recorder() is not None:
         raise FakeCudaError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
 
@@ -333,7 +338,7 @@ class FakeCupy(types.ModuleType):
     def asarray(self, x: Any, dtype: Any = None) -> Any:
         if isinstance(x, FakeArray):
             return x if x.dtype == (dtype or x.dtype) else x.astype(dtype)
-        waits()  # what is copied from the host would be copied again whenever the graph is launched
+        refuse_recorded()  # what is copied from the host would be copied again whenever the graph is launched
         return fake(np.array(x, dtype))
 
     def array(self, x: Any, dtype: Any = None) -> Any:

@@ -47,12 +47,12 @@ class Products(Backend):
         """Products whose bias has to be added in a kernel of its own."""
         return set()
 
-    def lacks(self, dtype: str) -> str | None:
+    def lacks(self, what: str) -> str | None:
         """Why this GPU cannot compute in a dtype, in one line; None where it can."""
         capability = self.xp.cuda.Device().compute_capability
-        if dtype in ("bfloat16", "tf32") and int(capability) < AMPERE:
+        if what in ("bfloat16", "tf32") and int(capability) < AMPERE:
             return f"needs a GPU of compute capability 8.0, and this one has {int(capability) / 10}: choose float16"
-        return None if dtype == "tf32" else super().lacks(dtype)
+        return None if what in ("tf32", "cuda_graph") else super().lacks(what)
 
     def set_float32_precision(self, tf32: bool) -> None:
         """Whether float32 products may use TF32."""

@@ -26,7 +26,9 @@ class Slot:
 
 
 class Transfer(Kernels):
-    """The ways between host and GPU that keep neither of them waiting."""
+    """The ways between host and GPU, and from GPU to GPU, that keep nobody waiting."""
+
+    _group: NcclGroup | None = None
 
     @cached_property
     def _slots(self) -> dict[Any, list[Slot]]:
@@ -34,7 +36,17 @@ class Transfer(Kernels):
 
     def communicator(self, group: Any) -> Any:
         """The same processes with a GPU each."""
-        return NcclGroup(self.xp, group) if group.size > 1 else group
+        if group.size == 1:
+            return group
+        if self._group is None or self._group.group is not group:
+            self._group = NcclGroup(self.xp, group)
+        return self._group
+
+    def sum_over(self, group: Any, value: Array) -> Array:
+        """The same on the GPU; nobody waits."""
+        value = value.reshape(1).copy()
+        group.all_reduce(value).wait()
+        return value.reshape(())
 
     def numbers(self, values: list[Any]) -> list[float]:
         """Python floats of arrays on the GPU, which are gathered there and copied at once."""
