@@ -128,6 +128,12 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
 
 
+def resident_memory() -> float:
+    """The physical memory that this process holds now, in MB (VmRSS); 0 where the system does not say."""
+    values = (int(line.split()[1]) * 1024 / MB for line in _lines("/proc/self/status") if line.startswith("VmRSS"))
+    return next(values, 0.0)
+
+
 def reset_peak_memory() -> None:
     """Count the peak from here on. Where the system does not allow that, it goes on from the start of the process."""
     try:

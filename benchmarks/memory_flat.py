@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""Ten thousand steps of a tiny model, and the memory that the process holds: flat, or it grows.
+
+    python benchmarks/memory_flat.py [--steps 10000] [--backend numba]
+
+The run validates and saves as any other, every 50 steps. The physical memory (VmRSS) is read every 50 steps; the first
+tenth is warming up. Exits with 1 where the most held after it is more than 1 % above the least.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+
+from benchmarks import common
+from gpt.config import TrainConfig
+from gpt.progress import Progress
+from gpt.run import new_run
+from gpt.trainer import train
+
+EVERY = 50  # steps between two readings, validations and checkpoints
+ALLOWED = 0.01
+TINY: dict[str, Any] = {
+    "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "batch_size": 4, "grad_accum": 2, "dropout": 0.1,
+    "eval_interval": EVERY, "eval_iters": 2, "checkpoint_interval": EVERY,
+}  # fmt: skip
+TEXT = "".join(f"{i} times {j} is {i * j}.\n" for i in range(100) for j in range(20))
+
+
+def measure(steps: int, backend: str, folder: Path) -> list[float]:
+    """Train, and return the memory held every EVERY steps, in MB."""
+    (folder / "text.txt").write_text(TEXT)
+    settings = {**TINY, "data": str(folder / "text.txt"), "out": str(folder / "run")}
+    run = new_run(TrainConfig(**settings, backend=backend, max_iters=steps))
+    mb: list[float] = []
+    step = Progress.step
+
+    def step_and_read(self: Progress, number: int, **figures: Any) -> None:
+        step(self, number, **figures)
+        if number % EVERY == 0:
+            mb.append(common.resident_memory())
+
+    with patch.object(Progress, "step", step_and_read):
+        train(run)
+    return mb
+
+
+def growth(mb: list[float]) -> float:
+    """How far the most is above the least, after the first tenth: 0.01 is 1 %."""
+    steady = mb[len(mb) // 10 :]
+    return max(steady) / min(steady) - 1
+
+
+def main() -> int:
+    """Measure, print, and return 0 where memory is flat."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=common.at_least(10 * EVERY), default=10_000)
+    parser.add_argument("--backend", choices=("numpy", "numba"), default="numba")
+    parser.add_argument("--out", help="the JSON file (default: a new one in results/)")
+    options = parser.parse_args()
+    env = common.environment(common.available_threads(), packages=("numpy", "numba"))
+    print(common.environment_line(env))
+    with tempfile.TemporaryDirectory() as folder:
+        mb = measure(options.steps, options.backend, Path(folder))
+    grown = growth(mb)
+    marks = ", ".join(f"{mb[len(mb) * i // 10 - 1]:.1f}" for i in range(1, 11))
+    print(f"{options.backend}, {options.steps} steps, MB after each tenth: {marks}")
+    print(f"after the first tenth the most is {grown:.2%} above the least")
+    result = {"program": "memory_flat", "environment": env, "steps": options.steps, "mb": mb, "growth": grown}
+    common.write_json(common.result_path("memory_flat", options.out), result)
+    return 0 if grown <= ALLOWED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
