@@ -6,6 +6,7 @@ checkpoint is taken back, as metrics.jsonl is.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import secrets
@@ -69,6 +70,7 @@ class Picture:
             self.say("no picture of the losses: matplotlib is not installed (pip install tensorgrad[plot])")
         except OSError as error:
             self.say(f"{self.path}: not drawn: {error.strerror}")
+        gc.collect()  # a figure is all circles: left to itself, the memory of many would be held at once
         ended = time.monotonic()
         self.next_time = ended + (ended - started) / SHARE
         self.dirty = False
