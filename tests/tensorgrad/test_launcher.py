@@ -128,6 +128,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(nvrtc, "compile_cubin", compile_cubin)
     monkeypatch.setattr(nvrtc, "version", lambda: (13, 0))
+    monkeypatch.setattr(nvrtc, "architectures", lambda: (75, 80, 89, 90, 120))
     monkeypatch.setattr(nvrtc, "include_folders", lambda: ("/cuda/include",))
     return sources
 
@@ -291,8 +292,23 @@ def test_the_error_names_the_kernel(compiled: list[str]) -> None:
         CudaLauncher(driver.cupy).launch("scale", "scale", (2,), (64,), arguments(), 0, HALF)
 
 
-def test_instructions_of_one_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("compiled")
+def test_what_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     cupy = FakeCupy()
-    for capability, arch in (("80", "sm_80"), ("89", "sm_89"), ("90", "sm_90a"), ("120", "sm_120")):
+    for capability, arch in (("80", "sm_80"), ("87", "sm_80"), ("89", "sm_89"), ("90", "sm_90a"), ("121", "sm_120")):
         monkeypatch.setattr(cupy.cuda.Device, "compute_capability", capability)
         assert CudaLauncher(cupy).arch(0) == arch
+    for capability, said in (
+        ("70", '7.0, .*: pip install -e ".\\[cuda12\\]"$'),
+        ("130", "13.0, .*: a newer CUDA is needed$"),
+    ):
+        monkeypatch.setattr(cupy.cuda.Device, "compute_capability", capability)
+        with pytest.raises(RuntimeError, match=f"^this GPU has compute capability {said}"):
+            CudaLauncher(cupy).arch(0)
+
+
+@pytest.mark.usefixtures("real_nvrtc")
+def test_nvrtc_says_what_it_compiles_for() -> None:
+    known = nvrtc.architectures()
+    assert {80, 90} <= set(known)
+    assert list(known) == sorted(known)

@@ -204,9 +204,20 @@ class CudaLauncher(CheckedLauncher):
         return self._functions[key]
 
     def arch(self, device: int) -> str:
-        """sm_NN of a GPU: with an `a` where instructions of that generation alone are to be had."""
-        capability = self.cupy.cuda.Device(device).compute_capability
-        return f"sm_{capability}a" if capability == "90" else f"sm_{capability}"
+        """sm_NN of a GPU: with an `a` where instructions of that generation alone are to be had.
+
+        Machine code runs on later GPUs of its generation too, so one that NVRTC does not know takes the last before
+        it. Raises RuntimeError for a generation that this NVRTC does not compile for.
+        """
+        number, known = int(self.cupy.cuda.Device(device).compute_capability), nvrtc.architectures()
+        best = max((n for n in known if n // 10 == number // 10 and n <= number), default=0)
+        if not best:
+            older = ': pip install -e ".[cuda12]"' if number < min(known) else ": a newer CUDA is needed"
+            raise RuntimeError(
+                f"this GPU has compute capability {number / 10}, for which NVRTC {'.'.join(map(str, nvrtc.version()))} "
+                f"does not compile; it knows {', '.join(str(n / 10) for n in known)}{older}"
+            )
+        return f"sm_{best}a" if best == 90 else f"sm_{best}"
 
     def _ask_for_shared_memory(self, function: Any, n_bytes: int) -> None:
         driver = self.cupy.cuda.driver

@@ -64,6 +64,16 @@ def version() -> tuple[int, int]:
     return major.value, minor.value
 
 
+@functools.cache
+def architectures() -> tuple[int, ...]:
+    """The compute capabilities that this NVRTC compiles for, times ten: (75, 80, 86 ...)."""
+    count = ctypes.c_int()
+    _check(library().nvrtcGetNumSupportedArchs(ctypes.byref(count)), "nvrtcGetNumSupportedArchs")
+    numbers = (ctypes.c_int * count.value)()
+    _check(library().nvrtcGetSupportedArchs(numbers), "nvrtcGetSupportedArchs")
+    return tuple(sorted(numbers))
+
+
 def compile_cubin(name: str, source: str, options: Sequence[str]) -> tuple[bytes, str]:
     """Machine code of `source`, and what the compiler said.
 
