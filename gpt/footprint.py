@@ -98,7 +98,7 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
         kept + 3 * stream + logits + in_backward + head_there,  # its gradient
         kept + (again or scores) + WORKING * stream + head_there,  # the last blocks
         again + WORKING * stream + gradients - FLOAT32 * parameters.block * n_again,  # the first ones
-        gradients + FLOAT32 * head + 2 * stream,  # and what tokens' embeddings get from below
+        gradients + WORKING * stream,  # and the end
     ]
     snapshot = (FLOAT32 * n + moments) if config.async_save else 0
     return Memory(
