@@ -161,7 +161,7 @@ def run(main: Callable[[], int], prog: str | None = None) -> int:
     return status
 
 
-GRACE = 1.0  # seconds: most mistakes are everybody's, so the first process may say them, and end all, before others do
+GRACE = 3.0  # seconds: most mistakes are everybody's, so the first process may say them, and end all, before others do
 
 
 def _outcome(main: Callable[[], int]) -> tuple[int, str]:

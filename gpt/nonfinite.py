@@ -76,6 +76,8 @@ class NonFiniteSteps:
             saved = str(error)
         hopeless = first_nonfinite(run.model.state_dict())
         if run.config.on_nonfinite == "stop" or hopeless:
+            if run.group.rank:
+                run.group.barrier()  # where the first process does not come: it says what is wrong, and ends all
             advice = "" if hopeless else " A lower --lr may help, or --on-nonfinite skip."
             raise UserError(f"{what}. {saved}.{advice} Checkpoints in {run.folder} are from before")
         self.saver.progress.say(f"{what}. Skipped, as all such steps will be. {saved}")

@@ -119,11 +119,31 @@ def test_a_mistake_is_said_once_and_ends_all(train: Any, flags: list[str], messa
     assert "Traceback" not in result.stderr
 
 
-def test_steps_that_are_not_finite_are_skipped_by_all(train: Any) -> None:
-    result = train(2, "--out=run", "--on-nonfinite=skip", "--lr=1e18", "--grad-clip=0")
-    steps = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert result.returncode == 0 or "process 1" not in result.stderr, result.stderr
-    assert steps
+POISONED = """
+from gpt import trainer
+from gpt.cli import leave, run
+from tensorgrad.distributed import _Bucket, world
+import train
+learning_rate, take, steps = trainer.learning_rate, _Bucket.take, []
+def noting(config, step):
+    steps.append(step)
+    return learning_rate(config, step)
+def poisoning(bucket, i):
+    take(bucket, i)
+    if world().rank == 1 and steps[-1] == 2:
+        bucket.parts[i][...] = float("nan")
+trainer.learning_rate, _Bucket.take = noting, poisoning
+leave(run(train.main, prog="train.py"))
+"""
+
+
+def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_by_all(mpirun: Any) -> None:
+    result = mpirun(2, "-c", POISONED, *FLAGS, "--out=run", "--on-nonfinite=skip", cwd=Path.cwd())
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line.get("skipped", 0) for line in lines] == [0, 0, 1, 1, 1, 1]
+    assert [line["grad_norm"] is None for line in lines] == [False, False, True, False, False, False]
+    assert Path("run/nonfinite-000003/batch.safetensors").is_file()
 
 
 MISSING_HERE = """
