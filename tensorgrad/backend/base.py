@@ -451,8 +451,9 @@ class Backend:
         """
         if skip:
             return
+        numbers = {name: x.item() if hasattr(x, "item") else x for name, x in options.items()}
         for p, g, m, v, master in zip(ps, gs, ms, vs, masters, strict=True):
-            self.adamw(p if master is None else master, g, m, v, **options)
+            self.adamw(p if master is None else master, g, m, v, **numbers)
             if master is not None:
                 p[...] = master
 

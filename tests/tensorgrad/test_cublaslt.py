@@ -248,3 +248,11 @@ def test_the_oldest_plan_makes_room(recorder: Recorder, monkeypatch: pytest.Monk
         library.multiply(product, 1, 2, 3, 0, 0.0, 4, 5)
     assert list(library.plans) == sizes[1:]
     assert recorder.count("MatmulDescDestroy") == 1 and recorder.count("MatrixLayoutDestroy") == 3
+
+
+def test_attributes_and_the_version_are_asked_for_by_number(recorder: Recorder) -> None:
+    library = CublasLt(recorder)
+    assert library.version() == 130100
+    assert library.get(library.layout(SMALL.a), "MatrixLayout", cublaslt.COLS) == 0  # which the recorder leaves at 0
+    name, arguments = recorder.calls[-1]
+    assert (name, arguments[1], arguments[3]) == ("MatrixLayoutGetAttribute", 3, 8)

@@ -126,14 +126,19 @@ def in_two_processes(work: Callable[[Thread], Any]) -> list[Any]:
 def test_arrays_of_a_gpu_go_by_nccl_and_the_hosts_by_mpi(cupy: FakeCupy, dtype: str) -> None:
     def work(thread: Thread) -> Any:
         group = NcclGroup(cupy, thread)
+        k = Transfer()
+        k.xp, k.array_type = cupy, cupy.ndarray
         x, y, on_host = cupy.asarray([1 + thread.rank, 10], dtype), cupy.asarray([thread.rank], dtype), np.ones(2)
         group.all_reduce(x).wait()
         group.broadcast(y, root=1)
+        loss = cupy.asarray(0.5 + thread.rank, dtype)
+        total = k.sum_over(group, loss)
+        assert (total.shape, float(total), float(loss)) == ((), 2.0, 0.5 + thread.rank)
         by_host = len(thread.by_host)
         group.all_reduce(on_host).wait()
         group.broadcast(on_host)
         assert len(thread.by_host) == by_host + 2
-        assert group.comm.streams == [group.stream.ptr, FakeStream.null.ptr]
+        assert group.comm.streams == [group.stream.ptr, FakeStream.null.ptr, group.stream.ptr]
         assert (group.rank, group.size, group.gather([thread.rank]).tolist()) == (thread.rank, 2, [[0], [1]])
         return x.get().tolist(), y.get().tolist(), on_host.tolist()
 
@@ -213,4 +218,5 @@ def test_many_numbers_are_waited_for_once(gpu: Any) -> None:
     values = [gpu.xp.ones((), np.float32), 2.5, gpu.xp.zeros((), np.float64), gpu.xp.ones((1,), np.float32)]
     assert gpu.numbers(values) == [1.0, 2.5, 0.0, 1.0]
     assert gpu.xp.copied_to_host == before + 1
+    assert tg.backend.load("numpy").sum_over(Communicator(), 2.5) == 2.5
     assert gpu.numbers([]) == [] and tg.backend.load("numpy").numbers([np.float32(0.5), 2]) == [0.5, 2.0]
