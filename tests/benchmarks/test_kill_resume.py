@@ -1,11 +1,13 @@
 """A few kills: a run that was killed ends with the bytes of one that never was."""
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.kill_resume import MOMENTS, TEXT, Killed, compare, line_of
+from benchmarks.kill_resume import MOMENTS, Killed, compare, line_of
 
 TINY = [
     "--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=8", "--batch-size=2", "--grad-accum=2", "--dropout=0.1",
@@ -37,8 +39,11 @@ def test_a_difference_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "DIFFERENT: metrics.jsonl" in line_of(row)
 
 
-def test_a_run_that_ends_before_it_is_killed_is_no_proof(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text(TEXT)
+def test_a_run_that_ends_before_it_is_killed_is_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: Killed) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", "print('done')"], stdout=subprocess.PIPE, text=True)
+
+    monkeypatch.setattr(Killed, "start", start)
     run = Killed(tmp_path / "run", "numpy", 1, TINY, random.Random(0))
-    with pytest.raises(RuntimeError, match="ended by itself with 0, before it was killed"):
+    with pytest.raises(RuntimeError, match="ended by itself with 0, before it was killed:\ndone"):
         run.kill("while saving")
