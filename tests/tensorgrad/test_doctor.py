@@ -23,7 +23,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 
 def test_the_command() -> None:
     result = subprocess.run([sys.executable, "-m", "tensorgrad.doctor"], capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr  # it may hold Numba's progress, which compiles at first
     text = result.stdout
     for title in ("System", "Packages", "GPU", "Backends"):
         assert f"\n{title}\n" in f"\n{text}"
