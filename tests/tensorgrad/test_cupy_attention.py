@@ -231,6 +231,7 @@ BUILDS = [
     *((source, "__nv_bfloat16", head, 1, "sm_90") for source in HALF for head in (32, 64, 80, 96, 128)),
     *((source, "__half", 64, 0, arch) for source in HALF for arch in ("sm_80", "sm_90")),
     *((source, "__nv_bfloat16", head, 1, "sm_80") for source in HALF for head in (64, 128)),
+    *((source, "__nv_bfloat16", head, 0, "sm_80") for source in HALF for head in (16, 80)),
     *(("attention_float", "float", head, dropout, "sm_80") for head in (32, 64, 128) for dropout in (0, 1)),
     *(("attention_decode", number, 64, 0, "sm_90") for number in ("float", "__nv_bfloat16")),
 ]

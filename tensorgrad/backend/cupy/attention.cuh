@@ -65,8 +65,8 @@ __device__ __forceinline__ void load_tile(Number* tile, const Number* x, long lo
     }
 }
 
-// Write a warp's M * 16 rows of results, each row times its factor, to rows first ... of y (n, d). They go by way of the
-// warp's rows of a tile: a lane holds two neighbours in every row, and memory is written best 16 bytes at a time.
+// Write a warp's M * 16 rows of results, each row times its factor, to rows first ... of y (n, d). They go by way of
+// the warp's rows of a tile: a lane holds two neighbours in every row, and memory is written best 16 bytes at a time.
 template <int M, int HEAD, typename Number>
 __device__ __forceinline__ void store_rows(
     Number* y, long long stride, int first, int n, int d, Number* tile, const float (&c)[M][HEAD / 8][4],

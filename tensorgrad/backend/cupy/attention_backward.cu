@@ -8,9 +8,9 @@
 //     dkey = scale ds^T q
 //
 // dq is a sum over keys, dv and dkey are sums over queries. FlashAttention-2 computes ds once and adds its part of dq
-// into memory with atomics, in whatever order thread blocks happen to come by. Here every sum has one owner, so that the
-// same input gives the same bits: attention_backward_query has blocks of queries and walks over the keys,
-// attention_backward_key has blocks of keys and walks over the queries. The price is two of seven products done twice.
+// into memory with atomics, in whatever order thread blocks happen to come by. Here every sum has one owner, so that
+// the same input gives the same bits: attention_backward_query has blocks of queries and walks over the keys,
+// attention_backward_key has blocks of keys and walks over the queries. The price is two more products than the five.
 //
 // In the second kernel a warp's rows are keys: scores come out transposed, p^T and ds^T, as just what has to be
 // multiplied from the left. So in both kernels nothing of size T x S goes even to shared memory.
@@ -78,7 +78,8 @@ __device__ __forceinline__ void score_gradients(
 }
 
 // dy, q, y, dq (B, H, T, D) and key, v (B, G, S, D), with their strides in numbers, and lse (B, H, T) -> dq, and what
-// the other kernel needs of every row: shift and delta, (B, H, T). grid: B * H * blocks of Q_ROWS queries. For the rest see attention_forward.
+// the other kernel needs of every row: shift and delta, (B, H, T). grid: B * H * blocks of Q_ROWS queries. For the rest
+// see attention_forward.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_query(
     const T* dy, long long dy_stride_b, long long dy_stride_h, long long dy_stride_t,
     const T* q, long long q_stride_b, long long q_stride_h, long long q_stride_t,
@@ -86,9 +87,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_query(
     const T* v, long long v_stride_b, long long v_stride_h, long long v_stride_t,
     const T* y, long long y_stride_b, long long y_stride_h, long long y_stride_t,
     T* dq, long long dq_stride_b, long long dq_stride_h, long long dq_stride_t,
-    const float* lse, float* shift, float* delta, int n_batch, int n_head, int n_group, int n_query, int n_key, int d, int causal,
-    float scale, unsigned threshold, float kept_scale, unsigned long long seed, unsigned stream, unsigned step,
-    const unsigned* counted
+    const float* lse, float* shift, float* delta, int n_batch, int n_head, int n_group, int n_query, int n_key, int d,
+    int causal, float scale, unsigned threshold, float kept_scale, unsigned long long seed, unsigned stream,
+    unsigned step, const unsigned* counted
 ) {
     DYNAMIC_SHARED(T, memory);
     constexpr int TILE = Q_KEYS * row_size<HEAD>;
@@ -172,6 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_query(
 // --- dkey and dv -----------------------------------------------------------------------------------------------------
 
 constexpr int K_M = HEAD > 64 || DROPOUT ? 1 : 2, K_ROWS = 16 * K_M * WARPS;  // 16 K_M keys a warp
+constexpr int K_BLOCKS = HEAD <= 64 && DROPOUT ? 3 : 2;  // on a multiprocessor at once, at least: bounds the registers
 constexpr int QUERIES = 32;
 
 // Of s^T (keys, queries), scores of queries that may not see a key become -inf: only causality hides anything here, for
@@ -235,7 +237,7 @@ __device__ __forceinline__ void score_gradients_again(
 }
 
 // As the other kernel, with shift and delta from it -> dkey and dv (B, G, S, D). grid: B * G * blocks of K_ROWS keys.
-extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_key(
+extern "C" __global__ void __launch_bounds__(THREADS, K_BLOCKS) attention_backward_key(
     const T* dy, long long dy_stride_b, long long dy_stride_h, long long dy_stride_t,
     const T* q, long long q_stride_b, long long q_stride_h, long long q_stride_t,
     const T* key, long long key_stride_b, long long key_stride_h, long long key_stride_t,

@@ -4,8 +4,8 @@
 // fast. One query alone would keep one multiprocessor busy; so the keys are cut into parts, a thread block for each
 // (Dao et al. 2023, "Flash-Decoding"). A key is read by a few neighbouring lanes, 16 bytes each, which share the sum of
 // its score; every such group of lanes carries its own top, sum and y along, as in attention_forward.cu, and at the end
-// they are merged: over the warp, over the warps, over the parts. Who merges the parts is the block that comes last, but
-// the order in which it adds them up is always the same, and so are the bits.
+// they are merged: over the warp, over the warps, over the parts. The block that comes last merges the parts, but the
+// order in which it adds them up is always the same, and so are the bits.
 //
 // A mask says which keys may be seen, where the rows of a batch hold texts of different lengths.
 #include "common.cuh"
@@ -101,7 +101,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
     const T* key, long long key_stride_b, long long key_stride_h, long long key_stride_t,
     const T* v, long long v_stride_b, long long v_stride_h, long long v_stride_t,
     T* y, long long y_stride_b, long long y_stride_h, long long y_stride_t,
-    const bool* mask, long long mask_stride_b, long long mask_stride_h, long long mask_stride_t, long long mask_stride_s,
+    const bool* mask, long long mask_stride_b, long long mask_stride_h, long long mask_stride_t,
+    long long mask_stride_s,
     float* lse, float* parts, unsigned* n_done, int n_head, int n_group, int n_query, int n_key, int d, int causal,
     float scale, int part_size
 ) {

@@ -51,7 +51,9 @@ __device__ __forceinline__ void products(float (&s)[R][R], const float* a, const
 }
 
 // sum += p b, with p (TILE, TILE) spread over the threads as scores are; it goes through shared memory.
-__device__ __forceinline__ void add_products(float (&sum)[R][C], const float (&p)[R][R], const float* b, float* p_tile) {
+__device__ __forceinline__ void add_products(
+    float (&sum)[R][C], const float (&p)[R][R], const float* b, float* p_tile
+) {
     __syncthreads();  // the last p has been read
 #pragma unroll
     for (int i = 0; i < R; ++i)

@@ -1,39 +1,43 @@
 // Attention, forward, on tensor cores (see attention.cuh): FlashAttention-2 (Dao 2023, arXiv:2307.08691).
 //
-// A thread block owns ROWS queries of one head, each of its four warps a quarter of them, and walks over the keys that they
-// see, KEYS at a time. While one tile of keys and values is worked on, the next is on its way from memory into the other
-// half of a double buffer. For every query three things are carried along, as in Milakov and Gimelshein 2018
+// A thread block owns ROWS queries of one head, each of its four warps a quarter of them, and walks over the keys that
+// they see, KEYS at a time. While one tile of keys and values is worked on, the next is on its way from memory into the
+// other half of a double buffer. For every query three things are carried along, as in Milakov and Gimelshein 2018
 // (arXiv:1805.02867), where s are the scores of a tile:
 //
 //     top' = max(top, max s)
 //     sum' = sum 2^(top - top') + the sum of 2^(s - top')
 //     y'   = y   2^(top - top') + 2^(s - top') v
 //
-// At the end y / sum is the result, and top + log2(sum), turned to base e, the row's logsumexp, from which backward makes
-// the weights again. Scores and sums are in float32; 2^(s - top') is narrowed to half precision for its product with v.
+// At the end y / sum is the result, and top + log2(sum), turned to base e, the row's logsumexp, from which backward
+// makes the weights again. Scores and sums are in float32; 2^(s - top') is narrowed to half precision for its product
+// with v.
 #include "attention_dropout.cuh"
 #include "attention.cuh"
 
 constexpr int WARPS = 4, THREADS = WARP * WARPS;
-constexpr int M = HEAD > 96 ? 1 : 2, ROWS = 16 * M * WARPS;  // 16 M queries a warp: a tile that it reads serves them all
+constexpr int M = HEAD > 96 ? 1 : 2, ROWS = 16 * M * WARPS;  // 16 M queries a warp: a tile that it reads serves all
 constexpr int KEYS = HEAD <= 64 && !DROPOUT ? 64 : 32;       // as many as the registers hold scores of
+constexpr int BLOCKS = M == 1 ? 3 : 2;  // on a multiprocessor at once, at least: a bound for the registers of a thread
 
 // --- one tile, by one warp -------------------------------------------------------------------------------------------
 
 // One step of the recurrences above: s becomes 2^(s - top'), and y and sum are shrunk to match. A row's scores lie in
 // four lanes; each adds up its own part of `sum`.
-__device__ __forceinline__ void softmax_step(float (&s)[M][KEYS / 8][4], float (&y)[M][HEAD / 8][4], float (&top)[M][2],
-    float (&sum)[M][2], float scale) {
+__device__ __forceinline__ void softmax_step(
+    float (&s)[M][KEYS / 8][4], float (&y)[M][HEAD / 8][4], float (&top)[M][2], float (&sum)[M][2], float scale
+) {
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float highest = top[m][half];
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; ++n) highest = fmaxf(highest, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+            for (int n = 0; n < KEYS / 8; ++n)
+                highest = fmaxf(highest, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
             highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, 1));
             highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, 2));
-            const float shift = highest == -INFINITY ? 0 : highest * scale;  // a row that has seen nothing yet: no inf - inf
+            const float shift = highest == -INFINITY ? 0 : highest * scale;  // where nothing was seen, no inf - inf
             const float shrink = power_of_2(top[m][half] * scale - shift);
             top[m][half] = highest;
             sum[m][half] *= shrink;
@@ -49,23 +53,27 @@ __device__ __forceinline__ void softmax_step(float (&s)[M][KEYS / 8][4], float (
         }
 }
 
-__device__ __forceinline__ void drop(float (&s)[M][KEYS / 8][4], const WeightDropout &dropout, unsigned long long corner) {
+// Weights that dropout drops become 0; the sum of the row has them.
+__device__ __forceinline__ void drop(
+    float (&s)[M][KEYS / 8][4], const WeightDropout& dropout, unsigned long long corner
+) {
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
         for (int n = 0; n < KEYS / 8; ++n) {
-            const unsigned keep = dropout.keep_queries_by_keys(corner + (unsigned long long)(m * 16) * dropout.n_key + n * 8);
+            const unsigned long long element = corner + (unsigned long long)(m * 16) * dropout.n_key + n * 8;
+            const unsigned keep = dropout.keep_queries_by_keys(element);
 #pragma unroll
             for (int i = 0; i < 4; ++i)
                 if (!(keep >> i & 1)) s[m][n][i] = 0;
         }
 }
 
-// --- the kernel -------------------------------------------------------------------------------------------------------
+// --- the kernel ------------------------------------------------------------------------------------------------------
 
-// q, y (B, H, T, D) and key, v (B, G, S, D), each with its strides in numbers; D a multiple of 8, all rows aligned to 16
-// bytes -> y, and lse (B, H, T). grid: B * H * blocks of ROWS queries. scale > 0. threshold ... step: of dropout.
-extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
+// q, y (B, H, T, D) and key, v (B, G, S, D), each with its strides in numbers; D a multiple of 8, all rows aligned to
+// 16 bytes -> y, and lse (B, H, T). grid: B * H * blocks of ROWS queries. scale > 0. threshold ... counted: of dropout.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
     const T* q, long long q_stride_b, long long q_stride_h, long long q_stride_t,
     const T* key, long long key_stride_b, long long key_stride_h, long long key_stride_t,
     const T* v, long long v_stride_b, long long v_stride_h, long long v_stride_t,
@@ -119,7 +127,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
 
         float s[M][KEYS / 8][4] = {};
         add_product_nt<M, KEYS, HEAD>(s, q_rows, key_tiles + now);
-        if (first + KEYS > n_seen(query, n_query, n_key, causal)) hide<M, KEYS>(s, query, first, n_query, n_key, causal);
+        if (first + KEYS > n_seen(query, n_query, n_key, causal))
+            hide<M, KEYS>(s, query, first, n_query, n_key, causal);
         softmax_step(s, result, top, sum, scale * LOG2_E);
         if (DROPOUT) drop(s, dropout, ((unsigned long long)place.head * n_query + query) * n_key + first);
         Register weights[M][KEYS / 16][4];
