@@ -235,7 +235,7 @@ class Backend:
         self, x: Array, residual: Array, weight: Array | None, bias: Array | None, eps: float
     ) -> tuple[Array, Array, Array, Array]:
         """x + residual, and layer_norm of that."""
-        total = x + residual
+        total = self.add(x, residual)
         return total, *self.layer_norm(total, weight, bias, eps)
 
     def layer_norm_backward_x(
@@ -266,7 +266,7 @@ class Backend:
 
     def add_rms_norm(self, x: Array, residual: Array, weight: Array | None, eps: float) -> tuple[Array, Array, Array]:
         """x + residual, and rms_norm of that."""
-        total = x + residual
+        total = self.add(x, residual)
         return total, *self.rms_norm(total, weight, eps)
 
     def rms_norm_backward_x(

@@ -28,6 +28,23 @@ def layer_norm(x: Any, weight: Any, bias: Any, y: Any, mean: Any, rstd: Any, eps
 
 
 @kernel
+def add_layer_norm(
+    x: Any, residual: Any, weight: Any, bias: Any, both: Any, y: Any, mean: Any, rstd: Any, eps: float
+) -> None:
+    """both = x + residual, and y the layer_norm of it."""
+    per_element, small = ONE / x.dtype.type(x.shape[1]), x.dtype.type(eps)
+    for i in prange(x.shape[0]):
+        xi, ri, bi, yi = x[i], residual[i], both[i], y[i]
+        for j in range(xi.size):
+            bi[j] = xi[j] + ri[j]
+        middle = total(bi) * per_element
+        scale = ONE / np.sqrt(squares_about(bi, middle) * per_element + small)
+        for j in range(xi.size):
+            yi[j] = (bi[j] - middle) * scale * weight[j] + bias[j]
+        mean[i], rstd[i] = middle, scale
+
+
+@kernel
 def layer_norm_backward_x(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: Any) -> None:
     """dx = rstd (g - mean(g) - xhat mean(g xhat)), with g = dy weight and xhat = (x - mean) rstd."""
     per_element = ONE / x.dtype.type(x.shape[1])
@@ -37,6 +54,18 @@ def layer_norm_backward_x(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx
         along = dot_about(dyi, weight, xi, middle) * per_element * scale * scale
         for j in range(xi.size):
             dxi[j] = scale * (dyi[j] * weight[j] - mean_g - (xi[j] - middle) * along)
+
+
+@kernel
+def layer_norm_backward_x_plus(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, dsum: Any, dx: Any) -> None:
+    """The same, plus dsum: the gradient that comes to x by another way."""
+    per_element = ONE / x.dtype.type(x.shape[1])
+    for i in prange(x.shape[0]):
+        dyi, xi, dxi, di, middle, scale = dy[i], x[i], dx[i], dsum[i], mean[i], rstd[i]
+        mean_g = dot(dyi, weight) * per_element
+        along = dot_about(dyi, weight, xi, middle) * per_element * scale * scale
+        for j in range(xi.size):
+            dxi[j] = scale * (dyi[j] * weight[j] - mean_g - (xi[j] - middle) * along) + di[j]
 
 
 @kernel
@@ -116,16 +145,31 @@ class Normalization(NumpyBackend):
         layer_norm(rows(x), scale, shift, rows(y), flat(mean), flat(rstd), float(eps))
         return y, mean, rstd
 
+    def add_layer_norm(
+        self, x: Array, residual: Array, weight: Array | None, bias: Array | None, eps: float
+    ) -> tuple[Array, Array, Array, Array]:
+        """x + residual, and layer_norm of that."""
+        if not takes(x, residual, (), weight, bias):
+            return super().add_layer_norm(x, residual, weight, bias, eps)
+        both, y = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+        mean, rstd = (np.empty((*x.shape[:-1], 1), x.dtype) for _ in range(2))
+        scale, shift = or_constant(weight, 1, x), or_constant(bias, 0, x)
+        add_layer_norm(
+            rows(x), rows(residual), scale, shift, rows(both), rows(y), flat(mean), flat(rstd), float(eps)
+        )  # fmt: skip
+        return both, y, mean, rstd
+
     def layer_norm_backward_x(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None
     ) -> Array:
         """dx of layer_norm, plus dsum."""
-        if not takes(x, dy, (mean, rstd), weight):
+        if not takes(x, dy, (mean, rstd), weight) or (dsum is not None and not takes(x, dsum)):
             return super().layer_norm_backward_x(dy, x, weight, mean, rstd, dsum)
-        dx = np.empty(x.shape, x.dtype)
-        layer_norm_backward_x(rows(dy), rows(x), or_constant(weight, 1, x), flat(mean), flat(rstd), rows(dx))
-        if dsum is not None:
-            dx += dsum
+        dx, scale = np.empty(x.shape, x.dtype), or_constant(weight, 1, x)
+        if dsum is None:
+            layer_norm_backward_x(rows(dy), rows(x), scale, flat(mean), flat(rstd), rows(dx))
+        else:
+            layer_norm_backward_x_plus(rows(dy), rows(x), scale, flat(mean), flat(rstd), rows(dsum), rows(dx))
         return dx
 
     def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
