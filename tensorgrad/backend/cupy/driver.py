@@ -58,11 +58,11 @@ class OutOfMemory(MemoryError):
 
 
 class Allocator:
-    """CuPy's memory pool, with an error that says what would fit."""
+    """CuPy's memory pool, or the one given, with an error that says what would fit."""
 
-    def __init__(self, cupy: Any) -> None:
+    def __init__(self, cupy: Any, pool: Any = None) -> None:
         self.cupy = cupy
-        self.pool = cupy.get_default_memory_pool()
+        self.pool = cupy.get_default_memory_pool() if pool is None else pool
 
     def __call__(self, size: int) -> Any:
         """Memory for an array. Raises OutOfMemory, after the pool has given back all that it kept for later."""

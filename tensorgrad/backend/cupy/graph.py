@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from tensorgrad.backend.base import Advance, Array, Function
+from tensorgrad.backend.cupy.driver import Allocator
 from tensorgrad.backend.cupy.dropout import Dropout
 from tensorgrad.backend.cupy.optimizer import Optimization
 
@@ -35,7 +36,7 @@ class CudaGraph:
 
     def __init__(self, k: Graphs, fn: Function, advance: Advance) -> None:
         self.k, self.fn, self.advance = k, fn, advance
-        self.stream, self.pool = k.graph_stream, k.xp.cuda.MemoryPool()
+        self.stream, self.memory = k.graph_stream, Allocator(k.xp, k.xp.cuda.MemoryPool())
         self.runs = 0
         self.inputs: tuple[Array, ...] = ()
         self.results: tuple[Array, ...] = ()
@@ -50,7 +51,7 @@ class CudaGraph:
             self._take(arrays)
             if self.graph is None and self.runs < EAGER_RUNS:
                 self.runs += 1
-                with self.k.xp.cuda.using_allocator(self.pool.malloc):
+                with self.k.xp.cuda.using_allocator(self.memory):
                     return self.fn(*self.inputs)
             if self.graph is None:
                 self._record()
@@ -62,6 +63,7 @@ class CudaGraph:
     def _take(self, arrays: tuple[Array, ...]) -> None:
         if not self.inputs:
             self.inputs = tuple(x.copy() for x in arrays)
+            self.k.xp.get_default_memory_pool().free_all_blocks()  # what it keeps for later is of no use to our own
             return
         shapes, own = ([(x.shape, x.dtype.name) for x in some] for some in (arrays, self.inputs))
         if shapes != own:
@@ -73,7 +75,7 @@ class CudaGraph:
         k = self.k
         self.drawn = k.drawn = k.xp.zeros((), "uint32")
         self.first_draw = self.advance(0)
-        with k.xp.cuda.using_allocator(self.pool.malloc):
+        with k.xp.cuda.using_allocator(self.memory):
             self.stream.begin_capture()
             try:
                 self.results = self.fn(*self.inputs)
