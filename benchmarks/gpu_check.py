@@ -56,8 +56,7 @@ def parts(folder: Path, stand_in: bool, data: str) -> list[Part]:
     inputs, flag = str(folder / "inputs.safetensors"), ["--stand-in"] if stand_in else []
     batches = ["--batches", "2", "1", "largest"] if stand_in else []
     tests = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu" if stand_in else "gpu"]
-    if stand_in:
-        tests += ["-k", "written"]
+    few, fewer = (["-k", "written"], ["-k", "optimizer"]) if stand_in else ([], ["-k", SMALL_TESTS])
     sanitizer = shutil.which("compute-sanitizer")
     without = "" if sanitizer or stand_in else "compute-sanitizer is not installed: it comes with the CUDA toolkit"
     under = [sanitizer, "--error-exitcode", "9", "--leak-check", "no"] if sanitizer and not stand_in else []
@@ -68,8 +67,8 @@ def parts(folder: Path, stand_in: bool, data: str) -> list[Part]:
     losses = [*module("gpu_losses", out="losses"), "--data", data, *(["--max-iters", "3"] if stand_in else [])]
     return [
         Part("doctor", [PYTHON, "-m", "tensorgrad.doctor"], 30, 10),
-        Part("tests", [*tests, "tests/gpu"], 170, 60),
-        Part("sanitizer", [*under, *tests, "tests/gpu/test_kernels.py", *([] if stand_in else ["-k", SMALL_TESTS])],
+        Part("tests", [*tests, "tests/gpu", *few], 170, 60),
+        Part("sanitizer", [*under, *tests, "tests/gpu/test_kernels.py", *fewer],
              45, 20, {"TENSORGRAD_SMALL": "1"}, without),
         Part("losses", losses, 90, 40),
         Part("kernels", module("gpu_kernels", out="kernels"), 45, 30),

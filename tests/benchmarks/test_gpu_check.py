@@ -37,7 +37,7 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     pytest.importorskip("ml_dtypes")
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question.\n" * 100)
-    names = ["tests", "losses", "kernels", "ours", "decoding", "torch eager", "torch decoding"]
+    names = ["tests", "sanitizer", "losses", "kernels", "ours", "decoding", "torch eager", "torch decoding"]
     result = check("--stand-in", "--out", str(tmp_path / "out"), "--data", str(text), "--only", *names)
     parts = json.loads((tmp_path / "out" / "gpu_check.json").read_text())["parts"]
     assert {name: part["status"] for name, part in parts.items()} == dict.fromkeys(names, "passed"), result.stdout
