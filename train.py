@@ -3,7 +3,7 @@
 
 import sys
 
-from gpt.cli import leave, out_of_memory
+from gpt.cli import leave, out_of_memory, user_errors
 from gpt.cli import run as run_program
 from gpt.config_file import CONFIG
 from gpt.config_file import describe as config_lines
@@ -56,8 +56,9 @@ def describe(run: Run) -> None:
 
 def print_sample(run: Run) -> None:
     print("-" * 80)
-    for piece in sample(run, SAMPLE_TOKENS):
-        print(piece, end="", flush=True)
+    with user_errors(FloatingPointError, about=str(run.folder)):  # where skipped steps left weights that are no numbers
+        for piece in sample(run, SAMPLE_TOKENS):
+            print(piece, end="", flush=True)
     print("\n" + "-" * 80)
 
 

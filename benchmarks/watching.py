@@ -159,7 +159,7 @@ class Watch:
                 self.in_op = None
             results = [x for x in (result if isinstance(result, tuple) else [result]) if hasattr(x, "nbytes")]
             arrived = [x for x in (dy if isinstance(dy, list) else [dy]) if x is not None]
-            if not is_view(name, results[0], arrived):
+            if results and not is_view(name, results[0], arrived):  # none: rows that are added up where they arrive
                 row.bytes += nbytes([*arrived, *saved_arrays(function), *results])
             return result
 

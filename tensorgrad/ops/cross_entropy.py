@@ -64,6 +64,7 @@ def linear_cross_entropy(
                 dweight = k.linear_backward_weight(part, rows[block])
             else:
                 k.add_matmul(dweight, part.T, rows[block])
+            del part  # before the next one is made: they are the largest arrays of backward
         return dx.reshape(shape), dweight
 
     return [logits, loss], backward
