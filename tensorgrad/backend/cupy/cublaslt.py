@@ -105,7 +105,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "MatmulPreferenceSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
     "MatmulPreferenceGetAttribute": [c_void_p, c_int, c_void_p, c_size_t, POINTER(c_size_t)],
     "MatmulAlgoGetHeuristic": [*[c_void_p] * 7, c_int, c_void_p, POINTER(c_int)],
-    "Matmul": [*[c_void_p] * 13, c_size_t, c_void_p],
+    "Matmul": [*[c_void_p] * 14, c_size_t, c_void_p],
 }
 
 
