@@ -17,7 +17,7 @@ from tensorgrad.backend.cupy.nccl import NcclGroup
 from tensorgrad.backend.cupy.transfer import Transfer
 from tensorgrad.distributed import Communicator, GradientReducer
 
-KEY = tuple(range(-64, 64))
+KEY = bytes(range(192, 256)) + bytes(range(64))
 
 
 class Meeting:
@@ -55,20 +55,20 @@ class Thread(Communicator):
 
 
 class FakeNccl(ModuleType):
-    """`cupy.cuda.nccl` between threads."""
+    """`cupy.cuda.nccl` of CuPy 14 between threads."""
 
     available = True
-    NCCL_UNIQUE_ID_BYTES = 128
     NCCL_SUM, NCCL_FLOAT16, NCCL_FLOAT32, NCCL_FLOAT64, NCCL_BFLOAT16 = 0, 6, 7, 8, 9
 
     def __init__(self, meeting: Meeting) -> None:
         super().__init__("cupy.cuda.nccl")
         self.meeting = meeting
 
-    def get_unique_id(self) -> tuple[int, ...]:
+    def get_unique_id(self) -> bytes:
         return KEY
 
-    def NcclCommunicator(self, size: int, key: tuple[int, ...], rank: int) -> Any:
+    def NcclCommunicator(self, size: int, key: bytes, rank: int) -> Any:
+        assert isinstance(key, bytes)
         assert key == KEY
         return FakeNcclCommunicator(rank, self.meeting)
 

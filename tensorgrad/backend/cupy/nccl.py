@@ -10,6 +10,7 @@ from tensorgrad.backend.base import Array, BackendUnavailable
 
 # What the launchers of MPI (Open MPI, MPICH and its kin, Slurm) say of where a process stands on its machine.
 LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+UNIQUE_ID_BYTES = 128  # NCCL_UNIQUE_ID_BYTES of nccl.h, which CuPy does not hand on
 EXTRA = "pip install nvidia-nccl-cu13 (-cu12 for a driver of CUDA 12)"
 
 
@@ -28,9 +29,11 @@ class NcclGroup:
             raise BackendUnavailable(f"several GPUs need NCCL, which CuPy does not find: {EXTRA}")
         self.device = self._own_gpu()
         self.device.use()
-        key = np.array(self.nccl.get_unique_id() if self.rank == 0 else [0] * self.nccl.NCCL_UNIQUE_ID_BYTES, np.int64)
+        key = np.zeros(UNIQUE_ID_BYTES, np.uint8)
+        if self.rank == 0:
+            key[:] = np.frombuffer(self.nccl.get_unique_id(), np.uint8)
         group.broadcast(key)
-        self.comm = self.nccl.NcclCommunicator(self.size, tuple(map(int, key)), self.rank)
+        self.comm = self.nccl.NcclCommunicator(self.size, key.tobytes(), self.rank)
         self.stream = cupy.cuda.Stream(non_blocking=True)  # sums are made here, while backward goes on
         self.types = {
             "float16": self.nccl.NCCL_FLOAT16, "bfloat16": self.nccl.NCCL_BFLOAT16,
