@@ -94,6 +94,10 @@ class Backend:
         """y += x, in place."""
         y += x
 
+    def where(self, condition: Array, a: Any, b: Any) -> Array:
+        """a where condition holds, b elsewhere; broadcast, in the dtype of both."""
+        return self.xp.where(condition, a, b)
+
     def random_bits(self, n: int, seed: int, stream: int, step: int) -> Array:
         """The first n words of a Philox stream: (n,) uint32."""
         return random_bits(self.xp, n, seed, stream, step)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.autograd import Node, saved_arrays
+from tensorgrad.autograd import Node, Scattered, saved_arrays
 from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.base import is_floating
 from tensorgrad.gradcheck.differences import index_text, relative_error
@@ -56,7 +56,7 @@ class _Witness:
 
         def followed(dy: Any) -> Any:
             dys = [part for part in (dy if type(dy) is list else [dy]) if part is not None]
-            saved = list(saved_arrays(backward))
+            saved = [x for x in saved_arrays(backward) if isinstance(x, self.k.array_type)]  # no NumPy index on a GPU
             before = [[self._bytes(x) for x in arrays] for arrays in (dys, saved)]
             result = backward(dy)
             for arrays, bytes_before, what in zip((dys, saved), before, ("dy", "an array that it saved"), strict=True):
@@ -64,6 +64,7 @@ class _Witness:
                     raise GradcheckError(f"{self.name}: backward wrote into {what}")
             gradients = result if type(result) is tuple else (result,)  # operands after the last have none
             for place, gradient in zip_longest(places, gradients):
+                gradient = gradient.dense() if type(gradient) is Scattered else gradient
                 if place is None:
                     raise GradcheckError(f"{self.name}: {len(gradients)} gradients for {len(places)} operands")
                 if self.parents[place] is not None:

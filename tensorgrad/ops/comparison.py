@@ -130,7 +130,7 @@ def ceil(k: Backend, x: Array) -> Result:
 @op
 def round(k: Backend, x: Array) -> Result:
     """The nearest integer, to even where two are, in x's dtype."""
-    return k.xp.round(x), None
+    return k.narrow(k.xp.round(k.wide(x)), x.dtype), None
 
 
 @op
@@ -160,6 +160,7 @@ def argmin(k: Backend, x: Array, *, axis: int | None = None, keepdims: bool = Fa
 @op
 def argsort(k: Backend, x: Array, *, axis: int = -1, descending: bool = False) -> Result:
     """The indices that sort x along an axis, equal elements in the order they came. int64."""
+    x = k.wide(x)  # CuPy does not sort bfloat16
     if not descending:
         return k.xp.argsort(x, axis=axis, kind="stable"), None
     last = k.xp.flip(k.xp.argsort(k.xp.flip(x, axis), axis=axis, kind="stable"), axis)

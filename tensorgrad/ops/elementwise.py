@@ -54,14 +54,14 @@ def pow(k: Backend, a: Array, b: Array) -> Result:
 
     def da(dy: Array) -> Array:
         # x^0 is constant: no 0^-1. A Python number stays one, it would widen the arrays otherwise
-        lower = xp.where(b == 0, xp.zeros_like(b), b - 1) if hasattr(b, "dtype") else (b - 1 if b else b)
+        lower = k.where(b == 0, xp.zeros_like(b), b - 1) if hasattr(b, "dtype") else (b - 1 if b else b)
         return unbroadcast(k, dy * (b * a**lower), a_shape)
 
     def db(dy: Array) -> Array:
         base = k.wide(k.asarray(a, y.dtype))  # the logarithm of a small integer would be float16
         positive = base > 0
         log = xp.log(xp.where(positive, base, xp.ones_like(base)))
-        return unbroadcast(k, dy * xp.where(positive, y * log, xp.zeros_like(y)).astype(dy.dtype), b_shape)
+        return unbroadcast(k, dy * k.where(positive, y * log, xp.zeros_like(y)).astype(dy.dtype), b_shape)
 
     return y, (da, db)
 
@@ -178,10 +178,10 @@ def where(k: Backend, condition: Array, a: Array, b: Array) -> Result:
     condition = k.asarray(condition)
     if condition.dtype != bool:
         raise TypeError(f"where: condition has dtype {condition.dtype}, not bool: compare with something")
-    return k.xp.where(condition, a, b), (
+    return k.where(condition, a, b), (
         None,
-        lambda dy: unbroadcast(k, k.xp.where(condition, dy, k.xp.zeros_like(dy)), a_shape),
-        lambda dy: unbroadcast(k, k.xp.where(condition, k.xp.zeros_like(dy), dy), b_shape),
+        lambda dy: unbroadcast(k, k.where(condition, dy, k.xp.zeros_like(dy)), a_shape),
+        lambda dy: unbroadcast(k, k.where(condition, k.xp.zeros_like(dy), dy), b_shape),
     )
 
 

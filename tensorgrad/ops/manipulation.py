@@ -166,7 +166,8 @@ def repeat(k: Backend, x: Array, *, repeats: int | Any, axis: int | None = None)
     xp, before, dtype = k.xp, x.shape, x.dtype
     flat = x.reshape(-1) if axis is None else x
     at = 0 if axis is None else normalize_axis("repeat", axis, x.ndim)
-    counts = k.to_numpy(repeats.data) if isinstance(repeats, Variable) else repeats
+    counts = repeats.data if isinstance(repeats, Variable) else repeats
+    counts = counts.tolist() if hasattr(counts, "tolist") else counts  # CuPy takes no NumPy array
     source = xp.repeat(xp.arange(flat.shape[at]), counts)
     shape = flat.shape
 
@@ -212,7 +213,7 @@ def tril(k: Backend, x: Array, *, diagonal: int = 0) -> Result:
     """The lower triangle of the last two axes, 0 above the diagonal; diagonal > 0 lies above the main one."""
     if x.ndim < 2:
         raise ValueError(f"tril: shape {x.shape} has fewer than two dimensions")
-    return k.xp.tril(x, diagonal), lambda dy: k.xp.tril(dy, diagonal)
+    return _triangle(k.xp.tril, x, diagonal), lambda dy: _triangle(k.xp.tril, dy, diagonal)
 
 
 @op
@@ -220,4 +221,9 @@ def triu(k: Backend, x: Array, *, diagonal: int = 0) -> Result:
     """The upper triangle of the last two axes, 0 below the diagonal; diagonal > 0 lies above the main one."""
     if x.ndim < 2:
         raise ValueError(f"triu: shape {x.shape} has fewer than two dimensions")
-    return k.xp.triu(x, diagonal), lambda dy: k.xp.triu(dy, diagonal)
+    return _triangle(k.xp.triu, x, diagonal), lambda dy: _triangle(k.xp.triu, dy, diagonal)
+
+
+def _triangle(part: Any, x: Array, diagonal: int) -> Array:
+    """tril or triu in x's dtype: CuPy's make float32 of bfloat16."""
+    return part(x, diagonal).astype(x.dtype, copy=False)

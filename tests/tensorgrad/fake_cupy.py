@@ -22,11 +22,11 @@ class FakeArray(np.ndarray):
         return made(lambda: call(*operands, **options))
 
     def __getitem__(self, key: Any) -> Any:
-        key, x = plain(key), plain(self)
+        key, x = plain(index(key)), plain(self)
         return made(lambda: x[key])
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        key, x, value = plain(key), plain(self), plain(value)
+        key, x, value = plain(index(key)), plain(self), plain(value)
         do(lambda: x.__setitem__(key, value))
 
     def astype(
@@ -54,6 +54,11 @@ class FakeArray(np.ndarray):
         """Waits for the GPU."""
         waits()
         return super().item(*args)
+
+    def tolist(self) -> Any:
+        """Waits for the GPU."""
+        waits()
+        return plain(self).tolist()
 
     def __bool__(self) -> bool:
         waits()
@@ -93,6 +98,16 @@ def plain(x: Any) -> Any:
     if isinstance(x, np.ndarray):
         raise TypeError(f"Unsupported type {type(x)}")
     return x
+
+
+def index(key: Any) -> Any:
+    """An index as CuPy takes it: with arrays of NumPy, which it copies to the GPU."""
+    if isinstance(key, tuple):
+        return tuple(index(part) for part in key)
+    if isinstance(key, np.ndarray) and not isinstance(key, FakeArray):
+        refuse_recorded()
+        return fake(key)
+    return key
 
 
 def fake(x: Any) -> Any:
@@ -154,14 +169,20 @@ def refuse_recorded() -> None:
         raise FakeCudaError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
 
 
+def without_bfloat16(x: Any) -> Any:
+    """What comes of an elementwise function that CuPy has not for bfloat16: the next wider dtype."""
+    return x.astype(np.float32) if x.dtype.name == "bfloat16" else x
+
+
 class FakeFunction:
     def __init__(self, fn: Any) -> None:
         self.fn = fn
 
     def __call__(self, *operands: Any, **options: Any) -> Any:
         options = {name: plain(option) for name, option in options.items()}
-        operands = plain(operands)
-        if "out" in options or getattr(self.fn, "__name__", "") == "at":
+        in_place = getattr(self.fn, "__name__", "") == "at"
+        operands = plain((operands[0], index(operands[1]), *operands[2:]) if in_place else operands)
+        if "out" in options or in_place:
             return do(lambda: self.fn(*operands, **options))
         return made(lambda: self.fn(*operands, **options))
 
@@ -343,6 +364,29 @@ class FakeCupy(types.ModuleType):
 
     def array(self, x: Any, dtype: Any = None) -> Any:
         return fake(np.array(x.view(np.ndarray) if isinstance(x, FakeArray) else x, dtype))
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        """As NumPy's, but for bfloat16."""
+        return without_bfloat16(FakeFunction(np.where)(condition, a, b))
+
+    def tril(self, x: Any, k: int = 0) -> Any:
+        """As NumPy's, but for bfloat16."""
+        return without_bfloat16(FakeFunction(np.tril)(x, k))
+
+    def triu(self, x: Any, k: int = 0) -> Any:
+        """As NumPy's, but for bfloat16."""
+        return without_bfloat16(FakeFunction(np.triu)(x, k))
+
+    def round(self, x: Any) -> Any:
+        """As NumPy's, but for bfloat16."""
+        return without_bfloat16(FakeFunction(np.round)(x))
+
+    def argsort(self, x: Any, axis: int = -1, kind: Any = None) -> Any:
+        """As NumPy's, where there is a sort at all."""
+        if x.dtype.name == "bfloat16":
+            raise NotImplementedError("Sorting arrays with dtype 'bfloat16' is not supported")
+        assert kind in (None, "stable")
+        return FakeFunction(np.argsort)(x, axis=axis, kind="stable")
 
     def asnumpy(self, x: Any) -> Any:
         assert isinstance(x, FakeArray)

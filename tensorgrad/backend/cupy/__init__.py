@@ -43,6 +43,10 @@ class CupyBackend(
     def check_indices(self, name: str, indices: Array, n: int, lowest: int | None = None) -> None:
         """Nothing: to look at indices on the GPU is to wait for it. CuPy wraps those that are out of range around."""
 
+    def where(self, condition: Array, a: Any, b: Any) -> Array:
+        """a where condition holds, b elsewhere; CuPy would make float32 of bfloat16."""
+        return self.xp.where(condition, a, b).astype(self.xp.result_type(a, b), copy=False)
+
 
 def create() -> Backend:
     """The backend, for `tensorgrad.backend.load`. Raises BackendUnavailable without CuPy, or a GPU that it can use."""
