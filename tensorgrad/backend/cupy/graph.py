@@ -23,7 +23,7 @@ class Graphs(Dropout, Optimization):
 
     @cached_property
     def graph_stream(self) -> Any:
-        """Where graphs are recorded, as the default stream cannot be; it and that one wait for each other."""
+        """Where graphs are recorded, as the default stream cannot be."""
         return self.xp.cuda.Stream()
 
 
@@ -47,6 +47,13 @@ class CudaGraph:
 
     def __call__(self, *arrays: Array) -> tuple[Array, ...]:
         """What fn returns. Raises ValueError for arrays of other shapes, RuntimeError where fn cannot be recorded."""
+        caller = self.k.xp.cuda.get_current_stream()
+        self.stream.wait_event(caller.record())  # a batch that is on its way there, above all
+        results = self._run(arrays)
+        caller.wait_event(self.stream.record())
+        return results
+
+    def _run(self, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
         with self.stream:
             self._take(arrays)
             if self.graph is None and self.runs < EAGER_RUNS:

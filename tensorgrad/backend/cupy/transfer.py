@@ -22,7 +22,8 @@ class Slot:
             self.pinned.append(np.frombuffer(memory, x.dtype, x.size).reshape(x.shape))
         self.arrays = tuple(cupy.empty(x.shape, x.dtype) for x in like)
         self.copied: Any = None  # event: the GPU has read the pinned memory
-        self.used: Any = None  # event: whatever was computed with the arrays
+        # event: whatever was computed with the arrays; or with those before them, whose memory the pool gave out again
+        self.used: Any = cupy.cuda.get_current_stream().record()
 
 
 class Transfer(Kernels):
@@ -71,8 +72,7 @@ class Transfer(Kernels):
         slots.append(slot)
         if slot.copied is not None:
             slot.copied.synchronize()  # long since done: that was two steps ago
-        if slot.used is not None:
-            self.copy_stream.wait_event(slot.used)
+        self.copy_stream.wait_event(slot.used)
         for x, pinned, on_gpu in zip(arrays, slot.pinned, slot.arrays, strict=True):
             pinned[...] = x
             on_gpu.set(pinned, stream=self.copy_stream)
