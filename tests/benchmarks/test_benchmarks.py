@@ -126,7 +126,7 @@ def test_profile_step(tmp_path: Path) -> None:
         found = [row for (of, op), row in rows.items() if of == phase and op.startswith("linear")]
         assert sum(row["gflop"] for row in found) == pytest.approx(products * linear)
         assert sum(row["calls"] for row in found) == calls
-    assert rows["update", "adamw"]["gb"] == pytest.approx(28 * TINY.n_params() / 1e9)
+    assert rows["update", "adamw_group"]["gb"] == pytest.approx(28 * TINY.n_params() / 1e9)
     assert sum(row["ms"] for row in result["rows"]) <= result["watched_ms"]
     assert result["skeleton_ms"] > 0
     assert all(chain["op_us"] > chain["numpy_us"] for chain in result["overhead"].values())

@@ -396,9 +396,12 @@ def test_activations_in_blocks(name: str, dtype: Any, lay_out: Any) -> None:
     rng = np.random.default_rng(0)
     x, dy = (lay_out(rng.standard_normal(3 * (LARGE // 3)).astype(dtype)) for _ in range(2))
     k, plainly = backend.load("numpy"), Plain()
-    np.testing.assert_array_equal(getattr(k, name)(x), getattr(plainly, name)(x))
+    # gelu_tanh is written another way: the same to rounding. All else is the same to the bit.
+    off = 16 * np.finfo(dtype).eps if name == "gelu_tanh" else 0
+    near = {"rtol": off, "atol": off}
+    np.testing.assert_allclose(getattr(k, name)(x), getattr(plainly, name)(x), **near)
     backwards = f"{name}_backward"
-    np.testing.assert_array_equal(getattr(k, backwards)(dy, x), getattr(plainly, backwards)(dy, x))
+    np.testing.assert_allclose(getattr(k, backwards)(dy, x), getattr(plainly, backwards)(dy, x), **near)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
