@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -66,12 +66,16 @@ class Saver:
             self.save(last=True)
 
     @contextmanager
-    def saving_first(self) -> Iterator[None]:
-        """In a `with`, between two steps: an error of the user's ends the run, but not before it is saved."""
+    def saving_first(self, settle: Callable[[], None]) -> Iterator[None]:
+        """In a `with`, between two steps: an error of the user's ends the run, but not before it is saved.
+
+        And before that `settle` is called, which writes down those of its steps that were still to be read.
+        """
         try:
             yield
         except UserError:
             if self.run.step:
+                settle()
                 self.finish()
             raise
 

@@ -46,11 +46,18 @@ def train(run: Run) -> int:
         if not group.rank:
             write_config(run.folder, config)
             progress.observers = make_observers(run, progress.say)
+
+        def settle() -> None:
+            """Read, look at and write down the steps that were not yet."""
+            rows = readings.read()
+            look_for_nonfinite(run, rows, nonfinite, None)
+            show(progress, rows)
+
         stopped = 0
         while run.step < config.max_iters and not (stopped := stop.anywhere(group)):
             readings.begin()
             lr = learning_rate(config, run.step)
-            with saver.saving_first():  # where the data is gone or cut short, what was learnt from it is not lost
+            with saver.saving_first(settle):  # where the data is gone or cut short, what was learnt from it is not lost
                 x, y = batch_of(run, run.step)
             rng = tg.random.default_generator.state_dict()
             loss, grad_norm = step(x, y, lr)  # numbers, or on a GPU arrays that are still being computed
@@ -65,9 +72,7 @@ def train(run: Run) -> int:
             show(progress, rows)
             if checkpoint_is_due(run):
                 saver.save()
-        rows = readings.read()  # where a signal came before they were due
-        look_for_nonfinite(run, rows, nonfinite, None)
-        show(progress, rows)
+        settle()  # where a signal came before they were due
         saver.finish()
     group.barrier()  # mpirun ends all where one ends early, and the first process may have been writing
     return 128 + stopped if stopped and run.step < config.max_iters else 0

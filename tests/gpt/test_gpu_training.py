@@ -20,7 +20,7 @@ from gpt.flags import Arguments
 from gpt.metrics import METRICS
 from gpt.progress import Progress
 from gpt.run import Run, make_run, new_run
-from gpt.trainer import train
+from gpt.trainer import batch_of, train
 
 SMALL: dict[str, Any] = {
     "data": "text.txt", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 2, "grad_accum": 2,
@@ -114,6 +114,21 @@ def test_what_a_signal_cuts_off_is_still_read(monkeypatch: pytest.MonkeyPatch) -
     stop_at(6, monkeypatch)
     assert train(small("run")) == 130
     assert [row["step"] for row in metrics("run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_vanished_data_cuts_off_is_read_before_it_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small("run")
+
+    def draw(*arguments: Any) -> Any:
+        if run.step == 5:
+            raise UserError("the data is gone")
+        return batch_of(*arguments)
+
+    monkeypatch.setattr("gpt.trainer.batch_of", draw)
+    with pytest.raises(UserError, match="the data is gone"):
+        train(run)
+    assert run.saved_step == 5
+    assert [row["step"] for row in metrics("run")] == [1, 2, 3, 4, 5]
 
 
 def poisoned(step: int, patch: pytest.MonkeyPatch, run: Run) -> None:
