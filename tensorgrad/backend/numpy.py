@@ -174,7 +174,7 @@ class NumpyBackend(Backend):
             p *= keep
             p -= move
 
-        if is_half(p.dtype) or any(x.dtype != p.dtype for x in (g, m, v)):
+        if p.ndim == 0 or is_half(p.dtype) or any(x.dtype != p.dtype for x in (g, m, v)):
             super().adamw(
                 p, g, m, v, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, step=step
             )  # fmt: skip
