@@ -35,6 +35,7 @@ from gpt.config import UserError
 from tensorgrad import backend
 
 BUDGET_S = 520
+PROCESSES = 8  # that run the tests
 PYTHON = sys.executable
 SMALL_TESTS = "kernels_at_the_sizes or optimizer"
 
@@ -51,11 +52,16 @@ class Part:
     needs: str = ""  # why it cannot run here
 
 
-def parts(folder: Path, stand_in: bool, data: str) -> list[Part]:
-    """All parts, in the order in which they run: what is right first, then what is fast, PyTorch's slowest last."""
+def parts(folder: Path, stand_in: bool, data: str, no_torch: str = "") -> list[Part]:
+    """All parts, in the order in which they run: what is right first, then what is fast, PyTorch's slowest last.
+
+    no_torch: why PyTorch cannot be compared with.
+    """
     inputs, flag = str(folder / "inputs.safetensors"), ["--stand-in"] if stand_in else []
     batches = ["--batches", "2", "1", "largest"] if stand_in else []
-    tests = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu" if stand_in else "gpu"]
+    chosen = ["-q", "-p", "no:cacheprovider", "-m", "not gpu" if stand_in else "gpu"]
+    processes = str(2 if stand_in else max(1, min(PROCESSES, common.available_threads())))
+    tests = [PYTHON, "-m", "benchmarks.gpu_tests", processes, *chosen, "tests/gpu"]
     few, fewer = (["-k", "written"], ["-k", "optimizer"]) if stand_in else ([], ["-k", SMALL_TESTS])
     sanitizer = shutil.which("compute-sanitizer")
     without = "" if sanitizer or stand_in else "compute-sanitizer is not installed: it comes with the CUDA toolkit"
@@ -67,29 +73,34 @@ def parts(folder: Path, stand_in: bool, data: str) -> list[Part]:
     losses = [*module("gpu_losses", out="losses"), "--data", data, *(["--max-iters", "3"] if stand_in else [])]
     return [
         Part("doctor", [PYTHON, "-m", "tensorgrad.doctor"], 30, 10),
-        Part("tests", [*tests, "tests/gpu", *few], 170, 60),
-        Part("sanitizer", [*under, *tests, "tests/gpu/test_kernels.py", *fewer],
+        Part("tests", [*tests, *few], 170, 60),
+        Part("sanitizer", [*under, PYTHON, "-m", "pytest", *chosen, "tests/gpu/test_kernels.py", *fewer],
              45, 20, {"TENSORGRAD_SMALL": "1"}, without),
         Part("losses", losses, 90, 40),
         Part("kernels", module("gpu_kernels", out="kernels"), 45, 30),
         Part("ours", [*module("gpu_training", "ours", inputs, out="ours"), *batches], 90, 70),
         Part("decoding", module("gpu_decode", "ours", inputs, out="decoding"), 30, 20),
-        Part("torch compile", [*module("gpu_training", "compile", inputs, out="torch_compile"), *batches], 200, 80),
-        Part("torch eager", [*module("gpu_training", "eager", inputs, out="torch_eager"), *batches], 60, 40),
-        Part("torch decoding", module("gpu_decode", "torch", inputs, out="torch_decoding"), 30, 15),
+        Part("torch compile", [*module("gpu_training", "compile", inputs, out="torch_compile"), *batches], 200, 80,
+             needs=no_torch),
+        Part("torch eager", [*module("gpu_training", "eager", inputs, out="torch_eager"), *batches], 60, 40,
+             needs=no_torch),
+        Part("torch decoding", module("gpu_decode", "torch", inputs, out="torch_decoding"), 30, 15, needs=no_torch),
     ]  # fmt: skip
 
 
 def main() -> int:
     options = parse()
+    no_torch = ""
     if not options.stand_in:
-        refuse_without_a_gpu()
+        if reason := backend.check("cupy"):
+            raise UserError(f"no GPU to check: {reason}")
+        no_torch = why_no_torch()
     started = time.monotonic()
     folder = Path(options.out) if options.out else common.RESULTS / f"gpu-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True, exist_ok=True)
     setup = SETUPS["tiny"] if options.stand_in else GPT2
     write_inputs(folder / "inputs.safetensors", setup, 1337)
-    chosen = [part for part in parts(folder, options.stand_in, options.data) if part.name in options.only]
+    chosen = [part for part in parts(folder, options.stand_in, options.data, no_torch) if part.name in options.only]
     env = common.environment(common.available_threads(), ("numpy", "numba", "cupy-cuda13x", "cupy-cuda12x", "torch"))
     result: dict[str, Any] = {"program": "gpu_check", "environment": env, "stand_in": options.stand_in, "parts": {}}
     try:
@@ -117,19 +128,18 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def refuse_without_a_gpu() -> None:
-    """Raise UserError, in one line, where the cupy backend or PyTorch cannot use a GPU."""
-    if reason := backend.check("cupy"):
-        raise UserError(f"no GPU to check: {reason}")
+def why_no_torch() -> str:
+    """Why PyTorch cannot be compared with, in one line; empty where it sees the GPU."""
     question = "import torch, sys; sys.exit(not torch.cuda.is_available())"
     try:
         asked = subprocess.run([PYTHON, "-c", question], capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
-        raise UserError("PyTorch was asked for 120 s whether it sees the GPU, and has not answered") from None
-    if asked.returncode:
-        missing = "No module named 'torch'" in asked.stderr
-        what = "is not installed" if missing else "does not see the GPU"
-        raise UserError(f"PyTorch, to compare with, {what}: pip install torch, of the CUDA that the driver can run")
+        return "PyTorch was asked for 120 s whether it sees the GPU, and has not answered"
+    if not asked.returncode:
+        return ""
+    missing = "No module named 'torch'" in asked.stderr
+    what = "is not installed" if missing else "does not see the GPU"
+    return f"PyTorch, to compare with, {what}: pip install torch, of the CUDA that the driver can run"
 
 
 def run(part: Part, folder: Path, limit_s: float) -> dict[str, Any]:

@@ -86,6 +86,22 @@ def test_a_part_that_cannot_run_here_says_why(tmp_path: Path) -> None:
     assert "some part: there is none" in gpu_report.report({"some part": outcome})
 
 
+def test_without_pytorch_its_parts_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, what in (("No module named 'torch'", "is not installed"), ("", "does not see the GPU")):
+        asked = subprocess.CompletedProcess([], 1, "", said)
+        monkeypatch.setattr(gpu_check.subprocess, "run", lambda *arguments, asked=asked, **options: asked)
+        reason = gpu_check.why_no_torch()
+        assert reason.startswith(f"PyTorch, to compare with, {what}: pip install torch")
+        left_out = [part.name for part in gpu_check.parts(Path(), True, "", reason) if part.needs == reason]
+        assert left_out == ["torch compile", "torch eager", "torch decoding"]
+
+
+def test_no_test_at_all_is_a_failure() -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu_tests", "2", "-q", "tests/gpu", "-k", "there_is_no_such_test"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (result.returncode, result.stdout) == (1, "no test was run\n")
+
+
 def test_all_parts_fit_the_nine_minutes_and_each_is_sure_of_its_least() -> None:
     parts = gpu_check.parts(Path(), False, "shakespeare")
     assert sum(part.least_s for part in parts) <= gpu_check.BUDGET_S < 9 * 60

@@ -17,6 +17,7 @@ DTYPES = ["float64", "float32", "float16", "bfloat16"]
 # of the largest number of an array: what is rounded on the way is rounded once or twice
 OF_LARGEST = {"float64": 1e-12, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3.2e-2}
 DROP = (0.3, 7, 1, 5)
+SHARES = 4  # of all ops, so that several processes can take them
 
 
 class Plain(Backend):
@@ -26,11 +27,12 @@ class Plain(Backend):
     array_type = np.ndarray
 
 
+@pytest.mark.parametrize("share", range(SHARES))
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_op_over_its_cases(place: Any, dtype: str) -> None:
+def test_every_op_over_its_cases(place: Any, dtype: str, share: int) -> None:
     """Results and gradients by the dtype table; all cases on a GPU and, in bfloat16, on the stand-in."""
     wrong = []
-    for op, of_op in cases.items():
+    for op, of_op in list(cases.items())[share::SHARES]:
         for case in place.size(of_op, of_op if dtype == "bfloat16" else of_op[:1]):
             default_generator.manual_seed(0)
             difference = compare(op, case, dtype, place.k)
