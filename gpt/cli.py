@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -19,6 +20,7 @@ from tensorgrad.distributed import world
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a write can meet whose file has no name here
 EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE, what `cat` ends with in `cat file | head`
 
 
@@ -141,6 +143,9 @@ def run(main: Callable[[], int], prog: str | None = None) -> int:
     on stdout, and an error of one ends all.
     """
     prog = prog or Path(sys.argv[0]).name
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this, as `>&-` does
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for good
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show every character
     try:
@@ -182,9 +187,20 @@ def _outcome(main: Callable[[], int]) -> tuple[int, str]:
     except BrokenPipeError:
         return EXIT_PIPE_CLOSED, ""
     except OSError as error:
+        if error.filename is None and error.errno in NO_ROOM:
+            _drop_output()
+            return EXIT_ERROR, f"what this program prints, or a file of its own, cannot be written: {error.strerror}"
         if error.filename is None:
             raise
         return EXIT_ERROR, f"{error.filename}: {error.strerror}"
+
+
+def _drop_output() -> None:
+    """Give up what stdout could not take: Python would try once more at its end, and print a warning."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for good
 
 
 def out_of_memory(error: MemoryError, batch_size: int, grad_accum: int) -> UserError:

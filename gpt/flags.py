@@ -132,7 +132,7 @@ def read_config(name: str) -> dict[str, Any]:
     if path.suffix != ".toml" and not path.is_file():
         names = f": give a .toml file, or one of {', '.join(NAMED_CONFIGS)}"
         raise UserError(f"unknown configuration {name!r}{nearest(name, NAMED_CONFIGS) or names}")
-    with user_errors(OSError, ValueError, about=name):  # TOML's and UTF-8's are ValueErrors
+    with user_errors(ValueError, about=name):  # TOML's and UTF-8's are; what the system says of a file names it itself
         values = tomllib.loads(path.read_text(encoding="utf-8"))
         values = {_RENAMED.get(k := key.replace("-", "_"), k): v for key, v in values.items()}
         TrainConfig.from_dict(values)  # wrong on its own: say so with the file's name

@@ -1,6 +1,7 @@
 """train.py from outside: its flags, its errors, and whole runs."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -173,12 +174,10 @@ def test_a_file_may_use_hyphens_and_nanogpts_names() -> None:
         ("n_layer 6", "run.toml: Expected '='"),
         ("n_layer = 1\nn_layer = 2", "run.toml: Cannot overwrite a value"),
         (b"\xff", "run.toml: 'utf-8' codec can't decode"),
-        (None, "run.toml: .*No such file"),
     ],
 )
-def test_a_bad_file_is_named(content: str | bytes | None, message: str) -> None:
-    if content is not None:
-        Path("run.toml").write_bytes(content.encode() if isinstance(content, str) else content)
+def test_a_bad_file_is_named(content: str | bytes, message: str) -> None:
+    Path("run.toml").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=message):
         parse(["--config", "run.toml"])
 
@@ -201,6 +200,7 @@ def test_a_bad_file_is_named(content: str | bytes | None, message: str) -> None:
         ("--tokenizer cahr", "unknown value 'cahr'; did you mean char?"),
         ("text.txt", "unexpected argument 'text.txt'"),
         ("--config shakespear", "unknown configuration 'shakespear'; did you mean shakespeare-ch"),
+        ("--config missing.toml", "error: missing.toml: No such file or directory\n"),
         ("--config xyz", "unknown configuration 'xyz': give a .toml file, or one of shakespeare-"),
         ("--lr 0", "lr must be above 0, not 0.0"),
         ("--n-embd 130", "n_embd 130 is not divisible by n_head 4"),
@@ -440,3 +440,26 @@ def test_a_folder_that_another_run_is_writing_in(
             who = f"run: another run is writing in it: process {process.pid} on {socket.gethostname()}\n"
             assert capsys.readouterr().err == f"train.py: error: {who}"
         process.kill()
+
+
+def program(redirected: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """train.py from a shell that has sent its output somewhere."""
+    command = shlex.join([sys.executable, str(ROOT / "train.py"), *SMALL, "--out=run", *argv])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.run(
+        f"{command} {redirected}", shell=True, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_run_needs_no_stdout_and_no_stderr(redirected: str) -> None:
+    done = program(redirected)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert load_checkpoint("run").state.step == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_on_a_full_disk_is_one_line() -> None:
+    done = program(">/dev/full")
+    assert done.returncode == 2
+    assert done.stderr.endswith("cannot be written: No space left on device\n") and done.stderr.count("\n") == 1
