@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent / "tensorgrad"))  # emulated_cuda, 
 # A deadline would make the outcome depend on how busy the machine is.
 settings.register_profile("tensorgrad", settings(), deadline=None)
 settings.load_profile("tensorgrad")
+
+# Where a shell started the tests in the background Ctrl-C is ignored, and what they start would ignore it, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -363,16 +364,21 @@ def test_ctrl_c_in_a_real_process() -> None:
 # Signals and locks, in real processes
 
 
-def started(*argv: str, code: str = "") -> subprocess.Popen[str]:
-    """train.py in a process of its own, which first runs `code`; returned once it has taken a step."""
+@contextmanager
+def started(*argv: str, code: str = "") -> Iterator[subprocess.Popen[str]]:
+    """train.py in a process of its own, which first runs `code`, from its first step on; killed in the end."""
     run = f"sys.argv = ['train.py', *{argv!r}]; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     program = f"{code}\nimport sys, runpy\n{run}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    wait_for(process, lambda: Path("run/metrics.jsonl").exists() and Path("run/metrics.jsonl").stat().st_size > 0)
-    return process
+    ) as process:
+        try:
+            metrics = Path("run/metrics.jsonl")
+            wait_for(process, lambda: metrics.exists() and metrics.stat().st_size > 0)
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for(process: subprocess.Popen[str], holds: Callable[[], bool]) -> None:
