@@ -148,13 +148,13 @@ def remainder(k: Backend, a: Array, b: Array) -> Result:
 @op
 def argmax(k: Backend, x: Array, *, axis: int | None = None, keepdims: bool = False) -> Result:
     """Where the largest element is, the first of equals; axis None counts as if x were flat. int64."""
-    return k.xp.argmax(x, axis=axis, keepdims=keepdims), None
+    return k.xp.argmax(k.wide(x), axis=axis, keepdims=keepdims), None
 
 
 @op
 def argmin(k: Backend, x: Array, *, axis: int | None = None, keepdims: bool = False) -> Result:
     """Where the smallest element is, the first of equals; axis None counts as if x were flat. int64."""
-    return k.xp.argmin(x, axis=axis, keepdims=keepdims), None
+    return k.xp.argmin(k.wide(x), axis=axis, keepdims=keepdims), None
 
 
 @op
@@ -170,13 +170,13 @@ def argsort(k: Backend, x: Array, *, axis: int = -1, descending: bool = False) -
 @op
 def all(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
     """Whether all elements are true (not 0)."""
-    return k.xp.all(x, axis=normalize_axes("all", axis, x.ndim), keepdims=keepdims), None
+    return k.xp.all(k.wide(x), axis=normalize_axes("all", axis, x.ndim), keepdims=keepdims), None
 
 
 @op
 def any(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
     """Whether any element is true (not 0)."""
-    return k.xp.any(x, axis=normalize_axes("any", axis, x.ndim), keepdims=keepdims), None
+    return k.xp.any(k.wide(x), axis=normalize_axes("any", axis, x.ndim), keepdims=keepdims), None
 
 
 @op
