@@ -252,7 +252,7 @@ def _gelu_tanh_backward(dy: Array, x: Array) -> Array:
 
 
 def _minus_two_u(x: Array) -> Array:
-    u = x * x
+    u = np.asarray(x * x)  # of a single number, too
     u *= -2 * GELU_SCALE * GELU_CUBIC
     u -= 2 * GELU_SCALE
     u *= x
