@@ -117,7 +117,8 @@ class Generation:
         return logits
 
     def _run(self, ids: Array, cache: KVCache | None = None) -> Array:
-        logits, _ = self.model(ids, cache=cache)  # (B, 1, V)
+        with np.errstate(all="ignore"):  # logits that are not finite are refused where a token is chosen
+            logits, _ = self.model(ids, cache=cache)  # (B, 1, V)
         return logits.numpy()[:, 0]
 
 

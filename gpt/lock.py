@@ -47,7 +47,8 @@ class FolderLock:
 
     def __exit__(self, *error: object) -> None:
         if self._descriptor is not None:
-            self.path.unlink(missing_ok=True)  # before the lock goes: whoever waits for this file sees it gone
+            with suppress(OSError):  # where the folder has become read-only it stays, and no error is hidden by that
+                self.path.unlink()  # before the lock goes: whoever waits for this file sees it gone
             os.close(self._descriptor)
             self._descriptor = None
 

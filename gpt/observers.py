@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import json
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from gpt.generation import stream_text
@@ -39,7 +42,7 @@ def make_observers(run: Run, say: Callable[[str], None]) -> list[Observer]:
     if config.plot:
         observers.append(Picture(run, say))
     if config.sample_interval:
-        observers.append(Samples(run))
+        observers.append(Samples(run, say))
     return observers
 
 
@@ -84,18 +87,46 @@ class Picture:
 class Samples:
     """samples.txt: what the model writes, every so many steps. Its numbers are its own: training is as without it."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.path = run, run.folder / SAMPLES
+    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
+        self.run, self.path, self.say = run, run.folder / SAMPLES, say
 
     def step(self, step: int, figures: Figures) -> None:
-        """See Observer."""
-        if step % self.run.config.sample_interval == 0:
-            text = "".join(sample(self.run, SAMPLE_TOKENS))
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{SAMPLE_HEADING.format(step)}\n{text}\n\n")
+        """See Observer. A line says why where the disk takes no sample, and the run goes on."""
+        if step % self.run.config.sample_interval:
+            return
+        try:
+            self.append(f"{SAMPLE_HEADING.format(step)}\n{self.write()}\n\n".encode())
+        except OSError as error:
+            self.say(f"{self.path}: the sample of step {step} is not written: {error.strerror}")
+
+    def write(self) -> str:
+        """What the model writes; where its weights have become no numbers, as far as it comes, and why no further."""
+        text = ""
+        try:
+            for piece in sample(self.run, SAMPLE_TOKENS):
+                text += piece
+        except FloatingPointError as error:
+            text += f" ({error})"
+        return text
+
+    def append(self, sample: bytes) -> None:
+        """Add a sample to the file, or nothing."""
+        with open_to_append(self.path) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                if (n := file.write(sample)) < len(sample):
+                    file.write(sample[n:])  # the system says why it did not take these
+            except OSError:
+                file.truncate(size)
+                raise
 
     def close(self) -> None:
         """See Observer."""
+
+
+def open_to_append(path: Path) -> io.FileIO:
+    """Return a file at whose end all is written at once."""
+    return io.FileIO(path, "a")
 
 
 def sample(run: Run, n_tokens: int) -> Iterator[str]:

@@ -92,3 +92,13 @@ def test_to_look_makes_nothing(tmp_path: Path) -> None:
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.lock: cannot be locked: No such file or directory"):
         FolderLock(tmp_path / "missing").__enter__()
+
+
+def test_a_folder_that_has_become_read_only_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with pytest.raises(UserError, match="cannot be saved"), FolderLock(tmp_path):
+        monkeypatch.setattr(Path, "unlink", refuse)
+        raise UserError("cannot be saved")
+    FolderLock(tmp_path).check()  # and the lock itself is given back

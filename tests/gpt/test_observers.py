@@ -1,7 +1,10 @@
 """What can be seen of a run: its picture, samples and loggers, from the first step and after a resume."""
 
+import errno
 import importlib.util
+import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -79,6 +82,33 @@ def test_samples_after_a_resume_are_those_of_an_unbroken_run(where: str) -> None
     go_on("stopped", max_iters=9, out=where)
     for name in (METRICS, "samples.txt"):
         assert Path(where, name).read_bytes() == Path("unbroken", name).read_bytes()
+
+
+def test_a_sample_that_the_disk_does_not_take_is_said_and_leaves_no_half(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if b"step 4" in bytes(data):
+                super().write(data[:10])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(observers, "open_to_append", lambda path: Full(path, "a"))
+    begin("run", sample_interval=2)
+    assert "run/samples.txt: the sample of step 4 is not written: No space left on device\n" in capsys.readouterr().out
+    headings = [line for line in Path("run/samples.txt").read_text().splitlines() if "===" in line]
+    assert headings == [f"======== step {n} ========" for n in (2, 6)]
+
+
+def test_a_sample_of_weights_that_are_no_numbers_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(*_: Any) -> Iterator[str]:
+        yield "the"
+        raise FloatingPointError("the logits are nan or infinite")
+
+    monkeypatch.setattr(observers, "sample", diverged)
+    begin("run", sample_interval=3)
+    assert Path("run/samples.txt").read_text().count("\nthe (the logits are nan or infinite)\n\n") == 2
 
 
 # --------------------------------------------------------------------------------------------------
