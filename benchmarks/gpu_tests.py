@@ -20,13 +20,14 @@ NO_TESTS = 5  # pytest's exit status where nothing is left to run
 
 def main() -> int:
     n, options = int(sys.argv[1]), sys.argv[2:]
+    threads = common.thread_variables(max(1, common.available_threads() // n))  # of each, for the truth on the CPU
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         started = []
         for share in range(n):
             said = stack.enter_context(open(Path(folder) / f"{share}.log", "w+", encoding="utf-8"))
             process = subprocess.Popen(
                 [sys.executable, "-m", "pytest", *options], cwd=common.ROOT, stdout=said, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, env={**os.environ, "TENSORGRAD_SHARE": f"{share}/{n}"},
+                stdin=subprocess.DEVNULL, env={**os.environ, **threads, "TENSORGRAD_SHARE": f"{share}/{n}"},
             )  # fmt: skip
             stack.callback(process.kill)
             started.append((process, said))
