@@ -24,9 +24,9 @@ from tensorgrad.distributed import GradientReducer
 
 
 def train(run: Run) -> int:
-    """Take the steps that are left, and return 0; or after Ctrl-C, 130, and after SIGTERM, 143.
+    """Take the steps that are left, and return 0; or after Ctrl-C, 130, after SIGTERM, 143, and after SIGHUP, 129.
 
-    Either signal lets the step end and saves. Raises UserError at a step that is not finite, unless those are to be
+    Such a signal lets the step end and saves. Raises UserError at a step that is not finite, unless those are to be
     skipped.
     """
     config, model, group = run.config, run.model, run.group

@@ -381,7 +381,7 @@ def started(*argv: str, code: str = "") -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def wait_for(process: subprocess.Popen[str], holds: Callable[[], bool]) -> None:
+def wait_for(process: subprocess.Popen[str] | subprocess.Popen[bytes], holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not holds():
         assert process.poll() is None, process.communicate()
@@ -455,6 +455,36 @@ def program(redirected: str, *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         f"{command} {redirected}", shell=True, env=environment, capture_output=True, text=True, timeout=60
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs terminals of POSIX")
+def test_a_terminal_that_is_closed_ends_the_step_and_saves() -> None:
+    master, slave = os.openpty()
+    lead = "import os, fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+    run = f"sys.argv = ['train.py', *{ENDLESS!r}]; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    program = [sys.executable, "-c", f"{lead}\nimport sys, runpy\n{run}"]
+    with subprocess.Popen(program, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
+        os.close(slave)
+        try:
+            wait_for(
+                process, lambda: Path("run/metrics.jsonl").exists() and Path("run/metrics.jsonl").stat().st_size > 0
+            )
+            os.close(master)
+            assert process.wait(timeout=20) == 128 + signal.SIGHUP
+        finally:
+            process.kill()
+    assert load_checkpoint("run").state.step == len(Path("run/metrics.jsonl").read_text().splitlines())
+    assert not Path("run/run.lock").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGHUP")
+def test_under_nohup_a_run_goes_on() -> None:
+    with started(*ENDLESS, code="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)") as process:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.kill()
 
 
 @pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
