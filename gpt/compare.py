@@ -47,7 +47,10 @@ def parse(argv: Sequence[str]) -> Any:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, such as checkpoints/shakespeare-char")
     parser.add_argument("--out", default=OUT, metavar="FILE.png", help="the picture")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if Path(options.out).suffix not in ("", ".png"):
+        parser.error(f"--out {options.out}: the picture is a PNG; give a name that ends in .png")
+    return options
 
 
 def read(folder: Path) -> History:

@@ -78,6 +78,7 @@ def test_without_matplotlib_there_is_the_table(
         (["empty"], "empty/metrics.jsonl: no step in it yet"),
         (["a", "--oot", "x.png"], "unknown flag --oot; did you mean --out?"),
         (["a", "--out", "nowhere/x.png"], "nowhere/x.png: No such file or directory"),
+        (["a", "--out", "x.pdf"], "--out x.pdf: the picture is a PNG; give a name that ends in .png"),
         (["a", "--out", "a"], "a: Is a directory"),
         ([], "the following arguments are required: RUN"),
     ],
