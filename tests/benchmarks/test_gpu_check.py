@@ -31,8 +31,9 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
     assert "no GPU to check" in line
 
 
-def test_every_part_is_rehearsed(tmp_path: Path) -> None:
+def test_every_part_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line that runs on a GPU has run before: tiny, and without torch.compile, which is PyTorch's own."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)  # what these tests are to cover is not for those inside
     pytest.importorskip("torch")
     pytest.importorskip("ml_dtypes")
     text = tmp_path / "text.txt"

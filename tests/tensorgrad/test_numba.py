@@ -141,7 +141,7 @@ ROWWISE: dict[str, Call] = {
     "layer_norm_backward_x": lambda k, a: k.layer_norm_backward_x(a.dy, a.x, a.W, a.rows("mean"), a.rows("rstd")),
     "layer_norm_backward_weight": lambda k, a: k.layer_norm_backward_weight(a.dy, a.x, a.rows("mean"), a.rows("rstd")),
     "linear_backward_bias": lambda k, a: k.linear_backward_bias(a.dy),
-    "add_layer_norm": lambda k, a: k.add_layer_norm(a.x, a.y, a.W, a.b, 1e-5),
+    "add_layer_norm": lambda k, a: k.add_layer_norm(a.x, a.y, a.W, a.B, 1e-5),
     "layer_norm_backward_x plus": lambda k, a: k.layer_norm_backward_x(
         a.dy, a.x, a.W, a.rows("mean"), a.rows("rstd"), a.y
     ),
