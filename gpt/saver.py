@@ -69,11 +69,12 @@ class Saver:
     def saving_first(self, settle: Callable[[], None]) -> Iterator[None]:
         """In a `with`, between two steps: an error of the user's ends the run, but not before it is saved.
 
-        And before that `settle` is called, which writes down those of its steps that were still to be read.
+        So does a reader of what is printed who is gone, as `tee` is after a Ctrl-C that was meant for both. Before that
+        `settle` is called, which writes down those of its steps that were still to be read.
         """
         try:
             yield
-        except UserError:
+        except (UserError, BrokenPipeError):
             if self.run.step:
                 settle()
                 self.finish()

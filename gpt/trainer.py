@@ -69,7 +69,8 @@ def train(run: Run) -> int:
             run.step += 1
             if run.step % config.eval_interval == 0 or run.step == config.max_iters:
                 rows[-1].more["val_loss"] = validate(run)
-            show(progress, rows)
+            with saver.saving_first(settle):
+                show(progress, rows)
             if checkpoint_is_due(run):
                 saver.save()
         settle()  # where a signal came before they were due

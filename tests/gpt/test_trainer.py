@@ -465,3 +465,16 @@ def test_optimizer_has_every_parameter_once() -> None:
     optimizer = make_optimizer(run.model, run.config)
     given: list[int] = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(given) == sorted(id(p) for p in run.model.parameters())
+
+
+def test_a_run_whose_reader_is_gone_is_saved_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train.py | tee log` and Ctrl-C: tee ends first, and the line about the validation has nobody to read it."""
+
+    def say(progress: Progress, text: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Progress, "say", say)
+    with pytest.raises(BrokenPipeError):
+        train(new_run(small(out="run", eval_interval=7, checkpoint_interval=100)))
+    assert load_checkpoint("run").state.step == 7
+    assert [row["step"] for row in metrics("run")] == [1, 2, 3, 4, 5, 6, 7]
