@@ -22,9 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent / "tensorgrad"))  # emulated_cuda, 
 settings.register_profile("tensorgrad", settings(), deadline=None)
 settings.load_profile("tensorgrad")
 
-# Where a shell started the tests in the background Ctrl-C is ignored, and what they start would ignore it, too.
+# Where a shell or nohup started the tests in the background, these are ignored, and what they start would ignore them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

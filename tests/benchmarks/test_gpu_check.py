@@ -31,9 +31,14 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
     assert "no GPU to check" in line
 
 
-def test_every_part_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests are to cover is not for those that they start."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+
+
+def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     """Every line that runs on a GPU has run before: tiny, and without torch.compile, which is PyTorch's own."""
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)  # what these tests are to cover is not for those inside
     pytest.importorskip("torch")
     pytest.importorskip("ml_dtypes")
     text = tmp_path / "text.txt"
