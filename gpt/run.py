@@ -185,7 +185,7 @@ def _place_to_resume(path: str | None, out: str | None) -> Path:
 def _refuse_missing_logger(config: TrainConfig) -> None:
     name, library = config.logger, LIBRARIES.get(config.logger or "")
     if library is not None:
-        with user_errors(ImportError, about=f"logger {name}: {library} is needed: pip install tensorgrad[{name}]"):
+        with user_errors(ImportError, about=f"logger {name}: {library} is needed: pip install {library}"):
             importlib.import_module(library)
 
 

@@ -67,7 +67,7 @@ def test_without_matplotlib_there_is_the_table(
         monkeypatch.setitem(sys.modules, name, None)
     write_run("a", 4)
     assert call(monkeypatch, "a") == 0
-    assert "no picture: matplotlib is not installed (pip install tensorgrad[plot])" in capsys.readouterr().out
+    assert "no picture: matplotlib is not installed (pip install matplotlib)" in capsys.readouterr().out
     assert not list(workplace.glob("*.png"))
 
 

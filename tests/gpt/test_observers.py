@@ -168,7 +168,7 @@ def test_without_matplotlib_one_line_says_so(
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"] or ["matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     begin("run", plot=True)
-    line = "no picture of the losses: matplotlib is not installed (pip install tensorgrad[plot])"
+    line = "no picture of the losses: matplotlib is not installed (pip install matplotlib)"
     assert capsys.readouterr().out.count(line) == 1
     assert len(rows("run")) == 6
 
@@ -325,7 +325,7 @@ def test_wandb_is_told_the_configuration_and_goes_on_under_one_id(wandb: Server)
 @pytest.mark.parametrize(("name", "library"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
 def test_a_logger_that_is_not_installed(name: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UserError, match=rf"logger {name}: {library} is needed: pip install tensorgrad\[{name}\]"):
+    with pytest.raises(UserError, match=rf"logger {name}: {library} is needed: pip install {library}"):
         begin("run", logger=name)
     assert not Path("run").exists()
 
