@@ -1,7 +1,7 @@
-"""The matrix product that NumPy itself uses, reached directly.
+"""How many threads NumPy's own matrix products use.
 
-NumPy's wheels bring OpenBLAS with them. Called by address it can add into its output, and compiled code can call it
-from several threads at once. Where NumPy was built with something else there is none, and `find` says so with None.
+NumPy's wheels bring OpenBLAS with them, which takes the number at any time. Where NumPy was built with something else
+there is none to be found, and `find` says so with None.
 """
 
 import ctypes
@@ -15,11 +15,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Blas:
-    """OpenBLAS with 64-bit integers: addresses of cblas_sgemm and cblas_dgemm, and its number of threads."""
+    """OpenBLAS with 64-bit integers, and its number of threads."""
 
     library: Any
-    sgemm: int
-    dgemm: int
 
     def get_num_threads(self) -> int:
         """How many threads a single product uses."""
@@ -38,14 +36,8 @@ def find() -> Blas | None:
         for path in sorted(folder.glob("*openblas64_*")):
             try:
                 library = ctypes.CDLL(str(path))  # loaded already: this only finds it again
-                addresses = [_address(library, f"scipy_cblas_{kind}gemm64_") for kind in "sd"]
+                _ = library.scipy_openblas_set_num_threads64_, library.scipy_openblas_get_num_threads64_
             except (OSError, AttributeError):
                 continue
-            return Blas(library, *addresses)
+            return Blas(library)
     return None
-
-
-def _address(library: Any, name: str) -> int:
-    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-    assert address is not None
-    return address

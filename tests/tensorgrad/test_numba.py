@@ -161,8 +161,15 @@ FLAT: dict[str, Call] = {
     "adamw": lambda k, a: adamw(k, a, 0.1),
     "adamw without decay": lambda k, a: adamw(k, a, 0.0),
     "global_norm": lambda k, a: k.global_norm([a.x, a.y, a.W, a.x[..., :0]]),
+    "scale": lambda k, a: scaled(k, [a.x.copy(), a.W.copy(), a.x[..., :0].copy()]),
 }
 CASES = {**ELEMENTWISE, **ROWWISE, **FLAT}
+
+
+def scaled(k: Backend, arrays: list[Any]) -> Any:
+    """What `scale` leaves of the arrays it works on."""
+    k.scale(arrays, 0.3)
+    return tuple(arrays)
 
 
 def cross_entropy_both(k: Backend, a: Inputs, smoothing: float) -> Any:
@@ -375,6 +382,14 @@ def test_infinity() -> None:
     assert FAST.global_norm([np.full(4, 1e30, np.float32)]) == pytest.approx(
         2e30
     )  # its square is too large for float32
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_scale_works_in_place_on_any_layout(dtype: Any) -> None:
+    large = np.ones(LARGE, dtype)
+    arrays = [large, np.ones((6, 4), dtype)[::2], np.asfortranarray(np.ones((3, 5), dtype)), np.ones((), dtype)]
+    FAST.scale(arrays, 0.25)
+    assert all(np.array_equal(x, np.full_like(x, 0.25)) and x.dtype == dtype for x in arrays)
 
 
 def test_global_norm_of_any_numbers() -> None:

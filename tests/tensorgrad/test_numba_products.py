@@ -9,16 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tensorgrad as tg
-from tensorgrad.backend import blas, load
+from tensorgrad.backend import load
 from tensorgrad.backend.base import Backend
 
 numba = pytest.importorskip("numba")
-if blas.find() is None:
-    pytest.skip("this NumPy brings no OpenBLAS that can be called by address", allow_module_level=True)
 
 gemm = importlib.import_module("tensorgrad.backend.numba.gemm")
 attention = importlib.import_module("tensorgrad.backend.numba.attention")
 sums = importlib.import_module("tensorgrad.backend.numba.sums")
+panels = importlib.import_module("tensorgrad.backend.numba.panels")
 tile = importlib.import_module("tensorgrad.backend.numba.tile")
 
 DTYPES = [np.float32, np.float64]
@@ -103,13 +102,62 @@ def test_half_precision_and_integers_are_left_to_the_plain_mathematics() -> None
     assert k.matmul(np.eye(3, dtype=int), np.ones((3, 2), int)).tolist() == [[1, 1]] * 3
 
 
+LAYOUTS = {
+    "rows": lambda x: x,
+    "columns": np.asfortranarray,
+    "part of wider rows": lambda x: np.pad(x, ((0, 0), (1, 2)))[:, 1:-2],
+    "every other column": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "backwards": lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
+}
+SIZES = st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 136, 384, 385, 400]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(m=SIZES, n_inner=SIZES, n=SIZES, data=st.data())
+def test_products_of_all_sizes_and_layouts(dtype: Any, m: int, n_inner: int, n: int, data: st.DataObject) -> None:
+    """Blocks of the operands that are whole, and what is left over of them; parts for more threads than there are."""
+    a_layout, b_layout = (LAYOUTS[data.draw(st.sampled_from(sorted(LAYOUTS)))] for _ in range(2))
+    add, with_bias, threads = data.draw(st.booleans()), data.draw(st.booleans()), data.draw(st.integers(1, 5))
+    a, b = normal(m, n_inner, dtype=dtype), normal(n_inner, n, dtype=dtype)
+    bias, c = normal(n if with_bias else 0, dtype=dtype), normal(m, n + 3, dtype=dtype)
+    expected, rest = a @ b + add * c[:, :n] + (bias if with_bias else 0), c[:, n:].copy()
+    gemm.product(a_layout(a), b_layout(b), c[:, :n], bias, add, threads)
+    np.testing.assert_allclose(c[:, :n], expected, rtol=0, atol=TOLERANCE[dtype] * n_inner)
+    np.testing.assert_array_equal(c[:, n:], rest)  # nothing is written beside it
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_number_of_threads_gives_a_product_of_the_same_bits(dtype: Any) -> None:
+    a, b = normal(150, 400, dtype=dtype), normal(400, 170, dtype=dtype)
+    results = []
+    for threads in (1, 2, 3, 7):
+        c = np.empty((150, 170), dtype)
+        gemm.product(a, b, c, c[0, :0], False, threads)
+        results.append(c)
+    assert all(np.array_equal(results[0], c) for c in results)
+
+
+def test_what_is_not_finite_stays_in_its_row_and_column() -> None:
+    """What fills a panel or a strip up must not meet it."""
+    a, b = normal(9, 5, dtype=np.float32), normal(5, 33, dtype=np.float32)
+    a[8, 2], b[3, 32] = np.inf, np.nan
+    y = load("numba").matmul(a, b)
+    bad = np.zeros((9, 33), bool)
+    bad[8], bad[:, 32] = True, True
+    np.testing.assert_array_equal(~np.isfinite(y), bad)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_the_bodies_without_the_compiler(threads: int) -> None:
-    a, b = normal(9, 4, dtype=np.float64), normal(4, 11, dtype=np.float64)
-    for x, y in ((a, b), (b.T, a.T)):
+def test_the_bodies_without_the_compiler(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("multiply", "put", "fill_across", "fill_panels"):
+        monkeypatch.setattr(gemm, name, getattr(gemm, name).py_func)
+    monkeypatch.setattr(panels, "fill_across", panels.fill_across.py_func)
+    a, b = normal(9, 4, dtype=np.float64), normal(4, 35, dtype=np.float64)
+    for x, y in ((a, b), (b.T, a.T), (a[::-1, ::2], b[::2, ::-1]), (np.asfortranarray(a), np.asfortranarray(b))):
         bias, c = normal(y.shape[1], dtype=np.float64), np.ones((len(x), y.shape[1]))
-        gemm.product.py_func(x, y, c, bias, 2.0, threads)
-        np.testing.assert_allclose(c, 2 + x @ y + bias)
+        gemm.product.py_func(x, y, c, bias, True, threads)
+        np.testing.assert_allclose(c, 1 + x @ y + bias)
     for bias in (b[:0, 0], normal(9, dtype=np.float64)):
         y = np.empty((3, 9))
         gemm.few_rows.py_func(b.T[:3], a, bias, y)
@@ -222,20 +270,20 @@ def test_tiles_make_up_a_product(
     across, transposed, add = (data.draw(st.booleans()) for _ in range(3))
     a = normal(n_rows * tile.ROWS, n_inner, dtype=dtype)
     b = normal(n_inner, n_columns, dtype=dtype)
-    panels = tile.panels_of_transposed(b.T.copy()) if transposed else tile.panels_of(b)
+    given = panels.panels_of(np.asfortranarray(b) if transposed else b)
     lanes = tile.n_lanes(a)
-    assert panels.shape == (-(-n_columns // lanes), n_inner, lanes)
-    c = normal(len(a), len(panels) * lanes, dtype=dtype)
+    assert given.shape == (-(-n_columns // lanes), n_inner, lanes)
+    c = normal(len(a), len(given) * lanes, dtype=dtype)
     expected = a[:, first:last] @ b[first:last] + add * c[:, :n_columns]
-    (multiply if compiled else multiply.py_func)(np.asfortranarray(a) if across else a, first, last, panels, c, add)
+    (multiply if compiled else multiply.py_func)(np.asfortranarray(a) if across else a, first, last, given, c, add)
     np.testing.assert_allclose(c[:, :n_columns], expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 @numba.njit
-def multiply(a: Any, first: int, last: int, panels: Any, c: Any, add: bool) -> None:
+def multiply(a: Any, first: int, last: int, given: Any, c: Any, add: bool) -> None:
     for row in range(0, a.shape[0], tile.ROWS):
-        for p in range(len(panels)):
-            tile.tile(a, row, first, last, panels[p], c, row, p * panels.shape[2], add)
+        for p in range(len(given)):
+            tile.tile(a, row, first, last, given, p, c, row, p * given.shape[2], add)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

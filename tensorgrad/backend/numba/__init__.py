@@ -15,7 +15,6 @@ from tensorgrad.backend.numba.compile import set_num_threads, use_whole_vectors
 from tensorgrad.backend.numba.cross_entropy import CrossEntropy
 from tensorgrad.backend.numba.dropout import Dropout
 from tensorgrad.backend.numba.embedding import Embedding
-from tensorgrad.backend.numba.gemm import Products, connect
 from tensorgrad.backend.numba.normalization import Normalization
 from tensorgrad.backend.numba.optimizer import Optimization
 from tensorgrad.backend.numba.progress import announce_compilation
@@ -30,11 +29,11 @@ class NumbaBackend(
     name = "numba"
 
     def activate(self) -> None:
-        """Use all threads for kernels, and one for a matrix product: kernels start several products at a time."""
+        """Use all threads for kernels; what NumPy still multiplies is too small for more than one."""
         super().activate()
         set_num_threads(self.threads)
-        if self.blas is not None:
-            self.blas.set_num_threads(1)
+        if (library := blas.find()) is not None:
+            library.set_num_threads(1)
 
 
 def create() -> Backend:
@@ -47,8 +46,4 @@ def create() -> Backend:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     use_whole_vectors()
     announce_compilation()
-    library = blas.find()
-    if library is not None:
-        connect(library)
-    Products.blas = library
     return NumbaBackend()

@@ -16,9 +16,10 @@ from tensorgrad.backend.numba.compile import compiled, prange
 from tensorgrad.backend.numba.dropout import U, fill_bits, rule
 from tensorgrad.backend.numba.gemm import SMALL, Products
 from tensorgrad.backend.numba.mathematics import ONE, exp_at_most_0
+from tensorgrad.backend.numba.panels import panels_of
 from tensorgrad.backend.numba.strided import array, packed_row, strided, with_packed_rows
 from tensorgrad.backend.numba.sums import dot, largest, total
-from tensorgrad.backend.numba.tile import ROWS, n_lanes, panels_of, panels_of_transposed, tile, whole
+from tensorgrad.backend.numba.tile import ROWS, n_lanes, tile, whole
 
 BLOCK = 64  # query rows
 
@@ -79,7 +80,7 @@ def forward(
         b, h = head // n_head, head % n_head
         g = h // (n_head // n_group)
         lanes = n_lanes(q)
-        keys, values = panels_of_transposed(key[b, g]), panels_of(v[b, g])
+        keys, values = panels_of(key[b, g].T), panels_of(v[b, g])
         queries = np.empty((BLOCK, n_width), q.dtype)
         scores = np.zeros((BLOCK, whole(n_key, lanes)), q.dtype)
         sums = np.empty((BLOCK, whole(v.shape[3], lanes)), q.dtype)
@@ -92,7 +93,7 @@ def forward(
                 end = min(strip + ROWS, n_rows)
                 n_keys = n_seen(start + end - 1, n_query, n_key, causal)
                 for p in range(whole(n_keys, lanes) // lanes):
-                    tile(queries, strip, 0, n_width, keys[p], scores, strip, p * lanes, False)
+                    tile(queries, strip, 0, n_width, keys, p, scores, strip, p * lanes, False)
                 for i in range(strip, end):
                     row, seen = start + i, n_seen(start + i, n_query, n_key, causal)
                     weights = scores[i, : whole(n_keys, lanes)]
@@ -108,7 +109,7 @@ def forward(
                         for j in range(seen):
                             weights[j] *= kept[j]
                 for p in range(len(values)):
-                    tile(scores, strip, 0, n_keys, values[p], sums, strip, p * lanes, False)
+                    tile(scores, strip, 0, n_keys, values, p, sums, strip, p * lanes, False)
             for i in range(n_rows):
                 out, total_of_row = packed_row(y[b, h, start + i]), per_row[i]
                 for d in range(out.size):
@@ -136,8 +137,8 @@ def backward(
         lanes = n_lanes(q)
         keys, keys_across, values_across = (
             panels_of(key[b, g]),
-            panels_of_transposed(key[b, g]),
-            panels_of_transposed(v[b, g]),
+            panels_of(key[b, g].T),
+            panels_of(v[b, g].T),
         )
         queries, gradients = np.empty((BLOCK, n_width), q.dtype), np.empty((BLOCK, v.shape[3]), q.dtype)
         weights = np.zeros((BLOCK, whole(n_key, lanes)), q.dtype)
@@ -155,8 +156,8 @@ def backward(
                     end = min(strip + ROWS, n_rows)
                     n_keys = n_seen(start + end - 1, n_query, n_key, causal)
                     for p in range(whole(n_keys, lanes) // lanes):
-                        tile(queries, strip, 0, n_width, keys_across[p], weights, strip, p * lanes, False)
-                        tile(gradients, strip, 0, v.shape[3], values_across[p], dscores, strip, p * lanes, False)
+                        tile(queries, strip, 0, n_width, keys_across, p, weights, strip, p * lanes, False)
+                        tile(gradients, strip, 0, v.shape[3], values_across, p, dscores, strip, p * lanes, False)
                     for i in range(strip, end):
                         row, seen = start + i, n_seen(start + i, n_query, n_key, causal)
                         w, ds = weights[i, : whole(n_keys, lanes)], dscores[i, : whole(n_keys, lanes)]
@@ -180,7 +181,7 @@ def backward(
                                 ds[j] = w[j] * (ds[j] - common)
                         ds[seen:] = 0
                     for p in range(len(keys)):
-                        tile(dscores, strip, 0, n_keys, keys[p], dqueries, strip, p * lanes, False)
+                        tile(dscores, strip, 0, n_keys, keys, p, dqueries, strip, p * lanes, False)
                 for i in range(n_rows):
                     out = packed_row(dq[b, h, start + i])
                     for d in range(n_width):
@@ -190,9 +191,9 @@ def backward(
                 for strip in range(0, n_keys, ROWS):
                     first = max(0, strip - (n_key - n_query) - start) if causal else 0  # rows before see none of these
                     for p in range(len(queries_by_panel)):
-                        tile(dscores.T, strip, first, n_rows, queries_by_panel[p], dkeys, strip, p * lanes, True)
+                        tile(dscores.T, strip, first, n_rows, queries_by_panel, p, dkeys, strip, p * lanes, True)
                     for p in range(len(gradients_by_panel)):
-                        tile(weights.T, strip, first, n_rows, gradients_by_panel[p], dvalues, strip, p * lanes, True)
+                        tile(weights.T, strip, first, n_rows, gradients_by_panel, p, dvalues, strip, p * lanes, True)
         for i in range(n_key):
             out = packed_row(dkey[b, g, i])
             for d in range(out.size):

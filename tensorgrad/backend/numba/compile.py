@@ -69,6 +69,12 @@ def compiled(fn: Function) -> Function:
     return result
 
 
+def apart(fn: Function) -> Function:
+    """Compile a function that kernels call and that is long: once, and not again into every place it is called from."""
+    result: Function = jit(fn, fn.__name__)
+    return result
+
+
 def by_type(fn: Callable[..., Any], float32: Callable[..., Any], float64: Callable[..., Any]) -> None:
     """Let compiled code that calls fn(x) call one of two functions: the first if x is float32 or an array of it."""
 

@@ -1,94 +1,99 @@
-"""Matrix products inside compiled code: NumPy's own OpenBLAS on one thread a call, several calls side by side.
+"""Matrix products: blocks of the right operand in panels, tiles of the result in registers, parts of it on threads.
 
-Products are split by hand over the threads that run all other kernels: two pools of threads on the same cores would
-wait for each other.
+The blocking is Goto and van de Geijn's (2008, "Anatomy of High-Performance Matrix Multiplication"), without the copy
+of the left operand that BLAS makes: a tile reads its rows where they are.
 """
 
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from tensorgrad.backend.base import Array
-from tensorgrad.backend.blas import Blas
 from tensorgrad.backend.numba.arrays import claimed
-from tensorgrad.backend.numba.compile import prange
-from tensorgrad.backend.numba.strided import address, array, strided
+from tensorgrad.backend.numba.compile import apart, compiled, prange
+from tensorgrad.backend.numba.panels import aligned, fill_across, fill_panels
+from tensorgrad.backend.numba.strided import array, packed_row, strided
 from tensorgrad.backend.numba.sums import dot
+from tensorgrad.backend.numba.tile import ROWS, n_lanes, tile, whole
 from tensorgrad.backend.numpy import NumpyBackend
 
 SMALL = 2**19  # multiplications in a product; below, waking the other threads costs more than they save
+HEIGHT = 128  # rows of a block of the left operand, where it is copied
 FEW = 4  # rows: a product of so few is as fast as its weights can be read
-ROW_MAJOR, AS_IS, TRANSPOSED = 101, 111, 112  # CBLAS's numbers for them
+DEPTH = 384  # rows of a block of the right operand,
+WIDTH = 384  # and its columns: half a megabyte of float32, which stays in the second-level cache
 
 
-def _cblas_gemm(symbol: str, real: Any) -> Any:
-    i32, i64, pointer = types.int32, types.int64, types.voidptr
-    return types.ExternalFunction(
-        symbol, types.void(i32, i32, i32, i64, i64, i64, real, pointer, i64, pointer, i64, real, pointer, i64)
-    )
+@compiled
+def put(x: Any, y: Any, add: bool) -> None:
+    """y = x, or y += x, for as many rows and columns as y has."""
+    for i in range(y.shape[0]):
+        row, own = x[i], packed_row(y[i])
+        for j in range(own.size):
+            own[j] = own[j] + row[j] if add else row[j]
 
 
-_sgemm = _cblas_gemm("tensorgrad_sgemm", types.float32)
-_dgemm = _cblas_gemm("tensorgrad_dgemm", types.float64)
+@apart
+def multiply(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
+    """c = a @ b, or c += a @ b with `add`, plus bias on every row unless it is empty; on one thread.
 
-
-def connect(blas: Blas) -> None:
-    """Give compiled code the addresses of the products, before any of it is loaded."""
-    llvm.add_symbol("tensorgrad_sgemm", blas.sgemm)
-    llvm.add_symbol("tensorgrad_dgemm", blas.dgemm)
-
-
-def gemm(a: Array, b: Array, alpha: float, beta: float, c: Array) -> None:
-    """c = alpha a @ b + beta c on one thread.
-
-    a (m, k), b (k, n), c (m, n), all float32 or all float64. Elements next to each other in a row of c must be so in
-    memory, and in a row or a column of a and of b.
+    a (m, k) and b (k, n) of any strides, c (m, n) with packed rows. A block of b is copied into panels once for all
+    rows of a. Those are read as they lie; only rows that are not packed, or fewer than a tile has, are copied first.
     """
-    product = alpha * (a @ b)
-    c[...] = product if beta == 0 else product + beta * c
+    m, n_inner = a.shape
+    n, lanes = b.shape[1], n_lanes(c)
+    depth, width, height = min(DEPTH, n_inner), min(WIDTH, whole(n, lanes)), min(HEIGHT, whole(m, ROWS))
+    panels = aligned(width * (depth + 2), c).reshape(width // lanes, depth + 2, lanes)  # 2: or all begin in one set
+    strips = aligned(height * (depth + 16), c).reshape(height, depth + 16)  # of the cache, which has room for 12
+    edge = aligned(ROWS * lanes, c).reshape(ROWS, lanes)
+    read = a.strides[1] == a.itemsize
+    for left in range(0, n, WIDTH):
+        right = min(left + WIDTH, n)
+        for first in range(0, n_inner, DEPTH):
+            last = min(first + DEPTH, n_inner)
+            adds = add or first > 0
+            fill_panels(b[first:last, left:right], panels)
+            for top in range(0, m, ROWS):
+                bottom = min(top + ROWS, m)
+                rows = a[top:bottom, first:last]
+                if not read and top % HEIGHT == 0:
+                    fill_across(a[top : min(top + HEIGHT, m), first:last], strips)
+                if read and bottom - top < ROWS:
+                    fill_across(rows, strips)
+                if not read or bottom - top < ROWS:
+                    start = 0 if read else top % HEIGHT
+                    rows = strips[start : start + ROWS, : last - first]
+                for column in range(left, right, lanes):
+                    p = (column - left) // lanes
+                    if top + ROWS <= m and column + lanes <= n:
+                        tile(rows, 0, 0, last - first, panels, p, c, top, column, adds)
+                    else:
+                        tile(rows, 0, 0, last - first, panels, p, edge, 0, 0, False)
+                        put(edge, c[top:bottom, column : min(column + lanes, n)], adds)
+                if bias.size > 0 and last == n_inner:
+                    for i in range(top, bottom):
+                        own = packed_row(c[i, left:right])
+                        for j in range(own.size):
+                            own[j] += bias[left + j]
 
 
-@overload(gemm)  # type: ignore[untyped-decorator]
-def _gemm(a: Any, b: Any, alpha: Any, beta: Any, c: Any) -> Any:
-    call, real = (_sgemm, np.float32) if c.dtype == types.float32 else (_dgemm, np.float64)
+@strided(lambda real: (array(real, 2),) * 3 + (array(real, 1), types.boolean, types.int64))
+def product(a: Any, b: Any, c: Any, bias: Any, add: bool, parts: int) -> None:
+    """`multiply`, with the longer side of c cut into equal parts: so rows mostly stay with the thread that made them.
 
-    def compiled(a: Any, b: Any, alpha: Any, beta: Any, c: Any) -> None:
-        m, k = a.shape
-        n, size = b.shape[1], c.itemsize
-        order_a, order_b = AS_IS, AS_IS
-        lda, ldb, ldc = a.strides[0] // size, b.strides[0] // size, c.strides[0] // size
-        if a.strides[1] != size and k > 1:
-            order_a, lda = TRANSPOSED, a.strides[1] // size
-        if b.strides[1] != size and n > 1:
-            order_b, ldb = TRANSPOSED, b.strides[1] // size
-        # The distance between rows is checked even where there is one row and it means nothing.
-        lda = max(lda, k if order_a == AS_IS else m)
-        ldb = max(ldb, n if order_b == AS_IS else k)
-        ldc = max(ldc, n)
-        call(ROW_MAJOR, order_a, order_b, m, n, k, real(alpha), address(a), lda, address(b), ldb, real(beta),
-             address(c), ldc)  # fmt: skip
-
-    return compiled
-
-
-@strided(lambda real: (array(real, 2), array(real, 2), array(real, 2), array(real, 1), types.float64, types.int64))
-def product(a: Any, b: Any, c: Any, bias: Any, beta: float, parts: int) -> None:
-    """c = a @ b + beta c, plus bias on every row unless it is empty; the longer side of c is cut into equal parts."""
+    What is summed for an element does not depend on the parts: any number of threads gives the same bits.
+    """
     m, n = c.shape
-    by_rows = m >= n
-    length = m if by_rows else n
+    lanes = n_lanes(c)
+    n_panels, n_strips = whole(n, lanes) // lanes, whole(m, ROWS) // ROWS
     for part in prange(parts):
-        start, stop = length * part // parts, length * (part + 1) // parts
-        own = c[start:stop] if by_rows else c[:, start:stop]
-        gemm(a[start:stop] if by_rows else a, b if by_rows else b[:, start:stop], 1.0, beta, own)
-        if bias.size > 0:
-            own_bias = bias if by_rows else bias[start:stop]
-            for i in range(own.shape[0]):
-                for j in range(own.shape[1]):
-                    own[i, j] += own_bias[j]
+        if m > n:
+            start, stop = n_strips * part // parts * ROWS, min(n_strips * (part + 1) // parts * ROWS, m)
+            multiply(a[start:stop], b, c[start:stop], bias, add)
+        else:
+            start, stop = n_panels * part // parts * lanes, min(n_panels * (part + 1) // parts * lanes, n)
+            multiply(a, b[:, start:stop], c[:, start:stop], bias[start:stop], add)
 
 
 @strided(lambda real: (array(real, 2, "C"), array(real, 2, "C"), array(real, 1), array(real, 2, "C")))
@@ -105,28 +110,16 @@ def few_rows(x: Any, weight: Any, bias: Any, y: Any) -> None:
 def stacked_product(a: Any, b: Any, c: Any) -> None:
     """c[i] = a[i] @ b[i] for stacks of matrices (s, m, k), (s, k, n), (s, m, n)."""
     for i in prange(len(c)):
-        gemm(a[i], b[i], 1.0, 0.0, c[i])
+        multiply(a[i], b[i], c[i], c[0, 0, :0], False)
 
 
-def packed(x: Array) -> bool:
-    """Whether rows or columns of the matrices in x (..., m, n) lie together in memory, so that gemm can read them."""
-    m, n = x.shape[-2:]
-    down, right = x.strides[-2:]
-    size = x.itemsize
-    rows = right == size and (m == 1 or down >= n * size)
-    columns = down == size and (n == 1 or right >= m * size)
-    return bool((rows or columns) and down % size == 0 and right % size == 0)
-
-
-def readable(x: Array) -> Array:
-    """x, copied if gemm could not read it as it is, or it is read-only: kernels are compiled for writable arrays."""
-    return x if x.flags.writeable and packed(x) else x.copy()
+def writable(x: Array) -> Array:
+    """x, copied if it is read-only or not aligned: kernels are compiled for arrays that are neither."""
+    return x if x.flags.behaved else x.copy()
 
 
 class Products(NumpyBackend):
     """Matrix products on the kernels' own threads, for float32 and float64."""
-
-    blas: Blas | None = None  # None: NumPy's products are all there is
 
     def matmul(self, a: Array, b: Array) -> Array:
         """a (..., m, n) @ b (..., n, p) -> (..., m, p)."""
@@ -145,7 +138,7 @@ class Products(NumpyBackend):
         if not self._takes(a, b, c) or not c.flags.carray:
             super().add_matmul(c, a, b)
         else:
-            product(readable(a), readable(b), c, c[:0, 0], 1.0, self.threads)
+            product(writable(a), writable(b), c, c[0, :0], True, self.threads)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m)."""
@@ -160,15 +153,15 @@ class Products(NumpyBackend):
         return y
 
     def _takes(self, *arrays: Array) -> bool:
-        return self.blas is not None and claimed(*arrays) and all(x.size for x in arrays)
+        return claimed(*arrays) and all(x.size for x in arrays)
 
     def _rows_times_matrix(self, a: Array, b: Array, bias: Array) -> Array:
         y = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
         rows = a.reshape(-1, a.shape[-1])
         bias = bias if bias.flags.writeable else bias.copy()
-        product(readable(rows), readable(b), y.reshape(-1, b.shape[-1]), bias, 0.0, self.threads)
+        product(writable(rows), writable(b), y.reshape(-1, b.shape[-1]), bias, False, self.threads)
         return y
 
 
 def _stack(x: Array) -> Array:
-    return readable(x.reshape(-1, *x.shape[-2:]))
+    return writable(x.reshape(-1, *x.shape[-2:]))

@@ -37,6 +37,16 @@ def sums_of_squares(x: Any, sums: Any) -> None:
         sums[block] = squares(block_of(x, block))
 
 
+@kernel
+def scale(x: Any, factor: float) -> None:
+    """x = factor x."""
+    number = x.dtype.type(factor)
+    for block in prange(n_blocks(x)):
+        own = block_of(x, block)
+        for i in range(own.size):
+            own[i] *= number
+
+
 class Optimization(NumpyBackend):
     """The kernels above, for float32 and float64."""
 
@@ -66,3 +76,11 @@ class Optimization(NumpyBackend):
             sums_of_squares(flat(x), sums)
             total += float(sums.sum())
         return math.sqrt(total)
+
+    def scale(self, arrays: list[Array], factor: float) -> None:
+        """All arrays times one number, in place."""
+        for x in arrays:
+            if claimed(x) and x.flags.carray:
+                scale(x.reshape(-1), float(factor))
+            else:
+                super().scale([x], factor)

@@ -1,9 +1,8 @@
-"""Products of small matrices that lie in the cache: a tile of the result at a time, which never leaves the registers.
+"""A product of a few rows and a panel of columns: a tile of the result, which never leaves the registers.
 
-BLAS copies both operands before it multiplies them. For attention's products, 64 rows by a few hundred, that and the
-call cost as much as the product itself; here one operand is copied once for many products, and the other never. The
-tile's size is that of the register file: two vectors wide and as high as still leaves room for the operands (Goto and
-van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication").
+The tile's size is that of the register file: two vectors wide and as high as still leaves room for the operands. All
+matrix products are made of it, attention's and those of linear layers (Goto and van de Geijn 2008, "Anatomy of
+High-Performance Matrix Multiplication").
 """
 
 from typing import Any
@@ -16,13 +15,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from tensorgrad.backend.numba.compile import compiled
-from tensorgrad.backend.numba.strided import packed_row
 from tensorgrad.backend.numba.sums import spread
 
 AVX512 = bool(llvm.get_host_cpu_features().get("avx512f"))
 ROWS = 8 if AVX512 else 4  # of a tile: 8 x 2 of 32 vector registers, or 4 x 2 of 16, hold it
 VECTORS = 2
 VECTOR = 64 if AVX512 else 32  # bytes
+I64 = ir.IntType(64)
+UNROLLED = 4  # products a turn of the loop: what counts and compares takes the place of a product now and then
 LANES = VECTORS * VECTOR // 4  # columns of a tile of float32; of float64 it takes two tiles for as many
 OTHER_LANES = LANES // 2
 
@@ -43,103 +43,157 @@ def whole(n: int, step: int) -> int:
     return (n + step - 1) // step * step
 
 
-@compiled
-def panels_of(x: Any) -> Any:
-    """x (k, n), its rows packed -> (n / lanes, k, lanes), filled up with zeros: columns in groups as wide as a tile."""
-    lanes = n_lanes(x)
-    panels = np.empty((whole(x.shape[1], lanes) // lanes, x.shape[0], lanes), x.dtype)
-    for i in range(x.shape[0]):
-        row = packed_row(x[i])
-        for p in range(len(panels)):
-            own, part = panels[p, i], row[p * lanes : (p + 1) * lanes]
-            for j in range(part.size):
-                own[j] = part[j]
-            own[part.size :] = 0
-    return panels
+def tile(a: Any, row: int, first: int, last: int, panels: Any, p: int, c: Any, at: int, column: int, add: bool) -> None:
+    """c[at : at + ROWS, column : column + lanes] = a[row : row + ROWS, first:last] @ panels[p, first:last], or +=.
 
-
-@compiled
-def panels_of_transposed(x: Any) -> Any:
-    """x (n, k), its rows packed -> the panels of x^T."""
-    lanes = n_lanes(x)
-    panels = np.zeros((whole(x.shape[0], lanes) // lanes, x.shape[1], lanes), x.dtype)
-    for i in range(x.shape[0]):
-        row, own, j = packed_row(x[i]), panels[i // lanes], i % lanes
-        for k in range(row.size):
-            own[k, j] = row[k]
-    return panels
-
-
-def tile(a: Any, row: int, first: int, last: int, panel: Any, c: Any, at: int, column: int, add: bool) -> None:
-    """c[at : at + ROWS, column : column + lanes] = a[row : row + ROWS, first:last] @ panel[first:last], or += with add.
-
-    a (m, k) of any strides, panel (k, lanes), c with packed rows, all of one dtype.
+    a (m, k), Fortran-ordered or with packed rows, panels (n, k, lanes) and c with packed rows, all of one dtype.
     """
-    product = a[row : row + ROWS, first:last] @ panel[first:last]
-    c = c[at : at + ROWS, column : column + panel.shape[1]]
+    product = a[row : row + ROWS, first:last] @ panels[p, first:last]
+    c = c[at : at + ROWS, column : column + panels.shape[2]]
     c[...] = c + product if add else product
 
 
-@overload(tile, jit_options={"forceinline": True})  # type: ignore[untyped-decorator]
-def _compiled_tile(a: Any, row: Any, first: Any, last: Any, panel: Any, c: Any, at: Any, column: Any, add: Any) -> Any:
-    def compiled_tile(
-        a: Any, row: Any, first: Any, last: Any, panel: Any, c: Any, at: Any, column: Any, add: Any
-    ) -> None:
-        _tile(a, row, first, last, panel, c, at, column, add)
-
-    return compiled_tile
+overload(tile, jit_options={"forceinline": True})(
+    lambda a, row, first, last, panels, p, c, at, column, add: (
+        lambda a, row, first, last, panels, p, c, at, column, add: _tile(
+            a, row, first, last, panels, p, c, at, column, add
+        )
+    )
+)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _tile(
-    context: Any, a: Any, row: Any, first: Any, last: Any, panel: Any, c: Any, at: Any, column: Any, add: Any
+    context: Any, a: Any, row: Any, first: Any, last: Any, panels: Any, p: Any, c: Any, at: Any, column: Any, add: Any
 ) -> Any:
-    """See `tile`: one vector product and sum a vector of the tile, for every element of a row of `a`."""
+    """See `tile`: addresses, and a call of `tile_function`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a_view, panel_view, c_view = (
-            context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 4, 5)
+            context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 4, 6)
         )
-        row, first, last, at, column, add = (arguments[i] for i in (1, 2, 3, 6, 7, 8))
+        row, first, last, p, at, column, add = (arguments[i] for i in (1, 2, 3, 5, 7, 8, 9))
         scalar = c_view.data.type.pointee
-        size = context.get_abi_sizeof(scalar)
-        vector = ir.VectorType(scalar, VECTOR // size)
-        fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{vector.count}f{size * 8}"
-        )
-
-        def element(view: Any, kind: Any, *index: Any) -> Any:
-            """A pointer to view[index], as one to that kind."""
-            place = builder.ptrtoint(view.data, row.type)
-            for i, stride in zip(index, cgutils.unpack_tuple(builder, view.strides), strict=True):
-                place = builder.add(place, builder.mul(i, stride))
-            return builder.inttoptr(place, kind.as_pointer())
-
-        def number(n: int) -> Any:
-            return ir.Constant(row.type, n)
-
-        rows = [builder.add(row, number(i)) for i in range(ROWS)]
-        columns = [number(v * VECTOR // size) for v in range(VECTORS)]
-        places = [
-            [element(c_view, vector, builder.add(at, number(i)), builder.add(column, j)) for j in columns]
-            for i in range(ROWS)
+        a_strides = cgutils.unpack_tuple(builder, a_view.strides)
+        # While the tiles of a strip are made, the rows of the next come nearer: a tile sees to one of them.
+        next_row = builder.add(builder.add(row, number(ROWS)), builder.and_(p, number(ROWS - 1)))
+        arguments = [
+            element(builder, a_view, scalar, row, first),
+            a_strides[0],
+            a_strides[1] if a.layout == "F" else number(context.get_abi_sizeof(scalar)),
+            element(builder, a_view, scalar, next_row, first),
+            element(builder, panel_view, scalar, p, first, number(0)),
+            element(builder, c_view, scalar, at, column),
+            cgutils.unpack_tuple(builder, c_view.strides)[0],
+            builder.sub(last, first),
+            builder.trunc(add, ir.IntType(1)),
         ]
-        sums = [[cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in columns] for _ in rows]
-        pairs = [(place, total) for i in range(ROWS) for place, total in zip(places[i], sums[i], strict=True)]
-        for _, total in pairs:
-            builder.store(ir.Constant(vector, None), total)
-        with builder.if_then(add):
-            for place, total in pairs:
-                builder.store(builder.load(place, align=size), total)
-        with cgutils.for_range_slice(builder, first, last, number(1), row.type) as (k, _):
-            right = [builder.load(element(panel_view, vector, k, j), align=size) for j in columns]
-            for i in range(ROWS):
-                left = spread(builder, builder.load(element(a_view, scalar, rows[i], k)), vector)
-                for v in range(VECTORS):
-                    builder.store(builder.call(fma, (left, right[v], builder.load(sums[i][v]))), sums[i][v])
-        for place, total in pairs:
-            builder.store(builder.load(total), place, align=size)
+        integers = [builder.ptrtoint(x, I64) if isinstance(x.type, ir.PointerType) else x for x in arguments]
+        size = context.get_abi_sizeof(scalar)
+        builder.call(tile_function(builder.module, scalar, size, a.layout == "F"), integers)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(a, i64, i64, i64, panel, c, i64, i64, types.boolean), generate
+    return types.void(a, i64, i64, i64, panels, i64, c, i64, i64, types.boolean), generate
+
+
+def tile_function(module: Any, scalar: Any, size: int, across: bool) -> Any:
+    """One vector product and sum a vector of the tile, for every element of a row: compiled once a kernel.
+
+    Across, the distance between the elements of a row of a is given; else they are `size` bytes wide and packed.
+    """
+    kind = ir.FunctionType(ir.VoidType(), [I64] * 8 + [ir.IntType(1)])
+    name = f"tensorgrad_tile_{size}_{int(across)}"
+    if name in module.globals:
+        return module.globals[name]
+    function = ir.Function(module, kind, name)
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    builder = ir.IRBuilder(function.append_basic_block())
+    a, a_stride, step, next_row, panel, c, c_stride, n, add = function.args
+    vector = ir.VectorType(scalar, VECTOR // size)
+    fma = cgutils.get_or_insert_function(
+        module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{vector.count}f{size * 8}"
+    )
+
+    def after(start: Any, distance: Any, times: int) -> Any:
+        return builder.add(start, builder.mul(distance, number(times)))
+
+    def pointer(place: Any, kind: Any) -> Any:
+        return builder.inttoptr(place, kind.as_pointer())
+
+    def variable(value: Any) -> Any:
+        result = cgutils.alloca_once(builder, value.type)
+        builder.store(value, result)
+        return result
+
+    rows = range(ROWS)
+    places = [
+        pointer(after(after(c, c_stride, i), number(VECTOR), v), vector) for i in rows for v in range(VECTORS)
+    ]  # fmt: skip
+    for place in places:  # wanted when the sums are done
+        fetch(builder, place, to_write=True)
+    sums = [variable(ir.Constant(vector, None)) for _ in places]
+    starts = [hidden(builder, after(a, a_stride, i)) for i in rows]
+    way, place_in_panel = variable(number(0)), variable(panel)  # from the starts, and a place
+
+    def add_products(count: int) -> None:
+        """The next elements of every row of a, and rows of the panel."""
+        along, place = hidden(builder, builder.load(way)), hidden(builder, builder.load(place_in_panel))
+        if count == UNROLLED:
+            fetch(builder, pointer(builder.add(next_row, along), scalar), to_write=False)
+        distance = step if across else number(size)
+        for k in range(count):
+            rights = [after(place, number(VECTOR), k * VECTORS + v) for v in range(VECTORS)]
+            right = [builder.load(pointer(x, vector), align=size) for x in rights]
+            for i in rows:
+                left = builder.load(pointer(after(builder.add(starts[i], along), distance, k), scalar))
+                left = spread(builder, left, vector)
+                for v in range(VECTORS):
+                    total = sums[i * VECTORS + v]
+                    builder.store(builder.call(fma, (left, right[v], builder.load(total))), total)
+        builder.store(after(along, distance, count), way)
+        builder.store(after(place, number(VECTOR), count * VECTORS), place_in_panel)
+
+    middle = builder.sub(n, builder.srem(n, number(UNROLLED)))
+    with cgutils.for_range_slice(builder, number(0), middle, number(UNROLLED), I64):
+        add_products(UNROLLED)
+    with cgutils.for_range_slice(builder, middle, n, number(1), I64):
+        add_products(1)
+    with builder.if_then(add):
+        for place, total in zip(places, sums, strict=True):
+            builder.store(builder.fadd(builder.load(total), builder.load(place, align=size)), total)
+    for place, total in zip(places, sums, strict=True):
+        builder.store(builder.load(total), place, align=size)
+    builder.ret_void()
+    return function
+
+
+def number(n: int) -> Any:
+    """A constant."""
+    return ir.Constant(I64, n)
+
+
+def element(builder: Any, view: Any, kind: Any, *index: Any) -> Any:
+    """A pointer to view[index], as one to that kind."""
+    place = builder.ptrtoint(view.data, index[0].type)
+    for i, stride in zip(index, cgutils.unpack_tuple(builder, view.strides), strict=True):
+        place = builder.add(place, builder.mul(i, stride))
+    return builder.inttoptr(place, kind.as_pointer())
+
+
+def hidden(builder: Any, place: Any) -> Any:
+    """An address or a distance of which the compiler knows nothing.
+
+    Or it makes each address of a tile from the one before, and the products wait for a chain of additions.
+    """
+    return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [place], False)
+
+
+def fetch(builder: Any, place: Any, to_write: bool) -> None:
+    """Have the line of a pointer brought into the second-level cache; any address will do."""
+    flag = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), flag, flag, flag])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    place = builder.bitcast(place, ir.IntType(8).as_pointer())
+    builder.call(prefetch, [place, *(ir.Constant(flag, n) for n in (int(to_write), 2, 1))])

@@ -1,0 +1,138 @@
+"""Copies of matrices in the order in which a product reads them: panels as wide as a tile, and rows laid across."""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from tensorgrad.backend.numba.compile import apart, compiled
+from tensorgrad.backend.numba.strided import packed_row
+from tensorgrad.backend.numba.tile import ROWS, VECTOR, element, n_lanes, whole
+
+
+@compiled
+def aligned(n: int, x: Any) -> Any:
+    """A new row of n elements of x's dtype, that starts where a vector does: none of its vectors lies in two lines."""
+    spare = VECTOR // x.itemsize
+    row = np.empty(n + spare, x.dtype)
+    first = (-row.ctypes.data % VECTOR) // x.itemsize
+    return row[first : first + n]
+
+
+@apart
+def fill_panels(x: Any, panels: Any) -> None:
+    """panels (>= n / lanes, >= k, lanes) = x (k, n) of any strides, its columns in groups; zeros fill up the last."""
+    n_inner, n = x.shape
+    lanes = panels.shape[2]
+    n_whole = n // lanes
+    if x.strides[1] == x.itemsize:
+        for k in range(n_inner):  # a row after the other, as they lie in memory
+            row = packed_row(x[k])
+            for p in range(n_whole):
+                for lane in range(0, lanes, ROWS):
+                    copy(row, p * lanes + lane, panels[p, k], lane)
+    else:
+        for p in range(n_whole):
+            fill_across(x[:, p * lanes : (p + 1) * lanes], panels[p])
+    if n_whole * lanes < n:
+        panel, part = panels[n_whole], x[:, n_whole * lanes :]
+        for k in range(n_inner):
+            for lane in range(lanes):
+                panel[k, lane] = part[k, lane] if lane < part.shape[1] else 0
+
+
+@apart
+def fill_across(x: Any, y: Any) -> None:
+    """y (>= m, >= n) = x (m, n) for packed rows of y, and for x of any strides, quickest where its columns are packed.
+
+    Left undefined is what else y has.
+    """
+    m, n = x.shape
+    blocks_down, blocks_across = 0, 0
+    if x.strides[0] == x.itemsize:
+        blocks_down, blocks_across = m // ROWS * ROWS, n // ROWS * ROWS
+    for j in range(0, blocks_across, ROWS):
+        for i in range(0, blocks_down, ROWS):
+            copy_transposed(x, i, j, y, i, j)
+    for i in range(m):
+        for j in range(blocks_across if i < blocks_down else 0, n):
+            y[i, j] = x[i, j]
+
+
+def copy(row: Any, start: int, other: Any, at: int) -> None:
+    """other[at : at + ROWS] = row[start : start + ROWS], for packed rows."""
+    other[at : at + ROWS] = row[start : start + ROWS]
+
+
+def copy_transposed(x: Any, i: int, j: int, y: Any, row: int, column: int) -> None:
+    """y[row : row + ROWS, column : column + ROWS] = x[i : i + ROWS, j : j + ROWS], whose columns are packed."""
+    y[row : row + ROWS, column : column + ROWS] = x[i : i + ROWS, j : j + ROWS]
+
+
+@apart
+def panels_of(x: Any) -> Any:
+    """x (k, n) of any strides -> (n / lanes, k, lanes), as `fill_panels` has it."""
+    lanes = n_lanes(x)
+    n_panels = whole(x.shape[1], lanes) // lanes
+    panels = aligned(n_panels * x.shape[0] * lanes, x).reshape(n_panels, x.shape[0], lanes)
+    fill_panels(x, panels)
+    return panels
+
+
+overload(copy, jit_options={"forceinline": True})(
+    lambda row, start, other, at: lambda row, start, other, at: _copy(row, start, other, at)
+)
+overload(copy_transposed, jit_options={"forceinline": True})(
+    lambda x, i, j, y, row, column: lambda x, i, j, y, row, column: _copy_transposed(x, i, j, y, row, column)
+)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _copy(context: Any, row: Any, start: Any, other: Any, at: Any) -> Any:
+    """See `copy`: one vector."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, target = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2))
+        vector = ir.VectorType(source.data.type.pointee, ROWS)
+        size = context.get_abi_sizeof(vector.element)
+        places = [
+            builder.bitcast(builder.gep(array.data, [index]), vector.as_pointer())
+            for array, index in ((source, arguments[1]), (target, arguments[3]))
+        ]
+        builder.store(builder.load(places[0], align=size), places[1], align=size)
+        return context.get_dummy_value()
+
+    return types.void(row, types.int64, other, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _copy_transposed(context: Any, x: Any, i: Any, j: Any, y: Any, row: Any, column: Any) -> Any:
+    """See `copy_transposed`: rounds that each swap the blocks beside the diagonal: of one number, of two, of four."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, target = (context.make_array(signature.args[n])(context, builder, arguments[n]) for n in (0, 3))
+        vector = ir.VectorType(source.data.type.pointee, ROWS)
+        numbers = ir.VectorType(ir.IntType(32), ROWS)
+        size = context.get_abi_sizeof(vector.element)
+        _, i, j, _, row, column = arguments
+
+        def after(start: Any, n: int) -> Any:
+            return builder.add(start, ir.Constant(start.type, n))
+
+        lines = [builder.load(element(builder, source, vector, i, after(j, n)), align=size) for n in range(ROWS)]
+        for block in (2**n for n in range(ROWS.bit_length() - 1)):
+            upper = [n if n & block == 0 else ROWS + n - block for n in range(ROWS)]
+            lower = [n + block if n & block == 0 else ROWS + n for n in range(ROWS)]
+            for n in range(ROWS):
+                if n & block == 0:
+                    pair = lines[n], lines[n + block]
+                    lines[n] = builder.shuffle_vector(*pair, ir.Constant(numbers, upper))
+                    lines[n + block] = builder.shuffle_vector(*pair, ir.Constant(numbers, lower))
+        for n, line in enumerate(lines):
+            builder.store(line, element(builder, target, vector, after(row, n), column), align=size)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(x, i64, i64, y, i64, i64), generate
