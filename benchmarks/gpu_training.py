@@ -49,7 +49,7 @@ class Ourselves:
         optimizer = tg.optim.AdamW(decay_groups(parameters), lr=LR, betas=BETAS, master_weights=True)
 
         def step(idx: Any, targets: Any) -> tuple[Any, Any]:
-            loss = model(idx, targets)[1]
+            loss = model.loss(idx, targets)
             loss.backward()
             norm = tg.optim.clip_grad_norm(parameters, GRAD_CLIP)
             optimizer.step()
@@ -103,7 +103,7 @@ class PyTorch:
         def step() -> Any:
             idx, targets = (x.to(device, non_blocking=True) for x in next(batches))
             with torch.autocast(device, torch.bfloat16):
-                loss = model(idx, targets)[1]
+                loss = model.loss(idx, targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, GRAD_CLIP)
             optimizer.step()

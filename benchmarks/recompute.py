@@ -58,7 +58,7 @@ class Recomputing(Ours):
         tracemalloc.start()
         try:
             idx, targets = next(self.batches)
-            loss = self.model(idx, targets)[1]
+            loss = self.model.loss(idx, targets)
             most = tracemalloc.get_traced_memory()[1]
             tracemalloc.reset_peak()
             loss.backward()

@@ -103,7 +103,7 @@ class Ours(Training):
 
     def step(self, idx: Any, targets: Any) -> float:
         """See Training."""
-        loss = self.model(idx, targets)[1]  # nobody needs the logits: backward may free them
+        loss = self.model.loss(idx, targets)
         loss.backward()
         self.clip_grad_norm(self.parameters, GRAD_CLIP)
         self.optimizer.step()

@@ -216,7 +216,7 @@ class _Steps:
         x, y = loader.batch(0)
         started = time.perf_counter()
         with tg.no_grad():
-            float(self.model(x, y)[1].item())
+            float(self.model.loss(x, y).item())
         return time.perf_counter() - started
 
 

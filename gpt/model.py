@@ -139,8 +139,24 @@ class GPT(nn.Module):
         continues what the cache already holds. Raises ValueError for a sequence that does not fit
         the window, IndexError for a token that is not in the vocabulary.
         """
-        idx = tg.asarray(idx)
         targets = None if targets is None else tg.asarray(targets)
+        x = self._stream(tg.asarray(idx), targets, cache)  # (B, T, C)
+        if targets is None:
+            x = x[:, -1:]  # (B, 1, C): generation asks for nothing else, and the head is wide
+        logits = tg.linear(self.ln_f(x), self.wte.weight)  # (B, T, V): the head is the embedding
+        return logits, None if targets is None else tg.cross_entropy(logits, targets)
+
+    def loss(self, idx: Any, targets: Any) -> Tensor:
+        """The mean loss alone, of which training and evaluation need nothing else: `model(idx, targets)[1]`.
+
+        The logits, V numbers a token and by far the largest array of a small batch, are never held
+        as a whole, nor is their gradient.
+        """
+        idx, targets = tg.asarray(idx), tg.asarray(targets)
+        return tg.linear_cross_entropy(self.ln_f(self._stream(idx, targets)), self.wte.weight, targets)
+
+    def _stream(self, idx: Tensor, targets: Tensor | None, cache: Cache | None = None) -> Tensor:
+        """Tokens (B, T) -> what the last block leaves, (B, T, C)."""
         self._check(idx, targets, cache)
         n_new = idx.shape[1]
         pos = tg.arange(n_new) if cache is None else cache.begin(n_new)  # (T,) or (B, T)
@@ -154,12 +170,7 @@ class GPT(nn.Module):
                 x = block(x, None if cache is None else cache.layers[i])  # (B, T, C)
         if cache is not None:
             cache.end(n_new)
-        if targets is None:
-            x = x[:, -1:]  # (B, 1, C): generation asks for nothing else, and the head is wide
-            return tg.linear(self.ln_f(x), self.wte.weight), None  # the head is the embedding
-        # (B, T, V) and a scalar, in one op: the gradient of all logits would be the largest array of all
-        logits, loss = tg.linear_cross_entropy(self.ln_f(x), self.wte.weight, targets)
-        return logits, loss
+        return x
 
     def estimate_flops_per_token(self) -> int:
         """Return the operations of one token, forward and backward (PaLM, appendix B).

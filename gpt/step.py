@@ -78,9 +78,8 @@ def accumulate_gradients(
     for i in range(first, last, batch_size):
         part = slice(i, i + batch_size)
         on_gradient = reducer.on_gradient if reducer is not None and i + batch_size == last else None
-        # The loss alone: the logits, by far the largest array, are not to live on.
         with scaler.overflowing():
-            part_loss = model(x[part], y[part])[1] / (n_windows // batch_size)
+            part_loss = model.loss(x[part], y[part]) / (n_windows // batch_size)
             scaler.scale(part_loss).backward(on_gradient=on_gradient)  # adds to the gradients that are there
         loss = loss + k.number(part_loss.data)
     if reducer is None or group.size == 1:

@@ -183,9 +183,11 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
     tensor; further positional arguments are taken as the options in the order in which `fn` names them.
     A list of arrays as the result makes a list of tensors. `backward` None says that the op has no gradient.
     What backward returns is dy itself, a view, or an array that it made and hands to nobody else: never a saved one.
+    An `fn` with an option `needs_grad` is told by it which operands will be asked for a gradient, a bool for each.
     """
     name = fn.__name__.lstrip("_")  # `_concat` is the op under the function `concat`
-    parameters = list(inspect.signature(fn).parameters.values())[1:]
+    parameters = [p for p in inspect.signature(fn).parameters.values() if p.name != "needs_grad"][1:]
+    is_told = "needs_grad" in inspect.signature(fn).parameters
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     n_operands = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
     option_names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -215,6 +217,8 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
         k = backend_of(name, arrays)
         if weak:
             arrays = k.weak_scalars(arrays)
+        if is_told:
+            options["needs_grad"] = tuple(node is not None and _mode.recording for node in parents)
         try:
             result, backward = fn(k, *arrays, **options)
         except ValueError as error:

@@ -107,8 +107,7 @@ def estimate_loss(model: GPT, loader: DataLoader, eval_iters: int, group: Commun
 
 
 def _loss(model: GPT, x: Array, y: Array) -> float:
-    loss = model(x, y)[1]
-    return float(loss.item())
+    return float(model.loss(x, y).item())
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """The loss of a language model: how surprised the logits are by what came."""
 
+import collections
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
-from tensorgrad.backend.base import as_rows
+from tensorgrad.backend.base import as_rows, is_half
 
 Reduction = Literal["mean", "sum", "none"]
-BLOCK = 2**24  # logits whose gradient is made at a time
+BLOCK = 2**24  # logits, or gradients of logits, that are there at a time
 
 
 @op
@@ -23,82 +24,126 @@ def cross_entropy(
     the target (Szegedy et al. 2016, arXiv:1512.00567). dlogits = softmax - target. Saves logits and their logsumexp.
     Raises ValueError for shapes that do not fit, IndexError for a target that is no class.
     """
-    shape = logits.shape
-    loss, gradient = _loss(k, "cross_entropy", logits, targets, ignore_index, label_smoothing, reduction)
-    return loss, lambda dy: gradient(dy, slice(None)).reshape(shape)
+    shape, options = logits.shape, (ignore_index, label_smoothing)
+    targets, reduced, dlosses = _reduction(k, "cross_entropy", shape, logits.dtype, targets, *options, reduction)
+    rows = as_rows(logits)
+    losses, lse = k.cross_entropy(rows, targets, *options)
+
+    def backward(dy: Array) -> Array:
+        return k.cross_entropy_backward(dlosses(dy, slice(None)), rows, targets, lse, *options).reshape(shape)
+
+    return reduced(losses), backward
 
 
 @op
 def linear_cross_entropy(
     k: Backend, x: Array, weight: Array, targets: Array, *,
     ignore_index: int = -100, label_smoothing: float = 0.0, reduction: Reduction = "mean",
-) -> tuple[list[Array], Any]:  # fmt: skip
-    """[logits, loss]: logits = x @ weight^T, and their cross-entropy; options and errors as `cross_entropy`'s.
+    needs_grad: tuple[bool, ...],
+) -> tuple[Array, Any]:  # fmt: skip
+    """The cross-entropy of the logits x @ weight^T, which are never held as a whole; options as `cross_entropy`'s.
 
-    x (..., n), weight (V, n), targets (...) integer -> (..., V), and a scalar or (...). The same as `linear` and then
-    `cross_entropy`, but the gradient of the logits is made for a block of rows at a time and never held as a whole.
-    Saves the operands, the logits and their logsumexp.
+    x (..., n), weight (V, n), targets (...) integer -> a scalar, or (...) with reduction "none".
+    The logits of a block of rows are made, and while they are there the gradients for dy = 1: all that is left to
+    backward is to multiply by dy (Hsu et al. 2024, arXiv:2410.10989). Saves the operands and a gradient of each.
+    With "none" every row has a dy of its own, and in half precision gradients need the loss scale before they are
+    rounded: there the logits are saved as well, and only their gradient is made for a block at a time.
     """
     if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"linear_cross_entropy: x {x.shape} does not fit weight {weight.shape}: (..., n) and (V, n)")
-    name, logits, shape = "linear_cross_entropy", k.linear(x, weight, None), x.shape
-    loss, gradient = _loss(k, name, logits, targets, ignore_index, label_smoothing, reduction)
-    rows, all_logits = as_rows(x), as_rows(logits).shape
-    blocks = list(_blocks(len(rows), len(weight)))
+    shape, dtype = (*x.shape[:-1], len(weight)), k.xp.result_type(x, weight)
+    options = (ignore_index, label_smoothing)
+    targets, reduced, dlosses = _reduction(k, "linear_cross_entropy", shape, dtype, targets, *options, reduction)
+    rows, blocks = as_rows(x), list(_blocks(targets.size, len(weight)))
 
-    def dlogits(dy: list[Array | None], block: slice) -> Array:
-        outer, dloss = dy  # what else was made of the logits, and of the loss
-        if dloss is None:
-            return outer.reshape(all_logits)[block]  # type: ignore[union-attr]
-        inner = gradient(dloss, block)
-        if outer is not None:
-            inner += outer.reshape(all_logits)[block]
-        return inner
+    def of_block(block: slice) -> tuple[Array, Array, Array]:
+        logits = k.linear(rows[block], weight, None)
+        return logits, *k.cross_entropy(logits, targets[block], *options)
 
-    def backward(dy: list[Array | None]) -> tuple[Array, Array]:
-        dx, dweight = k.xp.empty(rows.shape, rows.dtype), None
+    if not any(needs_grad):
+        return reduced(k.xp.concatenate([of_block(block)[1] for block in blocks])), None
+    gradients = _gradients(k, x.shape, rows, weight, blocks, needs_grad)
+    if reduction == "none" or is_half(x.dtype) or is_half(weight.dtype):
+        logits, losses, lse = of_block(slice(None))
+
+        def of_saved(dy: Array, block: slice) -> Array:
+            return k.cross_entropy_backward(dlosses(dy, block), logits[block], targets[block], lse[block], *options)
+
+        return reduced(losses), lambda dy: gradients(lambda block: of_saved(dy, block))
+
+    one = k.xp.ones((), dtype)
+
+    def in_place(block: slice, found: list[Array]) -> Array:
+        logits, losses, lse = of_block(block)
+        found.append(losses)
+        return k.cross_entropy_backward(dlosses(one, block), logits, targets[block], lse, *options, out=logits)
+
+    parts: list[Array] = []
+    made = collections.deque([gradients(lambda block: in_place(block, parts))])  # handed over to who asks first
+
+    def backward(dy: Array) -> tuple[Array | None, ...]:
+        both = made.pop() if made else gradients(lambda block: in_place(block, []))  # a graph that is retained
+        factor = k.number(dy)
+        if type(factor) is not float or factor != 1:
+            k.scale([gradient for gradient in both if gradient is not None], factor)
+        return both
+
+    return reduced(k.xp.concatenate(parts)), backward
+
+
+def _gradients(
+    k: Backend, shape: tuple[int, ...], rows: Array, weight: Array, blocks: list[slice], needs_grad: tuple[bool, ...]
+) -> Callable[[Callable[[slice], Array]], tuple[Array | None, Array | None]]:
+    """A function from one that makes the gradient of a block's logits to dx and dweight, None where not needed."""
+
+    def gradients(dlogits: Callable[[slice], Array]) -> tuple[Array | None, Array | None]:
+        dx, dweight = k.xp.empty(shape, rows.dtype) if needs_grad[0] else None, None
         for block in blocks:
-            part = dlogits(dy, block)
-            dx[block] = k.linear_backward_x(part, weight)
-            if dweight is None:
-                dweight = k.linear_backward_weight(part, rows[block])
-            else:
+            part = dlogits(block)
+            if dx is not None:
+                as_rows(dx)[block] = k.linear_backward_x(part, weight)
+            if dweight is not None:
                 k.add_matmul(dweight, part.T, rows[block])
-            del part  # before the next one is made: they are the largest arrays of backward
-        return dx.reshape(shape), dweight
+            elif needs_grad[1]:
+                dweight = k.linear_backward_weight(part, rows[block])
+            del part  # before the next one is made: they are the largest arrays of all
+        return dx, dweight
 
-    return [logits, loss], backward
+    return gradients
 
 
-def _loss(
-    k: Backend, name: str, logits: Array, targets: Any, ignore_index: int, label_smoothing: float, reduction: Reduction
-) -> tuple[Array, Callable[[Array, slice], Array]]:
-    """The loss, and a function from its gradient and a block of rows to the gradient of those rows' logits."""
+def _reduction(
+    k: Backend, name: str, shape: tuple[int, ...], dtype: Any, targets: Any, ignore_index: int, label_smoothing: float,
+    reduction: Reduction,
+) -> tuple[Array, Callable[[Array], Array], Callable[[Array, slice], Array]]:  # fmt: skip
+    """For logits of that shape and dtype: the targets in a row; what makes the loss of theirs; and the way back.
+
+    The way back is a function from the gradient of the loss and a block of rows to the gradient of these rows' losses.
+    """
     targets = k.asarray(targets)
-    if logits.ndim == 0 or targets.shape != logits.shape[:-1]:
-        raise ValueError(f"{name}: targets {targets.shape} do not fit logits {logits.shape}: one a row")
+    if not shape or targets.shape != shape[:-1]:
+        raise ValueError(f"{name}: targets {targets.shape} do not fit logits {shape}: one a row")
     if targets.dtype.kind not in "iu":
         raise TypeError(f"{name}: targets have dtype {targets.dtype}, not an integer one")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{name}: reduction is {reduction!r}, not 'mean', 'sum' or 'none'")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{name}: label_smoothing {label_smoothing} is not between 0 and 1")
-    shape, flat = targets.shape, targets.reshape(-1)
-    rows = logits.reshape(flat.size, logits.shape[-1])
+    flat = targets.reshape(-1)
     kept = flat != ignore_index
-    k.check_indices(name, k.xp.where(kept, flat, 0), rows.shape[1], lowest=0)
-    losses, lse = k.cross_entropy(rows, flat, ignore_index, label_smoothing)
-    count = k.xp.maximum(kept.sum(dtype=losses.dtype), 1)  # stays on the device
+    k.check_indices(name, k.xp.where(kept, flat, 0), shape[-1], lowest=0)
+    count = k.xp.maximum(kept.sum(dtype=k.xp.float32 if is_half(dtype) else dtype), 1)  # stays on the device
 
-    def gradient(dy: Array, block: slice) -> Array:
-        dlosses = dy.reshape(-1)[block] if reduction == "none" else k.xp.broadcast_to(dy, flat[block].shape)
-        if reduction == "mean":
-            dlosses = dlosses / count
-        return k.cross_entropy_backward(dlosses, rows[block], flat[block], lse[block], ignore_index, label_smoothing)
+    def reduced(losses: Array) -> Array:
+        if reduction == "none":
+            return losses.reshape(shape[:-1])
+        return losses.sum() / count if reduction == "mean" else losses.sum()
 
-    if reduction == "none":
-        return losses.reshape(shape), gradient
-    return losses.sum() / count if reduction == "mean" else losses.sum(), gradient
+    def dlosses(dy: Array, block: slice) -> Array:
+        each = dy.reshape(-1)[block] if reduction == "none" else k.xp.broadcast_to(dy, flat[block].shape)
+        return each / count if reduction == "mean" else each
+
+    return flat, reduced, dlosses
 
 
 def _blocks(n_rows: int, n_classes: int) -> Iterator[slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import tracemalloc
 
 import numpy as np
@@ -17,7 +18,10 @@ from gpt.config import (
     GPT_CONFIG_SHAKESPEARE_CHAR_CPU,
     GPTConfig,
 )
+from gpt.data import DataLoader
+from gpt.evaluate import estimate_loss
 from gpt.model import GPT
+from gpt.step import accumulate_gradients
 
 TINY = GPTConfig(block_size=4, vocab_size=7, n_layer=2, n_head=2, n_embd=4, bias=True)
 FOUR_LAYERS = {"block_size": 32, "vocab_size": 65, "n_layer": 4, "n_head": 4, "n_embd": 128}
@@ -137,7 +141,7 @@ def gradients(recompute: bool, vocab_size: int) -> list[np.ndarray]:
     tg.manual_seed(7)
     model = GPT({**FOUR_LAYERS, "n_embd": 32, "dropout": 0.2, "vocab_size": vocab_size})
     model.recompute = recompute
-    losses = [model(*batch(model.config, 3, seed))[1] for seed in (0, 1)]
+    losses = [model.loss(*batch(model.config, 3, seed)) for seed in (0, 1)]
     for loss in losses:
         loss.backward()
     return [*(loss.numpy() for loss in losses), *(p.grad for p in model.parameters()), tg.uniform(1).numpy()]
@@ -158,11 +162,11 @@ def test_recomputing_needs_less_memory() -> None:
         model = GPT({**FOUR_LAYERS, "n_layer": 12, "n_embd": 32})
         model.recompute = recompute
         x, y = batch(model.config, 8)
-        model(x, y)[1].backward()  # so that what is made once is there
-        model(x, y)[1].backward()
+        model.loss(x, y).backward()  # so that what is made once is there
+        model.loss(x, y).backward()
         tracemalloc.start()
         try:
-            model(x, y)[1].backward()  # adds to gradients that are there: all that is new are activations
+            model.loss(x, y).backward()  # adds to gradients that are there: all that is new are activations
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -189,6 +193,44 @@ def test_no_token_sees_a_later_one() -> None:
         after = model(changed, y)[0].numpy()
         np.testing.assert_array_equal(after[0, :t], before[0, :t])
         assert np.abs(after[0, t:] - before[0, t:]).max(axis=-1).min() > 1e-4
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_the_loss_alone_is_the_loss_beside_the_logits(backend: str) -> None:
+    with tg.use_backend(backend):
+        model, (x, y) = GPT(TINY), batch(TINY, 3)
+        randomise(model, 0.5)
+        model.astype(np.float64)
+        found = []
+        for loss in (model(x, y)[1], model.loss(x, y), model.loss(tg.asarray(x), tg.asarray(y))):
+            loss.backward()
+            found.append([loss.numpy(), *(p.grad for p in model.parameters())])
+            for p in model.parameters():
+                p.grad = None
+        for beside, *alone in zip(*found, strict=True):
+            np.testing.assert_allclose(alone, [beside] * 2, rtol=1e-11, atol=1e-14)
+        with tg.no_grad():
+            assert model.loss(x, y).item() == pytest.approx(float(found[0][0]), rel=1e-12)
+
+
+def test_training_and_evaluation_never_hold_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary so large that they would be most of the memory."""
+    monkeypatch.setattr(importlib.import_module("tensorgrad.ops.cross_entropy"), "BLOCK", 2**14)
+    with tg.use_backend("numpy"):
+        model = GPT({**FOUR_LAYERS, "n_layer": 1, "n_head": 1, "n_embd": 2, "vocab_size": 2**12})
+        x, y = batch(model.config, 8)
+        logits_bytes = 4 * x.size * 2**12
+        loader = DataLoader(np.arange(2000), batch_size=8, block_size=x.shape[1])
+        steps = [lambda: accumulate_gradients(model, x, y, 8), lambda: estimate_loss(model, loader, 1)]
+        for step in steps:
+            step()
+            tracemalloc.start()
+            try:
+                step()
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            assert peak < logits_bytes / 2, f"{peak} bytes, and all logits are {logits_bytes}"
 
 
 def test_accepts_tensors() -> None:

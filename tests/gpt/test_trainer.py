@@ -155,7 +155,7 @@ def test_with_dropout_each_part_draws_masks_of_its_own() -> None:
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (12, 9))
     expected, losses = [], []
     for part in (tokens[:6], tokens[6:]):
-        part_loss = model(part[:, :-1], part[:, 1:])[1]
+        part_loss = model.loss(part[:, :-1], part[:, 1:])
         part_loss.backward()
         losses.append(part_loss.item())
         expected.append([p.grad for p in model.parameters()])

@@ -31,8 +31,7 @@ def batch(c: GPTConfig, step: int = 0) -> tuple[Any, Any]:
 
 def loss_and_gradients(model: GPT, c: GPTConfig) -> tuple[float, dict[str, Any]]:
     tg.manual_seed(5)  # of dropout: the same masks on every backend
-    loss = model(*batch(c))[1]
-    assert loss is not None
+    loss = model.loss(*batch(c))
     loss.backward()
     k = tg.get_backend()
     grads = {name: k.to_numpy(p.grad).astype(np.float64) for name, p in model.named_parameters()}
@@ -67,8 +66,7 @@ def trained(place: Any, dtype: str, recorded: bool, steps: int = 6) -> list[byte
     optimizer = tg.optim.AdamW(model.parameters(), lr=1e-3, master_weights=dtype != "float32")
 
     def step(x: Any, y: Any) -> Any:
-        loss = model(x, y)[1]
-        assert loss is not None
+        loss = model.loss(x, y)
         loss.backward()
         norm = tg.optim.clip_grad_norm(model.parameters(), 1.0)
         optimizer.step()

@@ -104,6 +104,5 @@ def rotary_embedding(x: Any, positions: Any, base: float = 10000.0) -> Any:
     return np.concatenate([z.real, z.imag], axis=-1)
 
 
-def linear_cross_entropy(x: Any, weight: Any, targets: Any, **options: Any) -> list[Any]:
-    logits = linear(x, weight)
-    return [logits, cross_entropy(logits, targets, **options)]
+def linear_cross_entropy(x: Any, weight: Any, targets: Any, **options: Any) -> Any:
+    return cross_entropy(linear(x, weight), targets, **options)

@@ -486,8 +486,7 @@ def torch_cross_entropy(t: Any, logits: Any, targets: Any, **options: Any) -> An
 
 
 def torch_linear_cross_entropy(t: Any, x: Any, weight: Any, targets: Any, **options: Any) -> Any:
-    logits = t.nn.functional.linear(x, weight)
-    return [logits, torch_cross_entropy(t, logits, targets, **options)]
+    return torch_cross_entropy(t, t.nn.functional.linear(x, weight), targets, **options)
 
 
 def torch_attention(t: Any, q: Any, key: Any, v: Any, causal: bool, mask: Any, scale: float | None) -> Any:

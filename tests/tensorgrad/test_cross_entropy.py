@@ -2,12 +2,14 @@
 
 import importlib
 import tracemalloc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 import tensorgrad as tg
+from tensorgrad.autograd import note_write
 
 module = importlib.import_module("tensorgrad.ops.cross_entropy")  # tensorgrad.ops.cross_entropy is the function
 
@@ -19,40 +21,176 @@ def operands() -> tuple[tg.Tensor, tg.Tensor, Any]:
     return x, weight, rng.integers(0, 5, (2, 3))
 
 
-def test_the_logits_have_a_gradient_of_their_own() -> None:
-    x, weight, targets = operands()
-    dy = np.random.default_rng(1).standard_normal((2, 3, 5))
-    tg.linear_cross_entropy(x, weight, targets)[0].backward(dy)
-    np.testing.assert_allclose(x.grad, dy @ weight.numpy())
-    np.testing.assert_allclose(weight.grad, np.einsum("btv,btc->vc", dy, x.numpy()))
+def both_gradients(loss: tg.Tensor, *leaves: tg.Tensor) -> list[Any]:
+    """Pulled back from the loss; the leaves have none afterwards."""
+    loss.backward()
+    found = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    return found
 
 
+def assert_the_same(got: list[Any], expected: list[Any]) -> None:
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
+
+
+@pytest.fixture(params=["numpy", "numba"])
+def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    pytest.importorskip("numba") if request.param == "numba" else None
+    with tg.use_backend(request.param):
+        yield
+
+
+USES: dict[str, Callable[[tg.Tensor], tg.Tensor]] = {
+    "alone": lambda loss: loss,
+    "times a number": lambda loss: loss * -2.5,
+    "used twice": lambda loss: loss * loss + 3 * loss,
+}
+
+
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("block", [1, 7, 10, 25, 30, 1000])
-def test_blocks_of_any_size_give_the_gradients_of_linear_and_cross_entropy(
-    block: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("targets", ["all", "some ignored", "all ignored"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_it_is_linear_and_then_cross_entropy(
+    block: int, use: str, reduction: Any, targets: str, smoothing: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, weight, targets = operands()
-    tg.cross_entropy(tg.linear(x, weight), targets).backward()
-    expected = x.grad, weight.grad
-    x.grad = weight.grad = None
+    x, weight, t = operands()
+    t = {"all": t, "some ignored": np.where(t > 2, 7, t), "all ignored": np.full_like(t, 7)}[targets]
+    options: Any = {"ignore_index": 7, "label_smoothing": smoothing, "reduction": reduction}
     monkeypatch.setattr(module, "BLOCK", block)
-    tg.linear_cross_entropy(x, weight, targets)[1].backward()
-    np.testing.assert_allclose(x.grad, expected[0], rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(weight.grad, expected[1], rtol=1e-12, atol=1e-15)
+    losses = [tg.cross_entropy(tg.linear(x, weight), t, **options), tg.linear_cross_entropy(x, weight, t, **options)]
+    with tg.no_grad():
+        losses.append(tg.linear_cross_entropy(x, weight, t, **options))
+    assert_the_same([loss.numpy() for loss in losses[1:]], [losses[0].numpy()] * 2)
+    expected, got = (both_gradients(USES[use](loss), x, weight) for loss in losses[:2])
+    assert_the_same(got, expected)
+    assert expected[0].any() == (targets != "all ignored")
 
 
-def test_the_gradient_of_the_logits_is_never_held_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [10, 1000])
+def test_with_a_loss_for_every_row_it_is_the_same(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, targets = operands()
+    monkeypatch.setattr(module, "BLOCK", block)
+    rows = tg.Tensor(np.random.default_rng(1).standard_normal(targets.shape))
+    losses = [
+        tg.cross_entropy(tg.linear(x, weight), targets, reduction="none"),
+        tg.linear_cross_entropy(x, weight, targets, reduction="none"),
+    ]
+    np.testing.assert_allclose(losses[1].numpy(), losses[0].numpy(), rtol=1e-12)
+    expected, got = (both_gradients((loss * rows).sum(), x, weight) for loss in losses)
+    assert_the_same(got, expected)
+
+
+@pytest.mark.usefixtures("backend")
+def test_gradients_add_up_over_calls() -> None:
+    x, weight, targets = operands()
+    expected = both_gradients(tg.cross_entropy(tg.linear(x, weight), targets), x, weight)
+    for factor in (1, 1, 0.5):
+        (factor * tg.linear_cross_entropy(x, weight, targets)).backward()
+    assert_the_same([x.grad, weight.grad], [2.5 * gradient for gradient in expected])
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_retained_graph_gives_the_same_bits_again() -> None:
+    """What the first backward handed over has been added to since, in place: the second needs gradients of its own."""
+    x, weight, targets = operands()
+    for dy in (1.0, 3.0):
+        loss = tg.linear_cross_entropy(x, weight, targets)
+        loss.backward(np.array(dy), retain_graph=True)
+        first = [x.grad.copy(), weight.grad.copy()]
+        x.grad += 1
+        weight.grad += 1
+        x.grad = weight.grad = None
+        loss.backward(np.array(dy), retain_graph=True)
+        np.testing.assert_array_equal(x.grad, first[0])
+        np.testing.assert_array_equal(weight.grad, first[1])
+        loss.backward(np.array(dy))
+        assert_the_same([x.grad, weight.grad], [2 * gradient for gradient in first])
+        x.grad = weight.grad = None
+        with pytest.raises(RuntimeError, match="linear_cross_entropy: backward a second time through a graph"):
+            loss.backward()
+
+
+def test_what_needs_no_gradient_has_none_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are counted: one of the logits, and one for each operand that wants a gradient."""
+    x, weight, targets = operands()
+    k, products = tg.get_backend(), []
+    for name in ("linear", "linear_backward_x", "linear_backward_weight"):
+        kernel = getattr(k, name)
+        monkeypatch.setattr(k, name, lambda *a, name=name, kernel=kernel: products.append(name) or kernel(*a))
+    more = {"x": ["linear_backward_x"], "weight": ["linear_backward_weight"], "": []}
+    for learns, expected in more.items():
+        products.clear()
+        loss = tg.linear_cross_entropy(
+            x if learns == "x" else x.detach(), weight if learns == "weight" else weight.detach(), targets
+        )
+        assert products == ["linear", *expected]
+        assert loss.requires_grad == bool(learns)
+    with tg.no_grad():
+        products.clear()
+        assert not tg.linear_cross_entropy(x, weight, targets).requires_grad
+        assert products == ["linear"]
+
+
+def test_a_checkpoint_may_hold_it() -> None:
+    x, weight, targets = operands()
+    expected = both_gradients(tg.linear_cross_entropy(x, weight, targets) * 3, x, weight)
+    got = both_gradients(tg.checkpoint(tg.linear_cross_entropy, x, weight, targets) * 3, x, weight)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_overwritten_before_backward_is_seen() -> None:
+    x, weight, targets = operands()
+    loss = tg.linear_cross_entropy(x, weight, targets)
+    weight.data[...] = 0
+    note_write(weight.data)
+    with pytest.raises(RuntimeError, match=r"linear_cross_entropy: an array of shape \(5, 4\) that it saved"):
+        loss.backward()
+
+
+def test_needs_grad_is_no_argument() -> None:
+    x, weight, targets = operands()
+    with pytest.raises(TypeError, match="linear_cross_entropy: unknown argument 'needs_grad'"):
+        tg.linear_cross_entropy(x, weight, targets, needs_grad=(True, True, False))
+
+
+def peak_of(step: Callable[[], Any]) -> int:
+    step()  # what is made once is there
+    tracemalloc.start()
+    try:
+        step()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("backend")
+def test_neither_logits_nor_their_gradient_are_held_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     n_rows, n_classes = 512, 2048
     logits_bytes = n_rows * n_classes * 4
     monkeypatch.setattr(module, "BLOCK", n_rows * n_classes // 16)
     x = tg.normal((n_rows, 8), requires_grad=True)
     weight = tg.normal((n_classes, 8), requires_grad=True)
-    logits, loss = tg.linear_cross_entropy(x, weight, np.zeros(n_rows, np.int64))
-    tracemalloc.start()
-    loss.backward()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < logits_bytes / 2, f"{peak} bytes beside logits of {logits_bytes}"
+    targets = np.zeros(n_rows, np.int64)
+
+    def evaluated() -> None:
+        with tg.no_grad():
+            tg.linear_cross_entropy(x, weight, targets)
+
+    steps: dict[str, Callable[[], Any]] = {
+        "training": lambda: tg.linear_cross_entropy(x, weight, targets).backward(),
+        "times a number": lambda: (2 * tg.linear_cross_entropy(x, weight, targets)).backward(),
+        "evaluation": evaluated,
+    }
+    for what, step in steps.items():
+        assert (peak := peak_of(step)) < logits_bytes / 2, f"{what}: {peak} bytes, and all logits are {logits_bytes}"
+    whole = peak_of(lambda: tg.cross_entropy(tg.linear(x, weight), targets).backward())
+    assert whole > 2 * logits_bytes  # the measure sees them
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:
@@ -63,18 +201,18 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         tg.linear_cross_entropy(x, weight, targets[:, :2])
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_a_table_read_by_number_and_multiplied_gets_one_gradient(backend: str) -> None:
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_a_table_read_by_number_and_multiplied_gets_one_gradient(name: str) -> None:
     """The output layer's gradient is there first; that of the rows is added into it, as where it is alone."""
-    pytest.importorskip("numba") if backend == "numba" else None
-    with tg.use_backend(backend):
+    pytest.importorskip("numba") if name == "numba" else None
+    with tg.use_backend(name):
         indices = np.array([[3, 1, -1, 3], [0, 3, 1, 4]])
         parts = []
         for use in ("both", "rows", "product"):
             table = tg.Tensor(np.random.default_rng(1).standard_normal((5, 3)), requires_grad=True)
             x = tg.embedding(table if use != "product" else tg.Tensor(table.data), indices % 5)
-            _, loss = tg.linear_cross_entropy(x, table if use != "rows" else tg.Tensor(table.data), indices % 5)
-            loss.backward()
+            head = table if use != "rows" else tg.Tensor(table.data)
+            tg.linear_cross_entropy(x, head, indices % 5).backward()
             parts.append(table.grad)
     both, rows, product = parts
     np.testing.assert_allclose(both, rows + product, rtol=0, atol=1e-15)

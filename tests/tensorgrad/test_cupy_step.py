@@ -40,7 +40,7 @@ class Training:
         self.k = k
 
     def eager(self, x: Any, y: Any) -> Any:
-        loss = self.model(x, y)[1]
+        loss = self.model.loss(x, y)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = tg.optim.clip_grad_norm(self.model.parameters(), 1.0)

@@ -50,18 +50,15 @@ def _added(fn: Callable[..., Any]) -> list[Case]:
     ]
 
 
-def _loss_alone(*operands: Any) -> Any:
-    return ops.linear_cross_entropy(*operands)[1]
+def _squared(*operands: Any) -> Any:
+    loss = ops.linear_cross_entropy(*operands)
+    return ops.multiply(loss, loss)
 
 
-def _logits_times_loss(*operands: Any) -> Any:
-    return ops.multiply(*ops.linear_cross_entropy(*operands))
-
-
-def _in_blocks(*operands: Any) -> Any:
+def _in_blocks(*operands: Any, **options: Any) -> Any:
     """With blocks of two rows of four classes."""
     with mock.patch("tensorgrad.ops.cross_entropy.BLOCK", 8):
-        return ops.linear_cross_entropy(*operands)
+        return ops.linear_cross_entropy(*operands, **options)
 
 
 cases: dict[str, list[Case]] = {
@@ -123,17 +120,21 @@ cases: dict[str, list[Case]] = {
         Case("one row", ops.linear_cross_entropy, randn(3), randn(4, 3), np.array(2)),
         Case("matrix", ops.linear_cross_entropy, randn(5, 3), randn(4, 3), integers(0, 4, 5)),
         Case("batch", ops.linear_cross_entropy, randn(2, 3, 3), randn(4, 3), integers(0, 4, 2, 3)),
-        Case("loss alone", _loss_alone, randn(5, 3), randn(4, 3), integers(0, 4, 5)),
-        Case("logits used again", _logits_times_loss, randn(5, 3), randn(4, 3), integers(0, 4, 5)),
         Case("in blocks", _in_blocks, randn(5, 3), randn(4, 3), integers(0, 4, 5)),
+        Case("in blocks, sum", _in_blocks, randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="sum"),
+        Case("in blocks, none", _in_blocks, randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="none"),
+        Case("in blocks, frozen weight", _in_blocks, randn(5, 3), Frozen(randn(4, 3)), integers(0, 4, 5)),
+        Case("in blocks, frozen input", _in_blocks, Frozen(randn(5, 3)), randn(4, 3), integers(0, 4, 5)),
         Case("sum", ops.linear_cross_entropy, randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="sum"),
         Case("none", ops.linear_cross_entropy, randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="none"),
         Case("some ignored", ops.linear_cross_entropy, randn(5, 3), randn(4, 3), _some_ignored),
+        Case("all ignored", ops.linear_cross_entropy, randn(3, 3), randn(4, 3), np.full(3, -100)),
         Case("smoothing", ops.linear_cross_entropy, randn(5, 3), randn(4, 3), _some_ignored, label_smoothing=0.2),
         Case("no rows", ops.linear_cross_entropy, randn(0, 3), randn(4, 3), np.zeros(0, np.int64)),
         Case("transposed", ops.linear_cross_entropy, randn(3, 5).T, randn(3, 4).T, integers(0, 4, 5)),
         Case("sliced", ops.linear_cross_entropy, randn(10, 6)[::2, ::2], randn(8, 3)[::-2], integers(0, 4, 5)),
-        Case("used twice", lambda x, t: ops.linear_cross_entropy(x, x, t)[1], randn(3, 3), integers(0, 3, 3)),
+        Case("used twice", lambda x, t: ops.linear_cross_entropy(x, x, t), randn(3, 3), integers(0, 3, 3)),
+        Case("the loss used twice", _squared, randn(5, 3), randn(4, 3), integers(0, 4, 5)),
         Case("frozen weight", ops.linear_cross_entropy, randn(5, 3), Frozen(randn(4, 3)), integers(0, 4, 5)),
         Case("frozen input", ops.linear_cross_entropy, Frozen(randn(5, 3)), randn(4, 3), integers(0, 4, 5)),
     ],
