@@ -89,13 +89,12 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     again = n_again * block if config.recompute else 0
     inputs = -(-shape.n_layer // n_again) * stream
     kept = inputs if config.recompute else shape.n_layer * (SAVED_IN_A_BLOCK * stream + small)
-    logits = size * tokens * vocab_size
-    in_forward, in_backward = _work_on_logits(tokens, vocab_size, size, backend)
+    logits, before_head, beside_head = _logits(tokens, vocab_size, size, backend)
     before = gradients if config.grad_accum > 1 else 0  # of the batches before
     head_there = FLOAT32 * head + before
     peaks = [
-        kept + 3 * stream + logits + in_forward + before,  # the loss
-        kept + 3 * stream + logits + in_backward + head_there,  # its gradient
+        kept + 3 * stream + logits + before_head + before,  # the loss
+        kept + 3 * stream + logits + beside_head + head_there,  # and the gradient of its head
         kept + (again or scores) + WORKING * stream + head_there,  # the last blocks
         again + WORKING * stream + gradients - FLOAT32 * parameters.block * n_again,  # the first ones
         gradients + WORKING * stream,  # and the end
@@ -103,17 +102,19 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     snapshot = (FLOAT32 * n + moments) if config.async_save else 0
     return Memory(
         weights, moments, gradients, kept + again + WORKING * stream,
-        logits + max(in_forward, in_backward), snapshot, weights + moments + max(peaks) + snapshot,
+        logits + max(before_head, beside_head), snapshot, weights + moments + max(peaks) + snapshot,
     )  # fmt: skip
 
 
-def _work_on_logits(tokens: int, vocab_size: int, size: int, backend: str) -> tuple[int, int]:
-    """Bytes beside the logits while their loss is computed, and while their gradient is made, a block at a time."""
-    block = min(tokens * vocab_size, max(BLOCK, vocab_size)) * FLOAT32
-    if backend == "numba" and size == FLOAT32:
-        return 0, block  # fused loops need nothing, and the block alone
-    several = tokens * vocab_size > BLOCK  # while the next is made, the gradient of the head is already there
-    return 2 * tokens * vocab_size * FLOAT32, (2 if several else 1) * block
+def _logits(tokens: int, vocab_size: int, size: int, backend: str) -> tuple[int, int, int]:
+    """Bytes of logits that are kept, and of what is worked on of them before the head has a gradient, and after."""
+    whole, block = tokens * vocab_size, min(tokens * vocab_size, max(BLOCK, vocab_size)) * FLOAT32
+    several = whole > BLOCK  # while the next block is made, the gradient of the head is already there
+    if size != FLOAT32:
+        return size * whole, 2 * FLOAT32 * whole, (2 if several else 1) * block
+    if backend == "numba":
+        return 0, block, block  # fused loops need the block alone
+    return 0, 3 * block, (3 if several else 1) * block
 
 
 def _attention_weights(config: TrainConfig, shape: GPTConfig, backend: str) -> int:
