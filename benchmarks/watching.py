@@ -114,10 +114,12 @@ class Watch:
         arrays = [x for x in map(array_of, operands) if x is not None]
         if is_view(name, results[0].data, arrays):
             return
-        flop = forward_flop(name, arrays, results[0].data, options)
-        row.flop += flop
+        flop, node = forward_flop(name, arrays, results[0].data, options), results[0].node
         row.bytes += nbytes([*arrays, *(x.data for x in results)])
-        node = results[0].node
+        if name == "linear_cross_entropy" and node is not None:  # makes its gradients in forward: two more products
+            row.flop += 3 * flop
+            return
+        row.flop += flop
         if node is not None:
             made_by = node.parents[0] if isinstance(result, list) else node  # several results have one origin
             self.flop_of[id(made_by)] = flop
