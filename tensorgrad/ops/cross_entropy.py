@@ -56,39 +56,48 @@ def linear_cross_entropy(
     targets, reduced, dlosses = _reduction(k, "linear_cross_entropy", shape, dtype, targets, *options, reduction)
     rows, blocks = as_rows(x), list(_blocks(targets.size, len(weight)))
 
-    def of_block(block: slice) -> tuple[Array, Array, Array]:
+    def forward(block: slice) -> tuple[Array, Array, Array]:
         logits = k.linear(rows[block], weight, None)
         return logits, *k.cross_entropy(logits, targets[block], *options)
 
+    def dlogits(dy: Array, block: slice, logits: Array, lse: Array, out: Array | None = None) -> Array:
+        return k.cross_entropy_backward(dlosses(dy, block), logits, targets[block], lse, *options, out=out)
+
     if not any(needs_grad):
-        return reduced(k.xp.concatenate([of_block(block)[1] for block in blocks])), None
+        return reduced(k.xp.concatenate([forward(block)[1] for block in blocks])), None
     gradients = _gradients(k, x.shape, rows, weight, blocks, needs_grad)
     if reduction == "none" or is_half(x.dtype) or is_half(weight.dtype):
-        logits, losses, lse = of_block(slice(None))
+        logits, losses, lse = forward(slice(None))
+        return reduced(losses), lambda dy: gradients(lambda part: dlogits(dy, part, logits[part], lse[part]))
+    losses, backward = _with_gradients(k, k.xp.ones((), dtype), forward, dlogits, gradients)
+    return reduced(losses), backward
 
-        def of_saved(dy: Array, block: slice) -> Array:
-            return k.cross_entropy_backward(dlosses(dy, block), logits[block], targets[block], lse[block], *options)
 
-        return reduced(losses), lambda dy: gradients(lambda block: of_saved(dy, block))
+def _with_gradients(
+    k: Backend, one: Array, forward: Callable[..., Any], dlogits: Callable[..., Array], gradients: Callable[..., Any]
+) -> tuple[Array, Any]:
+    """The losses of all rows, and the backward of their loss, for which nothing is left to do but to multiply.
 
-    one = k.xp.ones((), dtype)
+    The first call hands over the arrays that were made in forward. One more, through a graph that is retained, makes
+    them again: what was handed over is somebody else's, who may have written into it.
+    """
 
-    def in_place(block: slice, found: list[Array]) -> Array:
-        logits, losses, lse = of_block(block)
+    def dlogits_of_one(block: slice, found: list[Array]) -> Array:
+        logits, losses, lse = forward(block)
         found.append(losses)
-        return k.cross_entropy_backward(dlosses(one, block), logits, targets[block], lse, *options, out=logits)
+        return dlogits(one, block, logits, lse, out=logits)
 
-    parts: list[Array] = []
-    made = collections.deque([gradients(lambda block: in_place(block, parts))])  # handed over to who asks first
+    found: list[Array] = []
+    made = collections.deque([gradients(lambda block: dlogits_of_one(block, found))])
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        both = made.pop() if made else gradients(lambda block: in_place(block, []))  # a graph that is retained
+        both = made.pop() if made else gradients(lambda block: dlogits_of_one(block, []))
         factor = k.number(dy)
         if type(factor) is not float or factor != 1:
             k.scale([gradient for gradient in both if gradient is not None], factor)
         return both
 
-    return reduced(k.xp.concatenate(parts)), backward
+    return k.xp.concatenate(found), backward
 
 
 def _gradients(
