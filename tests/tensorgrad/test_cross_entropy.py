@@ -216,3 +216,20 @@ def test_a_table_read_by_number_and_multiplied_gets_one_gradient(name: str) -> N
             parts.append(table.grad)
     both, rows, product = parts
     np.testing.assert_allclose(both, rows + product, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("block", [10, 1000])
+@pytest.mark.parametrize("use", USES)
+def test_on_a_gpu_it_is_the_same_and_nobody_waits(
+    block: int, use: str, gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tg.use_backend("numpy"):
+        here = operands()
+        expected = both_gradients(USES[use](tg.cross_entropy(tg.linear(*here[:2]), here[2])), *here[:2])
+    monkeypatch.setattr(module, "BLOCK", block)
+    x, weight = (tg.Tensor(gpu.asarray(leaf.numpy()), requires_grad=True) for leaf in here[:2])
+    targets = gpu.asarray(here[2])
+    before = gpu.xp.copied_to_host
+    got = both_gradients(USES[use](tg.linear_cross_entropy(x, weight, targets)), x, weight)
+    assert gpu.xp.copied_to_host == before
+    assert_the_same([gpu.to_numpy(gradient) for gradient in got], expected)
