@@ -24,7 +24,7 @@ def losses(backend: str) -> list[float]:
         found = []
         for _ in range(STEPS):
             windows = np.stack([text[i : i + BLOCK + 1] for i in rng.integers(0, len(text) - BLOCK, BATCH)])
-            loss = model(windows[:, :-1], windows[:, 1:])[1]
+            loss = model.loss(windows[:, :-1], windows[:, 1:])
             loss.backward()
             tg.optim.clip_grad_norm(parameters, 1.0)
             optimizer.step()
