@@ -103,7 +103,7 @@ class PyTorch:
         def step() -> Any:
             idx, targets = (x.to(device, non_blocking=True) for x in next(batches))
             with torch.autocast(device, torch.bfloat16):
-                loss = model.loss(idx, targets)
+                loss = model(idx, targets)[1]
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, GRAD_CLIP)
             optimizer.step()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from gpt.config import GPTConfig, TrainConfig
 from gpt.model import blocks_run_again
+from tensorgrad.backend.numpy import cpu_count
 from tensorgrad.ops.cross_entropy import BLOCK
 
 FLOAT32 = 4  # bytes
@@ -19,6 +20,7 @@ SAVED_IN_A_BLOCK = 16
 # And what the last block's backward needs beside it before the first of that is freed: the gradient of the stream, of
 # the MLP's inside (4), and what goes on from there.
 WORKING = 6
+COPIES = 800_000  # bytes a thread of compiled kernels needs for blocks of a product's operands
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,10 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
         gradients + WORKING * stream,  # and the end
     ]
     snapshot = (FLOAT32 * n + moments) if config.async_save else 0
+    copies = COPIES * (config.threads or cpu_count()) if backend == "numba" else 0
     return Memory(
         weights, moments, gradients, kept + again + WORKING * stream,
-        logits + max(before_head, beside_head), snapshot, weights + moments + max(peaks) + snapshot,
+        logits + max(before_head, beside_head), snapshot, weights + moments + max(peaks) + copies + snapshot,
     )  # fmt: skip
 
 
