@@ -1,12 +1,21 @@
-"""The three tokenizers, as the tests of gpt/ use them."""
+"""The backend and the three tokenizers, as the tests of gpt/ use them."""
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
 
+import tensorgrad as tg
 from gpt.tokenizer import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:\n"
+
+
+@pytest.fixture
+def numpy_backend() -> Iterator[None]:
+    """Plain NumPy, for the tests that have nothing to gain from compiled kernels."""
+    with tg.use_backend("numpy"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from gpt.model import GPT
 from gpt.step_folders import newest_checkpoint, steps_after
 from gpt.tokenizer import CharTokenizer
 
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
 CONFIG = TrainConfig(n_layer=1, n_head=2, n_embd=8, block_size=4, backend="numpy")
 TEXT = "to be, or not to be"
 FILES = [MODEL, OPTIMIZER, STATE, TOKENIZER, MANIFEST]
@@ -50,12 +52,6 @@ class Trained:
     def save(self, run: Path, step: int = 7, best_step: int | None = None, keep: int = 1) -> Path:
         state = replace(self.state, step=step, best_step=best_step)
         return save_checkpoint(run, state, self.model, self.optimizer, self.tokenizer, keep)
-
-
-@pytest.fixture(autouse=True)
-def numpy_backend() -> Iterator[None]:
-    with tg.use_backend("numpy"):
-        yield
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tensorgrad as tg
 from gpt import config as config_module
 from gpt.config import GPTConfig, TrainConfig, UserError
 from gpt.config_file import CONFIG, describe, to_toml, write_config
@@ -21,16 +19,12 @@ from gpt.flags import Arguments, parse, read_config
 from gpt.run import make_run, new_run
 from gpt.trainer import train
 
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
 SMALL: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 4, "batch_size": 2,
     "max_iters": 2, "eval_interval": 2, "eval_iters": 1, "plot": False,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def numpy_backend() -> Iterator[None]:
-    with tg.use_backend("numpy"):
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from gpt.run import make_optimizer, new_run
 from gpt.saver import state_of
 from gpt.tokenizer import BPETokenizer, TokenizerError, load_tokenizer
 
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
 FILES = [MODEL, OPTIMIZER, STATE, TOKENIZER, MANIFEST]
 STEPS = ("step-000010", "step-000020")
 CONFIG: dict[str, Any] = {
@@ -33,12 +35,6 @@ CONFIG: dict[str, Any] = {
     "max_iters": 100,
 }  # fmt: skip
 FUZZ = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(autouse=True)
-def numpy_backend() -> Iterator[None]:
-    with tg.use_backend("numpy"):
-        yield
 
 
 @pytest.fixture(scope="module")

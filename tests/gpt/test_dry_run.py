@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,13 @@ from gpt.model import GPT
 from gpt.run import new_run
 from gpt.trainer import train as train_run
 
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "--data=text.txt", "--backend=numpy", "--n-layer=2", "--n-head=2", "--n-embd=32", "--block-size=16",
     "--batch-size=4", "--max-iters=4", "--eval-interval=2", "--eval-iters=1", "--plot=False",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def numpy_backend() -> Iterator[None]:
-    with tg.use_backend("numpy"):
-        yield
 
 
 @pytest.fixture(autouse=True)

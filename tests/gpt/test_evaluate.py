@@ -1,7 +1,6 @@
 """The loss over a whole text against a loop that predicts one token at a time, and the estimate."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,14 +11,10 @@ from gpt.data import DataLoader
 from gpt.evaluate import Score, estimate_loss, evaluate, evaluating, score
 from gpt.model import GPT
 
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
 T = 4
 TOKENS = np.array([0, 3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 0, 4, 3, 2], dtype=np.uint16)
-
-
-@pytest.fixture(autouse=True)
-def numpy_backend() -> Iterator[None]:
-    with tg.use_backend("numpy"):
-        yield
 
 
 @pytest.fixture

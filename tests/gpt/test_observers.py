@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tensorgrad as tg
 from gpt import observers
 from gpt.config import TrainConfig, UserError
 from gpt.flags import Arguments
@@ -25,16 +24,12 @@ from gpt.observers import Picture, flat
 from gpt.run import make_run, new_run
 from gpt.trainer import gradient_ratios, train
 
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
 SMALL: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 4, "batch_size": 2,
     "max_iters": 6, "eval_interval": 3, "eval_iters": 1, "plot": False, "dropout": 0.1,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def numpy_backend() -> Iterator[None]:
-    with tg.use_backend("numpy"):
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,8 @@ from gpt.cli import run as run_program
 from gpt.config import CHOICES, NAMED_CONFIGS, TrainConfig, UserError
 from gpt.flags import NEWEST, build_parser, parse, read_config
 
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
 ROOT = Path(__file__).parents[2]
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 30
 SMALL = [
@@ -28,12 +30,6 @@ SMALL = [
     "--block-size=8", "--batch-size=4", "--max-iters=6", "--eval-interval=3", "--eval-iters=1",
     "--plot=False",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def numpy_backend() -> Iterator[None]:
-    with tg.use_backend("numpy"):
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,10 @@ from gpt.step_folders import steps_after
 from gpt.tokenizer import GPT2Tokenizer
 from gpt.trainer import accumulate_gradients, learning_rate, train
 
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 30
 VOCAB_SIZE = 31
-
-
-@pytest.fixture(autouse=True)
-def numpy_backend() -> Iterator[None]:
-    with tg.use_backend("numpy"):
-        yield
 
 
 @pytest.fixture(autouse=True)
