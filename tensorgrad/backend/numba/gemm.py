@@ -158,8 +158,8 @@ class Products(NumpyBackend):
     def _rows_times_matrix(self, a: Array, b: Array, bias: Array) -> Array:
         y = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
         rows = a.reshape(-1, a.shape[-1])
-        bias = bias if bias.flags.writeable else bias.copy()
-        product(writable(rows), writable(b), y.reshape(-1, b.shape[-1]), bias, False, self.threads)
+        y_rows = y.reshape(-1, b.shape[-1])
+        product(writable(rows), writable(b), y_rows, writable(bias), False, self.threads)
         return y
 
 

@@ -9,7 +9,7 @@ from numba.extending import intrinsic, overload
 
 from tensorgrad.backend.numba.compile import apart, compiled
 from tensorgrad.backend.numba.strided import packed_row
-from tensorgrad.backend.numba.tile import ROWS, VECTOR, element, n_lanes, whole
+from tensorgrad.backend.numba.tile import ROWS, VECTOR, element, n_lanes, number, whole
 
 
 @compiled
@@ -55,7 +55,7 @@ def fill_across(x: Any, y: Any) -> None:
         blocks_down, blocks_across = m // ROWS * ROWS, n // ROWS * ROWS
     for j in range(0, blocks_across, ROWS):
         for i in range(0, blocks_down, ROWS):
-            copy_transposed(x, i, j, y, i, j)
+            copy_transposed(x, y, i, j)
     for i in range(m):
         for j in range(blocks_across if i < blocks_down else 0, n):
             y[i, j] = x[i, j]
@@ -66,9 +66,9 @@ def copy(row: Any, start: int, other: Any, at: int) -> None:
     other[at : at + ROWS] = row[start : start + ROWS]
 
 
-def copy_transposed(x: Any, i: int, j: int, y: Any, row: int, column: int) -> None:
-    """y[row : row + ROWS, column : column + ROWS] = x[i : i + ROWS, j : j + ROWS], whose columns are packed."""
-    y[row : row + ROWS, column : column + ROWS] = x[i : i + ROWS, j : j + ROWS]
+def copy_transposed(x: Any, y: Any, i: int, j: int) -> None:
+    """y[i : i + ROWS, j : j + ROWS] = the same of x, whose columns are packed, as the rows of y are."""
+    y[i : i + ROWS, j : j + ROWS] = x[i : i + ROWS, j : j + ROWS]
 
 
 @apart
@@ -85,7 +85,7 @@ overload(copy, jit_options={"forceinline": True})(
     lambda row, start, other, at: lambda row, start, other, at: _copy(row, start, other, at)
 )
 overload(copy_transposed, jit_options={"forceinline": True})(
-    lambda x, i, j, y, row, column: lambda x, i, j, y, row, column: _copy_transposed(x, i, j, y, row, column)
+    lambda x, y, i, j: lambda x, y, i, j: _copy_transposed(x, y, i, j)
 )
 
 
@@ -108,18 +108,18 @@ def _copy(context: Any, row: Any, start: Any, other: Any, at: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _copy_transposed(context: Any, x: Any, i: Any, j: Any, y: Any, row: Any, column: Any) -> Any:
+def _copy_transposed(context: Any, x: Any, y: Any, i: Any, j: Any) -> Any:
     """See `copy_transposed`: rounds that each swap the blocks beside the diagonal: of one number, of two, of four."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, target = (context.make_array(signature.args[n])(context, builder, arguments[n]) for n in (0, 3))
+        source, target = (context.make_array(signature.args[n])(context, builder, arguments[n]) for n in (0, 1))
         vector = ir.VectorType(source.data.type.pointee, ROWS)
         numbers = ir.VectorType(ir.IntType(32), ROWS)
         size = context.get_abi_sizeof(vector.element)
-        _, i, j, _, row, column = arguments
+        i, j = arguments[2:]
 
         def after(start: Any, n: int) -> Any:
-            return builder.add(start, ir.Constant(start.type, n))
+            return builder.add(start, number(n))
 
         lines = [builder.load(element(builder, source, vector, i, after(j, n)), align=size) for n in range(ROWS)]
         for block in (2**n for n in range(ROWS.bit_length() - 1)):
@@ -131,8 +131,7 @@ def _copy_transposed(context: Any, x: Any, i: Any, j: Any, y: Any, row: Any, col
                     lines[n] = builder.shuffle_vector(*pair, ir.Constant(numbers, upper))
                     lines[n + block] = builder.shuffle_vector(*pair, ir.Constant(numbers, lower))
         for n, line in enumerate(lines):
-            builder.store(line, element(builder, target, vector, after(row, n), column), align=size)
+            builder.store(line, element(builder, target, vector, after(i, n), j), align=size)
         return context.get_dummy_value()
 
-    i64 = types.int64
-    return types.void(x, i64, i64, y, i64, i64), generate
+    return types.void(x, y, types.int64, types.int64), generate
