@@ -15,7 +15,9 @@ from tensorgrad.backend.base import Backend
 numba = pytest.importorskip("numba")
 
 gemm = importlib.import_module("tensorgrad.backend.numba.gemm")
+linear = importlib.import_module("tensorgrad.backend.numba.linear")
 attention = importlib.import_module("tensorgrad.backend.numba.attention")
+few_queries = importlib.import_module("tensorgrad.backend.numba.few_queries")
 sums = importlib.import_module("tensorgrad.backend.numba.sums")
 panels = importlib.import_module("tensorgrad.backend.numba.panels")
 tile = importlib.import_module("tensorgrad.backend.numba.tile")
@@ -39,6 +41,16 @@ def small_arrays_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def normal(*shape: int, dtype: Any) -> Any:
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(dtype)
+
+
+LAYOUTS = {
+    "rows": lambda x: x,
+    "columns": np.asfortranarray,
+    "part of wider rows": lambda x: np.pad(x, ((0, 0), (1, 2)))[:, 1:-2],
+    "every other column": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "backwards": lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
+}
+SIZES = st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 136, 384, 385, 400]))
 
 
 # --- products -----------------------------------------------------------------------------------
@@ -85,6 +97,70 @@ def test_linear(shape: tuple[int, ...], with_bias: bool, dtype: Any) -> None:
     np.testing.assert_allclose(load("numba").linear(x, weight, bias), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
+ROWS = st.one_of(st.integers(1, linear.FEW), st.integers(linear.FEW + 1, 40))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(n_rows=ROWS, n_inner=SIZES, m=SIZES, data=st.data())
+def test_weights_that_are_read_where_they_lie(
+    dtype: Any, n_rows: int, n_inner: int, m: int, data: st.DataObject
+) -> None:
+    """Groups and bands that are whole, and what is over; rows that end within a vector; more threads than there are."""
+    x, weight = normal(n_rows, n_inner, dtype=dtype), normal(m, n_inner, dtype=dtype)
+    bias = normal(m if data.draw(st.booleans()) else 0, dtype=dtype)
+    if n_rows > linear.FEW and m < linear.BAND:
+        assert not linear.reads_in_place(x, weight)
+        return
+    results = [np.full((n_rows, m), np.nan, dtype) for _ in range(2)]
+    for y, threads in zip(results, (1, data.draw(st.integers(2, 7))), strict=True):
+        linear.linear(x, weight, bias, y, threads)
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T + (bias if bias.size else 0)
+    np.testing.assert_allclose(results[0], expected, rtol=0, atol=TOLERANCE[dtype] * n_inner)
+    np.testing.assert_array_equal(*results)  # any number of threads gives the same bits
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_of_a_few_rows_has_the_bits_that_it_has_alone(dtype: Any) -> None:
+    """So a text is written as it would be alone, whatever is written beside it."""
+    x, weight, bias = normal(linear.FEW, 77, dtype=dtype), normal(45, 77, dtype=dtype), normal(45, dtype=dtype)
+    alone = np.empty((linear.FEW, 45), dtype)
+    for i in range(len(x)):
+        linear.linear(x[i : i + 1], weight, bias, alone[i : i + 1], 2)
+    for n in range(1, linear.FEW + 1):
+        y = np.empty((n, 45), dtype)
+        linear.linear(x[:n], weight, bias, y, 2)
+        np.testing.assert_array_equal(y, alone[:n])
+
+
+def test_weights_whose_rows_are_too_long_to_ask_for_the_next_group() -> None:
+    n = linear.NEAR // 8  # bytes of eight rows of float32 are four times as many
+    x, weight, y = normal(1, n, dtype=np.float32), normal(9, n, dtype=np.float32), np.empty((1, 9), np.float32)
+    linear.linear(x, weight, weight[:0, 0], y, 2)
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("x_layout", ["rows", "every other column", "backwards"])
+@pytest.mark.parametrize("layout", ["rows", "columns", "part of wider rows", "every other column", "backwards"])
+@pytest.mark.parametrize("n_rows", [1, 3, 4, 7])
+def test_linear_of_any_layout(n_rows: int, layout: str, x_layout: str) -> None:
+    x, weight, bias = (normal(*shape, dtype=np.float32) for shape in ((n_rows, 21), (66, 21), (66,)))
+    bias.flags.writeable = False
+    y = load("numba").linear(LAYOUTS[x_layout](x), LAYOUTS[layout](weight), bias)
+    np.testing.assert_allclose(y, Plain().linear(x, weight, bias), rtol=0, atol=20 * TOLERANCE[np.float32])
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 4])
+def test_a_few_rows_keep_what_is_not_finite_to_themselves(n_rows: int) -> None:
+    """The last row of the weights stands in where a group is not whole, the last of x where a kernel is for more."""
+    x, weight = normal(n_rows, 21, dtype=np.float32), normal(19, 21, dtype=np.float32)
+    x[-1, 20], weight[18, 3] = np.inf, np.nan
+    bad = np.zeros((n_rows, 19), bool)
+    bad[-1], bad[:, 18] = True, True
+    np.testing.assert_array_equal(~np.isfinite(load("numba").linear(x, weight, None)), bad)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_add_matmul_adds_in_place(dtype: Any) -> None:
     a, b, c = (normal(*shape, dtype=dtype) for shape in ((5, 7), (7, 3), (5, 3)))
@@ -100,16 +176,6 @@ def test_half_precision_and_integers_are_left_to_the_plain_mathematics() -> None
     assert k.matmul(x, x.T).dtype == np.float16
     assert k.linear(x, x, None).dtype == np.float16
     assert k.matmul(np.eye(3, dtype=int), np.ones((3, 2), int)).tolist() == [[1, 1]] * 3
-
-
-LAYOUTS = {
-    "rows": lambda x: x,
-    "columns": np.asfortranarray,
-    "part of wider rows": lambda x: np.pad(x, ((0, 0), (1, 2)))[:, 1:-2],
-    "every other column": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
-    "backwards": lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
-}
-SIZES = st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 136, 384, 385, 400]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -158,10 +224,21 @@ def test_the_bodies_without_the_compiler(threads: int, monkeypatch: pytest.Monke
         bias, c = normal(y.shape[1], dtype=np.float64), np.ones((len(x), y.shape[1]))
         gemm.product.py_func(x, y, c, bias, True, threads)
         np.testing.assert_allclose(c, 1 + x @ y + bias)
-    for bias in (b[:0, 0], normal(9, dtype=np.float64)):
-        y = np.empty((3, 9))
-        gemm.few_rows.py_func(b.T[:3], a, bias, y)
-        np.testing.assert_allclose(y, b.T[:3] @ a.T + (bias if bias.size else 0))
+    monkeypatch.setattr(linear, "fill_across", panels.fill_across)
+    for name in ("fill_panels", "aligned"):
+        monkeypatch.setattr(panels, name, getattr(panels, name).py_func)
+    monkeypatch.setattr(linear, "aligned", panels.aligned)
+    monkeypatch.setattr(linear, "panels_of", panels.panels_of.py_func)
+    x, weight = normal(3, 7, dtype=np.float64), normal(linear.BAND + 9, 7, dtype=np.float64)
+    for bias in (weight[:0, 0], normal(len(weight), dtype=np.float64)):
+        for compiled_for, rows in ((2, (1, 2)), (4, (0, 1, 2, 2))):
+            y = np.zeros((3, len(weight)))
+            linear.FEW_ROWS[compiled_for].py_func(x, weight, bias, y, rows, threads)
+            expected = x @ weight.T + (bias if bias.size else 0)
+            np.testing.assert_allclose(y, [expected[i] if i in rows else np.zeros(len(weight)) for i in range(3)])
+        y = np.zeros((3, len(weight)))
+        linear.some_rows.py_func(x, weight, bias, y, threads)
+        np.testing.assert_allclose(y, expected)
     stack = normal(2, 3, 4, dtype=np.float64)
     c = np.empty((2, 3, 3))
     gemm.stacked_product.py_func(stack, stack.swapaxes(1, 2), c)
@@ -255,6 +332,69 @@ def test_the_bodies_of_attention_without_the_compiler(
     check(load("numba"), shape, causal, np.float64, (0.3, 7, 5, 11))
 
 
+# --- attention of a few queries -----------------------------------------------------------------
+
+
+def mask_of(kind: str, n_batch: int, n_head: int, n_query: int, n_key: int) -> Any:
+    """None, or a mask of one of the shapes that broadcast, with a row that may see nothing in the largest."""
+    if kind == "none":
+        return None
+    shape = {
+        "keys": (n_key,),
+        "texts": (n_batch, 1, 1, n_key),
+        "heads": (n_head, n_query, 1),
+        "all": (n_batch, n_head, n_query, n_key),
+    }[kind]
+    mask = np.random.default_rng(n_key).random(shape) < 0.7
+    if kind == "all":
+        mask[0, 0, 0] = False
+    return mask
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n_batch=st.integers(1, 3),
+    n_group=st.integers(1, 3),
+    shared=st.integers(1, 3),
+    n_query=st.integers(1, few_queries.FEW),
+    n_key=st.integers(1, 140),
+    size=st.integers(1, 70),
+    v_size=st.integers(1, 70),
+    kind=st.sampled_from(["none", "keys", "texts", "heads", "all"]),
+    causal=st.booleans(),
+    compiled=st.booleans(),
+)
+def test_attention_of_a_few_queries(
+    dtype: Any, n_batch: int, n_group: int, shared: int, n_query: int, n_key: int, size: int, v_size: int,
+    kind: str, causal: bool, compiled: bool,
+) -> None:  # fmt: skip
+    shape = (n_batch, n_group * shared, n_group, n_query, n_key, size, v_size)
+    _, q, key, v = operands(shape, dtype)
+    key = np.concatenate([key, np.full_like(key, np.nan)], axis=2)[:, :, :n_key]  # a cache with room behind
+    mask = mask_of(kind, n_batch, n_group * shared, n_query, n_key)
+    if mask is not None and n_key % 2:
+        mask.flags.writeable = False
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(few_queries, "few_queries", few_queries.few_queries.py_func)
+        y, lse = load("numba").attention(q, key, v, causal, mask, None, 0.2)
+    assert y.dtype == lse.dtype == dtype
+    wide = (x.astype(np.float64) for x in (q, key, v))
+    expected_y, expected_lse = Plain().attention(*wide, causal, mask, None, 0.2)
+    np.testing.assert_allclose(y, expected_y, rtol=0, atol=5 * TOLERANCE[dtype])
+    np.testing.assert_allclose(lse, expected_lse, rtol=0, atol=5 * TOLERANCE[dtype])
+
+
+def test_a_nan_among_a_few_queries_stays_in_its_head() -> None:
+    _, q, key, v = operands((1, 2, 2, 1, 9, 8, 8), np.float32)
+    key = key.copy()
+    key[0, 1, 4] = np.nan
+    y, lse = load("numba").attention(q, key, v, True, None, None, 0.3)
+    assert np.isfinite(y[0, 0]).all() and np.isfinite(lse[0, 0])
+    assert np.isnan(y[0, 1]).all() and np.isnan(lse[0, 1])
+
+
 # --- tiles --------------------------------------------------------------------------------------
 
 
@@ -315,9 +455,11 @@ def test_gradients_of_one_projection_come_back_as_one_array_without_a_copy() -> 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     _, q, key, v = operands((2, 2, 2, 70, 70, 8, 8), np.float32)
-    results, all_threads = [], load("numpy").threads
+    results, few, all_threads = [], [], load("numpy").threads
     with tg.use_backend("numba"):
         for threads in (1, all_threads):
             tg.set_num_threads(threads)
             results.append(load("numba").attention(q, key, v, True, None, None, 0.3)[0])
+            few.append(load("numba").attention(q[:, :, :3], key, v, True, None, None, 0.3)[0])
     assert all(np.array_equal(results[0], y) for y in results)
+    assert all(np.array_equal(few[0], y) for y in few)

@@ -14,6 +14,7 @@ from tensorgrad.backend.base import Array, Dropout
 from tensorgrad.backend.numba.arrays import claimed
 from tensorgrad.backend.numba.compile import compiled, prange
 from tensorgrad.backend.numba.dropout import U, fill_bits, rule
+from tensorgrad.backend.numba.few_queries import FEW, attend, n_seen
 from tensorgrad.backend.numba.gemm import SMALL, Products
 from tensorgrad.backend.numba.mathematics import ONE, exp_at_most_0
 from tensorgrad.backend.numba.panels import panels_of
@@ -22,12 +23,6 @@ from tensorgrad.backend.numba.sums import dot, largest, total
 from tensorgrad.backend.numba.tile import ROWS, n_lanes, tile, whole
 
 BLOCK = 64  # query rows
-
-
-@compiled
-def n_seen(row: int, n_query: int, n_key: int, causal: bool) -> int:
-    """How many keys a query row may see: the last row sees all."""
-    return min(n_key, max(0, row + 1 + n_key - n_query)) if causal else n_key
 
 
 @compiled
@@ -204,12 +199,14 @@ def backward(
 
 
 class Attention(Products):
-    """The kernels above, for float32 and float64; masks are left to the plain mathematics."""
+    """The kernels above and those of `few_queries.py`, for float32 and float64; masks of more are left to plain NumPy."""
 
     def attention(
         self, q: Array, key: Array, v: Array, causal: bool, mask: Array | None, dropout: Dropout | None, scale: float
     ) -> tuple[Array, Array]:
         """softmax(scale q key^T) v for every head, and the logsumexp of every row."""
+        if claimed(q, key, v) and q.shape[2] <= FEW and dropout is None and q.size and v.size:
+            return attend(q, key, v, causal, mask, scale)
         if not claimed(q, key, v) or q.size * key.shape[2] < SMALL or not v.size or mask is not None:
             return super().attention(q, key, v, causal, mask, dropout, scale)
         n_batch, n_head, n_query, _ = q.shape

@@ -12,15 +12,14 @@ from numba import types
 from tensorgrad.backend.base import Array
 from tensorgrad.backend.numba.arrays import claimed
 from tensorgrad.backend.numba.compile import apart, compiled, prange
+from tensorgrad.backend.numba.linear import linear, reads_in_place
 from tensorgrad.backend.numba.panels import aligned, fill_across, fill_panels
 from tensorgrad.backend.numba.strided import array, packed_row, strided
-from tensorgrad.backend.numba.sums import dot
 from tensorgrad.backend.numba.tile import ROWS, n_lanes, tile, whole
 from tensorgrad.backend.numpy import NumpyBackend
 
 SMALL = 2**19  # multiplications in a product; below, waking the other threads costs more than they save
 HEIGHT = 128  # rows of a block of the left operand, where it is copied
-FEW = 4  # rows: a product of so few is as fast as its weights can be read
 DEPTH = 384  # rows of a block of the right operand,
 WIDTH = 384  # and its columns: half a megabyte of float32, which stays in the second-level cache
 
@@ -96,16 +95,6 @@ def product(a: Any, b: Any, c: Any, bias: Any, add: bool, parts: int) -> None:
             multiply(a, b[:, start:stop], c[:, start:stop], bias[start:stop], add)
 
 
-@strided(lambda real: (array(real, 2, "C"), array(real, 2, "C"), array(real, 1), array(real, 2, "C")))
-def few_rows(x: Any, weight: Any, bias: Any, y: Any) -> None:
-    """y = x @ weight^T, plus bias unless it is empty: every weight is read once, where gemm would copy all of it."""
-    for j in prange(len(weight)):
-        for i in range(len(x)):
-            y[i, j] = dot(x[i], weight[j])
-            if bias.size > 0:
-                y[i, j] += bias[j]
-
-
 @strided(lambda real: (array(real, 3), array(real, 3), array(real, 3)))
 def stacked_product(a: Any, b: Any, c: Any) -> None:
     """c[i] = a[i] @ b[i] for stacks of matrices (s, m, k), (s, k, n), (s, m, n)."""
@@ -146,10 +135,11 @@ class Products(NumpyBackend):
         if not self._takes(*arrays) or x.ndim < 2 or x.size * len(weight) < SMALL:
             return super().linear(x, weight, bias)
         bias = weight[:0, 0] if bias is None else bias
-        if x.size > FEW * x.shape[-1] or not x.flags.carray or not weight.flags.carray:
+        rows = x.reshape(-1, x.shape[-1])
+        if not reads_in_place(rows, weight):
             return self._rows_times_matrix(x, weight.T, bias)
         y = np.empty((*x.shape[:-1], len(weight)), x.dtype)
-        few_rows(x.reshape(-1, x.shape[-1]), weight, bias, y.reshape(-1, len(weight)))
+        linear(rows, weight, writable(bias), y.reshape(-1, len(weight)), self.threads)
         return y
 
     def _takes(self, *arrays: Array) -> bool:

@@ -103,7 +103,7 @@ def _sum_of_products(context: Any, factors: Any, like: Any) -> Any:
         for width in (256 * 8 // like.bitwidth, 8, 1):
             stop = builder.sub(size, builder.urem(size, ir.Constant(size.type, width)))
             vector = _vector_of_sums(builder, given, ir.VectorType(real, width), start, stop)
-            result, start = builder.fadd(result, _fold(builder, vector, builder.fadd)), stop
+            result, start = builder.fadd(result, fold(builder, vector, builder.fadd)), stop
         return result
 
     return like(factors, like), generate
@@ -122,7 +122,7 @@ def _largest(context: Any, row: Any) -> Any:
         for width in (256 * 8 // row.dtype.bitwidth, 8, 1):
             stop = builder.sub(size, builder.urem(size, ir.Constant(size.type, width)))
             vector = _vector_of_maxima(builder, array, ir.VectorType(real, width), result, start, stop)
-            result, start = _fold(builder, vector, functools.partial(_larger, builder)), stop
+            result, start = fold(builder, vector, functools.partial(_larger, builder)), stop
         return result
 
     return row.dtype(row), generate
@@ -166,7 +166,7 @@ def spread(builder: Any, number: Any, kind: Any) -> Any:
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), kind.count), None))
 
 
-def _fold(builder: Any, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
+def fold(builder: Any, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
     """All elements joined to one: the lower half to the upper half until one is left."""
     width = vector.type.count
     while width > 1:

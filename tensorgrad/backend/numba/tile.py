@@ -75,8 +75,10 @@ def _tile(
         row, first, last, p, at, column, add = (arguments[i] for i in (1, 2, 3, 5, 7, 8, 9))
         scalar = c_view.data.type.pointee
         a_strides = cgutils.unpack_tuple(builder, a_view.strides)
-        # While the tiles of a strip are made, the rows of the next come nearer: a tile sees to one of them.
-        next_row = builder.add(builder.add(row, number(ROWS)), builder.and_(p, number(ROWS - 1)))
+        # While the tiles of a strip are made, the rows of the next come nearer: a tile sees to some of them.
+        size = context.get_abi_sizeof(scalar)
+        seen_to = builder.and_(builder.mul(p, number(turns_a_line(size))), number(ROWS - 1))
+        next_row = builder.add(builder.add(row, number(ROWS)), seen_to)
         arguments = [
             element(builder, a_view, scalar, row, first),
             a_strides[0],
@@ -89,7 +91,6 @@ def _tile(
             builder.trunc(add, ir.IntType(1)),
         ]
         integers = [builder.ptrtoint(x, I64) if isinstance(x.type, ir.PointerType) else x for x in arguments]
-        size = context.get_abi_sizeof(scalar)
         builder.call(tile_function(builder.module, scalar, size, a.layout == "F"), integers)
         return context.get_dummy_value()
 
@@ -141,7 +142,12 @@ def tile_function(module: Any, scalar: Any, size: int, across: bool) -> Any:
         """The next elements of every row of a, and rows of the panel."""
         along, place = hidden(builder, builder.load(way)), hidden(builder, builder.load(place_in_panel))
         if count == UNROLLED:
-            fetch(builder, pointer(builder.add(next_row, along), scalar), to_write=False)
+            further = builder.add(next_row, along)
+            if not across:  # a line of one row, then the same of the next
+                turn = builder.udiv(along, number(UNROLLED * size))
+                turn = builder.and_(turn, number(turns_a_line(size) - 1))
+                further = builder.add(further, builder.mul(turn, a_stride))
+            fetch(builder, pointer(further, scalar), to_write=False)
         distance = step if across else number(size)
         for k in range(count):
             rights = [after(place, number(VECTOR), k * VECTORS + v) for v in range(VECTORS)]
@@ -167,6 +173,11 @@ def tile_function(module: Any, scalar: Any, size: int, across: bool) -> Any:
         builder.store(builder.load(total), place, align=size)
     builder.ret_void()
     return function
+
+
+def turns_a_line(size: int) -> int:
+    """Turns of the loop in which a row's line of memory, 64 bytes, is read, for elements of `size` bytes."""
+    return 64 // (UNROLLED * size)
 
 
 def number(n: int) -> Any:
