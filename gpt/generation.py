@@ -47,6 +47,7 @@ class Generation:
         self.generators = self.sampling.row_generators(len(prompts))
         start = 0 if eot is None else eot
         self.rows = [list(prompt) or [start] for prompt in prompts]  # prompt, then what is written
+        self.room = max(map(len, self.rows), default=0) + max_new_tokens  # tokens in the longest row, at the end
         self.active = list(range(len(prompts)))
         self.model, self.modules = model, list(model.modules())
         self.max_new_tokens, self.eot = max_new_tokens, eot
@@ -103,7 +104,7 @@ class Generation:
         return self._run(np.array([self.rows[row][-1:] for row in rows]), self.cache)
 
     def _fill_cache(self, rows: list[int]) -> Array:
-        self.cache, self.cached = KVCache(self.model, len(rows)), rows
+        self.cache, self.cached = KVCache(self.model, len(rows), self.room), rows
         lengths = np.array([len(self.rows[row]) for row in rows])
         ids = np.zeros((len(rows), lengths.max()), dtype=np.int64)  # short rows padded behind
         for row, n, padded in zip(rows, lengths, ids, strict=True):

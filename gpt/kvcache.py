@@ -12,7 +12,7 @@ from tensorgrad.backend import Array, backend_of
 
 
 class LayerCache:
-    """The keys and values of one layer, (B, H, block_size, D) each, in place from the first."""
+    """The keys and values of one layer, (B, H, room, D) each, in place from the first."""
 
     def __init__(self, cache: KVCache, k: Array, v: Array) -> None:
         self.cache, self.k, self.v = cache, k, v
@@ -30,17 +30,19 @@ class LayerCache:
 
 
 class KVCache:
-    """Room for the keys and values of a batch, up to the window; rows may differ in length.
+    """The keys and values of a batch; rows may differ in length.
 
+    room: the most tokens that a row will hold; without it, and at most, the window. Memory that is never used costs the
+    time to clear it, which for one sequence of GPT-2's window is that of a token.
     The slot of a token is its position, so a short row just has empty slots behind it. Those are
     masked, and hold zeros: what is masked counts 0 times its value, which for a nan is nan.
     """
 
-    def __init__(self, model: GPT, n_rows: int) -> None:
+    def __init__(self, model: GPT, n_rows: int, room: int | None = None) -> None:
         config, weight = model.config, model.wte.weight.data
-        shape = (n_rows, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.room = config.block_size if room is None else min(room, config.block_size)
+        shape = (n_rows, config.n_head, self.room, config.n_embd // config.n_head)
         self.xp = backend_of("KVCache", [weight]).xp
-        self.block_size = config.block_size
         self.lengths = np.zeros(n_rows, dtype=np.int64)  # tokens held, by row; on the host
         self.layers = [
             LayerCache(self, self.xp.zeros(shape, weight.dtype), self.xp.zeros(shape, weight.dtype))
@@ -50,9 +52,9 @@ class KVCache:
     def begin(self, n_new: int) -> Array:
         """Choose the slots of n_new tokens a row; return their positions, (T,) or (B, T)."""
         start, self.end_slot = int(self.lengths.min()), int(self.lengths.max()) + n_new
-        if self.end_slot > self.block_size:
+        if self.end_slot > self.room:
             raise ValueError(
-                f"the cache holds {self.block_size} tokens a row, not {self.end_slot}: "
+                f"the cache holds {self.room} tokens a row, not {self.end_slot}: "
                 "past the window, the last tokens have to be run again"
             )
         self.uniform = start + n_new == self.end_slot

@@ -62,7 +62,7 @@ def uncached_logits(model: GPT, ids: Sequence[int]) -> np.ndarray:
 @given(prompts=ROWS, n_steps=st.integers(1, 14), data=st.data())
 def test_cached_logits_equal_uncached(prompts: list, n_steps: int, data: st.DataObject) -> None:
     """For prompts of any lengths, rows that end at any time, and far past the window."""
-    batch = Generation(MODEL, prompts, max_new_tokens=0)
+    batch = Generation(MODEL, prompts, max_new_tokens=n_steps)
     tokens = np.random.default_rng(0).integers(VOCAB, size=(n_steps, len(prompts)))
     for step in range(n_steps):
         logits = batch.next_logits()
@@ -118,6 +118,16 @@ def test_the_cache_stays_where_it_is() -> None:
         addresses.add(tuple(array.ctypes.data for la in batch.cache.layers for array in (la.k, la.v)))
     assert len(addresses) == 1
     assert batch.cache.layers[0].k.shape == (2, 2, WINDOW, 8)
+
+
+@pytest.mark.parametrize(("n_new", "room"), [(1, 3), (4, 6), (WINDOW, WINDOW), (10**9, WINDOW)])
+def test_the_cache_has_room_for_what_is_to_be_written_and_no_more(n_new: int, room: int) -> None:
+    batch = Generation(MODEL, [[1, 2], [3]], max_new_tokens=n_new, temperature=0)
+    for step, _ in enumerate(batch):
+        if step == 2 * WINDOW:
+            break
+        if step < min(n_new, WINDOW - 1):
+            assert batch.cache is not None and batch.cache.layers[0].k.shape[2] == room
 
 
 def test_a_full_cache_says_so() -> None:
