@@ -199,7 +199,7 @@ def backward(
 
 
 class Attention(Products):
-    """The kernels above and those of `few_queries.py`, for float32 and float64; masks of more are left to plain NumPy."""
+    """The kernels above, and for few queries theirs, for float32 and float64; masks of more are for plain NumPy."""
 
     def attention(
         self, q: Array, key: Array, v: Array, causal: bool, mask: Array | None, dropout: Dropout | None, scale: float
