@@ -186,6 +186,10 @@ class Backend:
         du = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
         return (dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)).astype(dtype, copy=False)
 
+    def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
+        """dx of gelu_tanh, and gelu_tanh(x) once more, which then need not be kept. dy is given away, to be dx."""
+        return self.gelu_tanh_backward(dy, x), self.gelu_tanh(x)
+
     # --- softmax --------------------------------------------------------------------------------
 
     def softmax(self, x: Array, axis: int) -> Array:
@@ -258,6 +262,18 @@ class Backend:
     def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
         """dweight = the sum of dy xhat over all rows: (n,)."""
         return as_rows((self.wide(x) - mean) * rstd * dy).sum(axis=0)
+
+    def layer_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
+        """dx plus dsum, dweight and dbias, those that are needed: for backends that read dy and x once for all."""
+        needs_x, needs_weight, needs_bias = needs
+        return (
+            self.layer_norm_backward_x(dy, x, weight, mean, rstd, dsum) if needs_x else None,
+            self.layer_norm_backward_weight(dy, x, mean, rstd) if needs_weight else None,
+            self.linear_backward_bias(dy) if needs_bias else None,
+        )
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
         """Each row with mean square 1, scaled: x (..., n) -> y, and 1/rms (..., 1)."""

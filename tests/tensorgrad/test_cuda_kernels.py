@@ -94,6 +94,7 @@ CALLS: dict[str, Call] = {
     "gelu_backward": lambda k, a: k.gelu_backward(a.dy, a.x),
     "gelu_tanh": lambda k, a: k.gelu_tanh(a.x),
     "gelu_tanh_backward": lambda k, a: k.gelu_tanh_backward(a.dy, a.x),
+    "gelu_tanh_again": lambda k, a: k.gelu_tanh_again(a.dy.copy(), a.x),
     "softmax": lambda k, a: k.softmax(a.x, -1),
     "softmax_backward": lambda k, a: k.softmax_backward(a.dy, a.positive(), a.x.ndim - 1),
     "log_softmax": lambda k, a: k.log_softmax(a.x, -1),
@@ -214,8 +215,8 @@ def test_arrays_may_lie_anywhere(name: str, lay: Any) -> None:
 def test_no_elements(name: str) -> None:
     """Nothing is started for arrays without elements; what the plain mathematics cannot do, nobody can."""
     if "norm" not in name and "soft" not in name and "cross" not in name and "embedding" not in name:
-        (got,) = results(CALLS[name], backend_on_cpu(), Inputs((0, 4), np.float32, fake))
-        assert got.size in (0, 1, 4)
+        for got in results(CALLS[name], backend_on_cpu(), Inputs((0, 4), np.float32, fake)):
+            assert got.size in (0, 1, 4)
     k = backend_on_cpu()
     assert k.embedding_backward(fake(np.ones((0, 4))), fake(np.ones(0, np.int64)), (3, 4)).sum() == 0
 

@@ -127,6 +127,7 @@ ELEMENTWISE: dict[str, Call] = {
     "gelu_backward": lambda k, a: k.gelu_backward(a.dy, a.x),
     "gelu_tanh": lambda k, a: k.gelu_tanh(a.x),
     "gelu_tanh_backward": lambda k, a: k.gelu_tanh_backward(a.dy, a.x),
+    "gelu_tanh_again": lambda k, a: k.gelu_tanh_again(a.dy.copy(), a.x),
     "dropout": lambda k, a: k.dropout(a.x, DROP),
     "dropout all": lambda k, a: k.dropout(a.x, (1.0, 7, 1, 5)),
     "dropout_scale": lambda k, a: k.dropout_scale(a.x.shape, DROP, a.x.dtype),
@@ -140,6 +141,12 @@ ROWWISE: dict[str, Call] = {
     "layer_norm without": lambda k, a: k.layer_norm(a.x, None, None, 1e-5),
     "layer_norm_backward_x": lambda k, a: k.layer_norm_backward_x(a.dy, a.x, a.W, a.rows("mean"), a.rows("rstd")),
     "layer_norm_backward_weight": lambda k, a: k.layer_norm_backward_weight(a.dy, a.x, a.rows("mean"), a.rows("rstd")),
+    "layer_norm_backward": lambda k, a: k.layer_norm_backward(
+        a.dy, a.x, a.W, a.rows("mean"), a.rows("rstd"), None, (True, True, True)
+    ),
+    "layer_norm_backward plus": lambda k, a: k.layer_norm_backward(
+        a.dy, a.x, a.W, a.rows("mean"), a.rows("rstd"), a.y, (True, True, False)
+    )[:2],
     "linear_backward_bias": lambda k, a: k.linear_backward_bias(a.dy),
     "add_layer_norm": lambda k, a: k.add_layer_norm(a.x, a.y, a.W, a.B, 1e-5),
     "layer_norm_backward_x plus": lambda k, a: k.layer_norm_backward_x(

@@ -65,6 +65,18 @@ template <int N, typename Function> __device__ void backward(const T* dy, const 
     store<N>(dx + i, gradient);
 }
 
+template <int N, typename Function> __device__ void again(T* dy, const T* x, T* y, long long i, Function f) {
+    Real part[N], gradient[N];
+    load<N>(x + i, part);
+    load<N>(dy + i, gradient);
+    for (int j = 0; j < N; ++j) {
+        gradient[j] *= f.derivative(part[j]);
+        part[j] = f(part[j]);
+    }
+    store<N>(dy + i, gradient);
+    store<N>(y + i, part);
+}
+
 template <typename Function> __device__ void map(const T* x, T* y, long long n, Function f) {
     constexpr int N = PER_16_BYTES<T>;
     const long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N;
@@ -109,4 +121,15 @@ extern "C" __global__ void gelu_tanh_backward(
     const T* __restrict__ dy, const T* __restrict__ x, T* __restrict__ dx, long long n
 ) {
     map_backward(dy, x, dx, n, GeluTanh());
+}
+
+// dy becomes dx, and y is made once more: who saved x alone has both from one reading of it.
+extern "C" __global__ void gelu_tanh_again(
+    T* __restrict__ dy, const T* __restrict__ x, T* __restrict__ y, long long n
+) {
+    constexpr int N = PER_16_BYTES<T>;
+    const long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N;
+    if (i + N <= n && aligned(0, dy, x, y)) again<N>(dy, x, y, i, GeluTanh());
+    else
+        for (long long j = i; j < n && j < i + N; ++j) again<1>(dy, x, y, j, GeluTanh());
 }

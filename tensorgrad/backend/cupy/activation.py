@@ -44,12 +44,20 @@ class Activation(Kernels):
         """dx of gelu_tanh."""
         return self._map("gelu_tanh_backward", super().gelu_tanh_backward, dy, x)
 
+    def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
+        """dx of gelu_tanh, in dy, and gelu_tanh(x) once more."""
+        if not claimed(dy, x) or dy.shape != x.shape or not dy.flags.c_contiguous:
+            return super().gelu_tanh_again(dy, x)
+        return dy, self._start_elementwise("gelu_tanh_again", dy, x)
+
     def _map(self, kernel: str, plain: Callable[..., Array], *arrays: Array) -> Array:
         """Start an elementwise kernel on arrays of one shape and dtype, or leave it to the plain mathematics."""
-        first = arrays[0]
-        if not claimed(*arrays) or any(x.shape != first.shape for x in arrays):
+        if not claimed(*arrays) or any(x.shape != arrays[0].shape for x in arrays):
             return plain(*arrays)
-        y = self.xp.empty(first.shape, first.dtype)
+        return self._start_elementwise(kernel, *arrays)
+
+    def _start_elementwise(self, kernel: str, *arrays: Array) -> Array:
+        y = self.xp.empty(arrays[0].shape, arrays[0].dtype)
         blocks = -(-y.size // (THREADS * 16 // y.dtype.itemsize))
         self.launcher.launch(
             "activation", kernel, (blocks,), (THREADS,),

@@ -14,7 +14,7 @@ from numba.extending import intrinsic, overload
 from tensorgrad.backend.numba.compile import by_type, compiled
 
 F = np.float32
-ONE, HALF = F(1), F(0.5)  # exact in float32, so that they leave float32 and float64 what they are
+ONE, HALF, THREE = F(1), F(0.5), F(3)  # exact in float32, so that they leave float32 and float64 what they are
 LOG2_E = F(1.4426950408889634)
 LN2_HIGH, LN2_LOW = F(-0.69314718), F(1.9046543e-9)  # together -ln 2
 ROUND, ROUND_BITS = F(1.5 * 2**23), np.int32(0x4B400000)  # adding it rounds to an integer, left in the lowest bits
@@ -92,6 +92,24 @@ def exp_at_most_0_float32(x: Any) -> Any:
 
 
 @compiled
+def logistic_float32(x: Any) -> Any:
+    """1 / (1 + e^-x), and 0 where x is below -88.4: e^-x takes 2^n in one step, which is infinite from n = 128 on."""
+    x = F(87) if x > F(87) else x
+    x = F(-89) if x < F(-89) else x
+    rounded = fma(x, -LOG2_E, ROUND)
+    n = rounded - ROUND
+    r = fma(n, LN2_LOW, fma(n, LN2_HIGH, -x))
+    power = power_of_two(np.int32(bits(rounded) - ROUND_BITS))
+    return ONE / fma(fma(polynomial(EXP, r) * r, r, r) + ONE, power, ONE)
+
+
+@compiled
+def logistic_float64(x: Any) -> Any:
+    """1 / (1 + e^-x): where e^-x overflows it is 0, as it should be."""
+    return ONE / (ONE + math.exp(-x))
+
+
+@compiled
 def erf_float32(x: Any) -> Any:
     """Two polynomials: of x^2 near 0, and of |x| for the logarithm of 1 - erf(x), which falls like -x^2."""
     size = F(4) if abs(x) > F(4) else abs(x)  # erf(4) is 1 in float32
@@ -116,12 +134,26 @@ def erf(x: Any) -> Any:
     return erf_float32(x) if isinstance(x, np.float32) else np.float64(math.erf(x))
 
 
+def logistic(x: Any) -> Any:
+    """1 / (1 + e^-x) for a float32 or float64 scalar."""
+    return ONE / (ONE + exp(-x))
+
+
 by_type(exp, exp_float32, math.exp)
 by_type(exp_at_most_0, exp_at_most_0_float32, math.exp)
 by_type(erf, erf_float32, math.erf)
+by_type(logistic, logistic_float32, logistic_float64)
 
 
 @compiled
-def logistic(x: Any) -> Any:
-    """1 / (1 + e^-x): where e^-x overflows it is 0, as it should be."""
-    return ONE / (ONE + exp(-x))
+def gelu_tanh_at(x: Any, scale: Any, cubic: Any) -> Any:
+    """x sigmoid(2u), with scale 2 sqrt(2/pi) and cubic 0.044715 in the dtype of x: see `activation.gelu_tanh`."""
+    return x * logistic(scale * x * (ONE + cubic * x * x))
+
+
+@compiled
+def gelu_tanh_slope(x: Any, scale: Any, cubic: Any) -> Any:
+    """s + x s (1 - s) d(2u)/dx, with s = sigmoid(2u)."""
+    square = cubic * x * x
+    s = logistic(scale * x * (ONE + square))
+    return s + x * s * (ONE - s) * scale * (ONE + THREE * square)

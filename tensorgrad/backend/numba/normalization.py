@@ -45,27 +45,30 @@ def add_layer_norm(
 
 
 @kernel
-def layer_norm_backward_x(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: Any) -> None:
-    """dx = rstd (g - mean(g) - xhat mean(g xhat)), with g = dy weight and xhat = (x - mean) rstd."""
-    per_element = ONE / x.dtype.type(x.shape[1])
-    for i in prange(x.shape[0]):
-        dyi, xi, dxi, middle, scale = dy[i], x[i], dx[i], mean[i], rstd[i]
-        mean_g = dot(dyi, weight) * per_element
-        along = dot_about(dyi, weight, xi, middle) * per_element * scale * scale
-        for j in range(xi.size):
-            dxi[j] = scale * (dyi[j] * weight[j] - mean_g - (xi[j] - middle) * along)
+def layer_norm_backward(
+    dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, dsum: Any, dx: Any, dweight: Any, dbias: Any
+) -> None:
+    """dx = rstd (g - mean(g) - xhat mean(g xhat)) + dsum, with g = dy weight and xhat = (x - mean) rstd.
 
-
-@kernel
-def layer_norm_backward_x_plus(dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, dsum: Any, dx: Any) -> None:
-    """The same, plus dsum: the gradient that comes to x by another way."""
+    dweight, dbias (blocks, n): the sums of dy xhat and dy over each block of rows. dsum and dbias may be empty.
+    """
     per_element = ONE / x.dtype.type(x.shape[1])
-    for i in prange(x.shape[0]):
-        dyi, xi, dxi, di, middle, scale = dy[i], x[i], dx[i], dsum[i], mean[i], rstd[i]
-        mean_g = dot(dyi, weight) * per_element
-        along = dot_about(dyi, weight, xi, middle) * per_element * scale * scale
-        for j in range(xi.size):
-            dxi[j] = scale * (dyi[j] * weight[j] - mean_g - (xi[j] - middle) * along) + di[j]
+    for block in prange(dweight.shape[0]):
+        for i in range(block * BLOCK, min((block + 1) * BLOCK, x.shape[0])):
+            dyi, xi, dxi, middle, scale = dy[i], x[i], dx[i], mean[i], rstd[i]
+            mean_g = dot(dyi, weight) * per_element
+            along = dot_about(dyi, weight, xi, middle) * per_element * scale * scale
+            for j in range(xi.size):
+                dxi[j] = scale * (dyi[j] * weight[j] - mean_g - (xi[j] - middle) * along)
+            if dsum.size > 0:
+                dsi = dsum[i]
+                for j in range(xi.size):
+                    dxi[j] += dsi[j]
+            for j in range(xi.size):
+                dweight[block, j] += dyi[j] * ((xi[j] - middle) * scale)
+            if dbias.size > 0:
+                for j in range(xi.size):
+                    dbias[block, j] += dyi[j]
 
 
 @kernel
@@ -122,6 +125,13 @@ def takes(x: Array, like_x: Array | None = None, per_row: tuple[Array, ...] = ()
     )
 
 
+def takes_backward(
+    dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None
+) -> bool:  # fmt: skip
+    """Whether the kernel of layer_norm's backward may have these."""
+    return takes(x, dy, (mean, rstd), weight) and (dsum is None or takes(x, dsum))
+
+
 def or_constant(vector: Array | None, constant: float, x: Array) -> Array:
     """A weight or bias that is not there as one that does nothing, so that there is one kernel."""
     return np.full(x.shape[-1], constant, x.dtype) if vector is None else contiguous(vector)
@@ -159,18 +169,34 @@ class Normalization(NumpyBackend):
         )  # fmt: skip
         return both, y, mean, rstd
 
+    def layer_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
+        """dx of layer_norm plus dsum, dweight and dbias, in one pass over dy and x."""
+        needs_x, needs_weight, needs_bias = needs
+        if not (needs_x and needs_weight) or not takes_backward(dy, x, weight, mean, rstd, dsum):
+            return super().layer_norm_backward(dy, x, weight, mean, rstd, dsum, needs)
+        return self._layer_norm_backward(dy, x, weight, mean, rstd, dsum, needs_bias)
+
     def layer_norm_backward_x(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None
     ) -> Array:
         """dx of layer_norm, plus dsum."""
-        if not takes(x, dy, (mean, rstd), weight) or (dsum is not None and not takes(x, dsum)):
+        if not takes_backward(dy, x, weight, mean, rstd, dsum):
             return super().layer_norm_backward_x(dy, x, weight, mean, rstd, dsum)
-        dx, scale = np.empty(x.shape, x.dtype), or_constant(weight, 1, x)
-        if dsum is None:
-            layer_norm_backward_x(rows(dy), rows(x), scale, flat(mean), flat(rstd), rows(dx))
-        else:
-            layer_norm_backward_x_plus(rows(dy), rows(x), scale, flat(mean), flat(rstd), rows(dsum), rows(dx))
-        return dx
+        return self._layer_norm_backward(dy, x, weight, mean, rstd, dsum, False)[0]
+
+    def _layer_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None, needs_bias: bool
+    ) -> tuple[Array, Array, Array | None]:
+        dx, dweight = np.empty(x.shape, x.dtype), partial_sums(rows(x))
+        dbias = partial_sums(rows(x)) if needs_bias else dweight[:0]
+        layer_norm_backward(
+            rows(dy), rows(x), or_constant(weight, 1, x), flat(mean), flat(rstd),
+            dweight[:0] if dsum is None else rows(dsum), rows(dx), dweight, dbias,
+        )  # fmt: skip
+        return dx, dweight.sum(axis=0), dbias.sum(axis=0) if needs_bias else None
 
     def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
         """dweight of layer_norm: (n,)."""
