@@ -204,6 +204,8 @@ def forward_flop(name: str, operands: list[Any], result: Any, options: dict[str,
     """Operations of an op: exact for products, by the formulas for what is counted by element, else 0."""
     if name.startswith("linear"):
         return 2.0 * operands[0].size * operands[1].shape[0]
+    if name == "mlp":  # its products: GELU is next to nothing beside them
+        return 2.0 * operands[1].shape[0] * (operands[0].size + result.size)
     if name == "matmul":
         return 2.0 * result.size * operands[0].shape[-1]
     if name == "attention":
@@ -216,7 +218,7 @@ def forward_flop(name: str, operands: list[Any], result: Any, options: dict[str,
 
 def backward_flop(name: str, forward: float, n_products: int) -> float:
     """Operations of an op's backward: a product has one for each of its operands, attention two for each of its two."""
-    if name.startswith(("linear", "matmul", "attention")):
+    if name.startswith(("linear", "matmul", "mlp", "attention")):
         return forward * n_products
     there, back = PER_ELEMENT.get(name, (1, 0))
     return forward / there * back

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 
 from gpt.config import GPTConfig, TrainConfig
 from gpt.model import blocks_run_again
+from tensorgrad.autograd import MADE_AGAIN
 from tensorgrad.backend.numpy import cpu_count
 from tensorgrad.ops.cross_entropy import BLOCK
 
 FLOAT32 = 4  # bytes
-# Of N x C in a block: what both norms read (2) and give (2), q, k and v (3), attention's result (1), and both sides of
-# the GELU (4 + 4).
-SAVED_IN_A_BLOCK = 16
+# Of N x C in a block: what both norms read (2), q, k and v (3), attention's result (1), and what the GELU reads (4).
+SAVED_IN_A_BLOCK = 10
+NORMALISED = 2  # and what both norms give, where that is too small to be made again
 # And what the last block's backward needs beside it before the first of that is freed: the gradient of the stream, of
-# the MLP's inside (4), and what goes on from there.
-WORKING = 6
+# the MLP's inside (4), what the GELU gave, made again (4), and what goes on from there.
+WORKING = 10
 COPIES = 800_000  # bytes a thread of compiled kernels needs for blocks of a product's operands
 
 
@@ -86,11 +87,12 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     stream = size * tokens * shape.n_embd
     small = FLOAT32 * tokens * (shape.n_head + 4)  # logsumexp of every head, mean and deviation of both norms
     scores = _attention_weights(config, shape, backend)
-    block = SAVED_IN_A_BLOCK * stream + small + scores
+    saved = (SAVED_IN_A_BLOCK + (NORMALISED if stream < MADE_AGAIN else 0)) * stream + small
+    block = saved + scores
     n_again = min(blocks_run_again(shape), shape.n_layer)
     again = n_again * block if config.recompute else 0
     inputs = -(-shape.n_layer // n_again) * stream
-    kept = inputs if config.recompute else shape.n_layer * (SAVED_IN_A_BLOCK * stream + small)
+    kept = inputs if config.recompute else shape.n_layer * saved
     logits, before_head, beside_head = _logits(tokens, vocab_size, size, backend)
     before = gradients if config.grad_accum > 1 else 0  # of the batches before
     head_there = FLOAT32 * head + before

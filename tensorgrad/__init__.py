@@ -87,6 +87,7 @@ from tensorgrad.ops import (
     mean,
     min,
     minimum,
+    mlp,
     multiply,
     negative,
     not_equal,

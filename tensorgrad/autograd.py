@@ -30,6 +30,7 @@ from tensorgrad.backend import Array, Backend, backend_of
 
 Backward = Callable[[Any], Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
+MADE_AGAIN = 2**20  # bytes: a smaller result is kept, where making it again would take longer than it is worth
 next_birth = itertools.count(1).__next__  # a parent is always born before its children
 
 
@@ -48,9 +49,10 @@ class Node:
     parents: the node of every operand, None where no gradient is wanted.
     backward: one function from dy to the gradients of all operands, or a tuple of functions, one an operand;
     None once freed.
+    again: a function that makes the result once more from what backward saved; None where there is none.
     """
 
-    __slots__ = ("backward", "birth", "dtype", "name", "parents", "shape")
+    __slots__ = ("again", "backward", "birth", "dtype", "name", "parents", "shape")
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Node:
         self.dtype = array.dtype
         self.parents = parents
         self.backward = backward
+        self.again: Callable[[], Array] | None = None
 
 
 class Leaf(Node):
@@ -176,18 +179,21 @@ def is_grad_enabled() -> bool:
     return _mode.recording
 
 
-def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
+def op(fn: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
     """Turn `fn(k, *operand arrays, **options) -> (array, backward)` into a function over tensors.
 
     `k` is the backend of the operands' arrays. Operands are tensors, arrays or Python scalars, at least one of them a
     tensor; further positional arguments are taken as the options in the order in which `fn` names them.
     A list of arrays as the result makes a list of tensors. `backward` None says that the op has no gradient.
     What backward returns is dy itself, a view, or an array that it made and hands to nobody else: never a saved one.
-    An `fn` with an option `needs_grad` is told by it which operands will be asked for a gradient, a bool for each.
+    Two options are for the tape to give. `needs_grad`: whether each operand will be asked for a gradient.
+    `saved`: for each a function that gives its array in backward, for an `fn` that saves those in place of the arrays:
+    what another op can make again in little time is then not kept. Such an op returns a third, how: see `Node.again`.
     """
     name = fn.__name__.lstrip("_")  # `_concat` is the op under the function `concat`
-    parameters = [p for p in inspect.signature(fn).parameters.values() if p.name != "needs_grad"][1:]
-    is_told = "needs_grad" in inspect.signature(fn).parameters
+    from_tape = {"needs_grad", "saved"} & inspect.signature(fn).parameters.keys()
+    parameters = [p for p in inspect.signature(fn).parameters.values() if p.name not in from_tape][1:]
+    is_told, saves = "needs_grad" in from_tape, "saved" in from_tape
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     n_operands = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
     option_names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -199,6 +205,7 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
             operands, options = _arrange(name, operand_defaults, option_names, operands, options)
         arrays = []
         parents = []
+        again: list[Any]
         kind = None
         wanted = weak = False
         for x in operands:
@@ -218,9 +225,12 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
         if weak:
             arrays = k.weak_scalars(arrays)
         if is_told:
-            options["needs_grad"] = tuple(node is not None and _mode.recording for node in parents)
+            asked = [node is not None and _mode.recording for node in parents]
+            options["needs_grad"] = (*asked, *[False] * (n_operands - len(asked)))
+        if saves:
+            options["saved"] = tuple(map(_saved, arrays, parents))
         try:
-            result, backward = fn(k, *arrays, **options)
+            result, backward, *again = fn(k, *arrays, **options)
         except ValueError as error:
             if str(error).startswith(f"{name}:"):
                 raise
@@ -237,12 +247,26 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
                 result = np.asarray(result)
             out.data = result
             out.node = Node(name, result, tuple(parents), backward) if record else None
+        if record and again:
+            _offer(out, again[0])
         if watcher is not None:
             watcher.after_op(name, operands, out)
         return out
 
     apply.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return apply
+
+
+def _saved(array: Any, node: Node | None) -> Callable[[], Any]:
+    """How an op gets at an operand in backward: as `Node.again` makes it, or from the array, which that keeps."""
+    return node.again if node is not None and node.again is not None else lambda: array
+
+
+def _offer(out: Any, again: Any) -> None:
+    """Note how a result, or each of several, can be made again, where it is large."""
+    for tensor, function in zip(out, again, strict=True) if type(out) is list else [(out, again)]:
+        if tensor.data.nbytes >= MADE_AGAIN:
+            tensor.node.again = function
 
 
 def _described(x: Any) -> str:
@@ -428,6 +452,8 @@ def backward(
         arrivals.one_at(root)
     while pending.heap:
         node, dy = pending.pop()
+        if not retain_graph:
+            node.again = None
         if type(node) is Output:
             pending.put(node, dy)
             continue

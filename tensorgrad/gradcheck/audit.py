@@ -65,6 +65,8 @@ class _Witness:
             gradients = result if type(result) is tuple else (result,)  # operands after the last have none
             for place, gradient in zip_longest(places, gradients):
                 gradient = gradient.dense() if type(gradient) is Scattered else gradient
+                if place is None and gradient is None:
+                    continue  # of an operand that was not given
                 if place is None:
                     raise GradcheckError(f"{self.name}: {len(gradients)} gradients for {len(places)} operands")
                 if self.parents[place] is not None:

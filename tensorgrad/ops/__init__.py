@@ -79,6 +79,7 @@ from tensorgrad.ops.manipulation import (
     tril,
     triu,
 )
+from tensorgrad.ops.mlp import mlp
 from tensorgrad.ops.normalization import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from tensorgrad.ops.reduction import cumulative_sum, logsumexp, max, mean, min, prod, std, sum, var
 from tensorgrad.ops.softmax import log_softmax, softmax
@@ -88,7 +89,7 @@ DIFFERENTIABLE = [
     "cross_entropy", "cumulative_sum", "divide", "dropout", "einsum", "embedding", "erf", "exp",
     "expand_dims", "flip", "gelu", "getitem", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax",
     "logsumexp", "matmul", "matrix_transpose", "max", "maximum", "mean", "min", "minimum",
-    "multiply", "negative", "pad", "permute_dims", "pow", "prod", "reciprocal", "relu",
+    "mlp", "multiply", "negative", "pad", "permute_dims", "pow", "prod", "reciprocal", "relu",
     "repeat", "reshape", "rms_norm", "roll", "rotary_embedding", "sigmoid", "sign", "silu",
     "sin", "softmax", "split", "sqrt", "square", "squeeze", "stack", "std", "subtract", "sum",
     "take", "take_along_axis", "tanh", "tensordot", "tile", "tril", "triu", "var", "where",

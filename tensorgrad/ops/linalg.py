@@ -1,6 +1,6 @@
 """Matrix products and their general forms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tensorgrad.autograd import op
@@ -52,7 +52,9 @@ def _as_matrix(shape: tuple[int, ...], row: bool) -> tuple[int, ...]:
 
 
 @op
-def linear(k: Backend, x: Array, weight: Array, bias: Array | None = None) -> Result:
+def linear(
+    k: Backend, x: Array, weight: Array, bias: Array | None = None, *, saved: tuple[Callable[[], Array], ...]
+) -> Result:  # fmt: skip
     """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m).
 
     dx = dy weight, dweight = dy^T x over all rows, dbias = the sum of dy over all rows.
@@ -61,9 +63,10 @@ def linear(k: Backend, x: Array, weight: Array, bias: Array | None = None) -> Re
         raise ValueError(f"linear: x {x.shape} does not fit weight {weight.shape}: (..., n) and (m, n) are needed")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear: bias {bias.shape} does not fit weight {weight.shape}: {weight.shape[:1]} is needed")
+    x_again = saved[0]
     return k.linear(x, weight, bias), (
         lambda dy: k.linear_backward_x(dy, weight),
-        lambda dy: k.linear_backward_weight(dy, x),
+        lambda dy: k.linear_backward_weight(dy, x_again()),
         k.linear_backward_bias,
     )
 

@@ -1,6 +1,5 @@
 """Layer normalisation and its simpler sister."""
 
-from collections.abc import Callable
 from typing import Any
 
 from tensorgrad.autograd import op
@@ -8,22 +7,24 @@ from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import shape_of
 
 Result = tuple[Array, Any]
+WithAgain = tuple[Any, Any, Any]
 
 
 @op
 def layer_norm(
-    k: Backend, x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5
-) -> Result:
+    k: Backend, x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5,
+    needs_grad: tuple[bool, bool, bool],
+) -> WithAgain:  # fmt: skip
     """Every row with mean 0 and variance 1, times weight, plus bias (Ba, Kiros, Hinton 2016, arXiv:1607.06450).
 
     x (..., n), weight and bias (n) or None -> (..., n). Saves x and each row's mean and 1/std.
     """
     _check("layer_norm", x, weight, bias)
     y, mean, rstd = k.layer_norm(x, weight, bias, eps)
-    return y, (
-        lambda dy: k.layer_norm_backward_x(dy, x, weight, mean, rstd),
-        lambda dy: k.layer_norm_backward_weight(dy, x, mean, rstd),
-        k.linear_backward_bias,
+    return (
+        y,
+        lambda dy: k.layer_norm_backward(dy, x, weight, mean, rstd, None, needs_grad),
+        lambda: k.layer_norm(x, weight, bias, eps)[0],
     )
 
 
@@ -43,8 +44,9 @@ def rms_norm(k: Backend, x: Array, weight: Array | None = None, *, eps: float = 
 
 @op
 def add_layer_norm(
-    k: Backend, x: Array, residual: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5
-) -> tuple[list[Array], Any]:
+    k: Backend, x: Array, residual: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5,
+    needs_grad: tuple[bool, bool, bool, bool],
+) -> WithAgain:  # fmt: skip
     """[x + residual, layer_norm of that]: one step of a residual stream, in one pass where the backend has one.
 
     x and residual (..., n), weight and bias (n) or None -> both (..., n). Saves the sum and each row's mean and 1/std.
@@ -52,43 +54,44 @@ def add_layer_norm(
     _check("add_layer_norm", x, weight, bias)
     _check_alike("add_layer_norm", x, residual)
     total, y, mean, rstd = k.add_layer_norm(x, residual, weight, bias, eps)
-    dx = _of_both(lambda dy, dsum: k.layer_norm_backward_x(dy, total, weight, mean, rstd, dsum))
-    return [total, y], (
-        dx,
-        dx,
-        _of_rows(k, total, lambda dy: k.layer_norm_backward_weight(dy, total, mean, rstd)),
-        _of_rows(k, total, k.linear_backward_bias),
-    )
+    needs_x, needs_residual, needs_weight, needs_bias = needs_grad
+    needs = needs_x or needs_residual, needs_weight, needs_bias
+
+    def backward(dys: list[Array | None]) -> tuple[Array | None, ...]:
+        dsum, dy = dys
+        if dy is None:  # nothing used the normalised rows
+            return dsum, dsum, *(k.xp.zeros(total.shape[-1:], total.dtype) if need else None for need in needs[1:])
+        dtotal, dweight, dbias = k.layer_norm_backward(dy, total, weight, mean, rstd, dsum, needs)
+        return *_for_both(dtotal), dweight, dbias
+
+    return [total, y], backward, [None, lambda: k.layer_norm(total, weight, bias, eps)[0]]
 
 
 @op
 def add_rms_norm(
-    k: Backend, x: Array, residual: Array, weight: Array | None = None, *, eps: float = 1e-6
-) -> tuple[list[Array], Any]:
+    k: Backend, x: Array, residual: Array, weight: Array | None = None, *, eps: float = 1e-6,
+    needs_grad: tuple[bool, bool, bool],
+) -> tuple[list[Array], Any]:  # fmt: skip
     """[x + residual, rms_norm of that], as `add_layer_norm`. Saves the sum and each row's 1/rms."""
     _check("add_rms_norm", x, weight)
     _check_alike("add_rms_norm", x, residual)
     total, y, rrms = k.add_rms_norm(x, residual, weight, eps)
-    dx = _of_both(lambda dy, dsum: k.rms_norm_backward_x(dy, total, weight, rrms, dsum))
-    return [total, y], (dx, dx, _of_rows(k, total, lambda dy: k.rms_norm_backward_weight(dy, total, rrms)))
+    needs_x, needs_residual, needs_weight = needs_grad
 
-
-def _of_both(gradient: Callable[[Array, Array | None], Array]) -> Callable[[list[Array | None]], Array]:
-    """The gradient of x and residual alike: made once for the two, and views, so that the tape adds to neither."""
-    made: list[Any] = [None, None]  # for which gradients of the results, and what
-
-    def dx(dys: list[Array | None]) -> Array:
+    def backward(dys: list[Array | None]) -> tuple[Array | None, ...]:
         dsum, dy = dys
-        if made[0] is not dys:
-            made[:] = dys, dsum if dy is None else gradient(dy, dsum)
-        return made[1].view()
+        if dy is None:
+            return dsum, dsum, k.xp.zeros(total.shape[-1:], total.dtype) if needs_weight else None
+        dtotal = k.rms_norm_backward_x(dy, total, weight, rrms, dsum) if needs_x or needs_residual else None
+        dweight = k.rms_norm_backward_weight(dy, total, rrms) if needs_weight else None
+        return *_for_both(dtotal), dweight
 
-    return dx
+    return [total, y], backward
 
 
-def _of_rows(k: Backend, x: Array, gradient: Callable[[Array], Array]) -> Callable[[list[Array | None]], Array]:
-    """The gradient of weight or bias: from that of the normalised rows, 0 if nothing was made of them."""
-    return lambda dys: k.xp.zeros(x.shape[-1:], x.dtype) if dys[1] is None else gradient(dys[1])
+def _for_both(gradient: Array | None) -> tuple[Array | None, Array | None]:
+    """The gradient of x and residual alike, made once for the two: as views, so that the tape adds to neither."""
+    return (None, None) if gradient is None else (gradient.view(), gradient.view())
 
 
 def _check_alike(name: str, x: Array, residual: Array) -> None:

@@ -51,6 +51,10 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return np.einsum("...n,mn->...m", x, weight) + (0 if bias is None else bias)
 
 
+def mlp(x: Any, w1: Any, b1: Any, w2: Any, b2: Any = None, *, approximate: str = "none") -> Any:
+    return linear(gelu(linear(x, w1, b1), approximate), w2, b2)
+
+
 def clip(x: Any, min: float | None = None, max: float | None = None) -> Any:
     return np.minimum(np.maximum(x, -np.inf if min is None else min), np.inf if max is None else max)
 

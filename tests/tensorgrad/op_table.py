@@ -374,6 +374,20 @@ def linears(draw: Any) -> Any:
 
 
 @st.composite
+def mlps(draw: Any) -> Any:
+    n, m, p = (draw(sizes()) for _ in range(3))
+    biases = [draw(array((size,))) if draw(st.booleans()) else None for size in (m, p)]
+    x = draw(array((*draw(shapes(max_dims=2)), n)))
+    operands = [x, draw(array((m, n))), biases[0], draw(array((p, m))), biases[1]]
+    return Call(operands, {"approximate": draw(st.sampled_from(["none", "tanh"]))})
+
+
+def torch_mlp(t: Any, x: Any, w1: Any, b1: Any, w2: Any, b2: Any, approximate: str) -> Any:
+    f = t.nn.functional
+    return f.linear(f.gelu(f.linear(x, w1, b1), approximate=approximate), w2, b2)
+
+
+@st.composite
 def normalizing(draw: Any, n_scales: int) -> Any:
     n = draw(sizes(2))
     scales = [draw(array((n,))) for _ in range(draw(st.integers(0, n_scales)))]
@@ -581,6 +595,7 @@ row("tensordot", contractions(), np.tensordot, lambda t, a, b, axes: t.tensordot
 row("einsum", einsums(), lambda *x, subscripts: np.einsum(subscripts, *x),
     lambda t, *x, subscripts: t.einsum(subscripts, *x), lambda *x, subscripts: tg.einsum(subscripts, *x))
 row("linear", linears(), ref.linear, lambda t, *x: t.nn.functional.linear(*x))
+row("mlp", mlps(), ref.mlp, torch_mlp)
 row("softmax", along_axis(), ref.softmax, lambda t, x, axis: t.softmax(x, axis))
 row("log_softmax", along_axis(), ref.log_softmax, lambda t, x, axis: t.log_softmax(x, axis))
 row("layer_norm", normalizing(2), ref.layer_norm,

@@ -61,6 +61,32 @@ def _in_blocks(*operands: Any, **options: Any) -> Any:
         return ops.linear_cross_entropy(*operands, **options)
 
 
+def _mlps(**options: Any) -> list[Case]:
+    weights = randn(4, 3), randn(4), randn(2, 4), randn(2)
+    operands = randn(2, 3), *weights
+
+    def frozen(name: str, n: int) -> Case:
+        return Case(f"frozen {name}", ops.mlp, *operands[:n], Frozen(operands[n]), *operands[n + 1 :], **options)
+
+    return [
+        Case("one element", ops.mlp, randn(1, 1), randn(1, 1), randn(1), randn(1, 1), randn(1), **options),
+        Case("vector", ops.mlp, randn(3), *weights, **options),
+        Case("matrix", ops.mlp, randn(5, 3), *weights, **options),
+        Case("batch", ops.mlp, randn(2, 1, 3), *weights, **options),
+        Case("no biases", ops.mlp, randn(2, 3), randn(4, 3), None, randn(2, 4), **options),
+        Case("bias1 alone", ops.mlp, randn(2, 3), randn(4, 3), randn(4), randn(2, 4), **options),
+        Case("bias2 alone", ops.mlp, randn(2, 3), randn(4, 3), None, randn(2, 4), randn(2), **options),
+        Case("no rows", ops.mlp, randn(0, 3), *weights, **options),
+        Case("nothing inside", ops.mlp, randn(2, 3), randn(0, 3), randn(0), randn(2, 0), randn(2), **options),
+        Case("transposed", ops.mlp, randn(3, 2).T, randn(3, 4).T, randn(4), randn(4, 2).T, randn(2), **options),
+        Case(
+            "sliced", ops.mlp, randn(4, 6)[::2, ::2], randn(8, 3)[::-2], randn(4), randn(2, 8)[:, ::2], None, **options
+        ),
+        Case("used twice", lambda x: ops.mlp(x, x, None, x, **options), randn(3, 3)),
+        *(frozen(name, n) for n, name in enumerate(("x", "weight1", "bias1", "weight2", "bias2"))),
+    ]
+
+
 cases: dict[str, list[Case]] = {
     "layer_norm": [
         *_normalization(ops.layer_norm),
@@ -179,4 +205,5 @@ cases: dict[str, list[Case]] = {
         Case("stride 0", ops.rotary_embedding, np.broadcast_to(randn(4), (3, 4)), np.arange(3)),
         Case("used twice", lambda x, p: ops.multiply(ops.rotary_embedding(x, p), x), randn(3, 4), np.arange(3)),
     ],
+    "mlp": [*_mlps(), *(case.renamed(f"tanh, {case.name}") for case in _mlps(approximate="tanh"))],
 }  # fmt: skip

@@ -1,0 +1,61 @@
+"""The MLP of a transformer block as one op, so that what GELU makes is not kept."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from tensorgrad.autograd import op
+from tensorgrad.backend import Array, Backend
+from tensorgrad.ops.broadcasting import shape_of
+
+Result = tuple[Array, Any]
+
+
+@op
+def mlp(
+    k: Backend, x: Array, weight1: Array, bias1: Array | None, weight2: Array, bias2: Array | None = None, *,
+    approximate: Literal["none", "tanh"] = "none", needs_grad: tuple[bool, ...],
+    saved: tuple[Callable[[], Array], ...],
+) -> Result:  # fmt: skip
+    """gelu(x @ weight1^T + bias1) @ weight2^T + bias2, with `approximate` as gelu has it.
+
+    x (..., n), weight1 (m, n), bias1 (m), weight2 (p, m), bias2 (p) -> (..., p). Of the middle, h = x @ weight1^T +
+    bias1 and gelu(h), only h is saved: backward makes the other again together with the gradient of h.
+    """
+    _check(x, weight1, bias1, weight2, bias2, approximate)
+    tanh, x_again = approximate == "tanh", saved[0]
+    needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2 = needs_grad
+    h = k.linear(x, weight1, bias1)
+    y = k.linear(k.gelu_tanh(h) if tanh else k.gelu(h), weight2, bias2)
+
+    def backward(dy: Array) -> tuple[Array | None, ...]:
+        bent = k.linear_backward_x(dy, weight2)
+        dh, bent = k.gelu_tanh_again(bent, h) if tanh else (k.gelu_backward(bent, h), k.gelu(h))
+        dweight2 = k.linear_backward_weight(dy, bent) if needs_weight2 else None
+        del bent
+        return (
+            k.linear_backward_x(dh, weight1) if needs_x else None,
+            k.linear_backward_weight(dh, x_again()) if needs_weight1 else None,
+            k.linear_backward_bias(dh) if needs_bias1 else None,
+            dweight2,
+            k.linear_backward_bias(dy) if needs_bias2 else None,
+        )
+
+    return y, backward
+
+
+def _check(
+    x: Array, weight1: Array, bias1: Array | None, weight2: Array, bias2: Array | None, approximate: str
+) -> None:  # fmt: skip
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"mlp: approximate is {approximate!r}, not 'none' or 'tanh'")
+    if x.ndim == 0 or weight1.ndim != 2 or x.shape[-1] != weight1.shape[1]:
+        raise ValueError(f"mlp: x {x.shape} does not fit weight1 {weight1.shape}: (..., n) and (m, n) are needed")
+    if weight2.ndim != 2 or weight2.shape[1] != weight1.shape[0]:
+        raise ValueError(
+            f"mlp: weight2 {weight2.shape} does not fit weight1 {weight1.shape}: (p, m) and (m, n) are needed"
+        )  # fmt: skip
+    for n, bias, weight in ((1, bias1, weight1), (2, bias2, weight2)):
+        if bias is not None and shape_of(bias) != weight.shape[:1]:
+            raise ValueError(
+                f"mlp: bias{n} {shape_of(bias)} does not fit weight{n} {weight.shape}: {weight.shape[:1]} is needed"
+            )
