@@ -56,19 +56,16 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        q, k, v = (self._heads(part) for part in tg.split(self.c_attn(x), 3, axis=-1))
+        B, T, C = x.shape
+        heads = self.c_attn(x).reshape((B, T, 3 * self.n_head, C // self.n_head))  # those of q, of k, of v
+        q, k, v = (part.permute_dims((0, 2, 1, 3)) for part in tg.split(heads, 3, axis=2))  # (B, H, T, D)
         mask = None
         if cache is not None:
             k, v, mask = cache.extend(k, v)  # (B, H, S, D)
         dropout_p = self.dropout if self.training else 0.0
         y = tg.attention(q, k, v, causal=mask is None, mask=mask, dropout_p=dropout_p)
-        y = y.permute_dims((0, 2, 1, 3)).reshape(x.shape)  # (B, H, T, D) -> (B, T, C)
+        y = y.permute_dims((0, 2, 1, 3)).reshape((B, T, C))  # (B, H, T, D) -> (B, T, C)
         return self.resid_dropout(self.c_proj(y))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        B, T, C = x.shape
-        x = x.reshape((B, T, self.n_head, C // self.n_head))  # (B, T, H, D)
-        return x.permute_dims((0, 2, 1, 3))  # (B, H, T, D)
 
 
 class MLP(nn.Module):

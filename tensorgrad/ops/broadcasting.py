@@ -39,7 +39,7 @@ def normalize_axes(name: str, axis: int | tuple[int, ...] | None, ndim: int) -> 
     """Axes counted from 0, all of them for None. Raises ValueError for an axis that is not there or is named twice."""
     if axis is None:
         return tuple(range(ndim))
-    axes = tuple(normalize_axis(name, a, ndim) for a in (axis if isinstance(axis, tuple | list) else (axis,)))
+    axes = tuple([normalize_axis(name, a, ndim) for a in (axis if isinstance(axis, tuple | list) else (axis,))])
     if len(set(axes)) != len(axes):
         raise ValueError(f"{name}: axis {axis} names an axis twice")
     return axes

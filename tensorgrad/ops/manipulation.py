@@ -1,5 +1,6 @@
 """Changing shape and order: the gradient is the same change undone."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +25,7 @@ def permute_dims(k: Backend, x: Array, *, axes: tuple[int, ...]) -> Result:
     order = normalize_axes("permute_dims", tuple(axes), x.ndim)
     if len(order) != x.ndim:
         raise ValueError(f"permute_dims: axes {axes} do not name all {x.ndim} dimensions")
-    inverse = sorted(range(x.ndim), key=order.__getitem__)
-    return x.transpose(order), lambda dy: dy.transpose(inverse)
+    return x.transpose(order), lambda dy: dy.transpose(sorted(range(len(order)), key=order.__getitem__))
 
 
 @op
@@ -110,8 +110,8 @@ def split(k: Backend, x: Array, *, sections: int | Sequence[int], axis: int = 0)
         sizes = list(sections)
         if math.fsum(sizes) != total or any(n < 0 for n in sizes):
             raise ValueError(f"split: sizes {sizes} do not add up to {total}, the size of axis {axis}")
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    places = [(slice(None),) * axis + (slice(s, s + n),) for s, n in zip(starts, sizes, strict=True)]
+    before, ends = (slice(None),) * axis, itertools.accumulate(sizes)
+    places = [(*before, slice(end - n, end)) for n, end in zip(sizes, ends, strict=True)]
 
     def backward(parts: list[Array | None]) -> Array:
         whole = _whole(parts, places, shape)

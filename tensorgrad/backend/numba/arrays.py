@@ -27,7 +27,7 @@ def block_of(x: Any, i: int) -> Any:
 def claimed(*arrays: Any) -> bool:
     """Whether kernels may have these: NumPy arrays, all float32 or all float64. The plain mathematics has the rest."""
     dtype = getattr(arrays[0], "dtype", None)
-    return dtype in FLOATING and all(type(x) is np.ndarray and x.dtype == dtype for x in arrays)
+    return dtype in FLOATING and not [x for x in arrays if type(x) is not np.ndarray or x.dtype != dtype]
 
 
 def contiguous(x: Array) -> Array:

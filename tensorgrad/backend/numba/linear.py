@@ -20,6 +20,7 @@ from tensorgrad.backend.numba.tile import AVX512, I64, ROWS, VECTOR, element, fe
 
 FEW = 4  # rows: with more, computing takes longer than reading
 GROUPS = {1: 8, 2: 8, 4: 4} if AVX512 else {1: 8, 2: 4, 4: 2}  # rows of the weights for so many of x: sums in registers
+ROWS_READ = {1: (0,), 2: (0, 1), 3: (0, 1, 2, 2), 4: (0, 1, 2, 3)}  # as many of x as one of the kernels is made for
 NEAR = 2**18  # bytes to the next group: what is further ahead may have left the second-level cache before its turn,
 STEP = 2**12  # and so far ahead in the same rows is better
 BAND = 32  # rows of the weights whose products are turned over together
@@ -40,8 +41,8 @@ def linear(x: Array, weight: Array, bias: Array, y: Array, threads: int) -> None
     if len(x) > FEW:
         some_rows(x, weight, bias, y, threads)
     else:
-        n = next(n for n in GROUPS if n >= len(x))
-        FEW_ROWS[n](x, weight, bias, y, tuple(min(i, len(x) - 1) for i in range(n)), threads)
+        rows = ROWS_READ[len(x)]
+        FEW_ROWS[len(rows)](x, weight, bias, y, rows, threads)
 
 
 # --- a few rows: vectors of sums ------------------------------------------------------------------
