@@ -100,7 +100,7 @@ def measure(
                     raise UserError(f"{name} cannot run: {reason}") from None
                 left_out[name] = str(reason)
         check_scores(scores)
-        spec = {"threads": options.threads, "read_mb": options.read_mb}
+        spec = {"threads": options.threads, "read_mb": options.read_mb, "with_numba": True}
         memory = stack.enter_context(Worker(BANDWIDTH, "benchmarks.generation:Bandwidth", spec, options.threads))
         memory.call("run")
         common.progress(f"timing {', '.join(worker.name for worker in workers)}")

@@ -3,6 +3,7 @@
 Each class lives in a process of its own (see workers.py) and imports only its own side.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -69,14 +70,15 @@ class Ours(Writer):
 
     def prepare(self, inputs: str, threads: int, backend: str) -> None:
         """See Writer."""
-        from safetensors.numpy import load_file
+        from safetensors import safe_open
 
         from gpt.model import GPT
 
         import_tensorgrad(backend, threads)
         self.model = GPT(self.setup.model())
-        arrays = load_file(inputs)
-        self.model.load_state_dict({name: x for name, x in arrays.items() if name not in ("idx", "targets")})
+        with safe_open(inputs, framework="numpy") as weights:  # one at a time, as the others
+            for name, p in self.model.named_parameters():
+                p.data[...] = weights.get_tensor(name)
         self.model.eval()
 
     def write(self, n: int, stamp: Stamp) -> list[int]:
@@ -214,9 +216,9 @@ class HuggingFace(Writer):
 
 
 class Bandwidth:
-    """How fast memory can be read: the best of three ways of going through a large array once."""
+    """How fast memory can be read: the best of some ways of going through a large array once."""
 
-    def __init__(self, threads: int, read_mb: int) -> None:
+    def __init__(self, threads: int, read_mb: int, with_numba: bool = False) -> None:
         import numpy as np
 
         self.np = np
@@ -224,6 +226,9 @@ class Bandwidth:
         self.pool = ThreadPoolExecutor(threads)
         self.parts = np.array_split(self.x.reshape(-1), threads)
         self.vector = np.ones(1024, np.float32)
+        self.numba: Any = None
+        with contextlib.suppress(Unavailable):
+            self.numba = import_tensorgrad("numba", threads).get_backend() if with_numba else None
 
     def run(self) -> dict[str, float]:
         """A turn: GB/s of each way."""
@@ -233,6 +238,8 @@ class Bandwidth:
             "dot product": lambda: self.np.dot(flat, flat),
             "maximum, a thread a part": lambda: list(self.pool.map(self.np.max, self.parts)),
         }
+        if self.numba is not None:
+            ways["matrix times vector, by numba"] = lambda: self.numba.linear(self.vector[None], self.x, None)
         speeds = {}
         for name, read in ways.items():
             started = time.perf_counter()
