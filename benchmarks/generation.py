@@ -227,8 +227,10 @@ class Bandwidth:
         self.parts = np.array_split(self.x.reshape(-1), threads)
         self.vector = np.ones(1024, np.float32)
         self.numba: Any = None
-        with contextlib.suppress(Unavailable):
-            self.numba = import_tensorgrad("numba", threads).get_backend() if with_numba else None
+        if with_numba:
+            with contextlib.suppress(Unavailable):
+                self.numba = import_tensorgrad("numba", threads).get_backend()
+            import_tensorgrad("numpy", threads)  # numba leaves NumPy's BLAS one thread
 
     def run(self) -> dict[str, float]:
         """A turn: GB/s of each way."""
