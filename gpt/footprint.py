@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from gpt.config import GPTConfig, TrainConfig
 from gpt.model import blocks_run_again
 from tensorgrad.autograd import MADE_AGAIN
-from tensorgrad.backend.numpy import cpu_count
+from tensorgrad.backend.numpy.blocks import BLOCK as NUMPY_BLOCK
+from tensorgrad.backend.threads import cpu_count
 from tensorgrad.ops.cross_entropy import BLOCK
 
 FLOAT32 = 4  # bytes
@@ -86,14 +87,17 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     tokens = config.batch_size * shape.block_size
     stream = size * tokens * shape.n_embd
     small = FLOAT32 * tokens * (shape.n_head + 4)  # logsumexp of every head, mean and deviation of both norms
+    threads = config.threads or cpu_count()
     scores = _attention_weights(config, shape, backend)
+    if backend == "numpy":  # or at another time what the blocks of GELU's backward make on the way
+        scores = max(scores, 2 * FLOAT32 * min(4 * tokens * shape.n_embd, threads * NUMPY_BLOCK))
     saved = (SAVED_IN_A_BLOCK + (NORMALISED if stream < MADE_AGAIN else 0)) * stream + small
     block = saved + scores
     n_again = min(blocks_run_again(shape), shape.n_layer)
     again = n_again * block if config.recompute else 0
     inputs = -(-shape.n_layer // n_again) * stream
     kept = inputs if config.recompute else shape.n_layer * saved
-    logits, before_head, beside_head = _logits(tokens, vocab_size, size, backend)
+    logits, before_head, beside_head = _logits(tokens, vocab_size, size, backend, threads)
     before = gradients if config.grad_accum > 1 else 0  # of the batches before
     head_there = FLOAT32 * head + before
     peaks = [
@@ -104,14 +108,14 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
         gradients + WORKING * stream,  # and the end
     ]
     snapshot = (FLOAT32 * n + moments) if config.async_save else 0
-    copies = COPIES * (config.threads or cpu_count()) if backend == "numba" else 0
+    copies = COPIES * threads if backend == "numba" else 0
     return Memory(
         weights, moments, gradients, kept + again + WORKING * stream,
         logits + max(before_head, beside_head), snapshot, weights + moments + max(peaks) + copies + snapshot,
     )  # fmt: skip
 
 
-def _logits(tokens: int, vocab_size: int, size: int, backend: str) -> tuple[int, int, int]:
+def _logits(tokens: int, vocab_size: int, size: int, backend: str, threads: int) -> tuple[int, int, int]:
     """Bytes of logits that are kept, and of what is worked on of them before the head has a gradient, and after."""
     whole, block = tokens * vocab_size, min(tokens * vocab_size, max(BLOCK, vocab_size)) * FLOAT32
     several = whole > BLOCK  # while the next block is made, the gradient of the head is already there
@@ -119,6 +123,9 @@ def _logits(tokens: int, vocab_size: int, size: int, backend: str) -> tuple[int,
         return size * whole, 2 * FLOAT32 * whole, (2 if several else 1) * block
     if backend == "numba":
         return 0, block, block  # fused loops need the block alone
+    if backend == "numpy":
+        working = 2 * min(block, FLOAT32 * threads * NUMPY_BLOCK)
+        return 0, block + working, block + (working if several else 0)
     return 0, 3 * block, (3 if several else 1) * block
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from tensorgrad.autograd import Leaf
 from tensorgrad.backend import Array, BackendUnavailable, backend_of
-from tensorgrad.backend.numpy import cpu_count
+from tensorgrad.backend.threads import cpu_count
 from tensorgrad.tensor import Tensor
 
 BUCKET_BYTES = 2**22  # gradients sent together: large enough to be fast, small enough to begin early

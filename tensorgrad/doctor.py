@@ -19,7 +19,7 @@ from tensorgrad.backend import Backend, blas
 from tensorgrad.backend.base import Backend as Plain
 from tensorgrad.backend.cupy import cublaslt, nvrtc
 from tensorgrad.backend.cupy.driver import driver_version
-from tensorgrad.backend.numpy import cpu_count
+from tensorgrad.backend.threads import cpu_count
 
 # Names on PyPI, and what each is for; of those with alternatives, the one that is installed.
 PACKAGES: dict[tuple[str, ...], str] = {
@@ -83,7 +83,7 @@ def system() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()}, {platform.system()} on {platform.machine()}"
     yield "processor", f"{cpu_count()} of {os.cpu_count()} cores for this program"
     library = blas.find()
-    yield "products", f"OpenBLAS, {library.get_num_threads()} threads" if library else "what NumPy was built with"
+    yield "products", "OpenBLAS" if library else "what NumPy was built with"
 
 
 def packages() -> Iterator[tuple[str, str]]:

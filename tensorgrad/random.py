@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend import Array
-from tensorgrad.backend.numpy import cpu_count, thread_pool
 from tensorgrad.backend.philox import random_bits
+from tensorgrad.backend.threads import cpu_count, team
 
 Shape = int | tuple[int, ...]
 BLOCK = 2**16  # numbers made at a time: even, since normal numbers come in pairs
@@ -133,7 +133,7 @@ def _in_blocks(shape: Shape, dtype: Any, make: Callable[[int, int], Array]) -> A
     if flat.size <= BLOCK:
         fill(0)
     else:
-        list(thread_pool(cpu_count()).map(fill, range(0, flat.size, BLOCK)))
+        team(cpu_count()).run(fill, [(start,) for start in range(0, flat.size, BLOCK)])
     return values
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend.base import Array, Backend, BackendUnavailable
-from tensorgrad.backend.numpy import NumpyBackend, cpu_count
+from tensorgrad.backend.numpy import NumpyBackend
+from tensorgrad.backend.threads import cpu_count
 
 __all__ = [
     "Array",

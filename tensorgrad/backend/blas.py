@@ -1,4 +1,4 @@
-"""How many threads NumPy's own matrix products use.
+"""How many threads NumPy's own matrix products use: one, so that the threads of `team` can each have one of their own.
 
 NumPy's wheels bring OpenBLAS with them, which takes the number at any time. Where NumPy was built with something else
 there is none to be found, and `find` says so with None.
@@ -41,3 +41,14 @@ def find() -> Blas | None:
                 continue
             return Blas(library)
     return None
+
+
+def use_one_thread() -> bool:
+    """Let a single product be one thread's from now on, in the whole process; returns whether NumPy's BLAS can be told.
+
+    OpenBLAS's own threads spin after a product, for what may come next, on the cores that other work needs.
+    """
+    library = find()
+    if library is not None and library.get_num_threads() != 1:
+        library.set_num_threads(1)
+    return library is not None

@@ -153,7 +153,7 @@ def test_a_damaged_batch_is_refused() -> None:
 
 
 def test_weights_that_an_update_has_made_infinite_are_not_saved() -> None:
-    run = small(lr=1e38, warmup_iters=0, eval_interval=1)
+    run = small(lr=1e39, warmup_iters=0, eval_interval=1)
     with pytest.raises(UserError, match=r"step 1: the update has made \S+ not finite, so it is not saved"):
         train(run)
     assert steps_after("run", -1) == []

@@ -6,7 +6,6 @@ One file a family, each with its kernels and, in a class, the arrays they are fo
 
 import os
 
-from tensorgrad.backend import blas
 from tensorgrad.backend.base import Backend
 from tensorgrad.backend.numba.activation import Activation
 from tensorgrad.backend.numba.addition import Addition
@@ -29,11 +28,9 @@ class NumbaBackend(
     name = "numba"
 
     def activate(self) -> None:
-        """Use all threads for kernels; what NumPy still multiplies is too small for more than one."""
+        """Use all threads for kernels."""
         super().activate()
         set_num_threads(self.threads)
-        if (library := blas.find()) is not None:
-            library.set_num_threads(1)
 
 
 def create() -> Backend:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.base import Array, Backend
 from tensorgrad.backend.numba.arrays import BLOCK, block_of, claimed, flat, n_blocks
 from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.sums import squares
@@ -64,6 +64,8 @@ class Optimization(NumpyBackend):
             flat(p), flat(g), flat(m), flat(v), float(beta1), float(beta2), float(1 - lr * weight_decay),
             float(lr / (1 - beta1**step)), 1 / math.sqrt(1 - beta2**step), float(eps),
         )  # fmt: skip
+
+    adamw_group = Backend.adamw_group  # each parameter by a call of the kernel
 
     def global_norm(self, arrays: list[Array]) -> float:
         """The Euclidean norm of all elements of all arrays together, added up in float64."""

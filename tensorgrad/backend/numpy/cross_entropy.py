@@ -1,0 +1,42 @@
+"""Cross-entropy, a block of rows at a time: nothing as large as the logits is made on the way."""
+
+import numpy as np
+
+from tensorgrad.backend.base import Array
+from tensorgrad.backend.numpy.blocks import FEW, Blocks
+
+
+class CrossEntropy(Blocks):
+    """The plain mathematics, in which each row stands for itself."""
+
+    def cross_entropy(
+        self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
+    ) -> tuple[Array, Array]:
+        """logits (N, V), targets (N) -> losses (N), 0 where ignored, and logsumexp (N), both at least float32."""
+        plain = super().cross_entropy
+        if logits.size < FEW:
+            return plain(logits, targets, ignore_index, label_smoothing)
+        losses, lse = (np.empty(len(logits), self.wide(logits[:0]).dtype) for _ in range(2))
+
+        def block(rows: slice) -> None:
+            losses[rows], lse[rows] = plain(logits[rows], targets[rows], ignore_index, label_smoothing)
+
+        self._on_all_threads(block, [(rows,) for rows in self._blocks(*logits.shape)])
+        return losses, lse
+
+    def cross_entropy_backward(
+        self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float,
+        out: Array | None = None,
+    ) -> Array:  # fmt: skip
+        """dlogits, into `out`, which may be the logits."""
+        plain = super().cross_entropy_backward
+        if logits.size < FEW:
+            return plain(dlosses, logits, targets, lse, ignore_index, label_smoothing, out)
+        dlogits = np.empty(logits.shape, logits.dtype) if out is None else out
+
+        def block(rows: slice) -> None:
+            part = dlosses[rows], logits[rows], targets[rows], lse[rows]
+            plain(*part, ignore_index, label_smoothing, dlogits[rows])
+
+        self._on_all_threads(block, [(rows,) for rows in self._blocks(*logits.shape)])
+        return dlogits

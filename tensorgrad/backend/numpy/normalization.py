@@ -1,0 +1,122 @@
+"""Layer norm, a block of rows at a time: passes in place, and every sum over a row a product of vectors.
+
+BLAS takes a quarter of the time that NumPy takes for the sums of rows. In the functions x is (rows, n), and mean and
+rstd are (rows, 1).
+"""
+
+import functools
+
+import numpy as np
+
+from tensorgrad.backend.base import Array
+from tensorgrad.backend.numpy.blocks import FEW, Blocks, alike
+
+
+def layer_norm(
+    y: Array, mean: Array, rstd: Array, x: Array, weight: Array | None, bias: Array | None, eps: float
+) -> None:
+    """y, mean and rstd of x."""
+    np.matmul(x, one_nth(x), out=mean[:, 0])
+    np.subtract(x, mean, out=y)
+    variance = np.vecdot(y, y)[:, None] / x.shape[1]
+    np.divide(1, np.sqrt(variance + eps), out=rstd)
+    y *= rstd
+    if weight is not None:
+        y *= weight
+    if bias is not None:
+        y += bias
+
+
+def add_layer_norm(
+    total: Array, y: Array, mean: Array, rstd: Array, x: Array, residual: Array,
+    weight: Array | None, bias: Array | None, eps: float,
+) -> None:  # fmt: skip
+    """total = x + residual, and layer_norm of that."""
+    np.add(x, residual, out=total)
+    layer_norm(y, mean, rstd, total, weight, bias, eps)
+
+
+def backward_x(
+    weight: Array | None, dx: Array, dy: Array, x: Array, mean: Array, rstd: Array, dsum: Array | None = None
+) -> None:
+    """dx = rstd (g - mean(g) - xhat mean(g xhat)), with g = dy weight and xhat = (x - mean) rstd; plus dsum."""
+    centred = x - mean
+    np.multiply(dy, 1 if weight is None else weight, out=dx)
+    mean_of_g = np.matmul(dx, one_nth(x))[:, None]
+    centred *= rstd**2 * np.vecdot(dx, centred)[:, None] / x.shape[1]  # xhat mean(g xhat)
+    dx -= mean_of_g
+    dx -= centred
+    dx *= rstd
+    if dsum is not None:
+        dx += dsum
+
+
+def backward_weight(dweight: Array, dy: Array, x: Array, mean: Array, rstd: Array) -> None:
+    """dweight (n) = the sum of dy xhat over the rows."""
+    centred = x - mean
+    centred *= dy
+    np.matmul(rstd[:, 0], centred, out=dweight)
+
+
+def one_nth(x: Array) -> Array:
+    """(n): a row times that is its mean."""
+    return np.full(x.shape[1], 1 / x.shape[1], x.dtype)
+
+
+class Normalization(Blocks):
+    """The functions above, where all is of one dtype and rows are contiguous."""
+
+    def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
+        """x (..., n) -> y, and mean and 1/std (..., 1)."""
+        if not takes([x], weight, bias):
+            return super().layer_norm(x, weight, bias, eps)
+        y, mean, rstd = np.empty(x.shape, x.dtype), per_row(x), per_row(x)
+        fn = functools.partial(layer_norm, weight=weight, bias=bias, eps=eps)
+        self._in_blocks_of_rows(fn, y, mean, rstd, x)
+        return y, mean, rstd
+
+    def add_layer_norm(
+        self, x: Array, residual: Array, weight: Array | None, bias: Array | None, eps: float
+    ) -> tuple[Array, Array, Array, Array]:
+        """x + residual, and layer_norm of that."""
+        if not takes([x, residual], weight, bias):
+            return super().add_layer_norm(x, residual, weight, bias, eps)
+        total, y, mean, rstd = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype), per_row(x), per_row(x)
+        fn = functools.partial(add_layer_norm, weight=weight, bias=bias, eps=eps)
+        self._in_blocks_of_rows(fn, total, y, mean, rstd, x, residual)
+        return total, y, mean, rstd
+
+    def layer_norm_backward_x(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None
+    ) -> Array:
+        """dx of layer_norm, plus dsum."""
+        added = [] if dsum is None else [dsum]
+        if not takes([dy, x, *added], weight, mean, rstd):
+            return super().layer_norm_backward_x(dy, x, weight, mean, rstd, dsum)
+        dx = np.empty(x.shape, x.dtype)
+        self._in_blocks_of_rows(functools.partial(backward_x, weight), dx, dy, x, mean, rstd, *added)
+        return dx
+
+    def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
+        """dweight: what the blocks sum to, added up in their order."""
+        if not takes([dy, x], mean, rstd):
+            return super().layer_norm_backward_weight(dy, x, mean, rstd)
+        rows = [part.reshape(-1, part.shape[-1]) for part in (dy, x, mean, rstd)]
+        blocks = self._blocks(*rows[0].shape)
+        sums = np.empty((len(blocks), x.shape[-1]), x.dtype)
+        parts = [(own, *(part[block] for part in rows)) for own, block in zip(sums, blocks, strict=True)]
+        self._on_all_threads(backward_weight, parts)
+        return np.sum(sums, axis=0)
+
+
+def takes(wholes: list[Array], *others: Array | None) -> bool:
+    """Whether the functions above are for these: wholes (..., n), and others of their dtype."""
+    first = wholes[0]
+    if first.ndim < 2 or first.size < FEW or not alike(*wholes):
+        return False
+    return all(x is None or (x.dtype == first.dtype and x.flags.c_contiguous) for x in others)
+
+
+def per_row(x: Array) -> Array:
+    """Room for a number for every row of x (..., n): (..., 1)."""
+    return np.empty((*x.shape[:-1], 1), x.dtype)

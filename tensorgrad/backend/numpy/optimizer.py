@@ -1,0 +1,81 @@
+"""The update and the clipping of gradients: blocks of all parameters, whichever thread is free takes the next."""
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.backend.base import Array, is_half
+from tensorgrad.backend.numpy.blocks import Blocks
+
+
+def adamw(
+    p: Array, g: Array, m: Array, v: Array, *,
+    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
+) -> None:  # fmt: skip
+    """The formula of `Backend.adamw`, in place, with one array for all that is made on the way.
+
+    lr mhat / (sqrt(vhat) + eps) is c lr mhat / (sqrt(v) + c eps), with c = sqrt(1 - beta2^step).
+    """
+    c = math.sqrt(1 - beta2**step)
+    part = (1 - beta1) * g
+    m *= beta1
+    m += part
+    np.multiply(g, g, out=part)
+    part *= 1 - beta2
+    v *= beta2
+    v += part
+    np.sqrt(v, out=part)
+    part += c * eps
+    np.divide(m, part, out=part)
+    part *= c * lr / (1 - beta1**step)
+    p *= 1 - lr * weight_decay
+    p -= part
+
+
+def scale(x: Array, factor: float) -> None:
+    """x times a number, in place."""
+    x *= factor
+
+
+class Optimization(Blocks):
+    """The functions above, where an update is of one dtype; masters of half precision are updated one by one."""
+
+    def adamw(
+        self, p: Array, g: Array, m: Array, v: Array, *,
+        lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
+    ) -> None:  # fmt: skip
+        """One AdamW step on p, m and v in place."""
+        options = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+        if is_half(p.dtype) or any(x.dtype != p.dtype for x in (g, m, v)):
+            super().adamw(p, g, m, v, **options, step=step)
+        else:
+            self._in_blocks_of_each(functools.partial(adamw, **options, step=step), [p], [g], [m], [v])
+
+    def adamw_group(
+        self, ps: list[Array], gs: list[Array], ms: list[Array], vs: list[Array], masters: list[Array | None], *,
+        skip: bool | Array, **options: Any,
+    ) -> None:  # fmt: skip
+        """`adamw`, with its options, on all parameters of a group, unless `skip` is true."""
+        dtypes = {x.dtype for x in (*ps, *gs, *ms, *vs)}
+        if skip or len(dtypes) > 1 or is_half(dtypes.pop()) or any(master is not None for master in masters):
+            super().adamw_group(ps, gs, ms, vs, masters, skip=skip, **options)
+        else:
+            numbers = {name: x.item() if hasattr(x, "item") else x for name, x in options.items()}
+            self._in_blocks_of_each(functools.partial(adamw, **numbers), ps, gs, ms, vs)
+
+    def scale(self, arrays: list[Array], factor: Any) -> None:
+        """All arrays times one number, in place."""
+        self._in_blocks_of_each(functools.partial(scale, factor=factor), arrays)
+
+    def global_norm(self, arrays: list[Array]) -> float:
+        """The Euclidean norm of all elements together."""
+        squares: list[float] = []
+
+        def square(x: Array) -> None:
+            flat = x.reshape(-1)
+            squares.append(float(np.vdot(flat, flat)))
+
+        self._in_blocks_of_each(square, map(self.wide, arrays))
+        return math.sqrt(sum(sorted(squares)))  # in one order, whichever they arrive in
