@@ -89,8 +89,8 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     small = FLOAT32 * tokens * (shape.n_head + 4)  # logsumexp of every head, mean and deviation of both norms
     threads = config.threads or cpu_count()
     scores = _attention_weights(config, shape, backend)
-    if backend == "numpy":  # or at another time what the blocks of GELU's backward make on the way
-        scores = max(scores, 2 * FLOAT32 * min(4 * tokens * shape.n_embd, threads * NUMPY_BLOCK))
+    inside = 2 * FLOAT32 * min(4 * tokens * shape.n_embd, threads * NUMPY_BLOCK) if backend == "numpy" else 0
+    inside = max(0, inside - scores)  # of the blocks of GELU's backward, at another time than attention's
     saved = (SAVED_IN_A_BLOCK + (NORMALISED if stream < MADE_AGAIN else 0)) * stream + small
     block = saved + scores
     n_again = min(blocks_run_again(shape), shape.n_layer)
@@ -103,8 +103,8 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     peaks = [
         kept + 3 * stream + logits + before_head + before,  # the loss
         kept + 3 * stream + logits + beside_head + head_there,  # and the gradient of its head
-        kept + (again or scores) + WORKING * stream + head_there,  # the last blocks
-        again + WORKING * stream + gradients - FLOAT32 * parameters.block * n_again,  # the first ones
+        kept + (again or scores) + inside + WORKING * stream + head_there,  # the last blocks
+        again + inside + WORKING * stream + gradients - FLOAT32 * parameters.block * n_again,  # the first ones
         gradients + WORKING * stream,  # and the end
     ]
     snapshot = (FLOAT32 * n + moments) if config.async_save else 0

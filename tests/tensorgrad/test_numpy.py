@@ -200,7 +200,12 @@ def test_activations_in_blocks(name: str, dtype: Any, lay_out: Any) -> None:
     off = 16 * np.finfo(dtype).eps if name == "gelu_tanh" else 0
     near(getattr(k, name)(x), getattr(plainly, name)(x), off, off)
     backwards = f"{name}_backward"
-    near(getattr(k, backwards)(dy, x), getattr(plainly, backwards)(dy, x), off, off)
+    wanted = getattr(plainly, backwards)(dy, x)
+    near(getattr(k, backwards)(dy, x), wanted, off, off)
+    if name == "gelu_tanh":
+        dx, y = k.gelu_tanh_again(dy, x)  # dy is given away
+        near(dx, wanted, off, off)
+        near(y, plainly.gelu_tanh(x), off, off)
 
 
 def test_gelu_far_out() -> None:
@@ -231,6 +236,12 @@ def test_layer_norm_in_blocks(shape: Any, dtype: Any) -> None:
             near(*dx, off * 100, off * 100)
     dweight = [each.layer_norm_backward_weight(dy, x, mean, rstd) for each in (k, plainly)]
     near(*dweight, off * 100, off * shape[0])
+    for needs in ((True, True, True), (True, True, False), (True, False, True), (False, True, True)):
+        got, wanted = (each.layer_norm_backward(dy, x, weight, mean, rstd, dsum, needs) for each in (k, plainly))
+        for a, b, need in zip(got, wanted, needs, strict=True):
+            assert (a is not None) == (b is not None) == need
+            if need:
+                near(a, b, off * 100, off * max(shape[0], 100))
 
 
 @pytest.mark.parametrize("lay_out", [lambda x: x.swapaxes(0, 1), lambda x: x[..., ::2], lambda x: x.astype(np.float16)])

@@ -33,6 +33,24 @@ def gelu_tanh_backward(dx: Array, dy: Array, x: Array) -> None:
     dx *= dy
 
 
+def gelu_tanh_again(dx: Array, y: Array, x: Array) -> None:
+    """y = gelu_tanh(x), and dx, which is dy before: both from one tanh."""
+    t, q = np.empty_like(x), np.empty_like(x)
+    fill_u(t, x)
+    np.tanh(t, out=t)
+    np.multiply(x, x, out=q)
+    q *= 1.5 * GELU_SCALE * GELU_CUBIC
+    q += 0.5 * GELU_SCALE
+    q *= x
+    q *= np.subtract(1, t, out=y)
+    q += 0.5
+    t += 1
+    q *= t
+    dx *= q
+    np.multiply(x, t, out=y)
+    y *= 0.5
+
+
 def fill_u(u: Array, x: Array) -> None:
     """u = scale (x + cubic x^3)."""
     np.multiply(x, x, out=u)
@@ -75,6 +93,14 @@ class Activation(Blocks):
         dx = np.empty(x.shape, x.dtype)
         self._in_blocks(gelu_tanh_backward, dx, dy, x)
         return dx
+
+    def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
+        """dx of gelu_tanh, made of dy in its place, and gelu_tanh(x) once more."""
+        if x.size < FEW or not alike(dy, x) or not dy.flags.writeable:
+            return super().gelu_tanh_again(dy, x)
+        y = np.empty(x.shape, x.dtype)
+        self._in_blocks(gelu_tanh_again, dy, y, x)
+        return dy, y
 
     def _elementwise(self, fn: Callable[..., Array], *arrays: Array) -> Array:
         first = arrays[0]

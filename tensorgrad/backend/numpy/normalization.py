@@ -86,6 +86,28 @@ class Normalization(Blocks):
         self._in_blocks_of_rows(fn, total, y, mean, rstd, x, residual)
         return total, y, mean, rstd
 
+    def layer_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
+        """dx plus dsum, dweight and dbias: a block of dy and x is read for all three while it is in the cache."""
+        added = [] if dsum is None else [dsum]
+        if not all(needs[:2]) or not takes([dy, x, *added], weight, mean, rstd):
+            return super().layer_norm_backward(dy, x, weight, mean, rstd, dsum, needs)
+        dx = np.empty(x.shape, x.dtype)
+        rows = [part.reshape(-1, part.shape[-1]) for part in (dx, dy, x, mean, rstd, *added)]
+        blocks = self._blocks(*rows[0].shape)
+        dweight, dbias = (np.empty((len(blocks), x.shape[-1]), x.dtype) for _ in range(2))
+
+        def work(i: int, dx: Array, dy: Array, x: Array, mean: Array, rstd: Array, dsum: Array | None = None) -> None:
+            backward_weight(dweight[i], dy, x, mean, rstd)
+            if needs[2]:
+                np.sum(dy, axis=0, out=dbias[i])
+            backward_x(weight, dx, dy, x, mean, rstd, dsum)
+
+        self._on_all_threads(work, [(i, *(part[block] for part in rows)) for i, block in enumerate(blocks)])
+        return dx, dweight.sum(axis=0), dbias.sum(axis=0) if needs[2] else None
+
     def layer_norm_backward_x(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None
     ) -> Array:
