@@ -90,6 +90,7 @@ def jit(fn: Callable[..., Any], name: str, **options: bool) -> Any:
     """fn, compiled when it is first called with arguments of new types and kept on disk as `name` for later runs."""
     copy = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__)
     copy.__qualname__, copy.__module__, copy.__doc__ = name, fn.__module__, fn.__doc__
+    options["no_cfunc_wrapper"] = True  # nothing in C calls it, and the wrapper takes time to compile
     dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(copy)
     with contextlib.suppress(RuntimeError):  # no folder that can be written: every process compiles anew
         dispatcher._cache = Cache(copy)
