@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from tensorgrad.backend.numba.compile import compiled
+from tensorgrad.backend.numba.compile import apart, compiled
 from tensorgrad.backend.numba.sums import spread
 
 AVX512 = bool(llvm.get_host_cpu_features().get("avx512f"))
@@ -62,6 +62,14 @@ overload(tile, jit_options={"forceinline": True})(
 )
 
 
+@apart
+def multiply_across(a: Any, n: int, first: int, last: int, panels: Any, c: Any, at: int, add: bool) -> None:
+    """c[at : at + n] = a[first:last, :n]^T @ panels[0, first:last], or +=, up to whole tiles of rows."""
+    across = a.T
+    for d in range(0, n, ROWS):
+        tile(across, d, first, last, panels, 0, c, at + d, 0, add)
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def _tile(
     context: Any, a: Any, row: Any, first: Any, last: Any, panels: Any, p: Any, c: Any, at: Any, column: Any, add: Any
@@ -101,7 +109,7 @@ def _tile(
 def tile_function(module: Any, scalar: Any, size: int, across: bool) -> Any:
     """One vector product and sum a vector of the tile, for every element of a row: compiled once a kernel.
 
-    Across, the distance between the elements of a row of a is given; else they are `size` bytes wide and packed.
+    `step` is the distance between the elements of a row of a; they are packed, or, across, those of a column are.
     """
     kind = ir.FunctionType(ir.VoidType(), [I64] * 8 + [ir.IntType(1)])
     name = f"tensorgrad_tile_{size}_{int(across)}"
@@ -152,9 +160,13 @@ def tile_function(module: Any, scalar: Any, size: int, across: bool) -> Any:
         for k in range(count):
             rights = [after(place, number(VECTOR), k * VECTORS + v) for v in range(VECTORS)]
             right = [builder.load(pointer(x, vector), align=size) for x in rights]
+            if across:  # hidden, or they are all loaded at the start of the turn, and have to leave the registers
+                column = hidden(builder, builder.add(a, after(along, step, k)))
+                lefts = [after(column, number(size), i) for i in rows]
+            else:
+                lefts = [after(builder.add(starts[i], along), number(size), k) for i in rows]
             for i in rows:
-                left = builder.load(pointer(after(builder.add(starts[i], along), distance, k), scalar))
-                left = spread(builder, left, vector)
+                left = spread(builder, builder.load(pointer(lefts[i], scalar)), vector)
                 for v in range(VECTORS):
                     total = sums[i * VECTORS + v]
                     builder.store(builder.call(fma, (left, right[v], builder.load(total))), total)
