@@ -451,6 +451,20 @@ def test_exp_is_good_to_one_unit() -> None:
         assert units_off(y, np.exp(x.astype(np.float64))).max() <= 1.01
 
 
+def test_exp_at_most_0_is_good_to_two_units_and_0_far_below() -> None:
+    x = np.concatenate([np.linspace(-87, 0, 1_000_001), [-87.1, -1e30, -np.inf, np.nan]]).astype(np.float32)
+    y = np.empty_like(x)
+    exp_at_most_0_of(x, y)
+    assert units_off(y[:-4], np.exp(x[:-4].astype(np.float64))).max() <= 2
+    assert (y[-4:-1] == 0).all() and np.isnan(y[-1])
+
+
+@numba.njit(error_model="numpy")
+def exp_at_most_0_of(x: Any, y: Any) -> None:
+    for i in range(x.size):
+        y[i] = mathematics.exp_at_most_0(x[i])
+
+
 def test_erf_is_good_to_two_units() -> None:
     x = np.concatenate([all_float32(every=2003), np.linspace(-5, 5, 1_000_001).astype(np.float32)])
     with np.errstate(under="ignore"):

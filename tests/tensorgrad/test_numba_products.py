@@ -18,6 +18,9 @@ gemm = importlib.import_module("tensorgrad.backend.numba.gemm")
 linear = importlib.import_module("tensorgrad.backend.numba.linear")
 attention = importlib.import_module("tensorgrad.backend.numba.attention")
 few_queries = importlib.import_module("tensorgrad.backend.numba.few_queries")
+columns = importlib.import_module("tensorgrad.backend.numba.columns")
+attention_forward = importlib.import_module("tensorgrad.backend.numba.attention_forward")
+attention_backward = importlib.import_module("tensorgrad.backend.numba.attention_backward")
 sums = importlib.import_module("tensorgrad.backend.numba.sums")
 panels = importlib.import_module("tensorgrad.backend.numba.panels")
 tile = importlib.import_module("tensorgrad.backend.numba.tile")
@@ -300,6 +303,20 @@ def test_attention_with_dropout_draws_the_numbers_of_the_plain_mathematics(
     check(load("numba"), shape, causal, dtype, (0.3, 2**40 + 7, 5, 11))  # p, seed, stream, step
 
 
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    heads=st.sampled_from([(1, 1), (2, 1), (3, 3), (4, 2)]),
+    lengths=st.tuples(st.integers(1, 80), st.integers(1, 80)),
+    widths=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    causal=st.booleans(),
+    dropout=st.sampled_from([None, (0.3, 7, 5, 11)]),
+)
+def test_attention_of_all_sizes(
+    heads: tuple[int, int], lengths: tuple[int, int], widths: tuple[int, int], causal: bool, dropout: Any
+) -> None:
+    check(load("numba"), (2, *heads, *lengths, *widths), causal, np.float64, dropout)
+
+
 def test_attention_of_rows_that_are_far_apart_in_size() -> None:
     """What a row may not see is worked on with the rest of its vector, and must leave no trace, however large it is."""
     k = load("numba")
@@ -326,10 +343,18 @@ def test_attention_of_the_numpy_backend(shape: tuple[int, ...], causal: bool) ->
 def test_the_bodies_of_attention_without_the_compiler(
     shape: tuple[int, ...], causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "forward", attention.forward.py_func)
-    monkeypatch.setattr(attention, "backward", attention.backward.py_func)
-    check(load("numba"), shape, causal, np.float64)
-    check(load("numba"), shape, causal, np.float64, (0.3, 7, 5, 11))
+    for module in (attention_forward, attention_backward):
+        for name, value in list(vars(module).items()):
+            if hasattr(value, "py_func"):
+                monkeypatch.setattr(module, name, value.py_func)
+        monkeypatch.setattr(module, "packed_row", lambda x: x, raising=False)
+        monkeypatch.setattr(module, "as_row", lambda x, first, n: x[first : first + n].reshape(-1))
+        monkeypatch.setattr(module, "as_panels", lambda x, n: x.reshape(n, -1, x.shape[1]))
+    monkeypatch.setattr(attention, "forward", attention_forward.forward)
+    monkeypatch.setattr(attention, "backward", attention_backward.backward)
+    with np.errstate(all="ignore"):  # what fills up a tile may be anything, and is not looked at
+        check(load("numba"), shape, causal, np.float64)
+        check(load("numba"), shape, causal, np.float64, (0.3, 7, 5, 11))
 
 
 # --- attention of a few queries -----------------------------------------------------------------
@@ -463,3 +488,44 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
             few.append(load("numba").attention(q[:, :, :3], key, v, True, None, None, 0.3)[0])
     assert all(np.array_equal(results[0], y) for y in results)
     assert all(np.array_equal(few[0], y) for y in few)
+
+
+@pytest.mark.parametrize("dropout", [None, (0.3, 7, 5, 11)])
+def test_any_number_of_threads_gives_attention_the_same_bits(dropout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its heads are shared out, also to more threads than there are heads."""
+    k = load("numba")
+    dy, q, key, v = operands((1, 6, 3, 70, 70, 8, 8), np.float32)
+    results = []
+    for threads in (1, 2, 3, 8):
+        monkeypatch.setattr(k, "threads", threads)
+        y, lse = k.attention(q, key, v, True, None, dropout, 0.3)
+        results.append([y, lse, *k.attention_backward(dy, q, key, v, y, lse, True, None, dropout, 0.3)])
+    for result in results:
+        assert all(np.array_equal(got, wanted) for got, wanted in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("compiled", [True, False])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(n=st.integers(0, 30), spare=st.integers(0, 3))
+def test_columns(dtype: Any, compiled: bool, n: int, spare: int) -> None:
+    """All rows that are asked for, and none that is not."""
+    x = normal(n + spare, tile.n_lanes(np.empty(0, dtype)), dtype=dtype)
+    y, before = normal(x.shape[1], dtype=dtype), x.copy()
+    near = {"rtol": 0, "atol": TOLERANCE[dtype]}
+    run = of_columns if compiled else of_columns.py_func
+    largest, total = run(x, n, y)
+    np.testing.assert_array_equal(largest, before[:n].max(axis=0, initial=-np.inf))
+    np.testing.assert_allclose(total, before[:n].astype(np.float64).sum(axis=0), **near)
+    np.testing.assert_allclose(x[:n], (before[:n] - y) * y, **near)
+    np.testing.assert_array_equal(x[n:], before[n:])
+
+
+@numba.njit
+def of_columns(x: Any, n: int, y: Any) -> Any:
+    largest, total = np.empty_like(y), np.empty_like(y)
+    columns.largest_of_columns(x, n, largest)
+    columns.total_of_columns(x, n, total)
+    columns.subtract_from_columns(x, n, y)
+    columns.multiply_columns(x, n, y)
+    return largest, total

@@ -3,18 +3,20 @@
 from typing import Any
 
 import numpy as np
+from numba import types
 
 from tensorgrad.backend import philox as plain
 from tensorgrad.backend.base import Array
 from tensorgrad.backend.base import Dropout as Draw
 from tensorgrad.backend.numba.arrays import BLOCK, block_of, claimed, flat, n_blocks
-from tensorgrad.backend.numba.compile import compiled, kernel, prange
+from tensorgrad.backend.numba.compile import apart, compiled, kernel, prange
 from tensorgrad.backend.numpy import NumpyBackend
 
 U = np.uint64
 LOW, SHIFT = U(plain.LOW_32), U(32)
 MULTIPLIER_0, MULTIPLIER_1 = U(plain.MULTIPLIER_0), U(plain.MULTIPLIER_1)
 WEYL_0, WEYL_1 = U(plain.WEYL_0), U(plain.WEYL_1)
+DRAW = types.Tuple((types.uint64, types.float64, types.uint64, types.uint64, types.uint64))  # what `rule` returns
 
 
 @compiled
@@ -53,6 +55,22 @@ def drop_fours(
         y[4 * i + 1] = x[4 * i + 1] * (kept if b >= threshold else lost)
         y[4 * i + 2] = x[4 * i + 2] * (kept if c >= threshold else lost)
         y[4 * i + 3] = x[4 * i + 3] * (kept if d >= threshold else lost)
+
+
+@compiled
+def words_for(n: int) -> Any:
+    """Room for the random numbers of n elements, wherever they begin among four."""
+    return np.empty((n + 3) // 4 * 4 + 4, np.uint32)
+
+
+@apart
+def fill_kept(row: Any, number: int, words: Any, draw: Any) -> None:
+    """row: what dropout multiplies the elements from `number` on with."""
+    threshold, scale, step, stream, seed = draw
+    fill_bits(words[: (row.size + 3) // 4 * 4 + 4], U(number // 4), step, stream, seed)
+    first, kept, lost = number % 4, row.dtype.type(scale), row.dtype.type(0)
+    for j in range(row.size):
+        row[j] = kept if words[first + j] >= threshold else lost
 
 
 @kernel

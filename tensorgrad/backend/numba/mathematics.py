@@ -14,10 +14,12 @@ from numba.extending import intrinsic, overload
 from tensorgrad.backend.numba.compile import by_type, compiled
 
 F = np.float32
-ONE, HALF, THREE = F(1), F(0.5), F(3)  # exact in float32, so that they leave float32 and float64 what they are
+# Exact in float32, so that they leave float32 and float64 what they are.
+ZERO, ONE, HALF, THREE, NEVER = F(0), F(1), F(0.5), F(3), F(-np.inf)
 LOG2_E = F(1.4426950408889634)
 LN2_HIGH, LN2_LOW = F(-0.69314718), F(1.9046543e-9)  # together -ln 2
 ROUND, ROUND_BITS = F(1.5 * 2**23), np.int32(0x4B400000)  # adding it rounds to an integer, left in the lowest bits
+ONE_BITS = np.int32(0x3F800000)  # of 1: so much, and n in the exponent, is 2^n
 SIGN = np.int32(-(2**31))  # the bit of a float32 that holds its sign
 
 # e^r = 1 + r + r^2 q(r) for |r| <= ln(2) / 2, to 3e-9. Coefficients from the highest power down.
@@ -84,11 +86,12 @@ def exp_float32(x: Any) -> Any:
 
 @compiled
 def exp_at_most_0_float32(x: Any) -> Any:
-    """e^x for x <= 0, without the subnormal numbers that processors are slow at: e^-87 for all x below -87."""
-    x = F(-87) if x < F(-87) else x
+    """e^x for x <= 0, without the subnormal numbers that processors are slow at: 0 for all x below -87."""
     rounded = fma(x, LOG2_E, ROUND)
     r = fma(rounded - ROUND, LN2_LOW, fma(rounded - ROUND, LN2_HIGH, x))
-    return (fma(polynomial(EXP, r) * r, r, r) + ONE) * power_of_two(np.int32(bits(rounded) - ROUND_BITS))
+    mantissa = fma(fma(polynomial(EXP, r), r, ONE), r, ONE)
+    y = mantissa * from_bits((bits(rounded) << np.int32(23)) + ONE_BITS)  # n is in the lowest bits of `rounded`
+    return F(0) if x < F(-87) else y
 
 
 @compiled

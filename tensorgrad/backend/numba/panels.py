@@ -11,6 +11,8 @@ from tensorgrad.backend.numba.compile import apart, compiled
 from tensorgrad.backend.numba.strided import packed_row
 from tensorgrad.backend.numba.tile import ROWS, VECTOR, element, n_lanes, number, whole
 
+SPARE = 16  # elements between rows that are read across: or all begin in a few sets of the cache
+
 
 @compiled
 def aligned(n: int, x: Any) -> Any:
@@ -19,6 +21,22 @@ def aligned(n: int, x: Any) -> Any:
     row = np.empty(n + spare, x.dtype)
     first = (-row.ctypes.data % VECTOR) // x.itemsize
     return row[first : first + n]
+
+
+@apart
+def matrix(n_rows: int, n_columns: int, like: Any) -> Any:
+    """A new matrix, with rows that begin where vectors do if its columns are whole vectors."""
+    return aligned(n_rows * n_columns, like).reshape(n_rows, n_columns)
+
+
+@apart
+def fill_rows(x: Any, y: Any, scale: Any) -> None:
+    """y = scale x, and zeros in the rows that y has more than x. What y has more in columns is left."""
+    for i in range(x.shape[0]):
+        xi, yi = packed_row(x[i]), packed_row(y[i])
+        for j in range(xi.size):
+            yi[j] = xi[j] * scale
+    y[x.shape[0] :] = 0
 
 
 @apart

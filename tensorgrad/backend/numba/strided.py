@@ -59,6 +59,18 @@ def packed_row(x: Any) -> Any:
     return carray(address(x), (x.size,), x.dtype)
 
 
+@compiled
+def as_row(x: Any, first: int, n: int) -> Any:
+    """Rows x[first : first + n] of a contiguous matrix as one: loops over few elements are not vectorised."""
+    return carray(address(x[first:]), (n * x.shape[1],), x.dtype)
+
+
+@compiled
+def as_panels(x: Any, n: int) -> Any:
+    """A contiguous matrix as n of them."""
+    return carray(address(x), (n, x.shape[0] // n, x.shape[1]), x.dtype)
+
+
 def with_packed_rows(x: Array) -> Array:
     """x, copied if its last axis does not lie together in memory, or it is read-only, which kernels do not know."""
     return x if x.flags.writeable and x.strides[-1] == x.itemsize else x.copy()

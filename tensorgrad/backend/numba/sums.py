@@ -122,13 +122,14 @@ def _largest(context: Any, row: Any) -> Any:
         for width in (256 * 8 // row.dtype.bitwidth, 8, 1):
             stop = builder.sub(size, builder.urem(size, ir.Constant(size.type, width)))
             vector = _vector_of_maxima(builder, array, ir.VectorType(real, width), result, start, stop)
-            result, start = fold(builder, vector, functools.partial(_larger, builder)), stop
+            result, start = fold(builder, vector, functools.partial(larger, builder)), stop
         return result
 
     return row.dtype(row), generate
 
 
-def _larger(builder: Any, a: Any, b: Any) -> Any:
+def larger(builder: Any, a: Any, b: Any) -> Any:
+    """The larger of two numbers, or vectors; b where either is NaN."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
@@ -139,7 +140,7 @@ def _vector_of_maxima(builder: Any, array: Any, kind: Any, least: Any, start: An
     step = ir.Constant(start.type, kind.count)
     with cgutils.for_range_slice(builder, start, stop, step, start.type) as (index, _):
         place = builder.bitcast(builder.gep(array.data, [index]), kind.as_pointer())
-        builder.store(_larger(builder, builder.load(place, align=4), builder.load(maxima)), maxima)
+        builder.store(larger(builder, builder.load(place, align=4), builder.load(maxima)), maxima)
     return builder.load(maxima)
 
 
@@ -166,15 +167,14 @@ def spread(builder: Any, number: Any, kind: Any) -> Any:
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), kind.count), None))
 
 
-def fold(builder: Any, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
-    """All elements joined to one: the lower half to the upper half until one is left."""
-    width = vector.type.count
-    while width > 1:
-        width //= 2
-        numbers = ir.VectorType(ir.IntType(32), width)
+def fold(builder: Any, vector: Any, join: Callable[[Any, Any], Any], width: int = 1) -> Any:
+    """All elements joined to one number, or to a vector of `width`: the lower half to the upper half until it is."""
+    while vector.type.count > width:
+        half = vector.type.count // 2
+        numbers = ir.VectorType(ir.IntType(32), half)
         lower, upper = (
-            builder.shuffle_vector(vector, vector, ir.Constant(numbers, list(range(first, first + width))))
-            for first in (0, width)
+            builder.shuffle_vector(vector, vector, ir.Constant(numbers, list(range(first, first + half))))
+            for first in (0, half)
         )
         vector = join(lower, upper)
-    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+    return vector if width > 1 else builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
