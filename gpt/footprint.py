@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt.config import GPTConfig, TrainConfig
-from gpt.model import blocks_run_again
 from tensorgrad.autograd import MADE_AGAIN
 from tensorgrad.backend.numpy.blocks import BLOCK as NUMPY_BLOCK
 from tensorgrad.backend.threads import cpu_count
@@ -93,18 +92,16 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     inside = max(0, inside - scores)  # of the blocks of GELU's backward, at another time than attention's
     saved = (SAVED_IN_A_BLOCK + (NORMALISED if stream < MADE_AGAIN else 0)) * stream + small
     block = saved + scores
-    n_again = min(blocks_run_again(shape), shape.n_layer)
-    again = n_again * block if config.recompute else 0
-    inputs = -(-shape.n_layer // n_again) * stream
-    kept = inputs if config.recompute else shape.n_layer * saved
+    again = block if config.recompute else 0
+    kept = shape.n_layer * (stream if config.recompute else saved)
     logits, before_head, beside_head = _logits(tokens, vocab_size, size, backend, threads)
     before = gradients if config.grad_accum > 1 else 0  # of the batches before
     head_there = FLOAT32 * head + before
     peaks = [
         kept + 3 * stream + logits + before_head + before,  # the loss
         kept + 3 * stream + logits + beside_head + head_there,  # and the gradient of its head
-        kept + (again or scores) + inside + WORKING * stream + head_there,  # the last blocks
-        again + inside + WORKING * stream + gradients - FLOAT32 * parameters.block * n_again,  # the first ones
+        kept + (again or scores) + inside + WORKING * stream + head_there,  # the last block
+        again + inside + WORKING * stream + gradients - FLOAT32 * parameters.block,  # the first one
         gradients + WORKING * stream,  # and the end
     ]
     snapshot = (FLOAT32 * n + moments) if config.async_save else 0

@@ -100,22 +100,6 @@ class Block(nn.Module):
         return x + self.mlp(normalised)
 
 
-def in_turn(blocks: list[Block], x: Tensor) -> Tensor:
-    """x (B, T, C) through one block after another -> (B, T, C)."""
-    for block in blocks:
-        x = block(x)
-    return x
-
-
-def blocks_run_again(config: GPTConfig) -> int:
-    """How many blocks `recompute` takes at a time.
-
-    Backward through them needs 16 C numbers a token and block. Logits, V a token, are there at another moment: up to as
-    much costs nothing, and the more blocks at a time, the fewer inputs are kept.
-    """
-    return max(1, config.vocab_size // (16 * config.n_embd))
-
-
 class GPT(nn.Module):
     """The whole model; `config` is a GPTConfig, or a dict such as GPT_CONFIG_124M."""
 
@@ -127,7 +111,7 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.h = [Block(config) for _ in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.recompute = False  # keep only what enters a few blocks, and run them again in backward
+        self.recompute = False  # keep only what enters a block, and run it again in backward
 
     def forward(self, idx: Any, targets: Any = None, *, cache: Cache | None = None) -> tuple[Tensor, Tensor | None]:
         """Predict the next token everywhere.
@@ -159,12 +143,10 @@ class GPT(nn.Module):
         n_new = idx.shape[1]
         pos = tg.arange(n_new) if cache is None else cache.begin(n_new)  # (T,) or (B, T)
         x = self.drop(self.wte(idx) + self.wpe(pos))  # (B, T, C)
-        if self.recompute and cache is None:
-            n = blocks_run_again(self.config)
-            for i in range(0, len(self.h), n):
-                x = tg.checkpoint(in_turn, self.h[i : i + n], x)  # (B, T, C)
-        else:
-            for i, block in enumerate(self.h):
+        for i, block in enumerate(self.h):
+            if self.recompute and cache is None:
+                x = tg.checkpoint(block, x)  # (B, T, C)
+            else:
                 x = block(x, None if cache is None else cache.layers[i])  # (B, T, C)
         if cache is not None:
             cache.end(n_new)

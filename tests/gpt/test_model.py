@@ -136,10 +136,10 @@ def test_without_targets_only_the_last_position() -> None:
     np.testing.assert_allclose(last.numpy()[:, 0], every.numpy()[:, -1], atol=1e-6)
 
 
-def gradients(recompute: bool, vocab_size: int) -> list[np.ndarray]:
+def gradients(recompute: bool) -> list[np.ndarray]:
     """Loss, gradients and the next random number, after two batches whose gradients add up."""
     tg.manual_seed(7)
-    model = GPT({**FOUR_LAYERS, "n_embd": 32, "dropout": 0.2, "vocab_size": vocab_size})
+    model = GPT({**FOUR_LAYERS, "n_embd": 32, "dropout": 0.2})
     model.recompute = recompute
     losses = [model.loss(*batch(model.config, 3, seed)) for seed in (0, 1)]
     for loss in losses:
@@ -147,11 +147,10 @@ def gradients(recompute: bool, vocab_size: int) -> list[np.ndarray]:
     return [*(loss.numpy() for loss in losses), *(p.grad for p in model.parameters()), tg.uniform(1).numpy()]
 
 
-@pytest.mark.parametrize("vocab_size", [65, 512 * 3, 512 * 9])  # one block at a time, three and one, all four
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_recomputing_changes_no_bit(backend: str, vocab_size: int) -> None:
+def test_recomputing_changes_no_bit(backend: str) -> None:
     with tg.use_backend(backend):
-        for kept, recomputed in zip(gradients(False, vocab_size), gradients(True, vocab_size), strict=True):
+        for kept, recomputed in zip(gradients(False), gradients(True), strict=True):
             np.testing.assert_array_equal(kept, recomputed)
 
 
