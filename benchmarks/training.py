@@ -93,6 +93,7 @@ class Ours(Training):
         self.parameters = list(self.model.parameters())
         self.optimizer = tg.optim.AdamW(decay_groups(self.parameters), lr=LR, betas=BETAS)
         self.clip_grad_norm = tg.optim.clip_grad_norm
+        tg.get_backend().compile_ahead()
 
     def read_batches(self, inputs: str) -> list[tuple[Any, Any]]:
         """See Training."""

@@ -33,6 +33,8 @@ def train(run: Run) -> int:
     prepare_group(run)
     model.train()
     model.recompute = config.recompute
+    if not (group.rank or config.half):
+        tg.get_backend().compile_ahead()
     step = Step(run, GradientReducer(model.parameters(), group), gradient_ratios if config.log_ratios else None)
     readings = Readings(config)
     with (

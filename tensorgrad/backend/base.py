@@ -477,6 +477,9 @@ class Backend:
             if master is not None:
                 p[...] = master
 
+    def compile_ahead(self) -> None:
+        """A training step in float32 is to come: compile what takes long, if there is such, beside what comes first."""
+
     def communicator(self, group: Any) -> Any:
         """The group of processes that arrays of this backend are exchanged by; group: one that exchanges the host's."""
         return group

@@ -27,6 +27,12 @@ class NumbaBackend(
 
     name = "numba"
 
+    def compile_ahead(self) -> None:
+        """Have a second process compile what the end of a first training step needs."""
+        from tensorgrad.backend.numba import ahead  # it loads this backend
+
+        ahead.start()
+
     def activate(self) -> None:
         """Use all threads for kernels."""
         super().activate()

@@ -97,6 +97,11 @@ def jit(fn: Callable[..., Any], name: str, **options: bool) -> Any:
     return dispatcher
 
 
+def is_kept(dispatcher: Any) -> bool:
+    """Whether the cache on disk has the function, as its sources are now; True, too, where nothing can be kept."""
+    return not isinstance(dispatcher._cache, Cache) or dispatcher._cache.is_filled()
+
+
 class Cache(FunctionCache):  # type: ignore[misc]
     """Numba's cache on disk, that knows what a kernel is made of and never stands in the way.
 
@@ -107,6 +112,13 @@ class Cache(FunctionCache):  # type: ignore[misc]
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__(fn)
         self._cache_file._source_stamp = (self._cache_file._source_stamp, digest(Path(__file__).parent))
+
+    def is_filled(self) -> bool:
+        """Whether there is anything of the function as its sources are now."""
+        try:
+            return bool(self._cache_file._load_index())
+        except Exception:
+            return False
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """What was compiled in an earlier run; None where nothing usable is there."""

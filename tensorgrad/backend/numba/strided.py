@@ -8,7 +8,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tensorgrad.backend.base import Array
-from tensorgrad.backend.numba.compile import compiled, jit
+from tensorgrad.backend.numba.compile import compiled, is_kept, jit
 
 
 def array(real: Any, ndim: int, layout: str = "A") -> Any:
@@ -27,6 +27,10 @@ class Strided:
     def __call__(self, first: Any, *rest: Any) -> None:
         run = self.compiled.get(first.dtype)
         (run or self.compile(first.dtype))(first, *rest)
+
+    def is_kept(self) -> bool:
+        """Whether an earlier run compiled it, for some dtype."""
+        return is_kept(jit(self.py_func, self.py_func.__name__, parallel=True))
 
     def compile(self, dtype: Any) -> Any:
         """Compile for a dtype, or load what an earlier run compiled."""

@@ -1,0 +1,88 @@
+"""The second process that compiles the end of a first training step."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tensorgrad as tg
+
+numba = pytest.importorskip("numba")
+
+from tensorgrad.backend.numba import ahead  # noqa: E402
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]:
+    """The commands that were to be started, where nothing has been compiled and there are two cores."""
+    commands: list[Any] = []
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(ahead, "cpu_count", lambda: 2)
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: commands.append(command))
+    ahead.start.cache_clear()
+    yield commands
+    ahead.start.cache_clear()
+
+
+def test_it_is_started_once(started: list[Any]) -> None:
+    with tg.use_backend("numba") as use:
+        use.backend.compile_ahead()
+        use.backend.compile_ahead()
+    assert started == [[sys.executable, "-m", "tensorgrad.backend.numba.ahead"]]
+
+
+def test_other_backends_compile_nothing(started: list[Any]) -> None:
+    with tg.use_backend("numpy") as use:
+        use.backend.compile_ahead()
+    assert started == []
+
+
+def test_one_core_has_no_room_for_it(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "cpu_count", lambda: 1)
+    assert ahead.start() is None and started == []
+
+
+def test_what_is_there_is_not_compiled_again(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(ahead.backward), "is_kept", lambda _: True)
+    assert ahead.start() is None and started == []
+
+
+def test_no_process_to_be_had_is_no_error(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: Any, **__: Any) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", none_left)
+    assert ahead.start() is None
+
+
+STEP = """
+import numpy as np
+import tensorgrad as tg
+from gpt.model import GPT
+from tensorgrad.backend.numba import activation, ahead, normalization, optimizer
+from tensorgrad.backend.numba.attention_backward import backward
+
+ahead.compile_backward()
+kernels = [activation.gelu_tanh_again, normalization.layer_norm_backward, optimizer.adamw, optimizer.scale,
+           optimizer.sums_of_squares]
+found = lambda: [set(fn.signatures) for kernel in kernels for fn in (kernel.serial, kernel.parallel)]
+before = found()
+assert all(before) and list(backward.compiled) == [np.float32]
+tg.use_backend("numba")
+config = {"n_layer": 1, "n_head": 4, "n_embd": 256, "block_size": 64, "vocab_size": 65, "dropout": 0.0, "bias": True}
+model = GPT(config)
+adamw = tg.optim.AdamW(model.parameters())
+tokens = np.zeros((8, 64), np.int64)
+model.loss(tokens, tokens).backward()
+tg.optim.clip_grad_norm(model.parameters(), 1e-3)
+adamw.step()
+assert found() == before
+"""
+
+
+def test_what_it_compiles_is_what_a_step_needs() -> None:
+    done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
