@@ -1,4 +1,4 @@
-"""How many threads NumPy's own matrix products use: one, so that the threads of `team` can each have one of their own.
+"""How many threads NumPy's own matrix products use: mostly one, as the threads of `team` each have one of their own.
 
 NumPy's wheels bring OpenBLAS with them, which takes the number at any time. Where NumPy was built with something else
 there is none to be found, and `find` says so with None.
@@ -43,12 +43,12 @@ def find() -> Blas | None:
     return None
 
 
-def use_one_thread() -> bool:
-    """Let a single product be one thread's from now on, in the whole process; returns whether NumPy's BLAS can be told.
+def use_threads(n: int) -> bool:
+    """Let a single product use n threads from now on, in the whole process; returns whether NumPy's BLAS can be told.
 
-    OpenBLAS's own threads spin after a product, for what may come next, on the cores that other work needs.
+    Mostly one: OpenBLAS's own threads spin after a product, for what may come next, on the cores that other work needs.
     """
     library = find()
-    if library is not None and library.get_num_threads() != 1:
-        library.set_num_threads(1)
+    if library is not None and library.get_num_threads() != n:
+        library.set_num_threads(n)
     return library is not None

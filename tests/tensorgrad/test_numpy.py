@@ -172,6 +172,18 @@ def test_a_product_is_one_threads_own() -> None:
     assert library.get_num_threads() == 1
 
 
+def test_a_few_rows_are_multiplied_by_openblas_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When text is written: nobody else has anything to do, and a product is over before another thread is awake."""
+    asked: list[int] = []
+    monkeypatch.setattr(blas, "use_threads", lambda n: asked.append(n) or True)
+    x, weight = draw(1, 2, 700), draw(800, 700)
+    near(k.linear(x, weight, None), x @ weight.T, 1e-5, 1e-4)
+    assert asked == [k.threads, 1]
+    with pytest.raises(ValueError):
+        k.matmul(x, weight)
+    assert asked[-1] == 1
+
+
 def test_another_blas_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "find", lambda: None)
     monkeypatch.setattr(type(k), "_on_all_threads", lambda *_: pytest.fail("cut up"))

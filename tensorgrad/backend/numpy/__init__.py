@@ -31,7 +31,7 @@ class NumpyBackend(
     def activate(self) -> None:
         """Keep freed memory for the next step, and use the threads of `team` alone."""
         keep_freed_memory()
-        blas.use_one_thread()
+        blas.use_threads(1)
 
 
 def create() -> Backend:

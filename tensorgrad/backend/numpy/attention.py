@@ -131,7 +131,7 @@ class Attention(Blocks):
         n_batch, n_group, n_key, _ = key_shape
         grouped = [split_heads(x, n_group) for x in arrays]
         n_head, n_query = arrays[0].shape[1:3]
-        blas.use_one_thread()
+        blas.use_threads(1)
         n_parts = len(self._blocks(n_batch * n_head, min(n_query, ROWS) * n_key))
         batches = cut(n_batch, n_parts)
         heads = cut(n_group, math.ceil(n_parts / len(batches)))

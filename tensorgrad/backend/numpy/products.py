@@ -11,6 +11,8 @@ from tensorgrad.backend.numpy.blocks import Blocks, cut
 
 SMALL = 2**22  # multiplications in a part; below, waking another thread costs more than it saves
 AHEAD = 2**22  # multiplications that the caller is through with when the other threads are awake
+FEW = 4  # rows: such a product is as fast as its weights are read, and over too soon for another thread to wake up,
+LARGE_OF_FEW = 2**19  # which OpenBLAS's own, awake from the product before, need not; elements of the weights
 LARGE = 2**21  # elements of a part of a product that is only made to be added
 
 
@@ -34,6 +36,12 @@ class Products(Blocks):
 
     def matmul(self, a: Array, b: Array) -> Array:
         """a (..., m, n) @ b (..., n, p) -> (..., m, p)."""
+        if b.ndim == 2 and b.size >= LARGE_OF_FEW and a.size <= FEW * a.shape[-1]:
+            blas.use_threads(self.threads)
+            try:
+                return super().matmul(a, b)
+            finally:
+                blas.use_threads(1)
         n_parts = self._n_parts(a, b)
         stacks = b.ndim > 2 and a.ndim > 2 and a.shape[:-2] == b.shape[:-2]
         if n_parts < 2 or not (b.ndim == 2 or stacks):
@@ -63,7 +71,7 @@ class Products(Blocks):
 
     def _n_parts(self, a: Array, b: Array) -> int:
         """In how many parts a @ b is made; 1 where NumPy's BLAS is one that decides about its threads itself."""
-        if a.ndim < 2 or b.ndim < 2 or a.dtype != b.dtype or is_half(a.dtype) or not blas.use_one_thread():
+        if a.ndim < 2 or b.ndim < 2 or a.dtype != b.dtype or is_half(a.dtype) or not blas.use_threads(1):
             return 1
         return min(self.threads, a.size * b.shape[-1] // SMALL)
 
