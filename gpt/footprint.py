@@ -10,17 +10,18 @@ from dataclasses import dataclass
 
 from gpt.config import GPTConfig, TrainConfig
 from tensorgrad.autograd import MADE_AGAIN
+from tensorgrad.backend import load
 from tensorgrad.backend.numpy.blocks import BLOCK as NUMPY_BLOCK
 from tensorgrad.backend.threads import cpu_count
-from tensorgrad.ops.cross_entropy import BLOCK
+from tensorgrad.ops.cross_entropy import rows_at_a_time
 
 FLOAT32 = 4  # bytes
 # Of N x C in a block: what both norms read (2), q, k and v (3), attention's result (1), and what the GELU reads (4).
 SAVED_IN_A_BLOCK = 10
 NORMALISED = 2  # and what both norms give, where that is too small to be made again
 # And what the last block's backward needs beside it before the first of that is freed: the gradient of the stream, of
-# the MLP's inside (4), what the GELU gave, made again (4), and what goes on from there.
-WORKING = 10
+# the MLP's inside (4), and what goes on from there.
+WORKING = 6
 COPIES = 800_000  # bytes a thread of compiled kernels needs for blocks of a product's operands
 
 
@@ -114,8 +115,9 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
 
 def _logits(tokens: int, vocab_size: int, size: int, backend: str, threads: int) -> tuple[int, int, int]:
     """Bytes of logits that are kept, and of what is worked on of them before the head has a gradient, and after."""
-    whole, block = tokens * vocab_size, min(tokens * vocab_size, max(BLOCK, vocab_size)) * FLOAT32
-    several = whole > BLOCK  # while the next block is made, the gradient of the head is already there
+    rows = rows_at_a_time(load(backend), tokens, vocab_size)
+    whole, block = tokens * vocab_size, rows * vocab_size * FLOAT32
+    several = rows < tokens  # while the next block is made, the gradient of the head is already there
     if size != FLOAT32:
         return size * whole, 2 * FLOAT32 * whole, (2 if several else 1) * block
     if backend == "numba":

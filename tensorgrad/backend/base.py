@@ -31,6 +31,7 @@ class Backend:
     name = "base"
     xp: Any
     array_type: type
+    logits_block = 2**24  # logits, or gradients of logits, that `linear_cross_entropy` has at a time
 
     def activate(self) -> None:
         """Called when this backend becomes the current one, and when the number of threads has changed."""
@@ -187,7 +188,10 @@ class Backend:
         return (dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)).astype(dtype, copy=False)
 
     def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
-        """dx of gelu_tanh, and gelu_tanh(x) once more, which then need not be kept. dy is given away, to be dx."""
+        """dx of gelu_tanh, and gelu_tanh(x) once more, which then need not be kept.
+
+        Both arrays are given away: dy may become dx, and x the other.
+        """
         return self.gelu_tanh_backward(dy, x), self.gelu_tanh(x)
 
     # --- softmax --------------------------------------------------------------------------------

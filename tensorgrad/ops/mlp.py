@@ -19,22 +19,25 @@ def mlp(
     """gelu(x @ weight1^T + bias1) @ weight2^T + bias2, with `approximate` as gelu has it.
 
     x (..., n), weight1 (m, n), bias1 (m), weight2 (p, m), bias2 (p) -> (..., p). Of the middle, h = x @ weight1^T +
-    bias1 and gelu(h), only h is saved: backward makes the other again together with the gradient of h.
+    bias1 and gelu(h), only h is saved: backward makes the other again together with the gradient of h, and in its
+    place. One more backward through a graph that is retained makes h again, too.
     """
     _check(x, weight1, bias1, weight2, bias2, approximate)
     tanh, x_again = approximate == "tanh", saved[0]
     needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2 = needs_grad
-    h = k.linear(x, weight1, bias1)
-    y = k.linear(k.gelu_tanh(h) if tanh else k.gelu(h), weight2, bias2)
+    made = [k.linear(x, weight1, bias1)]
+    y = k.linear(k.gelu_tanh(made[0]) if tanh else k.gelu(made[0]), weight2, bias2)
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        bent = k.linear_backward_x(dy, weight2)
-        dh, bent = k.gelu_tanh_again(bent, h) if tanh else (k.gelu_backward(bent, h), k.gelu(h))
+        h = made.pop() if made else k.linear(x_again(), weight1, bias1)
+        dbent = k.linear_backward_x(dy, weight2)
+        dh, bent = k.gelu_tanh_again(dbent, h) if tanh else (k.gelu_backward(dbent, h), k.gelu(h))
         dweight2 = k.linear_backward_weight(dy, bent) if needs_weight2 else None
-        del bent
+        del h, dbent, bent  # large, and what follows needs room
+        dweight1 = k.linear_backward_weight(dh, x_again()) if needs_weight1 else None
         return (
             k.linear_backward_x(dh, weight1) if needs_x else None,
-            k.linear_backward_weight(dh, x_again()) if needs_weight1 else None,
+            dweight1,
             k.linear_backward_bias(dh) if needs_bias1 else None,
             dweight2,
             k.linear_backward_bias(dy) if needs_bias2 else None,

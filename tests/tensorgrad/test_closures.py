@@ -66,7 +66,10 @@ ALLOWED: dict[str, tuple[Case, set[str]]] = {
     "mean": (Case("", ops.mean, x(), axis=1), set()),
     "min": (Case("", ops.min, x(), axis=1), {"a", ROW}),
     "minimum": (Case("", ops.minimum, x(), x(3, 1)), {"float32 (2, 3, 4)"}),
-    "mlp": (Case("", ops.mlp, x(), x(5, 4), x(5), x(6, 5), x(6)), {"a", "b", "{dtype} (2, 3, 5)", "{dtype} (6, 5)"}),
+    "mlp": (
+        Case("", ops.mlp, x(), x(5, 4), x(5), x(6, 5), x(6)),
+        {"a", "b", "c", "{dtype} (2, 3, 5)", "{dtype} (6, 5)"},  # the middle, and the second weight
+    ),
     "multiply": (Case("", ops.multiply, x(), x(3, 1)), {"a", "b"}),
     "negative": (Case("", ops.negative, x()), set()),
     "pad": (Case("", ops.pad, x(), pad_width=1), set()),

@@ -117,6 +117,20 @@ def test_in_a_part_that_is_itself_made_again(use: Any) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_the_middle_of_an_mlp_is_given_away_and_made_again(approximate: str) -> None:
+    t = operands() | {"x": normal(N - 1, N)}
+    y = tg.mlp(t["x"], t["w1"], t["b1"], t["w2"], approximate=approximate)
+    middle = (N - 1, len(t["w1"].data))
+    assert middle in {x.shape for x in autograd.saved_arrays(y.node.backward)}
+    y.sum().backward(retain_graph=True)
+    assert middle not in {x.shape for x in autograd.saved_arrays(y.node.backward)}
+    once = {name: x.grad.copy() for name, x in t.items() if x.grad is not None}
+    y.sum().backward()
+    assert len(once) == 4
+    assert all(np.array_equal(t[name].grad, 2 * gradient) for name, gradient in once.items())
+
+
 def test_nothing_is_made_again_where_nothing_is_recorded() -> None:
     t = operands()
     frozen = {name: Tensor(x.data) for name, x in t.items()}

@@ -65,7 +65,7 @@ template <int N, typename Function> __device__ void backward(const T* dy, const 
     store<N>(dx + i, gradient);
 }
 
-template <int N, typename Function> __device__ void again(T* dy, const T* x, T* y, long long i, Function f) {
+template <int N, typename Function> __device__ void again(T* dy, T* x, long long i, Function f) {
     Real part[N], gradient[N];
     load<N>(x + i, part);
     load<N>(dy + i, gradient);
@@ -74,7 +74,7 @@ template <int N, typename Function> __device__ void again(T* dy, const T* x, T* 
         part[j] = f(part[j]);
     }
     store<N>(dy + i, gradient);
-    store<N>(y + i, part);
+    store<N>(x + i, part);
 }
 
 template <typename Function> __device__ void map(const T* x, T* y, long long n, Function f) {
@@ -123,13 +123,11 @@ extern "C" __global__ void gelu_tanh_backward(
     map_backward(dy, x, dx, n, GeluTanh());
 }
 
-// dy becomes dx, and y is made once more: who saved x alone has both from one reading of it.
-extern "C" __global__ void gelu_tanh_again(
-    T* __restrict__ dy, const T* __restrict__ x, T* __restrict__ y, long long n
-) {
+// dy becomes dx, and x becomes y once more: who saved x alone has both from one reading of it.
+extern "C" __global__ void gelu_tanh_again(T* __restrict__ dy, T* __restrict__ x, long long n) {
     constexpr int N = PER_16_BYTES<T>;
     const long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N;
-    if (i + N <= n && aligned(0, dy, x, y)) again<N>(dy, x, y, i, GeluTanh());
+    if (i + N <= n && aligned(0, dy, x)) again<N>(dy, x, i, GeluTanh());
     else
-        for (long long j = i; j < n && j < i + N; ++j) again<1>(dy, x, y, j, GeluTanh());
+        for (long long j = i; j < n && j < i + N; ++j) again<1>(dy, x, j, GeluTanh());
 }

@@ -45,22 +45,23 @@ class Activation(Kernels):
         return self._map("gelu_tanh_backward", super().gelu_tanh_backward, dy, x)
 
     def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
-        """dx of gelu_tanh, in dy, and gelu_tanh(x) once more."""
-        if not claimed(dy, x) or dy.shape != x.shape or not dy.flags.c_contiguous:
+        """dx of gelu_tanh and gelu_tanh(x) once more, in place of dy and x."""
+        if not claimed(dy, x) or dy.shape != x.shape or not (dy.flags.c_contiguous and x.flags.c_contiguous):
             return super().gelu_tanh_again(dy, x)
-        return dy, self._start_elementwise("gelu_tanh_again", dy, x)
+        self._start_elementwise("gelu_tanh_again", dy, x)
+        return dy, x
 
     def _map(self, kernel: str, plain: Callable[..., Array], *arrays: Array) -> Array:
         """Start an elementwise kernel on arrays of one shape and dtype, or leave it to the plain mathematics."""
         if not claimed(*arrays) or any(x.shape != arrays[0].shape for x in arrays):
             return plain(*arrays)
-        return self._start_elementwise(kernel, *arrays)
-
-    def _start_elementwise(self, kernel: str, *arrays: Array) -> Array:
         y = self.xp.empty(arrays[0].shape, arrays[0].dtype)
-        blocks = -(-y.size // (THREADS * 16 // y.dtype.itemsize))
-        self.launcher.launch(
-            "activation", kernel, (blocks,), (THREADS,),
-            (*(self.contiguous(x) for x in arrays), y, np.int64(y.size)), defines={"T": c_type(y.dtype)},
-        )  # fmt: skip
+        self._start_elementwise(kernel, *(self.contiguous(x) for x in arrays), y)
         return y
+
+    def _start_elementwise(self, kernel: str, *arrays: Array) -> None:
+        size, dtype = arrays[0].size, arrays[0].dtype
+        blocks = -(-size // (THREADS * 16 // dtype.itemsize))
+        self.launcher.launch(
+            "activation", kernel, (blocks,), (THREADS,), (*arrays, np.int64(size)), defines={"T": c_type(dtype)}
+        )

@@ -3,10 +3,8 @@
 import math
 from typing import Any
 
-import numpy as np
-
 from tensorgrad.backend.base import GELU_CUBIC, GELU_SCALE, Array
-from tensorgrad.backend.numba.arrays import block_of, claimed, elementwise, flat, n_blocks
+from tensorgrad.backend.numba.arrays import block_of, claimed, elementwise, n_blocks
 from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import HALF, ONE, erf, exp, gelu_tanh_at, gelu_tanh_slope, logistic
 from tensorgrad.backend.numpy import NumpyBackend
@@ -94,15 +92,15 @@ def gelu_tanh_backward(dy: Any, x: Any, dx: Any) -> None:
 
 
 @kernel
-def gelu_tanh_again(dy: Any, x: Any, y: Any) -> None:
-    """y = gelu_tanh(x), and dy becomes dx, from one exponential."""
+def gelu_tanh_again(dy: Any, x: Any) -> None:
+    """dy becomes dx, and x gelu_tanh(x), from one exponential."""
     scale, cubic = x.dtype.type(2 * GELU_SCALE), x.dtype.type(GELU_CUBIC)
     for block in prange(n_blocks(x)):
-        dyb, xb, yb = block_of(dy, block), block_of(x, block), block_of(y, block)
+        dyb, xb = block_of(dy, block), block_of(x, block)
         for i in range(xb.size):
             number = xb[i]  # read once: LLVM does not see that what is written between is not x
             dyb[i] *= gelu_tanh_slope(number, scale, cubic)
-            yb[i] = gelu_tanh_at(number, scale, cubic)
+            xb[i] = gelu_tanh_at(number, scale, cubic)
 
 
 class Activation(NumpyBackend):
@@ -141,9 +139,8 @@ class Activation(NumpyBackend):
         return elementwise(gelu_tanh_backward, super().gelu_tanh_backward, dy, x)
 
     def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
-        """dx of gelu_tanh, and gelu_tanh(x) once more."""
-        if not claimed(dy, x) or dy.shape != x.shape or not dy.flags.carray:
+        """dx of gelu_tanh and gelu_tanh(x) once more, in place of dy and x."""
+        if not claimed(dy, x) or dy.shape != x.shape or not (dy.flags.carray and x.flags.carray):
             return super().gelu_tanh_again(dy, x)
-        y = np.empty(x.shape, x.dtype)
-        gelu_tanh_again(dy.reshape(-1), flat(x), y.reshape(-1))
-        return dy, y
+        gelu_tanh_again(dy.reshape(-1), x.reshape(-1))
+        return dy, x

@@ -33,8 +33,8 @@ def gelu_tanh_backward(dx: Array, dy: Array, x: Array) -> None:
     dx *= dy
 
 
-def gelu_tanh_again(dx: Array, y: Array, x: Array) -> None:
-    """y = gelu_tanh(x), and dx, which is dy before: both from one tanh."""
+def gelu_tanh_again(dx: Array, x: Array) -> None:
+    """x becomes gelu_tanh(x), and dx is dy before: both from one tanh."""
     t, q = np.empty_like(x), np.empty_like(x)
     fill_u(t, x)
     np.tanh(t, out=t)
@@ -42,13 +42,13 @@ def gelu_tanh_again(dx: Array, y: Array, x: Array) -> None:
     q *= 1.5 * GELU_SCALE * GELU_CUBIC
     q += 0.5 * GELU_SCALE
     q *= x
-    q *= np.subtract(1, t, out=y)
+    q *= 1 - t
     q += 0.5
     t += 1
     q *= t
     dx *= q
-    np.multiply(x, t, out=y)
-    y *= 0.5
+    x *= t
+    x *= 0.5
 
 
 def fill_u(u: Array, x: Array) -> None:
@@ -95,12 +95,11 @@ class Activation(Blocks):
         return dx
 
     def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
-        """dx of gelu_tanh, made of dy in its place, and gelu_tanh(x) once more."""
-        if x.size < FEW or not alike(dy, x) or not dy.flags.writeable:
+        """dx of gelu_tanh and gelu_tanh(x) once more, in place of dy and x."""
+        if x.size < FEW or not alike(dy, x) or not (dy.flags.writeable and x.flags.writeable):
             return super().gelu_tanh_again(dy, x)
-        y = np.empty(x.shape, x.dtype)
-        self._in_blocks(gelu_tanh_again, dy, y, x)
-        return dy, y
+        self._in_blocks(gelu_tanh_again, dy, x)
+        return dy, x
 
     def _elementwise(self, fn: Callable[..., Array], *arrays: Array) -> Array:
         first = arrays[0]
