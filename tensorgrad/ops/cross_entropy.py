@@ -9,7 +9,6 @@ from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.base import as_rows, is_half
 
 Reduction = Literal["mean", "sum", "none"]
-BLOCK = 2**24  # logits, or gradients of logits, that are there at a time
 
 
 @op
@@ -54,7 +53,7 @@ def linear_cross_entropy(
     shape, dtype = (*x.shape[:-1], len(weight)), k.xp.result_type(x, weight)
     options = (ignore_index, label_smoothing)
     targets, reduced, dlosses = _reduction(k, "linear_cross_entropy", shape, dtype, targets, *options, reduction)
-    rows, blocks = as_rows(x), list(_blocks(targets.size, len(weight)))
+    rows, blocks = as_rows(x), list(_blocks(k, targets.size, len(weight)))
 
     def forward(block: slice) -> tuple[Array, Array, Array]:
         logits = k.linear(rows[block], weight, None)
@@ -155,8 +154,13 @@ def _reduction(
     return flat, reduced, dlosses
 
 
-def _blocks(n_rows: int, n_classes: int) -> Iterator[slice]:
-    """Rows in blocks of one size and at most BLOCK logits; at least one block."""
-    n_blocks = max(1, -(-n_rows * n_classes // BLOCK))
-    size = max(1, -(-n_rows // n_blocks))
+def rows_at_a_time(k: Backend, n_rows: int, n_classes: int) -> int:
+    """How many rows have logits together: all, or a power of two, as products like it, with at most `logits_block`."""
+    most = max(1, k.logits_block // max(n_classes, 1))
+    return max(n_rows, 1) if n_rows <= most else 2 ** (most.bit_length() - 1)
+
+
+def _blocks(k: Backend, n_rows: int, n_classes: int) -> Iterator[slice]:
+    """Rows in blocks, the last of which may be smaller; at least one."""
+    size = rows_at_a_time(k, n_rows, n_classes)
     return (slice(start, start + size) for start in range(0, max(n_rows, 1), size))

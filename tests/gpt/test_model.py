@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tracemalloc
 
 import numpy as np
@@ -214,8 +213,8 @@ def test_the_loss_alone_is_the_loss_beside_the_logits(backend: str) -> None:
 
 def test_training_and_evaluation_never_hold_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A vocabulary so large that they would be most of the memory."""
-    monkeypatch.setattr(importlib.import_module("tensorgrad.ops.cross_entropy"), "BLOCK", 2**14)
-    with tg.use_backend("numpy"):
+    with tg.use_backend("numpy") as use:
+        monkeypatch.setattr(use.backend, "logits_block", 2**14)
         model = GPT({**FOUR_LAYERS, "n_layer": 1, "n_head": 1, "n_embd": 2, "vocab_size": 2**12})
         x, y = batch(model.config, 8)
         logits_bytes = 4 * x.size * 2**12

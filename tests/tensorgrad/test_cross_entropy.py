@@ -1,6 +1,5 @@
 """The head and its loss as one op: what the table of ops cannot say."""
 
-import importlib
 import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,8 +9,6 @@ import pytest
 
 import tensorgrad as tg
 from tensorgrad.autograd import note_write
-
-module = importlib.import_module("tensorgrad.ops.cross_entropy")  # tensorgrad.ops.cross_entropy is the function
 
 
 def operands() -> tuple[tg.Tensor, tg.Tensor, Any]:
@@ -61,7 +58,7 @@ def test_it_is_linear_and_then_cross_entropy(
     x, weight, t = operands()
     t = {"all": t, "some ignored": np.where(t > 2, 7, t), "all ignored": np.full_like(t, 7)}[targets]
     options: Any = {"ignore_index": 7, "label_smoothing": smoothing, "reduction": reduction}
-    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(tg.get_backend(), "logits_block", block)
     losses = [tg.cross_entropy(tg.linear(x, weight), t, **options), tg.linear_cross_entropy(x, weight, t, **options)]
     with tg.no_grad():
         losses.append(tg.linear_cross_entropy(x, weight, t, **options))
@@ -74,7 +71,7 @@ def test_it_is_linear_and_then_cross_entropy(
 @pytest.mark.parametrize("block", [10, 1000])
 def test_with_a_loss_for_every_row_it_is_the_same(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, targets = operands()
-    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(tg.get_backend(), "logits_block", block)
     rows = tg.Tensor(np.random.default_rng(1).standard_normal(targets.shape))
     losses = [
         tg.cross_entropy(tg.linear(x, weight), targets, reduction="none"),
@@ -173,7 +170,7 @@ def peak_of(step: Callable[[], Any]) -> int:
 def test_neither_logits_nor_their_gradient_are_held_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     n_rows, n_classes = 512, 2048
     logits_bytes = n_rows * n_classes * 4
-    monkeypatch.setattr(module, "BLOCK", n_rows * n_classes // 16)
+    monkeypatch.setattr(tg.get_backend(), "logits_block", n_rows * n_classes // 16)
     x = tg.normal((n_rows, 8), requires_grad=True)
     weight = tg.normal((n_classes, 8), requires_grad=True)
     targets = np.zeros(n_rows, np.int64)
@@ -226,7 +223,7 @@ def test_on_a_gpu_it_is_the_same_and_nobody_waits(
     with tg.use_backend("numpy"):
         here = operands()
         expected = both_gradients(USES[use](tg.cross_entropy(tg.linear(*here[:2]), here[2])), *here[:2])
-    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(gpu, "logits_block", block)
     x, weight = (tg.Tensor(gpu.asarray(leaf.numpy()), requires_grad=True) for leaf in here[:2])
     targets = gpu.asarray(here[2])
     before = gpu.xp.copied_to_host

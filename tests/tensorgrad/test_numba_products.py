@@ -124,6 +124,38 @@ def test_weights_that_are_read_where_they_lie(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(n_rows=st.integers(1, 70), m=st.sampled_from([1, 5, 383, 384, 385, 800]), n=SIZES, data=st.data())
+def test_weights_that_backward_reads_where_they_lie(
+    dtype: Any, n_rows: int, m: int, n: int, data: st.DataObject
+) -> None:
+    """One block of weights and several, columns that are no whole tiles, more threads than there are tiles."""
+    n += tile.ROWS - 1
+    dy, weight = normal(n_rows, m, dtype=dtype), normal(m, n, dtype=dtype)
+    lay_out = LAYOUTS[data.draw(st.sampled_from(sorted(LAYOUTS)))]
+    results = [np.full((n_rows, n), np.nan, dtype) for _ in range(2)]
+    for dx, threads in zip(results, (1, data.draw(st.integers(2, 7))), strict=True):
+        linear.some_rows_backward(lay_out(dy), weight, dx, threads)
+    expected = dy.astype(np.float64) @ weight.astype(np.float64)
+    np.testing.assert_allclose(results[0], expected, rtol=0, atol=TOLERANCE[dtype] * m)
+    np.testing.assert_array_equal(*results)  # any number of threads gives the same bits
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "m", "n", "takes"),
+    [(32, 4096, 9, True), (32, 4096, 7, False), (600, 4096, 9, False), (32, 256, 32, True), (32, 255, 32, False)],
+)
+def test_backward_of_a_much_larger_matrix(n_rows: int, m: int, n: int, takes: bool) -> None:
+    dy, weight = normal(2, n_rows // 2, m, dtype=np.float32), normal(m, n, dtype=np.float32)
+    assert linear.backward_reads_in_place(dy.reshape(n_rows, m), weight) == takes
+    assert not linear.backward_reads_in_place(dy.reshape(n_rows, m), np.asfortranarray(weight))
+    for lay_out in (lambda x: x, np.asfortranarray):
+        dx = load("numba").linear_backward_x(dy, lay_out(weight))
+        assert dx.shape == (2, n_rows // 2, n)
+        np.testing.assert_allclose(dx, Plain().linear_backward_x(dy, weight), rtol=0, atol=TOLERANCE[np.float32] * m)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_one_of_a_few_rows_has_the_bits_that_it_has_alone(dtype: Any) -> None:
     """So a text is written as it would be alone, whatever is written beside it."""
     x, weight, bias = normal(linear.FEW, 77, dtype=dtype), normal(45, 77, dtype=dtype), normal(45, dtype=dtype)
@@ -242,6 +274,10 @@ def test_the_bodies_without_the_compiler(threads: int, monkeypatch: pytest.Monke
         y = np.zeros((3, len(weight)))
         linear.some_rows.py_func(x, weight, bias, y, threads)
         np.testing.assert_allclose(y, expected)
+    monkeypatch.setattr(linear, "fill_panels", panels.fill_panels)
+    dy, weight, dx = normal(3, 390, dtype=np.float64), normal(390, 21, dtype=np.float64), np.full((3, 21), np.nan)
+    linear.some_rows_backward.py_func(dy, weight, dx, threads)
+    np.testing.assert_allclose(dx, dy @ weight)
     stack = normal(2, 3, 4, dtype=np.float64)
     c = np.empty((2, 3, 3))
     gemm.stacked_product.py_func(stack, stack.swapaxes(1, 2), c)

@@ -12,6 +12,8 @@ from tensorgrad.backend.cupy.launcher import c_type
 class CrossEntropy(Kernels):
     """The kernels of cross_entropy.cu."""
 
+    logits_block = 2**26  # each block reads and writes all of the head's gradient, which is to take less than products
+
     def cross_entropy(
         self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
     ) -> tuple[Array, Array]:

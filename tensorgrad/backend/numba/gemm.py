@@ -12,7 +12,7 @@ from numba import types
 from tensorgrad.backend.base import Array
 from tensorgrad.backend.numba.arrays import claimed
 from tensorgrad.backend.numba.compile import apart, compiled, prange
-from tensorgrad.backend.numba.linear import linear, reads_in_place
+from tensorgrad.backend.numba.linear import backward_reads_in_place, linear, reads_in_place, some_rows_backward
 from tensorgrad.backend.numba.panels import aligned, fill_across, fill_panels
 from tensorgrad.backend.numba.strided import array, packed_row, strided
 from tensorgrad.backend.numba.tile import ROWS, n_lanes, tile, whole
@@ -141,6 +141,15 @@ class Products(NumpyBackend):
         y = np.empty((*x.shape[:-1], len(weight)), x.dtype)
         linear(rows, weight, writable(bias), y.reshape(-1, len(weight)), self.threads)
         return y
+
+    def linear_backward_x(self, dy: Array, weight: Array) -> Array:
+        """dx = dy @ weight."""
+        rows = dy.reshape(-1, dy.shape[-1])
+        if not self._takes(dy, weight) or not backward_reads_in_place(rows, weight):
+            return super().linear_backward_x(dy, weight)
+        dx = np.empty((*dy.shape[:-1], weight.shape[1]), dy.dtype)
+        some_rows_backward(writable(rows), weight, dx.reshape(-1, weight.shape[1]), self.threads)
+        return dx
 
     def _takes(self, *arrays: Array) -> bool:
         return claimed(*arrays) and 0 not in [x.size for x in arrays]

@@ -13,7 +13,7 @@ from numba.extending import intrinsic, overload
 
 from tensorgrad.backend.base import Array
 from tensorgrad.backend.numba.compile import prange
-from tensorgrad.backend.numba.panels import aligned, fill_across, panels_of
+from tensorgrad.backend.numba.panels import aligned, fill_across, fill_panels, panels_of
 from tensorgrad.backend.numba.strided import Strided, array, packed_row, strided
 from tensorgrad.backend.numba.sums import fold
 from tensorgrad.backend.numba.tile import AVX512, I64, ROWS, VECTOR, element, fetch, n_lanes, number, tile, whole
@@ -25,12 +25,20 @@ NEAR = 2**18  # bytes to the next group: what is further ahead may have left the
 STEP = 2**12  # and so far ahead in the same rows is better
 BAND = 32  # rows of the weights whose products are turned over together
 SOME = 2**18  # elements of x: their panels, a megabyte of float32, stay in the second-level cache
+SOME_BACKWARD = 2**17  # elements of dx: their sums stay there beside the panels of dy
+DEPTH = 384  # rows of the weights that these panels are for
 
 
 def reads_in_place(x: Array, weight: Array) -> bool:
     """Whether `linear` is for these: x (r, n) and weight (m, n), both in C order."""
     some = x.size <= SOME and BAND <= len(weight) >= 2 * len(x)
     return (len(x) <= FEW or some) and x.flags.carray and weight.flags.carray
+
+
+def backward_reads_in_place(dy: Array, weight: Array) -> bool:
+    """Whether `some_rows_backward` is for these: dy (r, m) and weight (m, n)."""
+    m, n = weight.shape
+    return len(dy) * n <= SOME_BACKWARD and n >= ROWS and m >= 8 * max(len(dy), n) and weight.flags.carray
 
 
 def linear(x: Array, weight: Array, bias: Array, y: Array, threads: int) -> None:
@@ -170,3 +178,31 @@ def some_rows(x: Any, weight: Any, bias: Any, y: Any, parts: int) -> None:
                     row = packed_row(out[i])
                     for j in range(row.size):
                         row[j] += bias[new + j]
+
+
+@strided(lambda real: (array(real, 2), array(real, 2, "C"), array(real, 2), types.int64))
+def some_rows_backward(dy: Any, weight: Any, dx: Any, parts: int) -> None:
+    """dx (r, n) = dy (r, m) @ weight (m, n), for at least ROWS columns of weight, where `backward_reads_in_place`.
+
+    Tiles are made of dx^T = weight^T dy^T: weight is read across, a part of its columns by each thread.
+    """
+    (n_rows, m), n, lanes = dy.shape, weight.shape[1], n_lanes(dy)
+    n_strips, n_panels = whole(n, ROWS) // ROWS, whole(n_rows, lanes) // lanes
+    for part in prange(parts):
+        first, last = n_strips * part // parts, n_strips * (part + 1) // parts
+        panels = aligned(n_panels * (DEPTH + 2) * lanes, dy).reshape(n_panels, DEPTH + 2, lanes)  # 2: see `multiply`
+        sums = aligned((last - first) * ROWS * (n_panels * lanes + 16), dy).reshape(
+            (last - first) * ROWS, n_panels * lanes + 16
+        )
+        for top in range(0, m, DEPTH):
+            bottom = min(top + DEPTH, m)
+            fill_panels(dy[:, top:bottom].T, panels)
+            across = weight[top:bottom].T
+            for strip in range(first, last):
+                for p in range(n_panels):
+                    column = min(strip * ROWS, n - ROWS)  # the last strip may begin among the columns of the one before
+                    tile(across, column, 0, bottom - top, panels, p, sums, (strip - first) * ROWS, p * lanes, top > 0)
+        for strip in range(first, last):
+            column = min(strip * ROWS, n - ROWS)
+            at = (strip - first) * ROWS
+            fill_across(sums[at : at + ROWS, :n_rows].T, dx[:, column : column + ROWS])
