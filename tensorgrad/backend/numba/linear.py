@@ -1,4 +1,4 @@
-"""Rows times the transpose of a much larger matrix, as when text is written: the weights are read once, where they lie.
+"""Rows and a much larger matrix, as when text is written, or for the loss: the weights are read once, where they lie.
 
 A product that copies its right operand into panels first (`gemm.py`) would read and write all weights for the sake of a
 few rows. Here it is the rows that are copied, or nothing at all.
