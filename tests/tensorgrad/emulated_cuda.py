@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ FLAGS = [
     "-fno-strict-aliasing", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wno-unknown-pragmas", "-Werror",
     f"-I{FOLDER}", f"-I{HEADERS}",
 ]  # fmt: skip
+one_at_a_time = threading.Lock()  # what is emulated, fibers and shared memory, is there once
 GUARD = 128  # bytes before and behind every array that a kernel must not touch; a multiple of all alignments
 
 
@@ -91,7 +93,8 @@ class EmulatingLauncher(RecordingLauncher):
         values = [memory.argument(x) for x in args]
         pointers = (ctypes.c_void_p * len(values))(*(x.ctypes.data for x in values))
         sizes = (ctypes.c_uint * 6)(*grid, *block)
-        error = run(pointers, sizes, ctypes.c_size_t(shared), ctypes.c_int(self.backwards))
+        with one_at_a_time:
+            error = run(pointers, sizes, ctypes.c_size_t(shared), ctypes.c_int(self.backwards))
         if error is not None:
             raise RuntimeError(f"kernel {kernel} of {source}.cu, grid {grid}, block {block}: {error.decode()}")
         memory.copy_back(kernel)

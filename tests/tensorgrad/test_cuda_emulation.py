@@ -1,6 +1,7 @@
 """The emulation of CUDA itself: it computes what a GPU would, and finds the mistakes that it is there to find."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def test_block_sum_and_max(threads: int) -> None:
     run("sum_and_max", threads, x, sums, tops, blocks=3)
     np.testing.assert_allclose(sums, np.broadcast_to(x.sum(axis=1, keepdims=True), x.shape), rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(tops, np.broadcast_to(x.max(axis=1, keepdims=True), x.shape))
+
+
+def test_two_threads_of_python_launch_one_after_the_other() -> None:
+    """As the processes of a group do, which in the tests are threads."""
+
+    def launch() -> None:
+        x, sums, tops = drawn(200, 128), np.empty((200, 128), np.float32), np.empty((200, 128), np.float32)
+        run("sum_and_max", 128, x, sums, tops, blocks=200)
+        np.testing.assert_array_equal(tops, np.broadcast_to(x.max(axis=1, keepdims=True), x.shape))
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(launch) for _ in range(8)]:
+            done.result()
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
