@@ -22,8 +22,8 @@ FLOAT32_BYTES = 4
 def watch(recorded: Recorded) -> None:
     """Have every backward on the tape checked whenever it runs.
 
-    Raises GradcheckError, naming the op, where one writes into dy or what it saved, returns a gradient of the wrong
-    shape or dtype, or hands over as its own an array that something else refers to.
+    Raises GradcheckError, naming the op, where one writes into dy or what it saved and keeps, returns a gradient of the
+    wrong shape or dtype, or hands over as its own an array that something else refers to.
     """
     for node in _reachable([y.node for y in recorded.outputs if y.node is not None]):
         witness = _Witness(recorded.k, node)
@@ -56,11 +56,13 @@ class _Witness:
 
         def followed(dy: Any) -> Any:
             dys = [part for part in (dy if type(dy) is list else [dy]) if part is not None]
-            saved = [x for x in saved_arrays(backward) if isinstance(x, self.k.array_type)]  # no NumPy index on a GPU
-            before = [[self._bytes(x) for x in arrays] for arrays in (dys, saved)]
+            saved = self._saved(backward)
+            before = {id(x): self._bytes(x) for x in (*dys, *saved)}
             result = backward(dy)
-            for arrays, bytes_before, what in zip((dys, saved), before, ("dy", "an array that it saved"), strict=True):
-                if [self._bytes(x) for x in arrays] != bytes_before:
+            kept = {id(x) for x in self._saved(backward)}  # without what an op gives away to make it again if need be
+            saved = [x for x in saved if id(x) in kept]
+            for arrays, what in ((dys, "dy"), (saved, "an array that it saved")):
+                if any(self._bytes(x) != before[id(x)] for x in arrays):
                     raise GradcheckError(f"{self.name}: backward wrote into {what}")
             gradients = result if type(result) is tuple else (result,)  # operands after the last have none
             for place, gradient in zip_longest(places, gradients):
@@ -74,6 +76,9 @@ class _Witness:
             return result
 
         return followed
+
+    def _saved(self, backward: Callable[[Any], Any]) -> list[Array]:
+        return [x for x in saved_arrays(backward) if isinstance(x, self.k.array_type)]  # no NumPy index on a GPU
 
     def _bytes(self, x: Array) -> bytes:
         return bytes(self.k.to_numpy(x).tobytes())

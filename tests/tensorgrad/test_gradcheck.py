@@ -313,6 +313,26 @@ def writes(target: str) -> Rule:
     return rule
 
 
+def test_what_is_given_away_may_be_written_to_if_it_is_made_again() -> None:
+    def giving_away(again: Callable[[Any], Any]) -> Any:
+        @op
+        def squared(k: Any, x: Any) -> Any:
+            made = [2 * x]
+
+            def backward(dy: Any) -> Any:
+                slope = made.pop() if made else again(x)
+                dx = slope * dy
+                slope *= 0
+                return dx
+
+            return x * x, backward
+
+        return squared
+
+    assert tg.gradcheck(giving_away(lambda x: 2 * x), tensor(3))
+    caught("", giving_away(lambda x: 3 * x), tensor(3))
+
+
 def test_writing_is_caught() -> None:
     caught("^cubed: backward wrote into dy", cube(writes("dy")), tensor(3))
     caught("^cubed: backward wrote into an array that it saved", cube(writes("y")), tensor(3))

@@ -144,8 +144,10 @@ class Products(NumpyBackend):
 
     def linear_backward_x(self, dy: Array, weight: Array) -> Array:
         """dx = dy @ weight."""
+        if not self._takes(dy, weight):
+            return super().linear_backward_x(dy, weight)
         rows = dy.reshape(-1, dy.shape[-1])
-        if not self._takes(dy, weight) or not backward_reads_in_place(rows, weight):
+        if not backward_reads_in_place(rows, weight):
             return super().linear_backward_x(dy, weight)
         dx = np.empty((*dy.shape[:-1], weight.shape[1]), dy.dtype)
         some_rows_backward(writable(rows), weight, dx.reshape(-1, weight.shape[1]), self.threads)
