@@ -330,7 +330,7 @@ def test_what_is_given_away_may_be_written_to_if_it_is_made_again() -> None:
         return squared
 
     assert tg.gradcheck(giving_away(lambda x: 2 * x), tensor(3))
-    caught("", giving_away(lambda x: 3 * x), tensor(3))
+    caught("a sliced dy gives input 0 .* another gradient", giving_away(lambda x: 3 * x), tensor(3))
 
 
 def test_writing_is_caught() -> None:
