@@ -6,6 +6,8 @@ from typing import Any, Literal
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 
+__all__ = ["erf", "gelu", "relu", "sigmoid", "silu"]
+
 Result = tuple[Array, Any]
 
 

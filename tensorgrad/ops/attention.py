@@ -8,6 +8,8 @@ from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import fits
 from tensorgrad.ops.dropout import draw
 
+__all__ = ["attention", "rotary_embedding"]
+
 
 @op
 def attention(

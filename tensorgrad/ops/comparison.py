@@ -4,6 +4,13 @@ from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import normalize_axes
 
+__all__ = [
+    "all", "any", "argmax", "argmin", "argsort", "bitwise_and", "bitwise_invert", "bitwise_or", "bitwise_xor",
+    "ceil", "count_nonzero", "equal", "floor", "floor_divide", "greater", "greater_equal", "isfinite", "isinf",
+    "isnan", "less", "less_equal", "logical_and", "logical_not", "logical_or", "logical_xor", "not_equal",
+    "remainder", "round",
+]
+
 Result = tuple[Array, None]
 Axis = int | tuple[int, ...] | None
 

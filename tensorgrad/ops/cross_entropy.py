@@ -8,6 +8,8 @@ from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.base import as_rows, is_half
 
+__all__ = ["cross_entropy", "linear_cross_entropy"]
+
 Reduction = Literal["mean", "sum", "none"]
 
 

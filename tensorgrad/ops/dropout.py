@@ -6,6 +6,8 @@ from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.random import Stream, default_generator
 
+__all__ = ["dropout"]
+
 
 def draw(name: str, p: float) -> tuple[float, int, int, int]:
     """Take the next mask from the default generator: (p, seed, stream, step)."""

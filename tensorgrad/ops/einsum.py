@@ -6,6 +6,8 @@ from typing import Any
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 
+__all__ = ["einsum"]
+
 
 def _parse(subscripts: str, ndims: list[int]) -> tuple[list[str], str]:
     """Explicit letters for every operand and the output, the ellipsis spelled out."""

@@ -11,6 +11,11 @@ from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.base import is_floating
 from tensorgrad.ops.broadcasting import Shape, shape_of, unbroadcast
 
+__all__ = [
+    "abs", "add", "astype", "clip", "cos", "divide", "exp", "log", "maximum", "minimum", "multiply", "negative",
+    "pow", "reciprocal", "sign", "sin", "sqrt", "square", "subtract", "tanh", "where",
+]
+
 Result = tuple[Array, Any]
 
 

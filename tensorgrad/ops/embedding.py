@@ -5,6 +5,8 @@ from typing import Any
 from tensorgrad.autograd import Scattered, op
 from tensorgrad.backend import Array, Backend
 
+__all__ = ["embedding"]
+
 
 @op
 def embedding(k: Backend, weight: Array, indices: Array) -> tuple[Array, Any]:

@@ -6,6 +6,8 @@ from tensorgrad.autograd import Variable, op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import normalize_axis
 
+__all__ = ["getitem", "take", "take_along_axis"]
+
 Result = tuple[Array, Any]
 
 

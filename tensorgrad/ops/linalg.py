@@ -7,6 +7,8 @@ from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import normalize_axis, unbroadcast
 
+__all__ = ["linear", "matmul", "tensordot"]
+
 Result = tuple[Array, Any]
 Axes = int | Sequence[int]
 

@@ -9,6 +9,11 @@ from tensorgrad.autograd import Variable, op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import Shape, normalize_axes, normalize_axis, unbroadcast
 
+__all__ = [
+    "broadcast_to", "concat", "expand_dims", "flip", "matrix_transpose", "pad", "permute_dims", "repeat", "reshape",
+    "roll", "split", "squeeze", "stack", "tile", "tril", "triu",
+]
+
 Result = tuple[Array, Any]
 
 

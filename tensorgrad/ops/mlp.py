@@ -7,6 +7,8 @@ from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import shape_of
 
+__all__ = ["mlp"]
+
 Result = tuple[Array, Any]
 
 

@@ -6,6 +6,8 @@ from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import shape_of
 
+__all__ = ["add_layer_norm", "add_rms_norm", "layer_norm", "rms_norm"]
+
 Result = tuple[Array, Any]
 WithAgain = tuple[Any, Any, Any]
 

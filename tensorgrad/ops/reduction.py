@@ -8,6 +8,8 @@ from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.base import sum_dtype
 from tensorgrad.ops.broadcasting import Shape, normalize_axes, normalize_axis
 
+__all__ = ["cumulative_sum", "logsumexp", "max", "mean", "min", "prod", "std", "sum", "var"]
+
 Result = tuple[Array, Any]
 Axes = tuple[int, ...]
 Axis = int | Axes | None

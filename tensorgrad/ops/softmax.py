@@ -6,6 +6,8 @@ from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import normalize_axis
 
+__all__ = ["log_softmax", "softmax"]
+
 Result = tuple[Array, Any]
 
 

@@ -3,7 +3,7 @@
 from tensorgrad.gradcheck.cases import comparison, elementwise, indexing, linalg, manipulation, network, reduction
 from tensorgrad.gradcheck.cases.case import Case
 
-__all__ = ["Case", "cases"]
+__all__ = ["Case", "cases", "differentiable", "without_gradient"]
 
 cases: dict[str, list[Case]] = {
     **elementwise.cases,
@@ -14,3 +14,5 @@ cases: dict[str, list[Case]] = {
     **network.cases,
     **comparison.cases,
 }
+without_gradient = [name for name, of_op in cases.items() if of_op[0].reference is not None]
+differentiable = [name for name in cases if name not in without_gradient]
