@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# Operations an element, forward and backward, as the formulas in backend/base.py count them; exp and tanh as one.
+# Operations an element, forward and backward, as the formulas in backend/math.py count them; exp and tanh as one.
 PER_ELEMENT = {
     "add": (1, 0), "multiply": (1, 2), "gelu": (9, 17), "silu": (4, 7), "relu": (1, 1), "dropout": (2, 2),
     "layer_norm": (8, 12), "rms_norm": (5, 9), "softmax": (4, 4), "log_softmax": (4, 3), "cross_entropy": (4, 3),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend import Array, backend_of, get_backend
-from tensorgrad.backend.base import is_half
+from tensorgrad.backend.arrays import is_half
 from tensorgrad.optim import Optimizer
 from tensorgrad.tensor import Tensor
 

@@ -10,7 +10,7 @@ import numpy as np
 from tensorgrad import autograd
 from tensorgrad.autograd import Leaf, Node
 from tensorgrad.backend import Array, backend_of
-from tensorgrad.backend.base import is_floating
+from tensorgrad.backend.arrays import is_floating
 from tensorgrad.nn import Module, _walk
 from tensorgrad.tensor import Tensor
 

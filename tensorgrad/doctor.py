@@ -16,9 +16,9 @@ import numpy as np
 
 from tensorgrad import backend
 from tensorgrad.backend import Backend, blas
-from tensorgrad.backend.base import Backend as Plain
 from tensorgrad.backend.cupy import cublaslt, nvrtc
 from tensorgrad.backend.cupy.driver import driver_version
+from tensorgrad.backend.runtime import Backend as Plain
 from tensorgrad.backend.threads import cpu_count
 
 # Names on PyPI, and what each is for; of those with alternatives, the one that is installed.

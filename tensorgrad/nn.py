@@ -7,7 +7,7 @@ from typing import Any
 from tensorgrad import autograd, ops
 from tensorgrad.autograd import note_write
 from tensorgrad.backend import Array, backend_of
-from tensorgrad.backend.base import is_floating
+from tensorgrad.backend.arrays import is_floating
 from tensorgrad.creation import normal, ones, uniform, zeros
 from tensorgrad.tensor import Tensor
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tensorgrad.autograd import Leaf, note_write
 from tensorgrad.backend import Array, backend_of
-from tensorgrad.backend.base import is_half
+from tensorgrad.backend.arrays import is_half
 from tensorgrad.tensor import Tensor
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]

@@ -8,7 +8,7 @@ import numpy as np
 from tensorgrad import autograd, ops
 from tensorgrad.autograd import Leaf, Variable, note_write, op
 from tensorgrad.backend import Array, Backend, backend_of, get_backend, load
-from tensorgrad.backend.base import is_floating
+from tensorgrad.backend.arrays import is_floating
 
 Axis = int | tuple[int, ...] | None
 

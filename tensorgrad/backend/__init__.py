@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array, Backend, BackendUnavailable
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numpy import NumpyBackend
+from tensorgrad.backend.runtime import Backend, BackendUnavailable
 from tensorgrad.backend.threads import cpu_count
 
 __all__ = [

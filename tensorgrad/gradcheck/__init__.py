@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import is_floating
+from tensorgrad.backend.arrays import is_floating
 from tensorgrad.gradcheck import audit
 from tensorgrad.gradcheck.differences import Difference, directional, jacobian, jacobian_size
 from tensorgrad.gradcheck.probe import GradcheckError, Probe

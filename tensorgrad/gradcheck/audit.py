@@ -8,7 +8,7 @@ import numpy as np
 
 from tensorgrad.autograd import Node, Scattered, saved_arrays
 from tensorgrad.backend import Array, Backend
-from tensorgrad.backend.base import is_floating
+from tensorgrad.backend.arrays import is_floating
 from tensorgrad.gradcheck.differences import index_text, relative_error
 from tensorgrad.gradcheck.probe import GradcheckError, Probe, Recorded
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend import Array, Backend, load, use_backend
-from tensorgrad.backend.base import is_floating
+from tensorgrad.backend.arrays import is_floating
 from tensorgrad.gradcheck import audit
 from tensorgrad.gradcheck.cases import Case
 from tensorgrad.gradcheck.differences import Difference, index_text, relative_error

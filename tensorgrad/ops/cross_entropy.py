@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
-from tensorgrad.backend.base import as_rows, is_half
+from tensorgrad.backend.arrays import as_rows, is_half
 
 __all__ = ["cross_entropy", "linear_cross_entropy"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
-from tensorgrad.backend.base import is_floating
+from tensorgrad.backend.arrays import is_floating
 from tensorgrad.ops.broadcasting import Shape, shape_of, unbroadcast
 
 __all__ = [

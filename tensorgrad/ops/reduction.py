@@ -5,7 +5,7 @@ from typing import Any
 
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
-from tensorgrad.backend.base import sum_dtype
+from tensorgrad.backend.arrays import sum_dtype
 from tensorgrad.ops.broadcasting import Shape, normalize_axes, normalize_axis
 
 __all__ = ["cumulative_sum", "logsumexp", "max", "mean", "min", "prod", "std", "sum", "var"]

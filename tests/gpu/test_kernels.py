@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tensorgrad.backend.base import Backend
+from tensorgrad.backend.runtime import Backend
 from tensorgrad.gradcheck.cases import cases
 from tensorgrad.gradcheck.precision import TOLERANCE, compare
 from tensorgrad.random import default_generator

@@ -12,10 +12,10 @@ from emulated_cuda import COMPILER, EmulatingLauncher
 from fake_cupy import FakeArray, FakeCupy, fake
 
 from tensorgrad import backend
-from tensorgrad.backend.base import Backend
 from tensorgrad.backend.cupy import CupyBackend, launcher, nvrtc
 from tensorgrad.backend.cupy.kernels import columns_a_lane
 from tensorgrad.backend.cupy.signature import C_TYPES, FOLDER
+from tensorgrad.backend.runtime import Backend
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 emulated = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")

@@ -12,8 +12,9 @@ from fake_cupy import FakeCupy, fake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorgrad.backend.base import Backend, Dropout
+from tensorgrad.backend.arrays import Dropout
 from tensorgrad.backend.cupy import CupyBackend, launcher, nvrtc
+from tensorgrad.backend.runtime import Backend
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")

@@ -9,9 +9,9 @@ from fake_cupy import FakeArray, FakeCupy, FakeDevice, FakeStream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorgrad.backend.base import Backend
 from tensorgrad.backend.cupy import gemm
 from tensorgrad.backend.cupy.cublaslt import WORKSPACE_BYTES, CublasLtError, Matrix
+from tensorgrad.backend.runtime import Backend
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

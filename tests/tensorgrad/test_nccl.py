@@ -11,10 +11,10 @@ import pytest
 from fake_cupy import FakeCupy, FakeDevice, FakeStream
 
 import tensorgrad as tg
-from tensorgrad.backend.base import BackendUnavailable
 from tensorgrad.backend.cupy import nccl
 from tensorgrad.backend.cupy.nccl import NcclGroup
 from tensorgrad.backend.cupy.transfer import Transfer
+from tensorgrad.backend.runtime import BackendUnavailable
 from tensorgrad.distributed import Communicator, GradientReducer
 
 KEY = bytes(range(192, 256)) + bytes(range(64))

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import tensorgrad as tg
-from tensorgrad.backend.base import Backend
 from tensorgrad.backend.erf import erf as precise_erf
+from tensorgrad.backend.runtime import Backend
 
 numba = pytest.importorskip("numba")
 

@@ -13,7 +13,7 @@ import pytest
 
 import tensorgrad as tg
 from tensorgrad import backend
-from tensorgrad.backend.base import BackendUnavailable
+from tensorgrad.backend.runtime import BackendUnavailable
 
 numba = pytest.importorskip("numba")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import tensorgrad as tg
 from tensorgrad.backend import load
-from tensorgrad.backend.base import Backend
+from tensorgrad.backend.runtime import Backend
 
 numba = pytest.importorskip("numba")
 

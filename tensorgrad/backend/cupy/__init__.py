@@ -7,7 +7,7 @@ the plain mathematics. CuPy is imported when this backend is asked for, never be
 import contextlib
 from typing import Any
 
-from tensorgrad.backend.base import Array, Backend, BackendUnavailable
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.cupy.activation import Activation
 from tensorgrad.backend.cupy.attention import Attention
 from tensorgrad.backend.cupy.cross_entropy import CrossEntropy
@@ -20,6 +20,7 @@ from tensorgrad.backend.cupy.normalization import Normalization
 from tensorgrad.backend.cupy.rotary_embedding import RotaryEmbedding
 from tensorgrad.backend.cupy.softmax import Softmax
 from tensorgrad.backend.cupy.transfer import Transfer
+from tensorgrad.backend.runtime import Backend, BackendUnavailable
 
 EXTRAS = 'pip install -e ".[cuda13]" (cuda12 for a driver of CUDA 12)'
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.cupy.kernels import THREADS, Kernels, claimed
 from tensorgrad.backend.cupy.launcher import c_type
 

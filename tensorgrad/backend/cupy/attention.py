@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
-from tensorgrad.backend.base import Dropout as Draw
+from tensorgrad.backend.arrays import Array
+from tensorgrad.backend.arrays import Dropout as Draw
 from tensorgrad.backend.cupy.dropout import Dropout
 from tensorgrad.backend.cupy.kernels import claimed
 from tensorgrad.backend.cupy.launcher import c_type

@@ -1,6 +1,6 @@
 // Dropout of attention's weights: which of them are dropped is drawn anew wherever it is needed, and never stored.
 //
-// Weight (i, j) of head h, of n heads in the batch, is element e = (h T + i) S + j of a Philox stream, as base.py
+// Weight (i, j) of head h, of n heads in the batch, is element e = (h T + i) S + j of a Philox stream, as math.py
 // numbers them: word e % 4 of block e / 4. A block costs some sixty instructions and gives four neighbouring weights,
 // so the lanes that hold those four share it: each draws one block, and each block's four bits go around by shuffles.
 #pragma once

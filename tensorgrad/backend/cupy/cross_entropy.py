@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.cupy.kernels import Kernels, claimed, threads_for, wide_dtype
 from tensorgrad.backend.cupy.launcher import c_type
 

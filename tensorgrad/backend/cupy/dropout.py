@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
-from tensorgrad.backend.base import Dropout as Draw
+from tensorgrad.backend.arrays import Array
+from tensorgrad.backend.arrays import Dropout as Draw
 from tensorgrad.backend.cupy.kernels import THREADS, Kernels, claimed, wide_dtype
 from tensorgrad.backend.cupy.launcher import c_type
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array, as_rows
+from tensorgrad.backend.arrays import Array, as_rows
 from tensorgrad.backend.cupy.kernels import THREADS, WARPS, Kernels, claimed, wide_dtype
 from tensorgrad.backend.cupy.launcher import c_type
 

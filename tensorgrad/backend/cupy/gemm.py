@@ -7,7 +7,7 @@ for as d^T = b^T @ a^T, and nothing is moved: the operands change places, and wh
 from collections.abc import Callable
 from functools import cached_property
 
-from tensorgrad.backend.base import Array, Backend, as_rows, is_half
+from tensorgrad.backend.arrays import Array, as_rows, is_half
 from tensorgrad.backend.cupy import cublaslt
 from tensorgrad.backend.cupy.cublaslt import (
     NOT_SUPPORTED,
@@ -18,6 +18,7 @@ from tensorgrad.backend.cupy.cublaslt import (
     Matrix,
     Product,
 )
+from tensorgrad.backend.runtime import Backend
 
 AMPERE = 80  # compute capability, times ten, of the first tensor cores for bfloat16 and TF32
 TIMED_RUNS = 5  # of a candidate, when plans are autotuned

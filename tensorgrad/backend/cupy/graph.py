@@ -4,10 +4,11 @@ import contextlib
 from functools import cached_property
 from typing import Any
 
-from tensorgrad.backend.base import Advance, Array, Function
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.cupy.driver import Allocator
 from tensorgrad.backend.cupy.dropout import Dropout
 from tensorgrad.backend.cupy.optimizer import Optimization
+from tensorgrad.backend.runtime import Advance, Function
 
 EAGER_RUNS = (
     3  # before recording: kernels are compiled, products planned, and the pool has the memory that a step needs

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array, Backend
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.cupy.launcher import Launcher, c_type
 from tensorgrad.backend.cupy.signature import C_TYPES
+from tensorgrad.backend.runtime import Backend
 
 THREADS = 256  # of a block, where nothing speaks for another number
 WARPS = THREADS // 32

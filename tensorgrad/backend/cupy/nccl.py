@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array, BackendUnavailable
+from tensorgrad.backend.arrays import Array
+from tensorgrad.backend.runtime import BackendUnavailable
 
 # What the launchers of MPI (Open MPI, MPICH and its kin, Slurm) say of where a process stands on its machine.
 LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")

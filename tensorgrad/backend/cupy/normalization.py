@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array, as_rows
+from tensorgrad.backend.arrays import Array, as_rows
 from tensorgrad.backend.cupy.kernels import (
     THREADS,
     WARPS,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.cupy.kernels import THREADS, Kernels, claimed, wide_dtype
 from tensorgrad.backend.cupy.launcher import c_type
 

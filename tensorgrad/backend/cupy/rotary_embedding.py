@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.cupy.kernels import THREADS, Kernels, claimed, n_rows
 from tensorgrad.backend.cupy.launcher import c_type
 from tensorgrad.backend.cupy.signature import DTYPES

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.cupy.kernels import Kernels, claimed, n_rows, threads_for
 from tensorgrad.backend.cupy.launcher import c_type
 

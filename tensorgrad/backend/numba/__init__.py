@@ -6,7 +6,6 @@ One file a family, each with its kernels and, in a class, the arrays they are fo
 
 import os
 
-from tensorgrad.backend.base import Backend
 from tensorgrad.backend.numba.activation import Activation
 from tensorgrad.backend.numba.addition import Addition
 from tensorgrad.backend.numba.attention import Attention
@@ -18,6 +17,7 @@ from tensorgrad.backend.numba.normalization import Normalization
 from tensorgrad.backend.numba.optimizer import Optimization
 from tensorgrad.backend.numba.progress import announce_compilation
 from tensorgrad.backend.numba.softmax import Softmax
+from tensorgrad.backend.runtime import Backend
 
 
 class NumbaBackend(

@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from tensorgrad.backend.base import GELU_CUBIC, GELU_SCALE, Array
+from tensorgrad.backend.arrays import Array
+from tensorgrad.backend.math import GELU_CUBIC, GELU_SCALE
 from tensorgrad.backend.numba.arrays import block_of, claimed, elementwise, n_blocks
 from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import HALF, ONE, erf, exp, gelu_tanh_at, gelu_tanh_slope, logistic

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import block_of, claimed, n_blocks
 from tensorgrad.backend.numba.compile import SMALL, kernel, prange
 from tensorgrad.backend.numpy import NumpyBackend

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.compile import compiled
 
 FLOATING = (np.dtype(np.float32), np.dtype(np.float64))

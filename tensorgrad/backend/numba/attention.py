@@ -6,7 +6,7 @@ dropout took from the same random numbers. The kernels are in attention_forward.
 
 import numpy as np
 
-from tensorgrad.backend.base import Array, Dropout
+from tensorgrad.backend.arrays import Array, Dropout
 from tensorgrad.backend.numba.arrays import claimed
 from tensorgrad.backend.numba.attention_backward import backward
 from tensorgrad.backend.numba.attention_forward import forward

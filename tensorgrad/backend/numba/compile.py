@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tensorgrad.backend.base import BackendUnavailable
+from tensorgrad.backend.runtime import BackendUnavailable
 
 try:
     import llvmlite.binding as llvm

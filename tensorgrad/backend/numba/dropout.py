@@ -6,8 +6,8 @@ import numpy as np
 from numba import types
 
 from tensorgrad.backend import philox as plain
-from tensorgrad.backend.base import Array
-from tensorgrad.backend.base import Dropout as Draw
+from tensorgrad.backend.arrays import Array
+from tensorgrad.backend.arrays import Dropout as Draw
 from tensorgrad.backend.numba.arrays import BLOCK, block_of, claimed, flat, n_blocks
 from tensorgrad.backend.numba.compile import apart, compiled, kernel, prange
 from tensorgrad.backend.numpy import NumpyBackend

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import claimed, flat, rows
 from tensorgrad.backend.numba.compile import compiled, kernel, prange
 from tensorgrad.backend.numpy import NumpyBackend

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.compile import compiled, prange
 from tensorgrad.backend.numba.mathematics import ONE, exp
 from tensorgrad.backend.numba.strided import array, packed_row, strided, with_packed_rows

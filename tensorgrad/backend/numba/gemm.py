@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import claimed
 from tensorgrad.backend.numba.compile import apart, compiled, prange
 from tensorgrad.backend.numba.linear import backward_reads_in_place, linear, reads_in_place, some_rows_backward

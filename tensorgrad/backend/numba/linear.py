@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.compile import prange
 from tensorgrad.backend.numba.panels import aligned, fill_across, fill_panels, panels_of
 from tensorgrad.backend.numba.strided import Strided, array, packed_row, strided

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import claimed, contiguous, flat, rows
 from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import ONE

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array, Backend
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import BLOCK, block_of, claimed, flat, n_blocks
 from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.sums import squares
 from tensorgrad.backend.numpy import NumpyBackend
+from tensorgrad.backend.runtime import Backend
 
 
 @kernel

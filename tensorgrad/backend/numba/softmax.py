@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import claimed, rows
 from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import ONE, exp

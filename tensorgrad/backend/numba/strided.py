@@ -7,7 +7,7 @@ from numba import carray, from_dtype, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.compile import compiled, is_kept, jit
 
 

@@ -1,13 +1,12 @@
 """The plain mathematics on NumPy, and what NumPy does better another way: block by block, on all threads.
 
 One file a family: its functions work on a block, in place, and a class says for which arrays they are. Everything else
-is the mathematics of `base.py` as it stands there.
+is the mathematics of `math.py` as it stands there.
 """
 
 import numpy as np
 
 from tensorgrad.backend import blas
-from tensorgrad.backend.base import Backend
 from tensorgrad.backend.numpy.activation import Activation
 from tensorgrad.backend.numpy.addition import Addition
 from tensorgrad.backend.numpy.attention import Attention
@@ -16,6 +15,7 @@ from tensorgrad.backend.numpy.embedding import Embedding
 from tensorgrad.backend.numpy.normalization import Normalization
 from tensorgrad.backend.numpy.optimizer import Optimization
 from tensorgrad.backend.numpy.products import Products
+from tensorgrad.backend.runtime import Backend
 from tensorgrad.memory import keep_freed_memory
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tensorgrad.backend.base import GELU_CUBIC, GELU_SCALE, Array
+from tensorgrad.backend.arrays import Array
+from tensorgrad.backend.math import GELU_CUBIC, GELU_SCALE
 from tensorgrad.backend.numpy.blocks import FEW, Blocks, alike
 
 

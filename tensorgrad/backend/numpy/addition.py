@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numpy.blocks import Blocks, alike
 
 SMALL = 2**18  # elements: a single pass over fewer is done before another thread is awake

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tensorgrad.backend import blas
-from tensorgrad.backend.base import Array, Dropout, is_half, split_heads
+from tensorgrad.backend.arrays import Array, Dropout, is_half, split_heads
 from tensorgrad.backend.numpy.blocks import Blocks, cut
 
 ROWS = 64  # query rows of a block

@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tensorgrad.backend.base import Array, Backend, as_rows, is_half
+from tensorgrad.backend.arrays import Array, as_rows, is_half
+from tensorgrad.backend.runtime import Backend
 from tensorgrad.backend.threads import cpu_count, team
 
 # Elements of a block, a megabyte of float32. Smaller ones would stay nearer, but the interpreter is one thread's at a

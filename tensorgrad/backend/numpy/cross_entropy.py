@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numpy.blocks import FEW, Blocks
 
 

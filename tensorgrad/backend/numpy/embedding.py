@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tensorgrad.backend.base import Array, as_rows
+from tensorgrad.backend.arrays import Array, as_rows
 from tensorgrad.backend.numpy.blocks import Blocks
 
 

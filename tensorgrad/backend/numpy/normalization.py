@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from tensorgrad.backend.base import Array
+from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numpy.blocks import FEW, Blocks, alike
 
 

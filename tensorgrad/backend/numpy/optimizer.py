@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.base import Array, is_half
+from tensorgrad.backend.arrays import Array, is_half
 from tensorgrad.backend.numpy.blocks import Blocks
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tensorgrad.backend import blas
-from tensorgrad.backend.base import Array, as_rows, is_half
+from tensorgrad.backend.arrays import Array, as_rows, is_half
 from tensorgrad.backend.numpy.blocks import Blocks, cut
 
 SMALL = 2**22  # multiplications in a part; below, waking another thread costs more than it saves

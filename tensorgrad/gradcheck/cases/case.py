@@ -7,7 +7,7 @@ import numpy as np
 
 from tensorgrad import ops
 from tensorgrad.backend import Array, Backend
-from tensorgrad.backend.base import is_floating
+from tensorgrad.backend.arrays import is_floating
 from tensorgrad.random import Generator
 from tensorgrad.tensor import Tensor
 

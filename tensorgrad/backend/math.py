@@ -1,72 +1,24 @@
-"""Every kernel once, in plain array mathematics over `xp` (NumPy or CuPy): the truth that faster kernels are held to.
+"""Every kernel once, in plain array mathematics over `xp` (NumPy or CuPy): the reference for all faster kernels.
 
-Forward stands above backward. `dx` is dloss/dx, `dy` the gradient that arrives. Kernels take and return arrays, never
-tensors. Half precision (float16, bfloat16) is computed in float32 and rounded once at the end.
+Each backward follows its forward. `dx` is dloss/dx and `dy` the incoming gradient. Kernels take and return arrays,
+never tensors. Half precision (float16, bfloat16) is computed in float32 and rounded once at the end.
 """
 
-import importlib
 import math
-from collections.abc import Callable
 from typing import Any
 
+from tensorgrad.backend.arrays import Array, Dropout, as_rows, is_half, merge_heads, split_heads, sum_dtype
 from tensorgrad.backend.erf import erf
 from tensorgrad.backend.philox import random_bits
 
-Array = Any  # numpy.ndarray or cupy.ndarray
-Function = Callable[..., tuple[Array, ...]]
-Advance = Callable[[int], int]
-Dropout = tuple[float, int, int, int]  # probability of zero; then the Philox seed, stream and step of the mask
-
-GELU_SCALE = math.sqrt(2 / math.pi)
-GELU_CUBIC = 0.044715
+GELU_SCALE, GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715
 
 
-class BackendUnavailable(RuntimeError):
-    """A backend that cannot run here; the message says what is missing and what to do, in one line."""
+class Math:
+    """Kernels over the arrays of one module, `xp`. A backend overrides those that it computes faster."""
 
-
-class Backend:
-    """Kernels over one kind of array. A subclass overrides what it does better; all else falls back to this."""
-
-    name = "base"
     xp: Any
-    array_type: type
     logits_block = 2**24  # logits, or gradients of logits, that `linear_cross_entropy` has at a time
-
-    def activate(self) -> None:
-        """Called when this backend becomes the current one, and when the number of threads has changed."""
-
-    def lacks(self, what: str) -> str | None:
-        """Why this backend cannot compute in a dtype, or has no "tf32" or "cuda_graph", in one line; None if it can."""
-        if what == "cuda_graph":
-            return f"{self.name} is not on a GPU, where a step could be recorded: leave it out, or choose backend cupy"
-        if what == "tf32":
-            return f"a format of NVIDIA's tensor cores, and {self.name} is not on a GPU: choose float32"
-        if what == "bfloat16":
-            try:
-                importlib.import_module("ml_dtypes")  # NumPy knows the name from then on
-            except ModuleNotFoundError:
-                return "NumPy has no such numbers without ml_dtypes: pip install ml_dtypes"
-        return None
-
-    def set_float32_precision(self, tf32: bool) -> None:
-        """Whether products of float32 may round their operands to TF32; only asked where it is not lacking."""
-
-    # --- arrays ---------------------------------------------------------------------------------
-
-    def asarray(self, x: Any, dtype: Any = None) -> Array:
-        """An array of this backend, without a copy where it is one already."""
-        return self.xp.asarray(x, dtype=dtype)
-
-    def to_numpy(self, x: Array) -> Any:
-        """The same numbers as a NumPy array on the host."""
-        return x
-
-    def check_indices(self, name: str, indices: Array, n: int, lowest: int | None = None) -> None:
-        """Raise IndexError where an index is outside [lowest, n); lowest None is -n, counted from the end."""
-        if indices.size and (int(indices.min()) < (-n if lowest is None else lowest) or int(indices.max()) >= n):
-            worst = int(indices.max()) if int(indices.max()) >= n else int(indices.min())
-            raise IndexError(f"{name}: index {worst} is out of range for {n} entries")
 
     def wide(self, x: Array) -> Array:
         """Half precision as float32, anything else as it is."""
@@ -75,13 +27,6 @@ class Backend:
     def narrow(self, x: Array, dtype: Any) -> Array:
         """What was computed from `wide` arrays of that dtype: half precision again, anything else as it is."""
         return x.astype(dtype) if is_half(dtype) else x
-
-    def weak_scalars(self, operands: list[Any]) -> list[Any]:
-        """Python floats as bfloat16 where the arrays are: NumPy would make float32 of the two."""
-        dtypes = {x.dtype for x in operands if hasattr(x, "dtype") and x.dtype != bool}
-        if len(dtypes) != 1 or (dtype := dtypes.pop()).name != "bfloat16":
-            return operands
-        return [self.xp.asarray(x, dtype) if type(x) is float else x for x in operands]
 
     def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
         """Sum; half precision adds up in float32."""
@@ -103,15 +48,13 @@ class Backend:
         """The first n words of a Philox stream: (n,) uint32."""
         return random_bits(self.xp, n, seed, stream, step)
 
-    # --- matrix products ------------------------------------------------------------------------
-
+    # --- matrix products ---
     def matmul(self, a: Array, b: Array) -> Array:
         """a (..., m, n) @ b (..., n, p) -> (..., m, p). One large product where b is a single matrix."""
         dtype = self.xp.result_type(a, b)
         a, b = self.wide(a), self.wide(b)
         if b.ndim == 2 and a.ndim > 2 and a.size and b.size:
-            y = self.xp.empty((*a.shape[:-1], b.shape[-1]), self.xp.result_type(a, b))
-            self.xp.matmul(a.reshape(-1, a.shape[-1]), b, out=y.reshape(-1, b.shape[-1]))
+            y = self.xp.matmul(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
         else:
             y = self.xp.matmul(a, b)
         return y.astype(dtype, copy=False)
@@ -139,8 +82,7 @@ class Backend:
         """dbias = the sum of dy over all rows; at least float32."""
         return self.wide(as_rows(dy)).sum(axis=0)
 
-    # --- activations ----------------------------------------------------------------------------
-
+    # --- activations ---
     def sigmoid(self, x: Array) -> Array:
         """1 / (1 + e^-x), as e^x / (1 + e^x) below 0 so that nothing overflows and small results keep their digits."""
         wide = self.wide(x)
@@ -169,10 +111,10 @@ class Backend:
 
     def gelu_backward(self, dy: Array, x: Array) -> Array:
         """d/dx = Phi(x) + x phi(x), with phi the normal density."""
-        x, dtype = self.wide(x), x.dtype
-        cumulative = 0.5 * (1 + erf(self.xp, x * math.sqrt(0.5)))
-        density = self.xp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-        return (dy * (cumulative + x * density)).astype(dtype, copy=False)
+        wide = self.wide(x)
+        cumulative = 0.5 * (1 + erf(self.xp, wide * math.sqrt(0.5)))
+        density = self.xp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+        return (dy * (cumulative + wide * density)).astype(x.dtype, copy=False)
 
     def gelu_tanh(self, x: Array) -> Array:
         """x (1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3)."""
@@ -188,14 +130,10 @@ class Backend:
         return (dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)).astype(dtype, copy=False)
 
     def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
-        """dx of gelu_tanh, and gelu_tanh(x) once more, which then need not be kept.
-
-        Both arrays are given away: dy may become dx, and x the other.
-        """
+        """dx of gelu_tanh, and gelu_tanh(x), recomputed. Takes both arrays over: dx may be dy, and the other x."""
         return self.gelu_tanh_backward(dy, x), self.gelu_tanh(x)
 
-    # --- softmax --------------------------------------------------------------------------------
-
+    # --- softmax ---
     def softmax(self, x: Array, axis: int) -> Array:
         """exp(x) / sum exp(x), shifted by the maximum so that nothing overflows."""
         y = self.xp.exp(self.wide(x) - self.wide(x.max(axis=axis, keepdims=True)))
@@ -218,8 +156,7 @@ class Backend:
 
     def log_softmax(self, x: Array, axis: int) -> Array:
         """x - logsumexp(x)."""
-        wide = self.wide(x)
-        y = wide - self.wide(x.max(axis=axis, keepdims=True))
+        y = self.wide(x) - self.wide(x.max(axis=axis, keepdims=True))
         y = y - self.xp.log(self.xp.exp(y).sum(axis=axis, keepdims=True))
         return self.narrow(y, x.dtype)
 
@@ -228,8 +165,7 @@ class Backend:
         wide, dy = self.wide(y), self.wide(dy)
         return (dy - self.xp.exp(wide) * dy.sum(axis=axis, keepdims=True)).astype(y.dtype, copy=False)
 
-    # --- normalisation --------------------------------------------------------------------------
-
+    # --- normalisation ---
     def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
         """Each row with mean 0 and variance 1, scaled and shifted: x (..., n) -> y, and mean and 1/std (..., 1)."""
         wide = self.wide(x)
@@ -256,9 +192,7 @@ class Backend:
         """dx = rstd (g - mean(g) - xhat mean(g xhat)), with g = dy weight and xhat = (x - mean) rstd; plus dsum."""
         xhat = (self.wide(x) - mean) * rstd
         g = self.wide(dy) if weight is None else self.wide(dy) * weight
-        dx = g - g.mean(axis=-1, keepdims=True)
-        dx -= xhat * (g * xhat).mean(axis=-1, keepdims=True)
-        dx *= rstd
+        dx = rstd * (g - g.mean(axis=-1, keepdims=True) - xhat * (g * xhat).mean(axis=-1, keepdims=True))
         if dsum is not None:
             dx += dsum
         return dx.astype(x.dtype, copy=False)
@@ -272,11 +206,10 @@ class Backend:
         needs: tuple[bool, bool, bool],
     ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
         """dx plus dsum, dweight and dbias, those that are needed: for backends that read dy and x once for all."""
-        needs_x, needs_weight, needs_bias = needs
         return (
-            self.layer_norm_backward_x(dy, x, weight, mean, rstd, dsum) if needs_x else None,
-            self.layer_norm_backward_weight(dy, x, mean, rstd) if needs_weight else None,
-            self.linear_backward_bias(dy) if needs_bias else None,
+            self.layer_norm_backward_x(dy, x, weight, mean, rstd, dsum) if needs[0] else None,
+            self.layer_norm_backward_weight(dy, x, mean, rstd) if needs[1] else None,
+            self.linear_backward_bias(dy) if needs[2] else None,
         )
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
@@ -308,8 +241,7 @@ class Backend:
         """dweight = the sum of dy xhat over all rows: (n,)."""
         return as_rows(self.wide(x) * rrms * dy).sum(axis=0)
 
-    # --- embedding and dropout ------------------------------------------------------------------
-
+    # --- embedding and dropout ---
     def embedding(self, weight: Array, indices: Array) -> Array:
         """Row `indices` of weight (V, C): indices (...) -> (..., C)."""
         return self.xp.take(weight, indices, axis=0)
@@ -335,8 +267,7 @@ class Backend:
         """x with elements zeroed at random, the rest scaled up; its own backward, applied to dy."""
         return x * self.dropout_scale(x.shape, dropout, x.dtype)
 
-    # --- cross-entropy --------------------------------------------------------------------------
-
+    # --- cross-entropy ---
     def cross_entropy(
         self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
     ) -> tuple[Array, Array]:
@@ -345,8 +276,7 @@ class Backend:
         top = wide.max(axis=-1)
         lse = xp.log(xp.exp(wide - top[:, None]).sum(axis=-1)) + top
         kept = targets != ignore_index
-        at = xp.where(kept, targets, 0)
-        losses = lse - xp.take_along_axis(wide, at[:, None], axis=-1)[:, 0]
+        losses = lse - xp.take_along_axis(wide, xp.where(kept, targets, 0)[:, None], axis=-1)[:, 0]
         if label_smoothing:
             losses = (1 - label_smoothing) * losses + label_smoothing * (lse - wide.mean(axis=-1))
         return xp.where(kept, losses, xp.zeros_like(losses)), lse
@@ -369,8 +299,7 @@ class Backend:
         out[...] = dlogits
         return out
 
-    # --- attention ------------------------------------------------------------------------------
-
+    # --- attention ---
     def attention(
         self, q: Array, key: Array, v: Array, causal: bool, mask: Array | None, dropout: Dropout | None, scale: float
     ) -> tuple[Array, Array]:
@@ -391,15 +320,13 @@ class Backend:
         self, dy: Array, q: Array, key: Array, v: Array, y: Array, lse: Array,
         causal: bool, mask: Array | None, dropout: Dropout | None, scale: float,
     ) -> tuple[Array, Array, Array]:  # fmt: skip
-        """dq, dkey, dv. The weights p are made again from the logsumexp: no T x S matrix is kept.
+        """dq, dkey, dv. The weights p are recomputed from the logsumexp: no T x S matrix is kept.
 
         dv = p^T dy; dp = dy v^T; dscores = p (dp - sum(dy y)); dq = scale dscores key; dkey = scale dscores^T q.
         """
         groups, transpose = key.shape[1], self.xp.matrix_transpose
         p = self._weights(self._scores(q, key, causal, mask, scale), lse)
-        dp = merge_heads(
-            self.matmul(split_heads(self.wide(dy), groups), transpose(self.wide(v))[:, :, None])
-        )  # (B, H, T, S)
+        dp = merge_heads(self.matmul(split_heads(self.wide(dy), groups), transpose(self.wide(v))[:, :, None]))
         dropped = p
         if dropout is not None:
             kept = self.dropout_scale(p.shape, dropout, p.dtype)
@@ -430,18 +357,14 @@ class Backend:
 
         x (..., T, D), positions (T) or broadcastable to (..., T).
         """
-        xp, half = self.xp, x.shape[-1] // 2
-        wide = self.wide(x)
-        frequency = base ** (-xp.arange(half, dtype=xp.float64) / half)
-        angle = positions[..., None] * frequency
-        cos = xp.cos(angle).astype(wide.dtype)
-        sin = xp.sin(-angle if inverse else angle).astype(wide.dtype)
+        xp, wide, half = self.xp, self.wide(x), x.shape[-1] // 2
+        angle = positions[..., None] * base ** (-xp.arange(half, dtype=xp.float64) / half)
+        cos, sin = xp.cos(angle).astype(wide.dtype), xp.sin(-angle if inverse else angle).astype(wide.dtype)
         first, second = wide[..., :half], wide[..., half:]
         y = xp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
         return y.astype(x.dtype, copy=False)
 
-    # --- optimisation ---------------------------------------------------------------------------
-
+    # --- optimisation ---
     def adamw(
         self, p: Array, g: Array, m: Array, v: Array, *,
         lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
@@ -456,75 +379,12 @@ class Backend:
         m += (1 - beta1) * g
         v *= beta2
         v += (1 - beta2) * g**2
-        denominator = self.xp.sqrt(v)
-        denominator *= 1 / math.sqrt(1 - beta2**step)
-        denominator += eps
-        new = self.wide(p)  # p itself, unless that is half precision
+        denominator = self.xp.sqrt(v) * (1 / math.sqrt(1 - beta2**step)) + eps
+        new = self.wide(p)  # p itself unless it is half precision
         new *= 1 - lr * weight_decay
         new -= lr / (1 - beta1**step) * m / denominator
         if new is not p:
             p[...] = new
-
-    def adamw_group(
-        self, ps: list[Array], gs: list[Array], ms: list[Array], vs: list[Array], masters: list[Array | None], *,
-        skip: bool | Array, **options: Any,
-    ) -> None:  # fmt: skip
-        """`adamw`, with its options, on all parameters of a group, unless `skip` is true.
-
-        Where a parameter has a master, of float32, that is what is updated, and the parameter its rounding.
-        """
-        if skip:
-            return
-        numbers = {name: x.item() if hasattr(x, "item") else x for name, x in options.items()}
-        for p, g, m, v, master in zip(ps, gs, ms, vs, masters, strict=True):
-            self.adamw(p if master is None else master, g, m, v, **numbers)
-            if master is not None:
-                p[...] = master
-
-    def compile_ahead(self) -> None:
-        """A training step in float32 is to come: compile what takes long, if there is such, beside what comes first."""
-
-    def communicator(self, group: Any) -> Any:
-        """The group of processes that arrays of this backend are exchanged by; group: one that exchanges the host's."""
-        return group
-
-    def sum_over(self, group: Any, value: Any) -> Any:
-        """The sum over a group of processes of what `number` made."""
-        return float(group.gather([value]).sum())
-
-    def numbers(self, values: list[Any]) -> list[float]:
-        """What `number` made of many arrays, as Python floats; a GPU is waited for once."""
-        return [float(x) for x in values]
-
-    def number(self, x: Array) -> Any:
-        """The only element of an array: a Python number, or on a GPU the array itself, so that nobody waits for it."""
-        return x.item()
-
-    def stage(self, *arrays: Any) -> tuple[Array, ...]:
-        """Host arrays on their way to this backend; valid until `stage` was called twice more."""
-        return tuple(self.asarray(x) for x in arrays)
-
-    def record(self, fn: Function, advance: Advance) -> Function:
-        """`fn(*arrays)` as a CUDA graph: recorded in one of the first calls and then replayed, without a call of fn.
-
-        All that fn changes from call to call has to lie in arrays. advance(n): count n masks of dropout, and return how
-        many had been drawn before. Raises BackendUnavailable where there is no GPU.
-        """
-        raise BackendUnavailable(f"a CUDA graph: {self.lacks('cuda_graph')}")
-
-    def decide(self, flag: bool | Array) -> bool | Array:
-        """A flag that kernels act on: its value, or on a GPU the array itself, so that nobody waits for it."""
-        return bool(flag)
-
-    def clip_norm(self, arrays: list[Array], max_norm: float) -> Any:
-        """Scale all arrays down together until their norm is at most max_norm; returns what it was, a number.
-
-        A norm that is not finite scales nothing.
-        """
-        norm = self.global_norm(arrays)
-        if math.isfinite(norm) and norm > max_norm:
-            self.scale(arrays, max_norm / (norm + 1e-6))  # PyTorch's guard, kept so that results agree
-        return norm
 
     def scale(self, arrays: list[Array], factor: Any) -> None:
         """All arrays times one number, in place."""
@@ -538,35 +398,3 @@ class Backend:
             flat = self.wide(x).reshape(-1)
             total += float(self.xp.vdot(flat, flat))
         return math.sqrt(total)
-
-
-def is_half(dtype: Any) -> bool:
-    """Whether a dtype is float16 or bfloat16."""
-    return bool(dtype.itemsize == 2 and (dtype.kind == "f" or dtype.name == "bfloat16"))
-
-
-def is_floating(dtype: Any) -> bool:
-    """Whether a dtype can have a gradient: float64, float32, float16 or bfloat16."""
-    return bool(dtype.kind == "f" or dtype.name == "bfloat16")
-
-
-def sum_dtype(dtype: Any) -> Any:
-    """What a sum of that dtype is returned as: itself, and int64 for bool and small integers."""
-    if dtype.kind == "u":
-        return "uint64"
-    return "int64" if dtype.kind in "bi" else dtype
-
-
-def as_rows(x: Array) -> Array:
-    """(..., n) -> (all rows, n); n may be 0."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def split_heads(x: Array, groups: int) -> Array:
-    """(B, H, T, S) -> (B, G, H / G, T, S): the query heads that share a key head side by side."""
-    return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
-
-
-def merge_heads(x: Array) -> Array:
-    """(B, G, H / G, T, S) -> (B, H, T, S)."""
-    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])

@@ -1,0 +1,39 @@
+"""Dtypes and shapes of arrays: the rules that kernels and ops share."""
+
+import math
+from typing import Any
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+Dropout = tuple[float, int, int, int]  # probability of zero; then the Philox seed, stream and step of the mask
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether a dtype is float16 or bfloat16."""
+    return bool(dtype.itemsize == 2 and (dtype.kind == "f" or dtype.name == "bfloat16"))
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether a dtype can have a gradient: float64, float32, float16 or bfloat16."""
+    return bool(dtype.kind == "f" or dtype.name == "bfloat16")
+
+
+def sum_dtype(dtype: Any) -> Any:
+    """What a sum of that dtype is returned as: itself, and int64 for bool and small integers."""
+    if dtype.kind == "u":
+        return "uint64"
+    return "int64" if dtype.kind in "bi" else dtype
+
+
+def as_rows(x: Array) -> Array:
+    """(..., n) -> (all rows, n); n may be 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def split_heads(x: Array, groups: int) -> Array:
+    """(B, H, T, S) -> (B, G, H / G, T, S): the query heads that share a key head side by side."""
+    return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+
+
+def merge_heads(x: Array) -> Array:
+    """(B, G, H / G, T, S) -> (B, H, T, S)."""
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
