@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gpt.checkpoint import Checkpoint, load_checkpoint
+from gpt.checkpoint.step_folders import newest_checkpoint
 from gpt.cli import ArgumentParser, one_of, run, use_backend, user_errors
 from gpt.config import BACKENDS, UserError
-from gpt.generation import stream_text
+from gpt.generate import stream_text
 from gpt.model import GPT
-from gpt.step_folders import newest_checkpoint
 
 ROOT = Path("checkpoints")
 

@@ -3,16 +3,16 @@
 
 import sys
 
+from gpt.checkpoint.metrics import CONFIG
 from gpt.cli import leave, out_of_memory, user_errors
 from gpt.cli import run as run_program
-from gpt.config_file import CONFIG
-from gpt.config_file import describe as config_lines
-from gpt.dry_run import dry_run
-from gpt.flags import parse
-from gpt.observers import sample
-from gpt.replay import replay
-from gpt.run import Run, make_run
-from gpt.trainer import train
+from gpt.train.config_file import describe as config_lines
+from gpt.train.dry_run import dry_run
+from gpt.train.flags import parse
+from gpt.train.loop import train
+from gpt.train.observers import sample
+from gpt.train.replay import replay
+from gpt.train.run import Run, make_run
 
 SAMPLE_TOKENS = 400
 

@@ -66,7 +66,7 @@ class Writer:
 
 
 class Ours(Writer):
-    """tensorgrad, by gpt/generation.py."""
+    """tensorgrad, by gpt/generate/__init__.py."""
 
     def prepare(self, inputs: str, threads: int, backend: str) -> None:
         """See Writer."""
@@ -83,7 +83,7 @@ class Ours(Writer):
 
     def write(self, n: int, stamp: Stamp) -> list[int]:
         """See Writer."""
-        from gpt.generation import Generation
+        from gpt.generate import Generation
 
         written = []
         for new in Generation(self.model, [self.prompt], max_new_tokens=n, temperature=0.0):
@@ -96,7 +96,7 @@ class Ours(Writer):
         import numpy as np
 
         import tensorgrad as tg
-        from gpt.kvcache import KVCache
+        from gpt.generate.kvcache import KVCache
 
         cache = KVCache(self.model, 1)
 

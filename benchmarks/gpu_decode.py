@@ -23,7 +23,7 @@ def ours(setup: Setup, inputs: str, stand_in: bool, prompt: int, new: int) -> tu
     """A function that writes and returns the seconds of each token; the card."""
     from safetensors.numpy import load_file
 
-    from gpt.generation import Generation
+    from gpt.generate import Generation
     from gpt.model import GPT
 
     card, arrays = Ours(stand_in), load_file(inputs)

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 
 from benchmarks import common
 from gpt.config import TrainConfig
-from gpt.progress import Progress
-from gpt.run import new_run
-from gpt.trainer import train
+from gpt.train.loop import train
+from gpt.train.progress import Progress
+from gpt.train.run import new_run
 
 EVERY = 50  # steps between two readings, validations and checkpoints
 ALLOWED = 0.01

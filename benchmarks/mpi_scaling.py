@@ -106,7 +106,7 @@ class Shared(Ours):
 
     def step(self, idx: Any, targets: Any) -> float:
         """See Training: this process's rows, and the gradients of all."""
-        from gpt.step import accumulate_gradients
+        from gpt.train.step import accumulate_gradients
         from tensorgrad.distributed import GradientReducer, world
 
         if not hasattr(self, "reducer"):

@@ -24,10 +24,10 @@ from benchmarks import common
 from gpt.cli import ArgumentParser, one_of
 from gpt.cli import run as run_program
 from gpt.config import BACKENDS, TrainConfig
-from gpt.corpora import TINY_SHAKESPEARE_SHA256, load_text
+from gpt.data.corpora import TINY_SHAKESPEARE_SHA256, load_text
 from gpt.evaluate import evaluate
-from gpt.run import new_run
-from gpt.trainer import train
+from gpt.train.loop import train
+from gpt.train.run import new_run
 
 TARGET, TOLERANCE = 1.899, 0.02
 PYTORCH = {1337: 1.898, 1: 1.891, 2: 1.908}

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import tensorgrad as tg
 from gpt.config import UserError, nearest
-from gpt.tokenizer_errors import TokenizerError
+from gpt.tokenizer.errors import TokenizerError
 from tensorgrad.distributed import world
 
 EXIT_ERROR = 2

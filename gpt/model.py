@@ -26,7 +26,7 @@ def residual_std(config: GPTConfig) -> float:
 
 
 class LayerCache(Protocol):
-    """The keys and values of one layer from earlier calls (gpt/generation.py has it)."""
+    """The keys and values of one layer from earlier calls (gpt/generate/__init__.py has it)."""
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Array | None]:
         """Append k and v (B, H, T, D); return all of both (B, H, S, D) and which may be seen."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from gpt.config import UserError
-from gpt.corpora import CORPORA, decode_text, find_files
+from gpt.data.corpora import CORPORA, decode_text, find_files
 
 TEXT_SUFFIXES, LINES_SUFFIX, GZIP_SUFFIX = (".txt", ".md"), ".jsonl", ".gz"
 SUFFIXES = tuple(kind + gz for kind in (*TEXT_SUFFIXES, LINES_SUFFIX) for gz in ("", GZIP_SUFFIX))

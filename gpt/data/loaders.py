@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpt.config import UserError
-from gpt.corpora import load_text
+from gpt.data.corpora import load_text
 from gpt.data.shards import ShardedTokens
 from gpt.tokenizer import CharTokenizer, Tokenizer
 from tensorgrad.random import Generator, Stream

@@ -22,7 +22,7 @@ from gpt.data.documents import PIECE_BYTES, Place, Source, find_sources, inspect
 from gpt.data.encoding import Encoded, Encoder, Settings, ordered_map, separator_of
 from gpt.data.shards import DTYPES, FORMAT, MANIFEST, PROGRESS, SPLITS, TOKENIZER, VERSION, read_manifest
 from gpt.data.writing import ShardWriter, sha256_of, write_whole
-from gpt.lock import FolderLock
+from gpt.files import FolderLock
 from gpt.tokenizer import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError, load_tokenizer
 
 BPE_VOCAB_SIZE = 4096

@@ -20,9 +20,9 @@ from gpt.data import load_text, split_text, tokenize
 from gpt.data.loaders import Array, Tokens
 from gpt.data.shards import is_prepared, load_prepared
 from gpt.evaluate import Score, score
-from gpt.initial import load_initial
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, TokenizerError
+from gpt.weights.initial import load_initial
 
 SPLITS = ("val", "train", "all")
 LOGITS_BYTES = 2**28  # of a batch; a vocabulary of 50,000 makes them the largest array of all

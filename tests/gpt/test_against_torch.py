@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import tensorgrad as tg
 from gpt.model import GPT
-from gpt.pretrained import load_gpt2_weights
+from gpt.weights.gpt2 import load_gpt2_weights
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

@@ -9,7 +9,7 @@ import pytest
 import tensorgrad as tg
 from gpt.cli import ArgumentParser, boolean, one_of, out_of_memory, run, user_errors
 from gpt.config import UserError
-from gpt.tokenizer_errors import TokenizerError
+from gpt.tokenizer.errors import TokenizerError
 
 
 def parser() -> ArgumentParser:

@@ -16,7 +16,7 @@ import tensorgrad as tg
 from gpt.checkpoint import RunState, load_checkpoint, save_checkpoint
 from gpt.cli import run
 from gpt.config import TrainConfig
-from gpt.generation import generate_text
+from gpt.generate import generate_text
 from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
 

@@ -20,7 +20,7 @@ from gpt.config import (
 from gpt.data import DataLoader
 from gpt.evaluate import estimate_loss
 from gpt.model import GPT
-from gpt.step import accumulate_gradients
+from gpt.train.step import accumulate_gradients
 
 TINY = GPTConfig(block_size=4, vocab_size=7, n_layer=2, n_head=2, n_embd=4, bias=True)
 FOUR_LAYERS = {"block_size": 32, "vocab_size": 65, "n_layer": 4, "n_head": 4, "n_embd": 128}

@@ -7,7 +7,7 @@ import pytest
 
 import tensorgrad as tg
 from gpt.config import GPTConfig
-from gpt.generation import generate
+from gpt.generate import generate
 from gpt.model import GPT
 from tensorgrad.random import Stream, default_generator
 

@@ -1,0 +1,288 @@
+"""Checkpoints: folders of safetensors and JSON that are either whole or not there.
+
+    checkpoints/<run>/
+      metrics.jsonl           one line a step, written by gpt/train/loop.py; timing.jsonl likewise
+      step-002000/            the newest; beside it stay a few older ones and the best
+        model.safetensors       weights, by their names in model.state_dict()
+        optimizer.safetensors   AdamW's moments
+        state.json              step, configurations, optimiser scalars, random counters, best loss
+        tokenizer.json
+        manifest.json           size and sha256 of each of the others
+
+A checkpoint is written into a hidden folder, synced to the disk and only then renamed, so a crash
+at any moment leaves the ones before it as they were. Reading one runs no code: there is no pickle.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+import tensorgrad as tg
+from gpt.checkpoint.files import (
+    MANIFEST,
+    Arrays,
+    read_arrays,
+    read_json,
+    refusing,
+    require_enough,
+    verify,
+    write_json,
+    write_manifest,
+)
+from gpt.checkpoint.step_folders import (
+    clear_leftovers,
+    folder_aside,
+    give_name,
+    newest_checkpoint,
+    prune,
+    step_folder,
+    step_folders,
+    step_of,
+    sync,
+)
+from gpt.config import GPTConfig, TrainConfig, UserError
+from gpt.model import GPT
+from gpt.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = 1  # of the folder; raised when an older program could no longer read it
+MODEL, OPTIMIZER, STATE, TOKENIZER = "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands, beside its weights and moments: what state.json holds."""
+
+    step: int  # optimiser steps done
+    model_config: GPTConfig
+    train_config: TrainConfig
+    data_sha256: str  # of all its tokens: a resumed run must have the same
+    rng: dict[str, Any]  # tg.random.Generator.state_dict()
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    skipped: int = 0  # steps whose gradient was not finite, and that changed nothing
+    scaler: dict[str, Any] = field(default_factory=dict)  # tg.amp.GradScaler.state_dict()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory; arrays are NumPy's, whatever backend wrote them."""
+
+    path: Path
+    state: RunState
+    weights: Arrays
+    tokenizer: Tokenizer
+    optimizer: dict[str, Any] | None  # for optimizer.load_state_dict; None when not asked for
+
+    def build_model(self) -> GPT:
+        """Return the model, on the backend in use; UserError when the weights do not fit it."""
+        config = self.state.model_config
+        with refusing(self.path / MODEL):  # tg.nn.StateDictError is a ValueError
+            require_enough(self.weights, config)
+            model = GPT(config)
+            model.load_state_dict(self.weights)
+        return model
+
+    def restore(self, optimizer: tg.optim.AdamW, scaler: tg.amp.GradScaler | None = None) -> None:
+        """Give the optimiser its moments, the scaler its scale and the random generator its counters.
+
+        The optimiser keeps its own options: flags given with `--resume` go before the saved ones.
+        Raises UserError when the moments do not fit.
+        """
+        saved = {**(self.optimizer or {}), "param_groups": optimizer.state_dict()["param_groups"]}
+        with refusing(self.path / OPTIMIZER):
+            optimizer.load_state_dict(saved)
+        with refusing(self.path / STATE):
+            if scaler is not None:
+                scaler.load_state_dict(self.state.scaler)
+            tg.random.default_generator.load_state_dict(self.state.rng)
+
+
+# --------------------------------------------------------------------------------------------------
+# Saving
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is written into a checkpoint: arrays in host memory, and the rest of where a run stands."""
+
+    state: RunState
+    weights: Arrays
+    moments: Arrays
+    scalars: dict[str, Any]  # of the optimiser
+    tokenizer: Tokenizer
+
+    @classmethod
+    def take(
+        cls, state: RunState, model: GPT, optimizer: tg.optim.AdamW, tokenizer: Tokenizer,
+        into: Snapshot | None = None, *, copy: bool = True,
+    ) -> Snapshot:  # fmt: skip
+        """Return the present state; a copy, unless all is written before training goes on.
+
+        The memory of an earlier snapshot is used again where one is given: saving often costs no more than once.
+        """
+        scalars = optimizer.state_dict()
+        weights, moments = _on_host(model.state_dict()), _on_host(scalars.pop("state"))
+        if copy:
+            weights = _copied(weights, into.weights if into else {})
+            moments = _copied(moments, into.moments if into else {})
+        return cls(state, weights, moments, scalars, tokenizer)
+
+
+def save_checkpoint(
+    run_dir: str | Path, state: RunState, model: GPT, optimizer: tg.optim.AdamW, tokenizer: Tokenizer, keep: int = 1
+) -> Path:
+    """Write `run_dir/step-NNNNNN`, then remove older ones but for the last `keep` and the best; return its path.
+
+    Raises UserError, and leaves every earlier checkpoint whole, when the disk will not take it.
+    """
+    return write_checkpoint(run_dir, Snapshot.take(state, model, optimizer, tokenizer, copy=False), keep)
+
+
+def write_checkpoint(run_dir: str | Path, snapshot: Snapshot, keep: int = 1) -> Path:
+    """Do what save_checkpoint says, with a snapshot."""
+    run_dir, state = Path(run_dir), snapshot.state
+    target = step_folder(run_dir, state.step)
+    write_folder(target, snapshot)
+    try:
+        prune(run_dir, state.step, last=keep, best=state.best_step)
+    except OSError as error:
+        raise UserError(f"{run_dir}: {target.name} is saved, but older ones cannot be removed: {error}") from error
+    return target
+
+
+def write_folder(target: Path, snapshot: Snapshot, extra: Mapping[str, Arrays] | None = None) -> None:
+    """Write a checkpoint and further files of arrays into a folder that is there only when it is whole."""
+    aside = folder_aside(target)
+    try:
+        clear_leftovers(target.parent)
+        aside.mkdir(parents=True)
+        _write_files(aside, snapshot, extra or {})
+        sync(aside)
+        give_name(aside, target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(f"{target}: cannot be saved: {error}; earlier ones are whole") from error
+
+
+def _write_files(folder: Path, snapshot: Snapshot, extra: Mapping[str, Arrays]) -> None:
+    for name, arrays in {MODEL: snapshot.weights, OPTIMIZER: snapshot.moments, **extra}.items():
+        save_file(arrays, folder / name)
+    snapshot.tokenizer.save(folder)
+    write_json(folder / STATE, {"format": FORMAT, **asdict(snapshot.state), "optimizer": snapshot.scalars})
+    names = (MODEL, OPTIMIZER, STATE, TOKENIZER, *extra)
+    write_manifest(folder, names)
+    for name in (*names, MANIFEST):
+        shutil.copymode(folder / MANIFEST, folder / name)  # safetensors lets nobody else read
+        sync(folder / name)
+
+
+def _on_host(arrays: Mapping[str, Any]) -> Arrays:
+    """NumPy's arrays; half precision as float32, exactly the same numbers, which every reader knows."""
+    on_host = {name: np.ascontiguousarray(tg.Tensor(a).numpy()) for name, a in arrays.items()}
+    return {name: a.astype(np.float32) if a.itemsize == 2 else a for name, a in on_host.items()}
+
+
+def _copied(arrays: Arrays, buffers: Arrays) -> Arrays:
+    copies = {}
+    for name, a in arrays.items():
+        b = buffers.get(name)
+        copies[name] = b if b is not None and (b.shape, b.dtype) == (a.shape, a.dtype) else np.empty_like(a)
+        np.copyto(copies[name], a)
+    return copies
+
+
+# --------------------------------------------------------------------------------------------------
+# Loading
+
+
+def load_checkpoint(path: str | Path, *, optimizer: bool = True) -> Checkpoint:
+    """Read a checkpoint from its step folder, or the newest of a run folder; every file is checked.
+
+    Raises UserError, naming the file, for one that is missing, truncated, changed or not ours.
+    """
+    folder = Path(path) if _is_step(Path(path)) else newest_checkpoint(path)
+    names = [MODEL, STATE, TOKENIZER] + [OPTIMIZER] * optimizer
+    verify(folder, names)
+    with refusing(folder / STATE):
+        raw = read_json(folder / STATE)
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']} is not {FORMAT}, the one this program reads")
+        state, scalars = _state_from_dict(raw), dict(raw["optimizer"])
+        if step_of(folder) not in (None, state.step):
+            raise ValueError(f"is of step {state.step}, and not of the step that its folder is named after")
+    weights = _read_floats(folder / MODEL)
+    with refusing(folder / TOKENIZER):
+        tokenizer = load_tokenizer(folder)
+    if optimizer:
+        scalars["state"] = _read_floats(folder / OPTIMIZER)
+    return Checkpoint(folder, state, weights, tokenizer, scalars if optimizer else None)
+
+
+def load_whole(path: str | Path) -> tuple[Checkpoint, list[tuple[Path, UserError]]]:
+    """Read a step folder, or the newest checkpoint of a run that is whole, or of the run saved last of many.
+
+    Returns with it what is wrong with each one that is newer; raises that of the newest where none is whole.
+    """
+    path = Path(path)
+    if _is_step(path):
+        return load_checkpoint(path), []
+    refused: list[tuple[Path, UserError]] = []
+    for _, folder in reversed(step_folders(newest_checkpoint(path).parent)):
+        try:
+            return load_checkpoint(folder), refused
+        except UserError as error:
+            refused.append((folder, error))
+    raise refused[0][1]
+
+
+def read_extra(folder: Path, name: str) -> Arrays:
+    """Return a further file of arrays that write_folder wrote, checked as every file is."""
+    verify(folder, [name])
+    return read_arrays(folder / name)
+
+
+def _is_step(path: Path) -> bool:
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint")
+    if not path.is_dir():
+        raise UserError(f"{path}: a checkpoint is a folder, and this is a file")
+    return (path / MANIFEST).exists() or step_of(path) is not None
+
+
+def _read_floats(path: Path) -> Arrays:
+    arrays = read_arrays(path)
+    with refusing(path):
+        for name, array in arrays.items():
+            if array.dtype.kind != "f":
+                raise ValueError(f"{name} is {array.dtype}, not float32")
+    return arrays
+
+
+def _state_from_dict(raw: Mapping[str, Any]) -> RunState:
+    best_step, best_loss = raw["best_step"], raw["best_val_loss"]
+    return RunState(
+        step=_count(raw, "step"),
+        model_config=GPTConfig.from_dict(raw["model_config"]),
+        train_config=TrainConfig.from_dict(raw["train_config"]),
+        data_sha256=str(raw["data_sha256"]),
+        rng=dict(raw["rng"]),
+        best_val_loss=None if best_loss is None else float(best_loss),
+        best_step=None if best_step is None else _count(raw, "best_step"),
+        skipped=_count(raw, "skipped") if "skipped" in raw else 0,
+        scaler=dict(raw.get("scaler", {})),
+    )
+
+
+def _count(raw: Mapping[str, Any], name: str) -> int:
+    value = raw[name]
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    return value

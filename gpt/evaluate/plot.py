@@ -1,0 +1,174 @@
+"""Pictures of training: the losses of one run, or of several over each other. Needs matplotlib (extra `plot`)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from array import array
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt.checkpoint.metrics import METRICS
+
+PNG = "loss.png"
+POINTS = 1000  # of a curve: more than the picture has columns for would only cost time
+TRAIN, VALIDATION, LR = "#4477aa", "#ee6677", "#777777"
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#bbbbbb")  # Paul Tol's, told apart by all
+COLUMNS = ("step", "loss", "lr")
+
+
+class History:
+    """What metrics.jsonl says about the losses, ready to be drawn; a few numbers a step."""
+
+    def __init__(self) -> None:
+        self.columns = {name: array("d") for name in COLUMNS}
+        self.validations: list[tuple[int, float]] = []  # (step, loss)
+
+    def add(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Take the figures of one step."""
+        for name, value in zip(COLUMNS, (step, figures["loss"], figures["lr"]), strict=True):
+            self.columns[name].append(value)
+        if "val_loss" in figures:
+            self.validations.append((step, figures["val_loss"]))
+
+    def best(self) -> tuple[int, float] | None:
+        """The step of the lowest validation loss, and that loss."""
+        finite = [pair for pair in self.validations if math.isfinite(pair[1])]
+        return min(finite, key=lambda pair: pair[1]) if finite else None
+
+    @classmethod
+    def read(cls, folder: Path) -> History:
+        """Return what a run has written so far; lines that are not whole, such as the last, are passed over."""
+        history = cls()
+        with (folder / METRICS).open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                    history.add(int(row["step"]), row)
+                except (ValueError, KeyError, TypeError):
+                    continue
+        return history
+
+    def curve(self, name: str, points: int = POINTS) -> tuple[Any, Any]:
+        """(steps, values) of a column: means of neighbours where there are more steps than points."""
+        steps, values = np.array(self.columns["step"]), np.array(self.columns[name])
+        size = math.ceil(len(steps) / points) if len(steps) else 1
+        starts = np.arange(0, len(steps), size)
+        if size == 1:
+            return steps, values
+        counts = np.diff(np.append(starts, len(steps)))
+        finite = np.isfinite(values)  # a step with nan was skipped, and is no part of the curve
+        sums, known = (np.add.reduceat(column, starts) for column in (np.where(finite, values, 0), finite.astype(int)))
+        return np.add.reduceat(steps, starts) / counts, _divide(sums, known)
+
+
+def draw_run(path: Path | BytesIO, history: History, title: str) -> None:
+    """Draw training and validation loss over the learning rate, as PNG. Raises ImportError without matplotlib."""
+    figure, losses, rates = _figure()
+    steps, values = history.curve("loss")
+    noisy = len(steps) > 50
+    losses.plot(steps, values, color=TRAIN, linewidth=0.7 if noisy else 1.4, alpha=0.35 if noisy else 1)
+    if noisy:
+        losses.plot(steps, smooth(values), color=TRAIN, linewidth=1.6)
+    losses.plot([], [], color=TRAIN, label="training" + (f" (last {values[-1]:.4f})" if len(values) else ""))
+    if best := history.best():
+        marker = "o" if len(history.validations) < 60 else None
+        losses.plot(*zip(*history.validations, strict=True), color=VALIDATION, marker=marker, markersize=3.5,
+                    linewidth=1.6, label=f"validation (best {best[1]:.4f} at step {best[0]:,})")  # fmt: skip
+        losses.plot(*best, marker="o", markersize=8, markerfacecolor="none", markeredgecolor=VALIDATION)
+    rates.plot(*history.curve("lr"), color=LR, linewidth=1.4)
+    _limit(losses, [values, [loss for _, loss in history.validations]])
+    _finish(figure, losses, rates, title, path)
+
+
+def draw_comparison(path: Path, histories: Mapping[str, History]) -> None:
+    """Draw several runs over each other: validation losses with markers, training behind them, thinner."""
+    figure, losses, rates = _figure()
+    seen = []
+    for i, (name, history) in enumerate(histories.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        dash = ("-", "--", ":")[i // len(COLOURS) % 3]
+        steps, values = history.curve("loss", 400)
+        best = history.best()
+        label = name + (f" (best validation {best[1]:.4f})" if best else "")
+        losses.plot(steps, smooth(values), dash, color=colour, linewidth=0.9, alpha=0.5 if best else 1)
+        if best:
+            marker = "o" if len(history.validations) < 60 else None
+            losses.plot(*zip(*history.validations, strict=True), dash, color=colour, marker=marker, markersize=3.5)
+        losses.plot([], [], dash, color=colour, label=label)
+        rates.plot(*history.curve("lr"), dash, color=colour, linewidth=1.2)
+        seen += [values, [loss for _, loss in history.validations]]
+    if any(history.validations for history in histories.values()):
+        losses.plot([], [], color="black", marker="o", markersize=3.5, label="validation")
+        losses.plot([], [], color="black", linewidth=0.9, alpha=0.5, label="training")
+    _limit(losses, seen)
+    _finish(figure, losses, rates, "", path)
+
+
+def smooth(values: Any) -> Any:
+    """A running mean over a twentieth of the curve, narrower towards its ends, so that it lags behind nowhere."""
+    half = len(values) // 40
+    finite = np.isfinite(values)
+    at = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))
+    totals = (np.concatenate([[0.0], np.cumsum(column)]) for column in (np.where(finite, values, 0), finite))
+    return _divide(*(total[at + reach + 1] - total[at - reach] for total in totals))
+
+
+def _divide(sums: Any, counts: Any) -> Any:
+    """Means; nan, of which nothing is drawn, where there is nothing to take the mean of."""
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _figure() -> tuple[Any, Any, Any]:
+    from matplotlib.figure import Figure  # not pyplot: that would choose a window system for the whole process
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    return figure, losses, rates
+
+
+def _limit(losses: Any, curves: list[Any]) -> None:
+    """Show the losses from what nearly all lie above to what nearly all lie below: the first steps may be far off."""
+    values = np.concatenate([np.asarray(curve, float) for curve in curves])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return
+    low, high = values.min(), values.max()
+    usual = np.percentile(values, 98)
+    if high - low > 4 * (usual - low) > 0:
+        high = usual + (usual - low)
+    room = 0.05 * (high - low) or 0.05
+    losses.set_ylim(low - room, high + room)
+
+
+def _finish(figure: Any, losses: Any, rates: Any, title: str, path: Path | BytesIO) -> None:
+    losses.set_ylabel("loss, nats a token")
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("step")
+    rates.set_ylim(bottom=0)
+    rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    rates.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    for axis in (losses, rates):
+        axis.grid(True, color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.01)
+    losses.set_title(title, loc="left", fontsize=11)
+    losses.legend(frameon=False, fontsize=9)
+    figure.align_ylabels()
+    if isinstance(path, BytesIO):
+        figure.savefig(path, dpi=110, format="png")
+        return
+    aside = path.with_name(f".{path.name}")
+    try:
+        figure.savefig(aside, dpi=110, format="png")
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error

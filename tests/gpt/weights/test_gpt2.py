@@ -1,0 +1,109 @@
+"""GPT-2's weights from Hugging Face's files: every name it uses, and what is refused.
+
+That the numbers come out right is test_against_torch.py's to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gpt.model import GPT
+from gpt.weights.gpt2 import load_gpt2_weights
+from tensorgrad.nn import StateDictError
+
+CONFIG = {"block_size": 8, "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 128}
+MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+
+
+@pytest.fixture
+def model() -> GPT:
+    return GPT(CONFIG)
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., GPT]:
+    def load(arrays: dict[str, np.ndarray], **options: int) -> GPT:
+        path = tmp_path / "model.safetensors"
+        save_file(arrays, path, metadata={"format": "pt"})
+        return load_gpt2_weights(path, **options)
+
+    return load
+
+
+def as_published(model: GPT) -> dict[str, np.ndarray]:
+    """The model's weights in Hugging Face's layout."""
+    return {
+        name: np.ascontiguousarray(array.T if name.endswith(MATRICES) else array)
+        for name, array in model.state_dict().items()
+    }
+
+
+def assert_same(model: GPT, loaded: GPT) -> None:
+    assert loaded.config.to_dict() == model.config.to_dict()
+    assert not loaded.training
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(loaded.state_dict()[name], array, err_msg=name)
+        assert loaded.state_dict()[name].dtype == np.float32
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_names_with_and_without_prefix(prefix: str, model: GPT, load: Callable) -> None:
+    assert_same(model, load({prefix + name: array for name, array in as_published(model).items()}))
+
+
+def test_masks_and_the_tied_head_are_no_weights(model: GPT, load: Callable) -> None:
+    arrays = as_published(model)
+    for layer in range(2):
+        arrays[f"h.{layer}.attn.bias"] = np.tril(np.ones((1, 1, 8, 8), np.float32))
+        arrays[f"h.{layer}.attn.masked_bias"] = np.array(-1e4, np.float32)
+    arrays["lm_head.weight"] = arrays["wte.weight"].copy()
+    assert_same(model, load(arrays))
+
+
+def test_half_precision_is_widened(model: GPT, load: Callable) -> None:
+    arrays = {name: array.astype(np.float16) for name, array in as_published(model).items()}
+    loaded = load(arrays)
+    assert all(array.dtype == np.float32 for array in loaded.state_dict().values())
+    expected = model.wte.weight.numpy().astype(np.float16)
+    np.testing.assert_array_equal(loaded.wte.weight.numpy(), expected)
+
+
+def test_heads(model: GPT, load: Callable) -> None:
+    assert load(as_published(model), n_head=8).config.n_head == 8
+    narrow = GPT({**CONFIG, "n_embd": 32})
+    with pytest.raises(ValueError, match="n_embd 32 is no multiple of 64: give n_head"):
+        load(as_published(narrow))
+    assert_same(narrow, load(as_published(narrow), n_head=2))
+
+
+def test_an_untied_head_is_refused(model: GPT, load: Callable) -> None:
+    head = model.wte.weight.numpy() + 1
+    with pytest.raises(ValueError, match="model.safetensors: lm_head.weight differs"):
+        load({**as_published(model), "lm_head.weight": head})
+
+
+def test_other_models_are_refused(model: GPT, load: Callable) -> None:
+    arrays = as_published(model)
+    with pytest.raises(ValueError, match="model.safetensors: no matrix wte.weight"):
+        load({"embed.weight": arrays["wte.weight"]})
+    with pytest.raises(ValueError, match=r"unexpected h\.0\.attn\.rotary"):
+        load({**arrays, "h.0.attn.rotary": np.ones(2, np.float32)})
+    del arrays["h.1.ln_2.weight"]
+    with pytest.raises(ValueError, match=r"missing h\.1\.ln_2\.weight") as caught:
+        load(arrays)
+    assert isinstance(caught.value.__cause__, StateDictError)
+
+
+def test_a_damaged_file_is_refused(model: GPT, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(as_published(model), path)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="model.safetensors: not a whole safetensors file"):
+        load_gpt2_weights(path)
+    with pytest.raises(FileNotFoundError):
+        load_gpt2_weights(tmp_path / "none.safetensors")

@@ -1,0 +1,121 @@
+"""--init-from: a new run from given weights, ours or Hugging Face's."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import tensorgrad as tg
+from gpt.config import UserError
+from gpt.model import GPT
+from gpt.tokenizer import GPT2Tokenizer
+from gpt.train.flags import Arguments, parse
+from gpt.train.loop import train
+from gpt.train.run import Run, make_run
+
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 30
+SMALL: dict[str, Any] = {
+    "data": "text.txt", "backend": "numpy", "n_layer": 2, "n_head": 2, "n_embd": 16, "bias": True,
+    "block_size": 8, "batch_size": 4, "max_iters": 4, "eval_interval": 4, "eval_iters": 1, "plot": False,
+}  # fmt: skip
+RUN = {"data": "text.txt", "backend": "numpy", "batch_size": 4, "max_iters": 2, "eval_iters": 1}
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    with tg.use_backend("numpy"):
+        yield tmp_path
+
+
+def begin(path: str, **given: Any) -> Run:
+    return make_run(Arguments(given={**RUN, "out": "new", "init_from": path, **given}, resume=None))
+
+
+@pytest.fixture
+def old() -> Run:
+    run = make_run(Arguments(given={**SMALL, "out": "old"}, resume=None))
+    train(run)
+    return run
+
+
+@pytest.mark.parametrize("path", ["old", "old/step-000004"])
+def test_a_new_run_begins_with_the_weights_of_a_checkpoint(path: str, old: Run) -> None:
+    run = begin(path, seed=7, dropout=0.1)
+    assert (run.step, run.best_step, run.optimizer.step_count) == (0, None, 0)
+    assert run.config.n_layer == 2  # read off the checkpoint, and not the default
+    assert run.tokenizer.to_dict() == old.tokenizer.to_dict()
+    for name, array in old.model.state_dict().items():
+        np.testing.assert_array_equal(run.model.state_dict()[name], array, err_msg=name)
+    assert all(not moment.any() for moment in run.optimizer.state_dict()["state"].values())
+    assert train(run) == 0
+    resumed = make_run(Arguments(given={"max_iters": 3}, resume="new"))
+    assert resumed.config.init_from == path  # remembered, and not done again
+    assert resumed.step == 2
+
+
+def test_a_shorter_window_takes_the_first_positions(old: Run) -> None:
+    run = begin("old", block_size=5)
+    np.testing.assert_array_equal(run.model.wpe.weight.data, old.model.wpe.weight.data[:5])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"n_layer": 3}, "n_layer 3: the weights of old have 2"),
+        ({"n_head": 4}, "n_head 4: the weights of old have 2"),
+        ({"bias": False}, "bias False: the weights of old have True"),
+        ({"block_size": 9}, "block_size 9: the weights of old have 8"),
+        ({"tokenizer": "bpe"}, "tokenizer bpe: the weights of old have char"),
+        ({"data": "other.txt"}, "data 'other.txt': this tokenizer has never seen 'Ä'"),
+        ({"init_from": "missing"}, "missing: no such checkpoint"),
+        ({"init_from": "text.txt"}, "text.txt: not a whole safetensors file"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(given: dict[str, Any], message: str, old: Run) -> None:
+    Path("other.txt").write_text(TEXT + "Ä")
+    with pytest.raises(UserError, match=f"^{message}") as error:
+        begin(**{"path": "old", **{("path" if key == "init_from" else key): value for key, value in given.items()}})
+    assert "\n" not in str(error.value)
+    assert not Path("new").exists()
+
+
+def test_not_together_with_resume(old: Run) -> None:
+    with pytest.raises(UserError, match="--init-from begins a new run, and --resume goes on with one"):
+        make_run(Arguments(given={"init_from": "old"}, resume="old"))
+
+
+@pytest.mark.parametrize("place", ["gpt2", "gpt2/model.safetensors"])
+def test_a_gpt2_of_hugging_faces(place: str, gpt2: GPT2Tokenizer) -> None:
+    published = GPT({"block_size": 16, "vocab_size": gpt2.vocab_size, "n_layer": 1, "n_head": 1, "n_embd": 64})
+    transposed = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    Path("gpt2").mkdir()
+    save_file(
+        {
+            f"transformer.{name}": np.ascontiguousarray(array.T if name.endswith(transposed) else array)
+            for name, array in published.state_dict().items()
+        },
+        "gpt2/model.safetensors",
+    )
+    run = begin(place, block_size=8)
+    assert (run.config.tokenizer, run.config.n_head, run.config.bias) == ("gpt2", 1, True)
+    np.testing.assert_array_equal(run.model.h[0].mlp.c_fc.weight.data, published.h[0].mlp.c_fc.weight.data)
+    with pytest.raises(UserError, match="tokenizer char: the weights of gpt2.* have gpt2"):
+        begin(place, tokenizer="char", out="other")
+
+
+def test_a_gpt2_of_another_vocabulary(gpt2: GPT2Tokenizer) -> None:
+    save_file(
+        GPT({"block_size": 4, "vocab_size": 9, "n_layer": 1, "n_head": 1, "n_embd": 64}).state_dict(), "x.safetensors"
+    )
+    with pytest.raises(UserError, match="x.safetensors: "):
+        begin("x.safetensors")
+
+
+def test_the_flag_in_both_spellings() -> None:
+    assert parse(["--init-from", "old"]).given == {"init_from": "old"}
+    assert parse(["--init_from=old/step-000004"]).given == {"init_from": "old/step-000004"}
