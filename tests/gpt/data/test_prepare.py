@@ -7,9 +7,7 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt.cli import run as run_program
 from gpt.config import UserError
 from gpt.data import documents as documents_module
 from gpt.data import prepare as prepare_module
+from gpt.data.__main__ import main as prepare_main
 from gpt.data.corpora import decode_text, load_text
 from gpt.data.documents import Place, Source, pieces
 from gpt.data.prepare import Preparation, prepare
 from gpt.data.shards import load_prepared
 from gpt.tokenizer import BPETokenizer, CharTokenizer
 from gpt.tokenizer.bpe import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN
+from tests.processes import finish, wait_until
 
 ROOT = Path(__file__).parents[3]
 POEM = "The sea, the sea!\nGrey at dawn,\n\n  and 1234 gulls.\r\nThey're gone\tnow.\n"
@@ -297,53 +298,59 @@ def test_any_number_of_workers_gives_the_same() -> None:
     assert len(contents("one")) > 6
 
 
-PROGRAM = """
-import sys, time
+# Each attempt is a fork that kills itself just before the n-th call that may change a file, counted from the first file
+# that it has put in its place. The processes differ in nothing that a clock decides.
+KILLED_AGAIN_AND_AGAIN = """
+import os, random, signal, sys
 from gpt.data import prepare
-from gpt.data.prepare import Preparation
-prepare.SAVE_BYTES = 60_000
-before = prepare.Encoder.encode
-def slowly(encoder, piece):
-    time.sleep(0.01)
-    return before(encoder, piece)
-prepare.Encoder.encode = slowly
-asked = Preparation(["a.txt", "b.jsonl.gz", "c.txt"], "out", "bpe", 270, piece_bytes=10_000, shard_tokens=20_000)
-prepare.prepare(asked)
+prepare.SAVE_BYTES = 30_000
+asked = prepare.Preparation(
+    ["a.txt", "b.jsonl.gz", "c.txt"], "out", "bpe", 270, piece_bytes=10_000, shard_tokens=20_000
+)
+rng = random.Random(1)
+begun = False
+
+def count_calls(frame, event, function):
+    global begun, left
+    if event == "c_call" and (function.__module__ == "posix" or "BufferedWriter" in function.__qualname__):
+        begun = begun or function.__name__ == "replace"
+        left -= begun
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+for kills in range(100):
+    left = rng.randint(1, 160)
+    pid = os.fork()
+    if not pid:
+        sys.setprofile(count_calls)
+        prepare.prepare(asked)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if not status:
+        print(kills)
+        break
+    assert status == -signal.SIGKILL, status
 """
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}  # no threads, which a fork would lose
     return subprocess.Popen([sys.executable, *arguments], env=env, stdout=-1, stderr=-1, text=True)
 
 
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments)
+    stdout, stderr = finish(process)
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_any_moment_it_goes_on_to_the_same_end() -> None:
     corpus()
     prepared("a.txt", "b.jsonl.gz", "c.txt", out="whole", piece_bytes=10_000, shard_tokens=20_000)
-    rng = random.Random(1)
-    kills = 0
-
-    def progress() -> bytes | None:
-        with suppress(FileNotFoundError):
-            return Path("out/progress.json").read_bytes()
-        return None
-
-    while True:
-        before = progress()
-        process = start("-c", PROGRAM)
-        while process.poll() is None and progress() == before:  # each attempt gets further, on a busy machine too
-            time.sleep(0.005)
-        try:
-            process.wait(rng.random() * 0.2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        _, stderr = process.communicate()
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, stderr
-        kills += 1
-        assert kills < 40
-    assert kills >= 1
+    done = run("-c", KILLED_AGAIN_AND_AGAIN)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) >= 5
     assert contents("out") == contents("whole")
 
 
@@ -450,12 +457,6 @@ def test_large_vocabularies_are_uint32(monkeypatch: pytest.MonkeyPatch) -> None:
 # The command
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    process = start("-m", "gpt.data", *arguments)
-    stdout, stderr = process.communicate(timeout=100)
-    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
-
-
 def lines_with(start: str, text: str) -> Iterable[str]:
     return [line for line in text.splitlines() if line.startswith(start)]
 
@@ -463,48 +464,73 @@ def lines_with(start: str, text: str) -> Iterable[str]:
 def test_prepare_and_verify_as_a_user_does() -> None:
     corpus()
     flags = ["a.txt", "b.jsonl.gz", "--out=out", "--tokenizer", "bpe", "--vocab_size=300", "--workers=2"]
-    done = run("prepare", *flags)
+    done = run("-m", "gpt.data", "prepare", *flags)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert lines_with("Prepared in ", done.stdout)[0].endswith("To train on it: python train.py --data out")
     assert lines_with("train ", done.stdout)[0].endswith("1 shard of uint16")
-    verified = run("verify", "out")
+    verified = run("-m", "gpt.data", "verify", "out")
     assert verified.returncode == 0
     assert verified.stdout.endswith("Every file is as it was written.\n")
     data = bytearray(Path("out/val-00000.bin").read_bytes())
     data[100] ^= 1
     Path("out/val-00000.bin").write_bytes(data)
-    refused = run("verify", "out")
+    refused = run("-m", "gpt.data", "verify", "out")
     damage = "out/val-00000.bin: damaged: its contents are not those that manifest.json was made of"
     assert (refused.returncode, refused.stderr) == (2, f"python -m gpt.data: error: {damage}\n")
 
 
-def test_bad_flags_are_one_line() -> None:
-    for arguments, message in [
-        (["prepare", "a.txt"], "the following arguments are required: --out"),
-        (["prepare", "a.txt", "--out=x", "--workers=0"], "workers must be at least 1, not 0"),
-        (["prepare", "nothing", "--out=x"], "data 'nothing': no such file, folder or corpus"),
-        (["repair"], "unknown command 'repair': prepare or verify"),
-    ]:
-        refused = run(*arguments)
-        assert refused.returncode == 2
-        assert message in refused.stderr and refused.stderr.count("\n") == 1
-        assert not Path("x").exists()
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("prepare a.txt", "the following arguments are required: --out"),
+        ("prepare a.txt --out=x --workers=0", "workers must be at least 1, not 0"),
+        ("prepare nothing --out=x", "data 'nothing': no such file, folder or corpus"),
+        ("repair", "unknown command 'repair': prepare or verify"),
+    ],
+)
+def test_bad_flags_are_one_line(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpt.data", *arguments.split()])
+    with pytest.raises(SystemExit, match="^2$"):
+        sys.exit(run_program(prepare_main, prog="python -m gpt.data"))
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not Path("x").exists()
 
 
-def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) -> None:
+# The command with small pieces, which stops in the third and waits there for a signal, unless told not to.
+WAITING_IN_THE_THIRD_PIECE = """
+import functools, runpy, sys, time
+from pathlib import Path
+from gpt.data import prepare
+
+def add_and_wait(work, encoded):
+    add(work, encoded)
+    if encoded.after.offset > 25_000 and wait == "wait":
+        Path("reached").touch()
+        time.sleep(1000)
+
+if __name__ == "__main__":
+    wait = sys.argv.pop(1)
+    add, prepare._Work.add = prepare._Work.add, add_and_wait
+    prepare.Preparation = functools.partial(prepare.Preparation, piece_bytes=10_000)
+    runpy.run_module("gpt.data", run_name="__main__")
+"""
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_process() -> None:
     corpus()
-    Path("big.txt").write_text(Path("a.txt").read_text() * 100)
-    flags = ["prepare", "big.txt", "--out=out", "--tokenizer=bpe", "--vocab-size=300", "--workers=2"]
-    process = start("-m", "gpt.data", *flags)
-    deadline = time.monotonic() + 60
-    while not Path("out/progress.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.3)
+    command = ["-c", WAITING_IN_THE_THIRD_PIECE]
+    flags = ["prepare", "a.txt", "--out=out", "--tokenizer=bpe", "--vocab-size=300", "--workers=2"]
+    process = start(*command, "wait", *flags)
+    wait_until(Path("reached").exists, process)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)  # ends only when every process that holds stderr has ended
+    _, stderr = finish(process)  # ends only when every process that holds stderr has ended
     assert process.returncode == 130, stderr
     assert stderr.strip() == "Stopped. What is done is kept in out: the same command goes on."
-    assert run(*flags).returncode == 0
+    assert json.loads(Path("out/progress.json").read_bytes())["place"]["offset"] > 25_000
+    assert run(*command, "go on", *flags).returncode == 0
     data = load_prepared("out", hashes=True)
     text = "".join(data.tokenizer.decode(split.read(0, len(split))) for split in (data.train, data.val))
-    assert text == load_text("big.txt")
+    assert text == load_text("a.txt")

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.run import Run, make_run, new_run
 from gpt.train.saver import Saver
+from tests.processes import HANG_S, wait_until
 
 SMALL: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1,
@@ -51,14 +51,15 @@ def test_what_is_written_beside_training_is_what_was_there_when_it_was_asked_for
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train(small("at-once", async_save=False))
-    writing, ended = module.write_checkpoint, threading.Event()
+    writing = module.write_checkpoint
+    run = small("beside")
 
-    def write_late(*arguments: Any) -> Path:
-        ended.wait(0.2)  # steps are taken meanwhile
-        return writing(*arguments)
+    def write_late(folder: Path, snapshot: Any, keep: int) -> Path:
+        wait_until(lambda: run.step >= min(snapshot.state.step + 3, 20))  # steps are taken meanwhile
+        return writing(folder, snapshot, keep)
 
     monkeypatch.setattr(module, "write_checkpoint", write_late)
-    train(small("beside"))
+    train(run)
     assert saved("beside") == saved("at-once") == [f"step-0000{step:02}" for step in (5, 10, 15, 20)]
     for step in saved("beside"):
         for name in (checkpoint_module.MODEL, checkpoint_module.OPTIMIZER):
@@ -72,9 +73,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(monkeypatch: pytest.Monk
     writing, reached = module.write_checkpoint, []
 
     def write(folder: Path, snapshot: Any, keep: int) -> Path:
-        deadline = time.monotonic() + 30
-        while snapshot.state.step == 5 and run.step < 9 and time.monotonic() < deadline:
-            time.sleep(0.001)
+        wait_until(lambda: snapshot.state.step != 5 or run.step >= 9)
         reached.append((snapshot.state.step, run.step))
         return writing(folder, snapshot, keep)
 
@@ -142,14 +141,15 @@ def test_the_last_checkpoint_has_to_be_written(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_another_error_is_not_hidden_and_the_checkpoint_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
-    writing = module.write_checkpoint
+    writing, failed = module.write_checkpoint, threading.Event()
 
     def write_late(*arguments: Any) -> Path:
-        time.sleep(0.2)
+        assert failed.wait(HANG_S)
         return writing(*arguments)
 
     def fail(run: Run) -> bool:
         if run.step == 6:
+            failed.set()
             raise UserError("something else")
         return run.step == 5
 

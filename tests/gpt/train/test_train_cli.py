@@ -6,8 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from gpt.checkpoint import load_checkpoint
 from gpt.cli import run as run_program
 from gpt.config import CHOICES, NAMED_CONFIGS, TrainConfig, UserError
 from gpt.train.flags import NEWEST, build_parser, parse, read_config
+from tests.processes import HANG_S, finish, wait_until
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 
@@ -342,13 +342,9 @@ def test_ctrl_c_in_a_real_process() -> None:
         [*command, "--max-iters=1000000", "--eval-interval=1000000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     ) as process:  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not (Path("run/metrics.jsonl").exists() and Path("run/metrics.jsonl").stat().st_size):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: size_of("run/metrics.jsonl"), process)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = finish(process)
     assert process.returncode == 130
     assert err == ""
     step = load_checkpoint("run").state.step
@@ -370,19 +366,14 @@ def started(*argv: str, code: str = "") -> Iterator[subprocess.Popen[str]]:
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
-            metrics = Path("run/metrics.jsonl")
-            wait_for(process, lambda: metrics.exists() and metrics.stat().st_size > 0)
+            wait_until(lambda: size_of("run/metrics.jsonl"), process)
             yield process
         finally:
             process.kill()
 
 
-def wait_for(process: subprocess.Popen[str] | subprocess.Popen[bytes], holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def size_of(path: str) -> int:
+    return Path(path).stat().st_size if Path(path).exists() else 0
 
 
 ENDLESS = [*SMALL, "--out=run", "--max-iters=1000000", "--eval-interval=1000000"]
@@ -391,7 +382,7 @@ ENDLESS = [*SMALL, "--out=run", "--max-iters=1000000", "--eval-interval=1000000"
 def test_sigterm_in_a_real_process() -> None:
     with started(*ENDLESS) as process:
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = finish(process)
     assert (process.returncode, err) == (143, "")
     step = load_checkpoint("run").state.step
     assert f"Stopped after step {step}. To go on: python train.py --resume run\n" in out
@@ -401,20 +392,28 @@ def test_sigterm_in_a_real_process() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_at_once_even_while_a_checkpoint_is_written(number: signal.Signals) -> None:
     """The thread hangs in a write, as it would on a disk that does not answer."""
-    hang = (
-        "import time, gpt.checkpoint as c; save = c.save_file\n"
-        "def hang(arrays, path): save(arrays, path); '000002' in str(path) and time.sleep(1000)\n"
-        "c.save_file = hang"
-    )
+    hang = """
+import time
+from pathlib import Path
+from gpt import checkpoint
+from gpt.train.signals import StopSignals
+save, note = checkpoint.save_file, StopSignals._note
+def hang(arrays, path):
+    save(arrays, path)
+    if "000002" in str(path):
+        time.sleep(100_000)
+def note_and_tell(self, number, frame):
+    note(self, number, frame)
+    Path("noted").touch()
+checkpoint.save_file, StopSignals._note = hang, note_and_tell
+"""
     with started(*ENDLESS, "--checkpoint-interval=2", code=hang) as process:
-        wait_for(process, lambda: any(Path("run").glob(".step-000002.writing/model.safetensors")))
+        wait_until(lambda: any(Path("run").glob(".step-000002.writing/model.safetensors")), process)
         process.send_signal(number)
-        time.sleep(0.5)
+        wait_until(Path("noted").exists, process)
         assert process.poll() is None  # it waits for the thread, since nothing else has been saved
-        before = time.monotonic()
         process.send_signal(number)
-        process.communicate(timeout=60)
-        assert time.monotonic() - before < 5
+        finish(process)  # it no longer waits for the thread
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: -signal.SIGTERM}[number]
     assert not list(Path("run").glob("step-*"))
 
@@ -436,7 +435,7 @@ def test_a_folder_that_another_run_is_writing_in(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with started(*ENDLESS, "--checkpoint-interval=1") as process:
-        wait_for(process, lambda: any(Path("run").glob("step-*")))
+        wait_until(lambda: any(Path("run").glob("step-*")), process)
         for argv in (["--resume", "run"], [*SMALL, "--out=run"]):
             assert call(monkeypatch, *argv) == 2
             who = f"run: another run is writing in it: process {process.pid} on {socket.gethostname()}\n"
@@ -449,7 +448,7 @@ def program(redirected: str, *argv: str) -> subprocess.CompletedProcess[str]:
     command = shlex.join([sys.executable, str(ROOT / "train.py"), *SMALL, "--out=run", *argv])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.run(
-        f"{command} {redirected}", shell=True, env=environment, capture_output=True, text=True, timeout=60
+        f"{command} {redirected}", shell=True, env=environment, capture_output=True, text=True, timeout=HANG_S
     )
 
 
@@ -463,11 +462,10 @@ def test_a_terminal_that_is_closed_ends_the_step_and_saves() -> None:
     with subprocess.Popen(program, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
         os.close(slave)
         try:
-            wait_for(
-                process, lambda: Path("run/metrics.jsonl").exists() and Path("run/metrics.jsonl").stat().st_size > 0
-            )
+            wait_until(lambda: size_of("run/metrics.jsonl"), process)
             os.close(master)
-            assert process.wait(timeout=20) == 128 + signal.SIGHUP
+            finish(process)
+            assert process.returncode == 128 + signal.SIGHUP
         finally:
             process.kill()
     assert load_checkpoint("run").state.step == len(Path("run/metrics.jsonl").read_text().splitlines())
@@ -478,8 +476,8 @@ def test_a_terminal_that_is_closed_ends_the_step_and_saves() -> None:
 def test_under_nohup_a_run_goes_on() -> None:
     with started(*ENDLESS, code="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)") as process:
         process.send_signal(signal.SIGHUP)
-        time.sleep(0.3)
-        assert process.poll() is None
+        before = size_of("run/metrics.jsonl")
+        wait_until(lambda: size_of("run/metrics.jsonl") > before, process)
         process.kill()
 
 
