@@ -1,6 +1,6 @@
-"""Every gradient proved: against finite differences, and against the rules that the tape relies on.
+"""Check gradients against finite differences, and against the rules that the tape relies on.
 
-`gradcheck` checks one function; `python -m tensorgrad.gradcheck` checks every op over its cases (see `cases/`).
+`gradcheck` checks one function; `python -m tensorgrad gradcheck` checks every op over its examples (see `cases/`).
 """
 
 from collections.abc import Callable
@@ -18,26 +18,27 @@ from tensorgrad.tensor import Tensor
 __all__ = ["GradcheckError", "gradcheck", "measure"]
 
 EPS, RTOL = 1e-6, 1e-7
-MAX_JACOBIAN = 10**7  # derivatives: beyond, an error is reported without naming the element
+MAX_JACOBIAN = 10**7  # derivatives; above this, an error is reported without naming the element
 
 
 def gradcheck(
     fn: Callable[..., Any], *inputs: Any, eps: float = EPS, rtol: float = RTOL, full: bool = False, seed: int = 0
 ) -> bool:
-    """Check the gradients of `fn(*inputs)`, a tensor or a list of tensors; return True or say what is wrong.
+    """Check the gradients of `fn(*inputs)`, a tensor or a list of tensors; return True or raise.
 
     inputs: float64 tensors, checked where they require a gradient; anything else is passed on as it is. `fn` may draw
-    from the default generator, which is set back before every call and left as it was found.
+    from the default generator: its state is the same before every call and restored at the end.
 
-    The derivative along a random direction, by a central difference of two calls, has to agree with the gradient for a
+    The derivative along a random direction, a central difference of two calls, has to agree with the gradient for a
     random dy: |numeric - analytic| <= rtol * max(|numeric|, |analytic|, sum |dx step|, sum |dy y|). The sums are there
-    because rounding is a share of the terms, not of what remains when they cancel: float64 moves the difference by some
-    1e-16 / eps = 1e-10 of sum |dy y|, and its curvature by eps^2; rtol leaves room for a thousand times that, while an
-    error in one element of a thousand still shows. `full` compares the whole Jacobian element by element as well.
+    because the rounding error is relative to the terms, not to what remains when they cancel: in float64 it is about
+    1e-16 / eps = 1e-10 of sum |dy y|, and curvature adds eps^2. rtol is a thousand times that, which still shows an
+    error in one element of a thousand. `full` also compares the whole Jacobian element by element.
 
-    Also: shape and dtype of every gradient; bitwise the same twice, and when only one input wants a gradient; zero for
-    a zero dy; the same for dy and inputs that are sliced, reversed, transposed or of stride 0; nothing written into dy,
-    inputs or saved arrays; no gradient handed over as an op's own that is dy's, saved, or another operand's.
+    It also checks the shape and dtype of every gradient; that gradients are bitwise equal in a second run, and when
+    only one input requires a gradient; that they are zero for a zero dy; that they do not depend on whether dy and the
+    inputs are sliced, reversed, transposed or of stride 0; that nothing is written into dy, inputs or saved arrays; and
+    that no op returns as its own a gradient that shares memory with dy, a saved array or another gradient.
 
     Raises GradcheckError (an AssertionError) naming the first rule that is broken, and for a wrong number the worst
     element of the Jacobian; TypeError for inputs that are not float64, or results that can have no gradient.
@@ -49,7 +50,7 @@ def gradcheck(
 def measure(
     fn: Callable[..., Any], *inputs: Any, eps: float = EPS, rtol: float = RTOL, full: bool = False, seed: int = 0
 ) -> Difference:
-    """`gradcheck`, returning the largest relative error and where it is; every rule checked along the way."""
+    """Check as `gradcheck` does; return the largest relative error and where it is."""
     _refuse_other_dtypes(inputs)
     probe = Probe(fn, inputs)
     tensors = [x for x in inputs if isinstance(x, Tensor)]

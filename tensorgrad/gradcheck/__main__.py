@@ -1,4 +1,4 @@
-"""python -m tensorgrad.gradcheck: every op over its cases, as a table.
+"""python -m tensorgrad gradcheck: check every example of every op, and print a table.
 
 Exits with status 0 where everything passes, 1 where anything fails, 2 for a mistake on the command line.
 """
@@ -24,7 +24,7 @@ FAILED, MISTAKE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # the last two as a 
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(MISTAKE, f"gradcheck: error: {message}\n")
@@ -34,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    chosen = {op: cases[op] for op in _names(parser, "op", options.op, sorted(cases))}
+    chosen = [cases[op] for op in _names(parser, "op", options.op, sorted(cases))]
     precisions = _dtypes(parser, options.dtype)
     backends = _backends(parser, options.backend)
     try:
         if options.html is None:
             return _print_run(chosen, precisions, backends, None)
-        with _written_aside(options.html) as file:
+        with _replacing(options.html) as file:
             return _print_run(chosen, precisions, backends, file)
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _names(parser: argparse.ArgumentParser, what: str, given: list[str] | None, known: Sequence[str]) -> list[str]:
-    """The names that were asked for, each once, or all of them."""
+    """The names that were given, each once; without any, all that are known."""
     for name in given or []:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -80,7 +80,7 @@ def _dtypes(parser: argparse.ArgumentParser, given: list[str] | None) -> list[st
 
 
 def _backends(parser: argparse.ArgumentParser, given: list[str] | None) -> list[str]:
-    """The backends that were asked for, which have to work, or all that work here."""
+    """The backends that were given, which have to work; without any, all that work here."""
     if not given:
         return [name for name in backend.NAMES if backend.check(name) is None]
     names = []
@@ -92,7 +92,7 @@ def _backends(parser: argparse.ArgumentParser, given: list[str] | None) -> list[
     return list(dict.fromkeys(names))
 
 
-def _print_run(chosen: dict[str, list[Case]], precisions: list[str], backends: list[str], file: IO[str] | None) -> int:
+def _print_run(chosen: list[Case], precisions: list[str], backends: list[str], file: IO[str] | None) -> int:
     table = TextTable(chosen)
     print(table.heading())
     rows: list[Row] = []
@@ -113,18 +113,18 @@ def _print_run(chosen: dict[str, list[Case]], precisions: list[str], backends: l
 
 
 @contextmanager
-def _written_aside(path: Path) -> Iterator[IO[str]]:
-    """A file that takes its name only once it is whole; opened at once, so that a wrong path is found out first."""
+def _replacing(path: Path) -> Iterator[IO[str]]:
+    """A file that replaces `path` once it is complete; it is opened at once, so that a wrong path is an error now."""
     if path.is_dir():
         raise IsADirectoryError(None, "it is a folder")
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
     try:
         with open(handle, "w", encoding="utf-8") as file:
             yield file
-        os.chmod(aside, 0o644)  # mkstemp lets nobody else read
-        os.replace(aside, path)
+        os.chmod(temporary, 0o644)  # mkstemp makes it readable by its owner only
+        os.replace(temporary, path)
     except BaseException:
-        os.unlink(aside)
+        os.unlink(temporary)
         raise
 
 

@@ -1,4 +1,4 @@
-"""The frame of the HTML report: its look, and places for what `report` fills in."""
+"""The template of the HTML report; `report` fills in the parts between percent signs."""
 
 PAGE = """<!doctype html>
 <html lang=en>
@@ -42,10 +42,10 @@ code { font-family: ui-monospace, monospace }
 <p class=dim>%VERSIONS%</p>
 <h2>Relative error of every check</h2>
 %CHART%
-<p class=dim>A dot is a check, the red line what is allowed. float64 stands against central differences, every element
-of the Jacobian; the other precisions, result and gradient, against float64 from the same rounded inputs; ops without a
-gradient against NumPy. What is exact stands at the left edge.</p>
-<h2>Every op and case</h2>
+<p class=dim>Every dot is a check; the red line is the largest error allowed. float64 is compared with central
+differences, every element of the Jacobian; the other dtypes, results and gradients, with float64 from the same rounded
+inputs; ops without a gradient with NumPy. Exact results are at the left edge.</p>
+<h2>Every op and example</h2>
 <input id=filter placeholder="filter by name" aria-label="filter by name">
 %OPS%
 <script>

@@ -1,5 +1,6 @@
-"""An op in any precision on any backend, against the plain mathematics in float64 on NumPy."""
+"""Check an op in any precision on any backend against the plain mathematics in float64 on NumPy."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,56 +9,50 @@ import numpy as np
 from tensorgrad.backend import Array, Backend, load, use_backend
 from tensorgrad.backend.arrays import is_floating
 from tensorgrad.gradcheck import audit
-from tensorgrad.gradcheck.cases import Case
+from tensorgrad.gradcheck.cases import Case, Example
 from tensorgrad.gradcheck.differences import Difference, index_text, relative_error
 from tensorgrad.gradcheck.probe import GradcheckError, Probe
 from tensorgrad.random import Generator, default_generator
 from tensorgrad.tensor import Tensor
 
-# The largest relative error that is allowed. float64 is held against finite differences, which are good to 1e-9 or so;
-# the others against float64 from the same rounded inputs, half precision to 8 units in the last place.
+# The largest relative error that is allowed. float64 is compared with finite differences, which are accurate to 1e-9 or
+# so; the others with float64 from the same rounded inputs, half precision to 8 units in the last place.
 TOLERANCE = {"float64": 1e-7, "float32": 1e-5, "float16": 8e-3, "bfloat16": 6.4e-2}
 
 HALVES = ("float16", "bfloat16")
 SMALL = 0.25  # a gradient is measured against this share of dy at least: terms that cancel leave their rounding behind
-KEEPS_FLOAT32 = ("cross_entropy", "linear_cross_entropy")  # a loss, the last result, is too precious for less
 
 
-def compare(op: str, case: Case, dtype: str, k: Backend) -> Difference:
-    """Results and gradients of an op in `dtype` on a backend; the element that is furthest off.
+def compare(case: Case, example: Example, dtype: str, k: Backend) -> Difference:
+    """Compare results and gradients of an op in `dtype` on a backend; return the largest error and where it is.
 
     Raises GradcheckError for a result of the wrong shape or dtype, or one that requires a gradient and should not.
     """
-    if case.reference is not None:
-        return _against_reference(op, case, dtype, k)
-    return _against_float64(op, case, dtype, k)
+    return (_against_float64 if case.gradient else _against_numpy)(case, example, dtype, k)
 
 
-def _against_reference(op: str, case: Case, dtype: str, k: Backend) -> Difference:
-    assert case.reference is not None
-    y = case.call(*case.tensors(k, dtype))
-    expected = np.asarray(case.reference(*case.arrays(dtype), **case.options))
+def _against_numpy(case: Case, example: Example, dtype: str, k: Backend) -> Difference:
+    assert case.numpy is not None
+    y = example.run(case.op, *example.tensors(k, dtype))
+    expected = np.asarray(example.run(case.numpy, *example.arrays(dtype)))
     if y.requires_grad:
-        raise GradcheckError(f"{op}: the result requires a gradient, though the op has none")
-    if is_floating(expected.dtype):
-        _check_dtype(op, y.dtype, np.dtype(dtype))
-    elif y.dtype != expected.dtype:
-        raise GradcheckError(f"{op}: the result is {y.dtype}, not {expected.dtype}")
-    return _furthest("result", [k.to_numpy(y.data)], [expected], 0.0)
+        raise GradcheckError(f"{case.name}: the result requires a gradient, though the op has none")
+    _check_dtype(case, y.dtype, np.dtype(dtype) if is_floating(expected.dtype) else expected.dtype)
+    return _largest("result", [k.to_numpy(y.data)], [expected], 0.0)
 
 
-def _against_float64(op: str, case: Case, dtype: str, k: Backend) -> Difference:
+def _against_float64(case: Case, example: Example, dtype: str, k: Backend) -> Difference:
     state = default_generator.state_dict()
+    call = functools.partial(example.run, case.op)
     with use_backend("numpy"):
-        exact = Probe(case.call, _widened(case, dtype)).record()
+        exact = Probe(call, _widened(example, dtype)).record()
     default_generator.load_state_dict(state)
-    probe = Probe(case.call, case.tensors(k, dtype))
+    probe = Probe(call, example.tensors(k, dtype))
     recorded = probe.record()
     audit.watch(recorded)
     for i, y in enumerate(recorded.outputs):
-        last = i == len(recorded.outputs) - 1
-        keeps_float32 = last and op in KEEPS_FLOAT32 and dtype in HALVES
-        _check_dtype(op, y.dtype, np.dtype("float32" if keeps_float32 else case.options.get("dtype", dtype)))
+        is_loss = case.loss and i == len(recorded.outputs) - 1 and dtype in HALVES
+        _check_dtype(case, y.dtype, np.dtype("float32" if is_loss else example.options.get("dtype", dtype)))
     generator = Generator(1)
     dys = [probe.k.asarray(generator.normal(y.shape, dtype=y.dtype)) for y in recorded.outputs]
     host = [k.to_numpy(dy).astype(np.float64) for dy in dys]
@@ -66,26 +61,26 @@ def _against_float64(op: str, case: Case, dtype: str, k: Backend) -> Difference:
     got = recorded.pull(dys)
     for place, dx in zip(probe.places, got, strict=True):
         if dx.dtype != np.dtype(dtype):
-            raise GradcheckError(f"{op}: the gradient of input {place} is {dx.dtype}, not {dtype}")
-    forward = _furthest("result", recorded.arrays, exact.arrays, 0.0)
-    backward = _furthest("gradient of input", got, expected, SMALL * _root_mean_square(host), probe.places)
+            raise GradcheckError(f"{case.name}: the gradient of input {place} is {dx.dtype}, not {dtype}")
+    forward = _largest("result", recorded.arrays, exact.arrays, 0.0)
+    backward = _largest("gradient of input", got, expected, SMALL * _root_mean_square(host), probe.places)
     return max(forward, backward, key=lambda difference: difference.error)
 
 
-def _widened(case: Case, dtype: str) -> list[Any]:
-    """The inputs of a case rounded to a dtype, but as float64 on NumPy."""
+def _widened(example: Example, dtype: str) -> list[Any]:
+    """The inputs of an example rounded to a dtype, then as float64 on NumPy."""
     return [
         Tensor(x.data.astype(np.float64), x.requires_grad) if isinstance(x, Tensor) and is_floating(x.dtype) else x
-        for x in case.tensors(load("numpy"), dtype)
+        for x in example.tensors(load("numpy"), dtype)
     ]
 
 
-def _check_dtype(op: str, got: Any, wanted: Any) -> None:
-    if got != wanted:
-        raise GradcheckError(f"{op}: the result is {got}, not {wanted}")
+def _check_dtype(case: Case, got: Any, expected: Any) -> None:
+    if got != expected:
+        raise GradcheckError(f"{case.name}: the result is {got}, not {expected}")
 
 
-def _furthest(
+def _largest(
     what: str, got: list[Array], expected: list[Array], size: float, names: Sequence[int] | None = None
 ) -> Difference:
     """The element with the largest error, relative to itself or, where it is small, to the root mean square of all."""
@@ -96,7 +91,7 @@ def _furthest(
         if not a.size:
             continue
         a, b = a.astype(np.float64), b.astype(np.float64)
-        a = np.where(np.isnan(a) & np.isnan(b), 0, a)  # NaN where it has to be
+        a = np.where(np.isnan(a) & np.isnan(b), 0, a)  # NaN where NaN is expected
         b = np.where(np.isnan(b), 0, b)
         errors = relative_error(a, b, max(size, _root_mean_square([b])))
         at = np.unravel_index(np.argmax(errors), errors.shape)

@@ -1,9 +1,9 @@
-"""The rows of a run as text, and as an HTML page that stands alone."""
+"""The rows of a run as text, and as an HTML page in one file."""
 
 import html
 import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -13,15 +13,15 @@ from tensorgrad.gradcheck.page import PAGE
 from tensorgrad.gradcheck.precision import TOLERANCE
 from tensorgrad.gradcheck.run import Row
 
-HEADINGS = ("op", "case", "dtype", "backend", "error", "worst element")
+HEADINGS = ("op", "example", "dtype", "backend", "error", "worst element")
 
 
 class TextTable:
-    """Lines as wide as the widest name in each column."""
+    """Columns as wide as their longest name."""
 
-    def __init__(self, cases: Mapping[str, Sequence[Case]]) -> None:
-        names = [case.name for of_op in cases.values() for case in of_op]
-        widest = max(map(len, cases)), max(map(len, names)), len("bfloat16"), len("backend"), len("9.9e-99")
+    def __init__(self, cases: Sequence[Case]) -> None:
+        names = max(len(case.name) for case in cases), max(len(e.name) for case in cases for e in case.examples)
+        widest = *names, len("bfloat16"), len("backend"), len("9.9e-99")
         self.layout = "  ".join(f"{{:<{width}}}" for width in widest) + "  {}"
 
     def heading(self) -> str:
@@ -31,24 +31,24 @@ class TextTable:
     def line(self, row: Row) -> str:
         """One check."""
         error = "FAILED" if row.failure else _number(row.error)
-        return self.layout.format(row.op, row.case, row.dtype, row.backend, error, row.failure or row.worst).rstrip()
+        return self.layout.format(row.op, row.example, row.dtype, row.backend, error, row.failure or row.worst).rstrip()
 
 
 def summary(rows: Sequence[Row], seconds: float) -> str:
-    """All of it in one line."""
+    """The result of a run in one line."""
     failures = sum(bool(row.failure) for row in rows)
     ops = {row.op for row in rows}
-    cases = {(row.op, row.case) for row in rows}
+    examples = {(row.op, row.example) for row in rows}
     backends, dtypes = _listed(row.backend for row in rows), _listed(row.dtype for row in rows)
     verdict = f"{failures} FAILED" if failures else "all passed"
     return (
-        f"{len(rows)} checks of {len(cases)} cases of {len(ops)} ops on {backends} in {dtypes}: "
+        f"{len(rows)} checks of {len(examples)} examples of {len(ops)} ops on {backends} in {dtypes}: "
         f"{verdict}, in {seconds:.1f} s"
     )
 
 
 def page(rows: Sequence[Row], seconds: float) -> str:
-    """The whole page: a verdict, the errors of every precision against what is allowed, and every row."""
+    """The page: a verdict, a chart of the errors in every dtype with their limits, and every row."""
     failures = sum(bool(row.failure) for row in rows)
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.system()} {platform.machine()}"
     parts = {
@@ -84,7 +84,7 @@ def _op(op: str, rows: list[Row]) -> str:
 
 
 def _row(row: Row) -> str:
-    cells = "".join(f"<td>{html.escape(text)}" for text in (row.case, row.dtype, row.backend))
+    cells = "".join(f"<td>{html.escape(text)}" for text in (row.example, row.dtype, row.backend))
     if row.failure:
         return f"<tr class=bad>{cells}<td>failed<td>{html.escape(row.failure)}"
     bar = f"<i style='width:{_percent(row):.0f}%'></i>"
@@ -96,13 +96,13 @@ def _number(error: float) -> str:
 
 
 def _percent(row: Row) -> float:
-    """How far the error has come to its limit, on a scale of eight decades."""
+    """The error on a logarithmic scale of eight decades that ends at its limit."""
     return 100 * min(1.0, max(0.0, 1 + math.log10(row.share) / 8)) if row.error > 0 else 0.0
 
 
 # --- the chart: a dot a check, by the logarithm of its error -------------------------------------
 
-LEFT, RIGHT, HEIGHT, LEAST = 90, 960, 64, -18  # pixels, and the exponent at the left edge; 0 errors stand there
+LEFT, RIGHT, HEIGHT, LEAST = 90, 960, 64, -18  # pixels; LEAST is the exponent at the left edge, where 0 is too
 
 
 def _x(error: float) -> float:

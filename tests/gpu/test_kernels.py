@@ -29,15 +29,15 @@ class Plain(Backend):
 
 @pytest.mark.parametrize("share", range(SHARES))
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_op_over_its_cases(place: Any, dtype: str, share: int) -> None:
-    """Results and gradients by the dtype table; all cases on a GPU and, in bfloat16, on the stand-in."""
+def test_every_op_over_its_examples(place: Any, dtype: str, share: int) -> None:
+    """Results and gradients by the dtype table; all examples on a GPU and, in bfloat16, on the stand-in."""
     wrong = []
-    for op, of_op in list(cases.items())[share::SHARES]:
-        for case in place.size(of_op, of_op if dtype == "bfloat16" else of_op[:1]):
+    for case in list(cases.values())[share::SHARES]:
+        for example in place.size(case.examples, case.examples if dtype == "bfloat16" else case.examples[:1]):
             default_generator.manual_seed(0)
-            difference = compare(op, case, dtype, place.k)
+            difference = compare(case, example, dtype, place.k)
             if not difference.error <= TOLERANCE[dtype]:
-                wrong.append(f"{op}, {case.name}: {difference.describe('right', 'got')}")
+                wrong.append(f"{case.name}, {example.name}: {difference.describe('expected', 'got')}")
     assert wrong == []
 
 

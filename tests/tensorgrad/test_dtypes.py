@@ -38,7 +38,7 @@ def promoted(call: Call, dtype: Any) -> Any:
 def wanted_dtype(row: Row, call: Call, dtype: Any, last: bool) -> Any:
     if row.name == "astype":
         return np.dtype(call.options["dtype"])
-    if row.name in ("cross_entropy", "linear_cross_entropy") and last and dtype.itemsize == 2:
+    if row.case.loss and last and dtype.itemsize == 2:
         return np.dtype("float32")  # a loss is added up over many rows
     return promoted(call, dtype)
 

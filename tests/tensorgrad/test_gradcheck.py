@@ -1,10 +1,12 @@
-"""gradcheck catches every kind of broken gradient, every op has cases, and every case passes."""
+"""gradcheck catches every kind of broken gradient, every op is registered, and all examples pass."""
 
+import importlib
 import itertools
+import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from tensorgrad.autograd import op
 from tensorgrad.gradcheck import GradcheckError, measure
 from tensorgrad.gradcheck import __name__ as gradcheck_name
 from tensorgrad.gradcheck.__main__ import main
-from tensorgrad.gradcheck.cases import Case, cases, differentiable, without_gradient
+from tensorgrad.gradcheck.cases import Case, Example, cases
 from tensorgrad.gradcheck.cases import case as case_module
 from tensorgrad.gradcheck.cases.case import Frozen, randn
 from tensorgrad.gradcheck.precision import TOLERANCE
@@ -38,53 +40,93 @@ def tensor(*shape: int, dtype: Any = np.float64) -> tg.Tensor:
     return tg.Tensor(randn(*shape).astype(dtype), requires_grad=True)
 
 
-# --- every op has cases, and they all pass --------------------------------------------------------
+# --- every op is registered, and all its examples pass -------------------------------------------
+
+def unregistered(public: Iterable[str], functions: Iterable[Any]) -> list[str]:
+    """What there is to add for every op that lacks it."""
+    unlisted = [fn for fn in functions if fn.__name__ not in public]
+    return [
+        *(f'{fn.__module__} has {fn.__name__}: add "{fn.__name__}" to __all__ there' for fn in unlisted),
+        *(f"tensorgrad.ops has {name}: add Case(ops.{name}, [...]) to its family in tensorgrad/gradcheck/cases/"
+          for name in public if name not in cases),
+    ]  # fmt: skip
 
 
-def test_every_op_has_cases() -> None:
+def test_every_op_is_registered() -> None:
+    names = [f"tensorgrad.ops.{module.name}" for module in pkgutil.iter_modules(ops.__path__)]
+    functions = [fn for family in names for name, fn in vars(importlib.import_module(family)).items()
+                 if hasattr(fn, "__wrapped__") and fn.__module__ == family and name[0] != "_"]  # fmt: skip
+    assert len(functions) > 90
+    assert unregistered(ops.__all__, functions) == []
     assert set(cases) == set(ops.__all__)
-    assert [name for name in cases if not cases[name]] == []
 
 
-@pytest.mark.parametrize("name", cases)
-def test_the_cases_of_an_op_have_names_of_their_own(name: str) -> None:
-    names = [case.name for case in cases[name]]
-    assert len(set(names)) == len(names)
+def test_an_op_that_is_not_registered_is_reported_with_what_to_add() -> None:
+    def softminus(x: Any) -> Any:
+        return x
+
+    missing = unregistered(["exp", "softminus"], [softminus])
+    assert missing == [
+        "tensorgrad.ops has softminus: add Case(ops.softminus, [...]) to its family in tensorgrad/gradcheck/cases/"
+    ]
+    assert unregistered(["exp"], [softminus]) == [f'{__name__} has softminus: add "softminus" to __all__ there']
 
 
-@pytest.mark.parametrize("name", differentiable)
-def test_the_cases_of_an_op_cover_what_goes_wrong(name: str) -> None:
-    arrays = [[x for x in case.inputs if isinstance(x, np.ndarray)] for case in cases[name]]
-    floats = [[x for x in of_case if x.dtype == np.float64] for of_case in arrays]
-    assert all(floats), "a case without a float input has no gradient"
-    assert any(x.size == 0 for of_case in floats for x in of_case), "no empty array"
-    assert any("used" in case.name for case in cases[name]), "no input used twice"
-    assert any(not x.flags.c_contiguous for of_case in floats for x in of_case), "no input that is not contiguous"
-    single = any(all(x.size == 1 for x in of_case) for of_case in arrays)
-    assert single or name in {"var", "std", "rotary_embedding"}, "no single element"  # these need two
+def missing(case: Case) -> list[str]:
+    """What the examples of an op lack."""
+    arrays = [[x for x in example.inputs if isinstance(x, np.ndarray)] for example in case.examples]
+    floats = [[x for x in of_example if x.dtype == np.float64] for of_example in arrays]
+    checked = [x for of_example in (floats if case.gradient else arrays) for x in of_example]
+    names = [example.name for example in case.examples]
+    there = {
+        "names that differ": len(set(names)) == len(names),
+        "an empty array": any(x.size == 0 for x in checked),
+        "an array that is not contiguous": any(not x.flags.c_contiguous for x in checked),
+    }
+    if case.gradient:
+        single = any(all(x.size == 1 for x in of_example) for of_example in arrays)
+        there |= {
+            "a float in every one": all(floats),
+            "an input that is used twice": any("used" in name for name in names),
+            "a single element": single or case.name in {"var", "std", "rotary_embedding"},  # these need two
+            "what backward saves in one, as saves='a y'": any(x.saves is not None for x in case.examples),
+        }
+    return [what for what, is_there in there.items() if not is_there]
 
 
-@pytest.mark.parametrize("name", without_gradient)
-def test_ops_without_a_gradient_are_held_against_numpy(name: str) -> None:
-    assert all(case.reference is not None for case in cases[name])
-    assert any(x.size == 0 for case in cases[name] for x in case.inputs if isinstance(x, np.ndarray))
+def test_the_examples_of_every_op_cover_what_goes_wrong() -> None:
+    assert {case.name: missing(case) for case in cases.values() if missing(case)} == {}
 
 
-@pytest.mark.parametrize("name", cases)
-def test_every_case_passes(name: str) -> None:
+def test_what_examples_lack_is_reported() -> None:
+    assert missing(Case(ops.exp, [Example("plain", randn(2))])) == [
+        "an empty array", "an array that is not contiguous", "an input that is used twice", "a single element",
+        "what backward saves in one, as saves='a y'",
+    ]  # fmt: skip
+    twice = [Example("twice", randn(0)), Example("twice", randn(4)[::-1])]
+    assert missing(Case(ops.less, twice, gradient=False)) == ["names that differ"]
+    assert "a float in every one" in missing(Case(ops.exp, [Example("integers", np.arange(2))]))
+
+
+def test_ops_without_a_gradient_have_a_function_of_numpys() -> None:
+    assert [case.name for case in cases.values() if not case.gradient and case.numpy is None] == []
+
+
+@pytest.mark.parametrize("case", cases.values(), ids=repr)
+def test_every_example_passes(case: Case) -> None:
     k = backend.load("numpy")
     with tg.use_backend("numpy"):
-        rows = [check(name, case, dtype, k) for case in cases[name] for dtype in dtypes()]
-    assert [f"{row.case}, {row.dtype}: {row.failure}" for row in rows if row.failure] == []
+        rows = [check(case, example, dtype, k) for example in case.examples for dtype in dtypes()]
+    assert [f"{row.example}, {row.dtype}: {row.failure}" for row in rows if row.failure] == []
 
 
 @pytest.mark.parametrize("name", ["numba", pytest.param("cupy", marks=pytest.mark.gpu)])
-def test_every_case_passes_on_the_other_backends(name: str) -> None:
+def test_every_example_passes_on_the_other_backends(name: str) -> None:
     reason = backend.check(name)
     if reason is not None:
         pytest.skip(reason)
-    rows = run(cases, ["float32"], [name])
-    assert [f"{row.op}, {row.case}: {row.failure}" for row in rows if row.failure] == []
+    rows = run(cases.values(), ["float32"], [name])
+    assert [f"{row.op}, {row.example}: {row.failure}" for row in rows if row.failure] == []
 
 
 @pytest.mark.parametrize("draw", ["uniform", "normal"])
@@ -94,7 +136,7 @@ def test_a_generator_draws_arrays_of_no_dimension_too(draw: str) -> None:
     assert type(tg.Generator(1).integers(0, 9, ())) is np.ndarray
 
 
-def test_the_inputs_of_a_case_keep_their_strides_in_every_dtype() -> None:
+def test_the_inputs_of_an_example_keep_their_strides_in_every_dtype() -> None:
     x = randn(6, 8)
     layouts = [
         x.T,
@@ -106,17 +148,15 @@ def test_the_inputs_of_a_case_keep_their_strides_in_every_dtype() -> None:
         x[3, 4:5].reshape(()),
     ]
     for array, dtype in itertools.product(layouts, ("float64", "float32", "float16")):
-        (moved,) = Case("", tg.exp, array).tensors(backend.load("numpy"), dtype)
+        (moved,) = Example("", array).tensors(backend.load("numpy"), dtype)
         assert moved.requires_grad and moved.dtype == dtype
         np.testing.assert_array_equal(moved.numpy(), array.astype(dtype))
         steps = [stride // array.itemsize for stride in array.strides]
         assert [stride // moved.data.itemsize for stride in moved.data.strides] == steps
 
 
-def test_a_frozen_input_wants_no_gradient() -> None:
-    a, b, n, option = Case("", tg.add, Frozen(randn(2)), randn(2), np.arange(2), 3.0).tensors(
-        tg.get_backend(), "float32"
-    )
+def test_a_frozen_input_requires_no_gradient() -> None:
+    a, b, n, option = Example("", Frozen(randn(2)), randn(2), np.arange(2), 3.0).tensors(tg.get_backend(), "float32")
     assert [a.requires_grad, b.requires_grad, n.requires_grad] == [False, True, False]
     assert a.dtype == np.float32 and n.dtype == np.int64 and option == 3.0
 
@@ -496,8 +536,9 @@ def test_an_error_of_the_function_itself_comes_through() -> None:
 # --- precision, against float64 -------------------------------------------------------------------
 
 
-def failure(case: Case, dtype: str = "float32", name: str = "an_op") -> str:
-    return check(name, case, dtype, tg.get_backend()).failure
+def failure(op: Callable[..., Any], *inputs: Any, dtype: str = "float32", loss: bool = False, **options: Any) -> str:
+    example = Example("", *inputs, **options)
+    return check(Case(op, [example], loss=loss), example, dtype, tg.get_backend()).failure
 
 
 def test_an_op_that_leaves_its_precision_is_caught() -> None:
@@ -513,44 +554,41 @@ def test_an_op_that_leaves_its_precision_is_caught() -> None:
     def roughened(k: Any, x: Any) -> Any:
         return x + 1000 - 1000, lambda dy: dy
 
-    assert failure(Case("", widened, randn(3))) == "an_op: the result is float64, not float32"
-    assert "the gradient of operand 0 is float64" in failure(Case("", widened_backward, randn(3)))
-    rough = failure(Case("", roughened, np.full(3, 0.1)))
-    assert re.match(r"result 0 \[0\]: right 0.1\d*, got 0.09\d*, relative error .* > 1e-05", rough)
-    assert failure(Case("", roughened, randn(3)), "float64") == ""
+    assert failure(widened, randn(3)) == "widened: the result is float64, not float32"
+    assert "the gradient of operand 0 is float64" in failure(widened_backward, randn(3))
+    rough = failure(roughened, np.full(3, 0.1))
+    assert re.match(r"result 0 \[0\]: expected 0.1\d*, got 0.09\d*, relative error .* > 1e-05", rough)
+    assert failure(roughened, randn(3), dtype="float64") == ""
 
 
-def test_the_dtype_that_is_asked_for_and_that_of_a_loss_are_right() -> None:
-    assert failure(Case("", tg.astype, randn(3), dtype=np.float64), "float32") == ""
-    loss = Case("", tg.cross_entropy, randn(3), np.array(0))
-    assert failure(loss, "float16", "cross_entropy") == ""
-    assert "float32, not float16" in failure(loss, "float16", "something_else")
+def test_a_dtype_that_is_an_option_and_that_of_a_loss_are_right() -> None:
+    example = Example("", randn(3), dtype=np.float64)
+    assert check(Case(tg.astype, [example]), example, "float32", tg.get_backend()).failure == ""
+    assert failure(tg.cross_entropy, randn(3), np.array(0), dtype="float16", loss=True) == ""
+    assert "float32, not float16" in failure(tg.cross_entropy, randn(3), np.array(0), dtype="float16")
 
 
 def test_a_result_that_numpy_disagrees_with_is_caught() -> None:
+    def failure(op: Callable[..., Any], numpy: Callable[..., Any], *inputs: Any) -> str:
+        example = Example("", *inputs)
+        return check(Case(op, [example], gradient=False, numpy=numpy), example, "float32", tg.get_backend()).failure
+
     x = randn(3)
-    assert failure(Case("", tg.less, x, x, reference=np.less)) == ""
-    assert failure(Case("", tg.less, x, x, reference=np.less_equal)).startswith("result 0 [0]: right 1, got 0")
-    assert failure(Case("", tg.floor, x, reference=np.rint)) != ""
-    assert (
-        failure(Case("", tg.argmax, x, reference=lambda a: np.float64(0))) == "an_op: the result is int64, not float32"
-    )
-    assert (
-        failure(Case("", tg.floor, x, reference=lambda a: np.zeros(3, bool)))
-        == "an_op: the result is float32, not bool"
-    )
-    assert "has shape (3,), not (3, 1)" in failure(Case("", tg.floor, x, reference=lambda a: np.floor(a)[:, None]))
-    assert (
-        failure(Case("", tg.exp, x, reference=np.exp))
-        == "an_op: the result requires a gradient, though the op has none"
-    )
+    assert failure(tg.less, np.less, x, x) == ""
+    assert failure(tg.less, np.less_equal, x, x).startswith("result 0 [0]: expected 1, got 0")
+    assert failure(tg.floor, np.rint, x) != ""
+    assert failure(tg.argmax, lambda a: np.float64(0), x) == "argmax: the result is int64, not float32"
+    assert failure(tg.floor, lambda a: np.zeros(3, bool), x) == "floor: the result is float32, not bool"
+    assert "has shape (3,), not (3, 1)" in failure(tg.floor, lambda a: np.floor(a)[:, None], x)
+    assert failure(tg.exp, np.exp, x) == "exp: the result requires a gradient, though the op has none"
 
 
-def test_what_a_case_raises_or_warns_of_is_a_failure_in_its_row() -> None:
-    row = check("matmul", Case("misfit", tg.matmul, randn(2, 3), randn(2, 3)), "float64", tg.get_backend())
+def test_what_an_example_raises_or_warns_of_is_a_failure_in_its_row() -> None:
+    misfit = Example("misfit", randn(2, 3), randn(2, 3))
+    row = check(Case(tg.matmul, [misfit]), misfit, "float64", tg.get_backend())
     assert row.error == np.inf and row.failure.startswith("ValueError: matmul: (2, 3) @ (2, 3)")
-    assert failure(Case("", tg.log, np.array([0.0]))).startswith("RuntimeWarning: divide by zero")
-    assert failure(Case("", cube(lambda x, y, dy: 2 * dy), randn(2)), "float64").startswith("input 0 [")
+    assert failure(tg.log, np.array([0.0])).startswith("RuntimeWarning: divide by zero")
+    assert failure(cube(lambda x, y, dy: 2 * dy), randn(2), dtype="float64").startswith("input 0 [")
 
 
 def test_the_tolerances_are_few_and_tight() -> None:
@@ -563,20 +601,21 @@ def test_the_tolerances_are_few_and_tight() -> None:
 def test_the_command_prints_a_table_and_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--op", "exp", "--op", "less", "--backend", "numpy"]) == 0
     heading, *lines, empty, summary = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["op", "case", "dtype", "backend", "error", "worst", "element"]
-    assert len(lines) == len(dtypes()) * (len(cases["exp"]) + len(cases["less"])) and empty == ""
+    assert heading.split() == ["op", "example", "dtype", "backend", "error", "worst", "element"]
+    assert len(lines) == len(dtypes()) * (len(cases["exp"].examples) + len(cases["less"].examples)) and empty == ""
     assert re.search(r"^exp +3-d +float64 +numpy +\d\.\de-1\d +(input 0 \[|along a random)", "\n".join(lines), re.M)
     assert re.search(r"^less +with ties +float32 +numpy +0$", "\n".join(lines), re.M)
     names = ", ".join(dtypes())
     assert re.fullmatch(
-        rf"{len(lines)} checks of \d+ cases of 2 ops on numpy in {names}: all passed, in \d+\.\d s", summary
+        rf"{len(lines)} checks of \d+ examples of 2 ops on numpy in {names}: all passed, in \d+\.\d s", summary
     )
 
 
 def test_without_options_every_op_is_checked_on_every_backend_that_runs_here(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command_line, "cases", {"exp": cases["exp"][:1], "log": cases["log"][:1]})
+    few = {name: Case(cases[name].op, cases[name].examples[:1]) for name in ("exp", "log")}
+    monkeypatch.setattr(command_line, "cases", few)
     monkeypatch.setattr(backend, "check", lambda name: None if name == "numpy" else "not here")
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()[1:-2]
@@ -586,9 +625,9 @@ def test_without_options_every_op_is_checked_on_every_backend_that_runs_here(
 def test_a_failure_exits_with_1_and_is_repeated_at_the_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    broken = Case("broken <b>", cube(one_element), randn(3, 4))
-    raising = Case("raising", tg.matmul, randn(2, 3), randn(2, 3))
-    monkeypatch.setattr(command_line, "cases", {"cubed": [broken, raising, Case("good", tg.exp, randn(2))]})
+    broken, raising = Example("broken <b>", randn(3, 4)), Example("raising", randn(2), call=lambda op, x: op(x @ x.mT))
+    good = Example("good", randn(2), call=lambda op, x: tg.exp(x))
+    monkeypatch.setattr(command_line, "cases", {"cubed": Case(cube(one_element), [broken, raising, good])})
     page = tmp_path / "page.html"
     assert main(["--dtype", "float64", "--backend", "numpy", "--html", str(page)]) == 1
     out = capsys.readouterr().out
@@ -597,7 +636,7 @@ def test_a_failure_exits_with_1_and_is_repeated_at_the_end(
         out,
         re.M,
     )
-    assert out.splitlines()[-1].startswith("3 checks of 3 cases of 1 ops on numpy in float64: 2 FAILED, in ")
+    assert out.splitlines()[-1].startswith("3 checks of 3 examples of 1 ops on numpy in float64: 2 FAILED, in ")
     text = page.read_text(encoding="utf-8")
     assert "2 failed" in text and "broken &lt;b&gt;" in text and "broken <b>" not in text
 
@@ -651,7 +690,7 @@ def test_bfloat16_without_ml_dtypes(capsys: pytest.CaptureFixture[str], monkeypa
 def test_auto_takes_the_fastest_backend(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "choose", lambda: (backend.load("numpy"), "auto took numpy"))
     assert main(["--op", "exp", "--dtype", "float32", "--backend", "auto", "--backend", "numpy"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(cases["exp"]) + 3
+    assert len(capsys.readouterr().out.splitlines()) == len(cases["exp"].examples) + 3
 
 
 class Page(HTMLParser):
@@ -673,7 +712,7 @@ def test_the_page_holds_every_row_and_stands_alone(tmp_path: Path, capsys: pytes
     path.write_text("what was here before")
     assert main(["--op", "softmax", "--op", "argmax", "--html", str(path), "--backend", "numpy"]) == 0
     text = path.read_text(encoding="utf-8")
-    page, rows = Page(text), len(dtypes()) * (len(cases["softmax"]) + len(cases["argmax"]))
+    page, rows = Page(text), len(dtypes()) * (len(cases["softmax"].examples) + len(cases["argmax"].examples))
     assert page.links == [] and "http" not in text and not re.search(r"%[A-Z]+%", text)
     assert page.found["details"] == 2 and page.found["tr"] == rows + 2 and page.found["circle"] == rows
     assert "All passed" in text and capsys.readouterr().out.splitlines()[-1] in text

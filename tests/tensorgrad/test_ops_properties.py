@@ -6,20 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_table import ROWS, WITHOUT_ROW, Row, generators, lay_out
+from op_table import Row, generators, lay_out
 
-from tensorgrad import Tensor
-from tensorgrad.gradcheck.cases import differentiable
+from tensorgrad import Tensor, ops
+from tensorgrad.gradcheck.cases import Case, Example
+from tensorgrad.gradcheck.cases.case import randn
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 drawn = settings(max_examples=20, deadline=None, derandomize=True)
 TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
-
-
-def test_every_differentiable_op_has_a_row() -> None:
-    assert {row.name for row in ROWS} | WITHOUT_ROW.keys() == set(differentiable)
-    assert not {row.name for row in ROWS} & WITHOUT_ROW.keys()
-    assert all(WITHOUT_ROW.values())
 
 
 def results(y: Any) -> list[Any]:
@@ -73,3 +68,15 @@ def test_forward_and_gradients_are_pytorchs(row: Row, torch: Any, dtype: str, da
         gradient = ours[i].grad
         assert gradient.dtype == dtype
         assert_close(gradient, theirs[i].grad.numpy(), TOLERANCE[dtype])
+
+
+@drawn
+@given(data=st.data())
+def test_an_op_whose_registration_names_no_strategy_is_called_as_in_its_examples(data: Any) -> None:
+    examples = [Example("", randn(2, 3), axis=0), Example("", randn(3), call=lambda op, x: op(x + x))]
+    row = Row(Case(ops.softmax, examples))
+    call = data.draw(row.calls)
+    (x,) = call.arrays()
+    np.testing.assert_array_equal(x, examples[0].inputs[0])
+    assert call.options == {"axis": 0} and call.tensors("float32")[0].requires_grad
+    assert_close(row.run(*call.tensors(), **call.options).numpy(), row.numpy(x, axis=0), 1e-12)

@@ -1,18 +1,9 @@
-"""The cases that every op is tried on, by the op's name: `cases["softmax"]`."""
+"""The registration of every op, by its name: `cases["softmax"]`."""
 
 from tensorgrad.gradcheck.cases import comparison, elementwise, indexing, linalg, manipulation, network, reduction
-from tensorgrad.gradcheck.cases.case import Case
+from tensorgrad.gradcheck.cases.case import Case, Example
 
-__all__ = ["Case", "cases", "differentiable", "without_gradient"]
+__all__ = ["Case", "Example", "cases"]
 
-cases: dict[str, list[Case]] = {
-    **elementwise.cases,
-    **reduction.cases,
-    **manipulation.cases,
-    **indexing.cases,
-    **linalg.cases,
-    **network.cases,
-    **comparison.cases,
-}
-without_gradient = [name for name, of_op in cases.items() if of_op[0].reference is not None]
-differentiable = [name for name in cases if name not in without_gradient]
+_families = (elementwise, reduction, manipulation, indexing, linalg, network, comparison)
+cases: dict[str, Case] = {case.name: case for family in _families for case in family.cases}

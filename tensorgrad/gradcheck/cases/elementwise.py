@@ -8,6 +8,8 @@ from tensorgrad import ops
 from tensorgrad.backend import Array
 from tensorgrad.gradcheck.cases.case import (
     Case,
+    Draw,
+    Example,
     Frozen,
     binary,
     booleans,
@@ -16,13 +18,14 @@ from tensorgrad.gradcheck.cases.case import (
     nonzero,
     positive,
     randn,
+    stretched,
     unary,
     uniform,
 )
 
 
 def _even(*shape: int) -> Array:
-    """Multiples of 1/2, no two equal."""
+    """Multiples of 1/2, all different."""
     return np.asarray(2 * distinct(*shape))
 
 
@@ -31,77 +34,87 @@ def _odd(*shape: int) -> Array:
     return np.asarray(2 * distinct(*shape) + 0.25)
 
 
-def _plus_integers(x: Any, n: Any) -> Any:
-    return ops.add(x, ops.astype(n, dtype=x.dtype))
+def _plus_integers(astype: Any, x: Any, n: Any) -> Any:
+    return ops.add(x, astype(n, dtype=x.dtype))
 
 
-cases: dict[str, list[Case]] = {
-    "add": [*binary(ops.add), Case("used twice", lambda x: ops.add(x, x), randn(3, 4))],
-    "subtract": [*binary(ops.subtract), Case("used twice", lambda x: ops.subtract(x, x), randn(3, 4))],
-    "multiply": [*binary(ops.multiply), Case("used twice", lambda x: ops.multiply(x, x), randn(3, 4))],
-    "divide": [
-        *binary(ops.divide, randn, nonzero),
-        Case("used twice", lambda x: ops.divide(x, ops.square(x)), nonzero(3, 4)),
-    ],
-    "pow": [
-        *binary(ops.pow, positive),
-        Case("used twice", lambda x: ops.pow(x, x), positive(3, 4)),
-        Case("square of either sign", ops.pow, nonzero(3, 4), 2),
-        Case("cube of either sign", ops.pow, nonzero(3, 4), 3.0),
-        Case("negative integer", ops.pow, nonzero(3, 4), -2),
-        Case("root", ops.pow, positive(3, 4), 0.5),
-        Case("exponent 0", ops.pow, nonzero(3, 4), 0),
-        Case("exponent 1", ops.pow, nonzero(3, 4), 1),
-        Case("zero base", ops.pow, np.array([0.0, 1.5, 0.0, -2.0]), 2),
-        Case("zero to the 0", ops.pow, np.array([0.0, 1.5]), 0),
-        Case("zero base, powers", ops.pow, np.zeros(3), Frozen(np.array([1.0, 2.0, 3.0]))),
-        Case("zero base, frozen", ops.pow, Frozen(np.zeros(3)), np.array([0.5, 2.0, 3.0])),
-        Case("integers of either sign", ops.pow, nonzero(3, 4), Frozen(np.array([2.0, 3.0, -1.0, 0.0]))),
-        Case("small integer exponents", ops.pow, nonzero(3, 4), np.array([2, 3, 1, 0], np.int8)),
-        Case("small integer base", ops.pow, np.array([2, 3, 1], np.int8), randn(2, 3)),
-    ],
-    "negative": unary(ops.negative),
-    "abs": unary(ops.abs, nonzero),
-    "sign": unary(ops.sign, nonzero),
-    "exp": unary(ops.exp),
-    "log": unary(ops.log, positive),
-    "sqrt": unary(ops.sqrt, positive),
-    "square": unary(ops.square),
-    "reciprocal": unary(ops.reciprocal, nonzero),
-    "sin": unary(ops.sin),
-    "cos": unary(ops.cos),
-    "tanh": [*unary(ops.tanh), Case("saturated", ops.tanh, 20 * nonzero(3, 4))],
-    "maximum": [*binary(ops.maximum, _even, _odd), Case("used twice", lambda x: ops.maximum(x, -x), nonzero(3, 4))],
-    "minimum": [*binary(ops.minimum, _even, _odd), Case("used twice", lambda x: ops.minimum(x, -x), nonzero(3, 4))],
-    "clip": [
-        *unary(ops.clip, _odd, min=-1.0, max=1.0),
-        Case("no upper limit", ops.clip, _odd(3, 4), min=0.0),
-        Case("no lower limit", ops.clip, _odd(3, 4), max=0.5),
-        Case("no limit", ops.clip, _odd(3, 4)),
-    ],
-    "where": [
-        Case("0-d", ops.where, booleans(), randn(), randn()),
-        Case("one element", ops.where, booleans(1), randn(1), randn(1)),
-        Case("same shape", ops.where, booleans(3, 4), randn(3, 4), randn(3, 4)),
-        Case("broadcast", ops.where, booleans(2, 1, 1), randn(3, 1), randn(4)),
-        Case("broadcast condition", ops.where, booleans(4), randn(3, 4), randn(3, 1)),
-        Case("scalar right", ops.where, booleans(3), randn(2, 3), 0.0),
-        Case("scalar left", ops.where, booleans(3), -1.0, randn(2, 3)),
-        Case("empty", ops.where, booleans(3), randn(0, 3), randn(3)),
-        Case("transposed", ops.where, booleans(4, 3).T, randn(4, 3).T, randn(3, 4)),
-        Case("stride 0", ops.where, booleans(3, 4), np.broadcast_to(randn(4), (3, 4)), randn(3, 4)[::-1]),
-        Case("used twice", lambda c, x: ops.where(c, x, ops.square(x)), booleans(3, 4), randn(3, 4)),
-        Case("frozen", ops.where, booleans(3, 4), Frozen(randn(3, 4)), randn(3, 4)),
-    ],
-    "astype": [*unary(ops.astype, dtype=np.float64), Case("of integers", _plus_integers, randn(4), integers(0, 9, 4))],
-    "sigmoid": [*unary(ops.sigmoid), Case("saturated", ops.sigmoid, 15 * nonzero(3, 4))],
-    "relu": unary(ops.relu, nonzero),
-    "silu": [*unary(ops.silu), Case("saturated", ops.silu, 15 * nonzero(3, 4))],
-    "gelu": [
-        *unary(ops.gelu),
-        Case("large", ops.gelu, 5 * nonzero(3, 4)),
-        *(case.renamed(f"tanh, {case.name}") for case in unary(ops.gelu, approximate="tanh")),
-        Case("tanh, large", ops.gelu, 5 * nonzero(3, 4), approximate="tanh"),
-    ],
-    "erf": [*unary(ops.erf), Case("all three intervals", ops.erf, uniform(-5, 5, 20))],
-}
+_twice = Example("used twice", randn(3, 4), call=lambda op, x: op(x, x))
+_half_each = Example("used twice", nonzero(3, 4), call=lambda op, x: op(x, -x))
+
+cases = [
+    Case(ops.add, [*binary(saves=("", "")), _twice], draw=Draw("binary")),
+    Case(ops.subtract, [*binary(saves=("", "")), _twice], draw=Draw("binary")),
+    Case(ops.multiply, [*binary(saves=("b", "a")), _twice, Example("by a number", randn(3, 4), 1.5, saves="")],
+         draw=Draw("binary")),
+    Case(ops.divide, [
+        *binary(randn, nonzero, saves=("b", "a b")),
+        Example("used twice", nonzero(3, 4), call=lambda op, x: op(x, ops.square(x))),
+    ], draw=Draw("binary", "normal", "nonzero")),
+    Case(ops.pow, [
+        *binary(positive, saves=("a b", "a y")),
+        Example("used twice", positive(3, 4), call=lambda op, x: op(x, x)),
+        Example("square of either sign", nonzero(3, 4), 2, saves="a"),
+        Example("cube of either sign", nonzero(3, 4), 3.0),
+        Example("negative integer", nonzero(3, 4), -2),
+        Example("root", positive(3, 4), 0.5),
+        Example("exponent 0", nonzero(3, 4), 0),
+        Example("exponent 1", nonzero(3, 4), 1),
+        Example("zero base", np.array([0.0, 1.5, 0.0, -2.0]), 2),
+        Example("zero to the 0", np.array([0.0, 1.5]), 0),
+        Example("zero base, powers", np.zeros(3), Frozen(np.array([1.0, 2.0, 3.0]))),
+        Example("zero base, frozen", Frozen(np.zeros(3)), np.array([0.5, 2.0, 3.0])),
+        Example("integers of either sign", nonzero(3, 4), Frozen(np.array([2.0, 3.0, -1.0, 0.0]))),
+        Example("small integer exponents", nonzero(3, 4), np.array([2, 3, 1, 0], np.int8)),
+        Example("small integer base", np.array([2, 3, 1], np.int8), randn(2, 3)),
+    ], draw=Draw("binary", "positive", "normal")),
+    Case(ops.negative, unary(saves=""), draw=Draw("unary")),
+    Case(ops.abs, unary(nonzero, saves="a"), draw=Draw("unary", "with_ties")),
+    Case(ops.sign, unary(nonzero, saves=""), draw=Draw("unary", "with_ties")),
+    Case(ops.exp, unary(saves="y"), draw=Draw("unary")),
+    Case(ops.log, unary(positive, saves="a"), draw=Draw("unary", "positive")),
+    Case(ops.sqrt, unary(positive, saves="y"), draw=Draw("unary", "positive")),
+    Case(ops.square, unary(saves="a"), draw=Draw("unary")),
+    Case(ops.reciprocal, unary(nonzero, saves="y"), draw=Draw("unary", "nonzero")),
+    Case(ops.sin, unary(saves="a"), draw=Draw("unary")),
+    Case(ops.cos, unary(saves="a"), draw=Draw("unary")),
+    Case(ops.tanh, [*unary(saves="y"), Example("saturated", 20 * nonzero(3, 4))], draw=Draw("unary")),
+    Case(ops.maximum, [*binary(_even, _odd, saves=("float32(2,4,3)", "float32(2,4,3)")), _half_each],
+         draw=Draw("binary", "with_ties", "with_ties")),
+    Case(ops.minimum, [*binary(_even, _odd, saves=("float32(2,4,3)", "float32(2,4,3)")), _half_each],
+         draw=Draw("binary", "with_ties", "with_ties")),
+    Case(ops.clip, [
+        *unary(_odd, min=-1.0, max=1.0, saves="bool(2,3,4)"),
+        Example("no upper limit", _odd(3, 4), min=0.0),
+        Example("no lower limit", _odd(3, 4), max=0.5),
+        Example("no limit", _odd(3, 4)),
+    ], draw=Draw("unary", "with_ties", min=[None, -1.0], max=[1.0, 0.5])),
+    Case(ops.where, [
+        Example("0-d", booleans(), randn(), randn()),
+        Example("one element", booleans(1), randn(1), randn(1)),
+        Example("same shape", booleans(3, 4), randn(3, 4), randn(3, 4)),
+        Example("broadcast", booleans(2, 1, 1), randn(3, 1), randn(4), saves="a"),
+        Example("broadcast condition", booleans(4), randn(3, 4), randn(3, 1)),
+        Example("scalar right", booleans(3), randn(2, 3), 0.0),
+        Example("scalar left", booleans(3), -1.0, randn(2, 3)),
+        Example("empty", booleans(3), randn(0, 3), randn(3)),
+        Example("transposed", booleans(4, 3).T, randn(4, 3).T, randn(3, 4)),
+        Example("stride 0", booleans(3, 4), stretched(3, 4), randn(3, 4)[::-1]),
+        Example("used twice", booleans(3, 4), randn(3, 4), call=lambda op, c, x: op(c, x, ops.square(x))),
+        Example("frozen", booleans(3, 4), Frozen(randn(3, 4)), randn(3, 4)),
+    ], draw=Draw("ternary")),
+    Case(ops.astype, [
+        *unary(dtype=np.float64, saves=""),
+        Example("of integers", randn(4), integers(0, 9, 4), call=_plus_integers),
+    ], numpy=lambda x, dtype: x.astype(dtype), draw=Draw("unary", dtype=["float64", "float32"])),
+    Case(ops.sigmoid, [*unary(saves="y"), Example("saturated", 15 * nonzero(3, 4))], draw=Draw("unary")),
+    Case(ops.relu, unary(nonzero, saves="y"), draw=Draw("unary", "with_ties")),
+    Case(ops.silu, [*unary(saves="a"), Example("saturated", 15 * nonzero(3, 4))],
+         torch="nn.functional.silu", draw=Draw("unary")),
+    Case(ops.gelu, [
+        *unary(saves="a"),
+        Example("large", 5 * nonzero(3, 4)),
+        *(example.renamed(f"tanh, {example.name}") for example in unary(approximate="tanh", saves="a")),
+        Example("tanh, large", 5 * nonzero(3, 4), approximate="tanh"),
+    ], torch="nn.functional.gelu", draw=Draw("unary", approximate=["none", "tanh"])),
+    Case(ops.erf, [*unary(saves="a"), Example("all three intervals", uniform(-5, 5, 20))], draw=Draw("unary")),
+]

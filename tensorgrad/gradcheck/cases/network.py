@@ -1,6 +1,5 @@
 """The fused operations that a language model is built of."""
 
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -8,204 +7,208 @@ import numpy as np
 
 from tensorgrad import ops
 from tensorgrad.backend import backend_of
-from tensorgrad.gradcheck.cases.case import Case, Frozen, booleans, integers, randn
+from tensorgrad.gradcheck.cases.case import Case, Draw, Example, Frozen, booleans, integers, randn, stretched
 
-_blind_row = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0]]) == 1
+_no_keys = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0]]) == 1  # for the second query
 _some_ignored = np.array([1, -100, 3, -100, 0])
 
 
-def _normalization(fn: Callable[..., Any]) -> list[Case]:
+def _normalization(*, saves: str) -> list[Example]:
     return [
-        Case("one element", fn, randn(1), randn(1), eps=1.0),
-        Case("vector", fn, randn(5)),
-        Case("matrix", fn, randn(3, 4)),
-        Case("weight", fn, randn(3, 4), randn(4)),
-        Case("batch", fn, randn(2, 3, 4), randn(4)),
-        Case("rows of one", fn, randn(3, 1), randn(1), eps=1.0),
-        Case("no rows", fn, randn(0, 4), randn(4)),
-        Case("a large eps", fn, randn(3, 4), randn(4), eps=0.5),
-        Case("far from 0", fn, randn(3, 4) + 5, randn(4)),
-        Case("transposed", fn, randn(4, 3).T, randn(4)),
-        Case("sliced", fn, randn(6, 8)[::2, ::2], randn(8)[::-2]),
-        Case("stride 0", fn, np.broadcast_to(randn(4), (3, 4)), np.broadcast_to(randn(1), (4,))),
-        Case("used twice", lambda x: fn(x, x), randn(4)),
-        Case("frozen weight", fn, randn(3, 4), Frozen(randn(4))),
-        Case("frozen input", fn, Frozen(randn(3, 4)), randn(4)),
+        Example("one element", randn(1), randn(1), eps=1.0),
+        Example("vector", randn(5)),
+        Example("matrix", randn(3, 4)),
+        Example("weight", randn(3, 4), randn(4)),
+        Example("batch", randn(2, 3, 4), randn(4), saves=saves),
+        Example("rows of one", randn(3, 1), randn(1), eps=1.0),
+        Example("no rows", randn(0, 4), randn(4)),
+        Example("a large eps", randn(3, 4), randn(4), eps=0.5),
+        Example("far from 0", randn(3, 4) + 5, randn(4)),
+        Example("transposed", randn(4, 3).T, randn(4)),
+        Example("sliced", randn(6, 8)[::2, ::2], randn(8)[::-2]),
+        Example("stride 0", stretched(3, 4), np.broadcast_to(randn(1), (4,))),
+        Example("used twice", randn(4), call=lambda op, x: op(x, x)),
+        Example("frozen weight", randn(3, 4), Frozen(randn(4))),
+        Example("frozen input", Frozen(randn(3, 4)), randn(4)),
     ]
 
 
-def _added(fn: Callable[..., Any]) -> list[Case]:
+def _added(*, saves: str) -> list[Example]:
+    three = randn(3, 4), randn(3, 4), randn(4)
     return [
-        Case("one element", fn, randn(1), randn(1), randn(1), eps=1.0),
-        Case("vector", fn, randn(5), randn(5)),
-        Case("batch", fn, randn(2, 3, 4), randn(2, 3, 4), randn(4)),
-        Case("the sum alone", lambda *operands: fn(*operands)[0], randn(3, 4), randn(3, 4), randn(4)),
-        Case("the rows alone", lambda *operands: fn(*operands)[1], randn(3, 4), randn(3, 4), randn(4)),
-        Case("the sum used again", lambda *operands: ops.multiply(*fn(*operands)), randn(3, 4), randn(3, 4), randn(4)),
-        Case("no rows", fn, randn(0, 4), randn(0, 4), randn(4)),
-        Case("transposed", fn, randn(4, 3).T, randn(4, 3).T, randn(4)),
-        Case("sliced", fn, randn(6, 8)[::2, ::2], randn(3, 8)[:, ::-2], randn(8)[::-2]),
-        Case("used twice", lambda x: fn(x, x), randn(3, 4)),
-        Case("frozen residual", fn, randn(3, 4), Frozen(randn(3, 4)), randn(4)),
-        Case("frozen weight", fn, randn(3, 4), randn(3, 4), Frozen(randn(4))),
+        Example("one element", randn(1), randn(1), randn(1), eps=1.0),
+        Example("vector", randn(5), randn(5)),
+        Example("batch", randn(2, 3, 4), randn(2, 3, 4), randn(4), saves=saves),
+        Example("the sum alone", *three, call=lambda op, *operands: op(*operands)[0]),
+        Example("the rows alone", *three, call=lambda op, *operands: op(*operands)[1]),
+        Example("the sum used again", *three, call=lambda op, *operands: ops.multiply(*op(*operands))),
+        Example("no rows", randn(0, 4), randn(0, 4), randn(4)),
+        Example("transposed", randn(4, 3).T, randn(4, 3).T, randn(4)),
+        Example("sliced", randn(6, 8)[::2, ::2], randn(3, 8)[:, ::-2], randn(8)[::-2]),
+        Example("used twice", randn(3, 4), call=lambda op, x: op(x, x)),
+        Example("frozen residual", randn(3, 4), Frozen(randn(3, 4)), randn(4)),
+        Example("frozen weight", randn(3, 4), randn(3, 4), Frozen(randn(4))),
     ]
 
 
-def _squared(*operands: Any) -> Any:
-    loss = ops.linear_cross_entropy(*operands)
+def _squared(op: Any, *operands: Any) -> Any:
+    loss = op(*operands)
     return ops.multiply(loss, loss)
 
 
-def _in_blocks(*operands: Any, **options: Any) -> Any:
+def _in_blocks(op: Any, *operands: Any, **options: Any) -> Any:
     """With blocks of two rows of four classes."""
     k = backend_of("linear_cross_entropy", [operands[0].data])
     with mock.patch.object(k, "logits_block", 8):
-        return ops.linear_cross_entropy(*operands, **options)
+        return op(*operands, **options)
 
 
-def _mlps(**options: Any) -> list[Case]:
+def _mlp(**options: Any) -> list[Example]:
     weights = randn(4, 3), randn(4), randn(2, 4), randn(2)
     operands = randn(2, 3), *weights
 
-    def frozen(name: str, n: int) -> Case:
-        return Case(f"frozen {name}", ops.mlp, *operands[:n], Frozen(operands[n]), *operands[n + 1 :], **options)
+    def frozen(name: str, n: int) -> Example:
+        return Example(f"frozen {name}", *operands[:n], Frozen(operands[n]), *operands[n + 1 :], **options)
 
     return [
-        Case("one element", ops.mlp, randn(1, 1), randn(1, 1), randn(1), randn(1, 1), randn(1), **options),
-        Case("vector", ops.mlp, randn(3), *weights, **options),
-        Case("matrix", ops.mlp, randn(5, 3), *weights, **options),
-        Case("batch", ops.mlp, randn(2, 1, 3), *weights, **options),
-        Case("no biases", ops.mlp, randn(2, 3), randn(4, 3), None, randn(2, 4), **options),
-        Case("bias1 alone", ops.mlp, randn(2, 3), randn(4, 3), randn(4), randn(2, 4), **options),
-        Case("bias2 alone", ops.mlp, randn(2, 3), randn(4, 3), None, randn(2, 4), randn(2), **options),
-        Case("no rows", ops.mlp, randn(0, 3), *weights, **options),
-        Case("nothing inside", ops.mlp, randn(2, 3), randn(0, 3), randn(0), randn(2, 0), randn(2), **options),
-        Case("transposed", ops.mlp, randn(3, 2).T, randn(3, 4).T, randn(4), randn(4, 2).T, randn(2), **options),
-        Case(
-            "sliced", ops.mlp, randn(4, 6)[::2, ::2], randn(8, 3)[::-2], randn(4), randn(2, 8)[:, ::2], None, **options
-        ),
-        Case("used twice", lambda x: ops.mlp(x, x, None, x, **options), randn(3, 3)),
+        Example("one element", randn(1, 1), randn(1, 1), randn(1), randn(1, 1), randn(1), **options),
+        Example("vector", randn(3), *weights, **options),
+        Example("matrix", randn(5, 3), *weights, **options),
+        Example("batch", randn(2, 1, 3), *weights, saves="a b c d (2,1,4)", **options),
+        Example("no biases", randn(2, 3), randn(4, 3), None, randn(2, 4), **options),
+        Example("bias1 alone", randn(2, 3), randn(4, 3), randn(4), randn(2, 4), **options),
+        Example("bias2 alone", randn(2, 3), randn(4, 3), None, randn(2, 4), randn(2), **options),
+        Example("no rows", randn(0, 3), *weights, **options),
+        Example("nothing inside", randn(2, 3), randn(0, 3), randn(0), randn(2, 0), randn(2), **options),
+        Example("transposed", randn(3, 2).T, randn(3, 4).T, randn(4), randn(4, 2).T, randn(2), **options),
+        Example("sliced", randn(4, 6)[::2, ::2], randn(8, 3)[::-2], randn(4), randn(2, 8)[:, ::2], None, **options),
+        Example("used twice", randn(3, 3), call=lambda op, x, **given: op(x, x, None, x, **given), **options),
         *(frozen(name, n) for n, name in enumerate(("x", "weight1", "bias1", "weight2", "bias2"))),
     ]
 
 
-cases: dict[str, list[Case]] = {
-    "layer_norm": [
-        *_normalization(ops.layer_norm),
-        Case("weight and bias", ops.layer_norm, randn(2, 3, 4), randn(4), randn(4)),
-        Case("bias alone", ops.layer_norm, randn(3, 4), None, randn(4)),
-        Case("frozen bias", ops.layer_norm, randn(3, 4), randn(4), Frozen(randn(4))),
-    ],
-    "rms_norm": _normalization(ops.rms_norm),
-    "add_layer_norm": [
-        *_added(ops.add_layer_norm),
-        Case("weight and bias", ops.add_layer_norm, randn(2, 3, 4), randn(2, 3, 4), randn(4), randn(4)),
-        Case("bias alone", ops.add_layer_norm, randn(3, 4), randn(3, 4), None, randn(4)),
-        Case("all for the sum", lambda *a: ops.add_layer_norm(*a)[0], randn(3, 4), randn(3, 4), randn(4), randn(4)),
-    ],
-    "add_rms_norm": _added(ops.add_rms_norm),
-    "dropout": [
-        Case("0-d", ops.dropout, randn(), p=0.5),
-        Case("one element", ops.dropout, randn(1), p=0.5),
-        Case("half", ops.dropout, randn(4, 5)),
-        Case("a tenth", ops.dropout, randn(2, 3, 4), p=0.1),
-        Case("none", ops.dropout, randn(3, 4), p=0.0),
-        Case("all", ops.dropout, randn(3, 4), p=1.0),
-        Case("not training", ops.dropout, randn(3, 4), p=0.5, training=False),
-        Case("empty", ops.dropout, randn(0, 3), p=0.5),
-        Case("transposed", ops.dropout, randn(4, 3).T, p=0.5),
-        Case("stride 0", ops.dropout, np.broadcast_to(randn(4), (3, 4)), p=0.5),
-        Case("used twice", lambda x: ops.add(ops.dropout(x, p=0.5), ops.dropout(x, p=0.5)), randn(4, 4)),
-    ],
-    "cross_entropy": [
-        Case("one element", ops.cross_entropy, randn(1, 1), np.array([0])),
-        Case("one row", ops.cross_entropy, randn(4), np.array(2)),
-        Case("one class", ops.cross_entropy, randn(3, 1), np.zeros(3, np.int64)),
-        Case("matrix", ops.cross_entropy, randn(5, 4), integers(0, 4, 5)),
-        Case("batch", ops.cross_entropy, randn(2, 3, 4), integers(0, 4, 2, 3)),
-        Case("sum", ops.cross_entropy, randn(5, 4), integers(0, 4, 5), reduction="sum"),
-        Case("none", ops.cross_entropy, randn(2, 3, 4), integers(0, 4, 2, 3), reduction="none"),
-        Case("some ignored", ops.cross_entropy, randn(5, 4), _some_ignored),
-        Case("some ignored, none", ops.cross_entropy, randn(5, 4), _some_ignored, reduction="none"),
-        Case("some ignored, sum", ops.cross_entropy, randn(5, 4), _some_ignored, reduction="sum"),
-        Case("a class ignored", ops.cross_entropy, randn(5, 4), np.array([0, 1, 0, 2, 3]), ignore_index=0),
-        Case("all ignored", ops.cross_entropy, randn(3, 4), np.full(3, -100)),
-        Case("smoothing", ops.cross_entropy, randn(5, 4), integers(0, 4, 5), label_smoothing=0.1),
-        Case("all smoothing", ops.cross_entropy, randn(5, 4), integers(0, 4, 5), label_smoothing=1.0),
-        Case("smoothing, some ignored", ops.cross_entropy, randn(5, 4), _some_ignored, label_smoothing=0.2),
-        Case("smoothing, none", ops.cross_entropy, randn(5, 4), _some_ignored, label_smoothing=0.2, reduction="none"),
-        Case("no rows", ops.cross_entropy, randn(0, 4), np.zeros(0, np.int64)),
-        Case("no rows, none", ops.cross_entropy, randn(2, 0, 4), np.zeros((2, 0), np.int64), reduction="none"),
-        Case("small integers", ops.cross_entropy, randn(5, 4), np.array([3, 1, 0, 2, 2], np.uint8)),
-        Case("large", ops.cross_entropy, 20 * randn(5, 4), integers(0, 4, 5)),
-        Case("transposed", ops.cross_entropy, randn(4, 5).T, integers(0, 4, 5)),
-        Case("sliced", ops.cross_entropy, randn(6, 8)[::2, ::2], integers(0, 4, 6)[::-2]),
-        Case("stride 0", ops.cross_entropy, np.broadcast_to(randn(4), (3, 4)), np.broadcast_to(np.array(1), (3,))),
-        Case("used twice", lambda x, t: ops.multiply(ops.cross_entropy(x, t), x), randn(3, 4), integers(0, 4, 3)),
-    ],
-    "linear_cross_entropy": [
-        Case("one element", ops.linear_cross_entropy, randn(1, 1), randn(1, 1), np.array([0])),
-        Case("one row", ops.linear_cross_entropy, randn(3), randn(4, 3), np.array(2)),
-        Case("matrix", ops.linear_cross_entropy, randn(5, 3), randn(4, 3), integers(0, 4, 5)),
-        Case("batch", ops.linear_cross_entropy, randn(2, 3, 3), randn(4, 3), integers(0, 4, 2, 3)),
-        Case("in blocks", _in_blocks, randn(5, 3), randn(4, 3), integers(0, 4, 5)),
-        Case("in blocks, sum", _in_blocks, randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="sum"),
-        Case("in blocks, none", _in_blocks, randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="none"),
-        Case("in blocks, frozen weight", _in_blocks, randn(5, 3), Frozen(randn(4, 3)), integers(0, 4, 5)),
-        Case("in blocks, frozen input", _in_blocks, Frozen(randn(5, 3)), randn(4, 3), integers(0, 4, 5)),
-        Case("sum", ops.linear_cross_entropy, randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="sum"),
-        Case("none", ops.linear_cross_entropy, randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="none"),
-        Case("some ignored", ops.linear_cross_entropy, randn(5, 3), randn(4, 3), _some_ignored),
-        Case("all ignored", ops.linear_cross_entropy, randn(3, 3), randn(4, 3), np.full(3, -100)),
-        Case("smoothing", ops.linear_cross_entropy, randn(5, 3), randn(4, 3), _some_ignored, label_smoothing=0.2),
-        Case("no rows", ops.linear_cross_entropy, randn(0, 3), randn(4, 3), np.zeros(0, np.int64)),
-        Case("transposed", ops.linear_cross_entropy, randn(3, 5).T, randn(3, 4).T, integers(0, 4, 5)),
-        Case("sliced", ops.linear_cross_entropy, randn(10, 6)[::2, ::2], randn(8, 3)[::-2], integers(0, 4, 5)),
-        Case("used twice", lambda x, t: ops.linear_cross_entropy(x, x, t), randn(3, 3), integers(0, 3, 3)),
-        Case("the loss used twice", _squared, randn(5, 3), randn(4, 3), integers(0, 4, 5)),
-        Case("frozen weight", ops.linear_cross_entropy, randn(5, 3), Frozen(randn(4, 3)), integers(0, 4, 5)),
-        Case("frozen input", ops.linear_cross_entropy, Frozen(randn(5, 3)), randn(4, 3), integers(0, 4, 5)),
-    ],
-    "attention": [
-        Case("one element", ops.attention, *(randn(1, 1, 1, 1) for _ in "qkv")),
-        Case("all keys", ops.attention, *(randn(2, 2, 3, 2) for _ in "qkv")),
-        Case("causal", ops.attention, *(randn(1, 2, 4, 2) for _ in "qkv"), causal=True),
-        Case("more keys", ops.attention, randn(1, 2, 2, 3), randn(1, 2, 5, 3), randn(1, 2, 5, 3)),
-        Case("more keys, causal", ops.attention, randn(1, 1, 2, 3), randn(1, 1, 5, 3), randn(1, 1, 5, 3), causal=True),
-        Case("one query, causal", ops.attention, randn(2, 1, 1, 3), randn(2, 1, 4, 3), randn(2, 1, 4, 3), causal=True),
-        Case("more queries", ops.attention, randn(1, 1, 5, 2), randn(1, 1, 2, 2), randn(1, 1, 2, 2)),
-        Case("blind queries", ops.attention, randn(1, 1, 5, 2), randn(1, 1, 2, 2), randn(1, 1, 2, 2), causal=True),
-        Case("grouped heads", ops.attention, randn(1, 4, 3, 2), randn(1, 2, 3, 2), randn(1, 2, 3, 2), causal=True),
-        Case("one key head", ops.attention, randn(2, 3, 2, 2), randn(2, 1, 4, 2), randn(2, 1, 4, 2)),
-        Case("mask", ops.attention, *(randn(1, 2, 3, 2) for _ in "qkv"), mask=np.tri(3, dtype=bool)[::-1]),
-        Case("mask of keys", ops.attention, *(randn(2, 1, 3, 2) for _ in "qkv"), mask=booleans(2, 1, 1, 3)),
-        Case("mask, full", ops.attention, *(randn(1, 2, 3, 2) for _ in "qkv"), mask=booleans(1, 2, 3, 3)),
-        Case("mask, a row of nothing", ops.attention, *(randn(1, 1, 3, 2) for _ in "qkv"), mask=_blind_row),
-        Case("mask and causal", ops.attention, *(randn(1, 2, 3, 2) for _ in "qkv"), mask=booleans(3, 3), causal=True),
-        Case("dropout", ops.attention, *(randn(1, 2, 4, 2) for _ in "qkv"), dropout_p=0.3),
-        Case("dropout, causal, grouped", ops.attention, randn(1, 4, 3, 2), *(randn(1, 2, 3, 2) for _ in "kv"),
-             dropout_p=0.3, causal=True),
-        Case("scale", ops.attention, *(randn(1, 1, 3, 2) for _ in "qkv"), scale=0.3),
-        Case("values of another size", ops.attention, randn(1, 1, 3, 2), randn(1, 1, 4, 2), randn(1, 1, 4, 5)),
-        Case("no batch", ops.attention, *(randn(0, 2, 3, 2) for _ in "qkv")),
-        Case("no queries", ops.attention, randn(1, 1, 0, 2), randn(1, 1, 3, 2), randn(1, 1, 3, 2)),
-        Case("heads from a projection", ops.attention, *(randn(1, 3, 2, 4).swapaxes(1, 2) for _ in "qkv"), causal=True),
-        Case("stride 0", ops.attention, *(np.broadcast_to(randn(1, 1, 3, 2), (2, 2, 3, 2)) for _ in "qkv")),
-        Case("used three times", lambda x: ops.attention(x, x, x, causal=True), randn(1, 2, 3, 2)),
-        Case("frozen query", ops.attention, Frozen(randn(1, 1, 3, 2)), randn(1, 1, 3, 2), randn(1, 1, 3, 2)),
-        Case("frozen keys and values", ops.attention, randn(1, 1, 3, 2), *(Frozen(randn(1, 1, 3, 2)) for _ in "kv")),
-    ],
-    "rotary_embedding": [
-        Case("one pair", ops.rotary_embedding, randn(1, 2), np.array([3])),
-        Case("matrix", ops.rotary_embedding, randn(3, 4), np.arange(3)),
-        Case("heads", ops.rotary_embedding, randn(2, 2, 3, 4), np.arange(5, 8)),
-        Case("positions of a batch", ops.rotary_embedding, randn(2, 2, 3, 4), integers(0, 100, 2, 1, 3)),
-        Case("another base", ops.rotary_embedding, randn(3, 6), np.arange(3), base=100.0),
-        Case("empty", ops.rotary_embedding, randn(0, 4), np.arange(0)),
-        Case("transposed", ops.rotary_embedding, randn(4, 3).T, np.arange(3)),
-        Case("sliced", ops.rotary_embedding, randn(6, 8)[::2, ::-2], np.arange(6)[::2]),
-        Case("stride 0", ops.rotary_embedding, np.broadcast_to(randn(4), (3, 4)), np.arange(3)),
-        Case("used twice", lambda x, p: ops.multiply(ops.rotary_embedding(x, p), x), randn(3, 4), np.arange(3)),
-    ],
-    "mlp": [*_mlps(), *(case.renamed(f"tanh, {case.name}") for case in _mlps(approximate="tanh"))],
-}  # fmt: skip
+cases = [
+    Case(ops.layer_norm, [
+        *_normalization(saves="a b (2,3,1) (2,3,1)"),
+        Example("weight and bias", randn(2, 3, 4), randn(4), randn(4), saves="a b (2,3,1) (2,3,1)"),
+        Example("bias alone", randn(3, 4), None, randn(4)),
+        Example("frozen bias", randn(3, 4), randn(4), Frozen(randn(4))),
+    ], draw=Draw("normalizing", n_scales=2),
+       torch=lambda t, x, *scales, eps: t.nn.functional.layer_norm(x, x.shape[-1:], *scales, eps=eps)),
+    Case(ops.rms_norm, _normalization(saves="a b (2,3,1)"), draw=Draw("normalizing", n_scales=1),
+         torch=lambda t, x, *scales, eps: t.nn.functional.rms_norm(x, x.shape[-1:], *scales, eps=eps)),
+    Case(ops.add_layer_norm, [
+        *_added(saves="c y (2,3,1) (2,3,1)"),
+        Example("weight and bias", randn(2, 3, 4), randn(2, 3, 4), randn(4), randn(4)),
+        Example("bias alone", randn(3, 4), randn(3, 4), None, randn(4)),
+        Example("all for the sum", randn(3, 4), randn(3, 4), randn(4), randn(4), call=lambda op, *a: op(*a)[0]),
+    ], draw=Draw("adding", n_scales=2)),
+    Case(ops.add_rms_norm, _added(saves="c y (2,3,1)"), draw=Draw("adding", n_scales=1)),
+    Case(ops.dropout, [
+        Example("0-d", randn(), p=0.5),
+        Example("one element", randn(1), p=0.5),
+        Example("half", randn(4, 5), saves=""),
+        Example("a tenth", randn(2, 3, 4), p=0.1),
+        Example("none", randn(3, 4), p=0.0),
+        Example("all", randn(3, 4), p=1.0),
+        Example("not training", randn(3, 4), p=0.5, training=False, saves=""),
+        Example("empty", randn(0, 3), p=0.5),
+        Example("transposed", randn(4, 3).T, p=0.5),
+        Example("stride 0", stretched(3, 4), p=0.5),
+        Example("used twice", randn(4, 4), call=lambda op, x: ops.add(op(x, p=0.5), op(x, p=0.5))),
+    ], incomparable="it draws its own numbers: test_random.py and test_nn.py compare it with its mask"),
+    Case(ops.cross_entropy, [
+        Example("one element", randn(1, 1), np.array([0])),
+        Example("one row", randn(4), np.array(2)),
+        Example("one class", randn(3, 1), np.zeros(3, np.int64)),
+        Example("matrix", randn(5, 4), integers(0, 4, 5)),
+        Example("batch", randn(2, 3, 4), integers(0, 4, 2, 3), saves="a b (6,) ()"),
+        Example("sum", randn(5, 4), integers(0, 4, 5), reduction="sum"),
+        Example("none", randn(2, 3, 4), integers(0, 4, 2, 3), reduction="none"),
+        Example("some ignored", randn(5, 4), _some_ignored),
+        Example("some ignored, none", randn(5, 4), _some_ignored, reduction="none"),
+        Example("some ignored, sum", randn(5, 4), _some_ignored, reduction="sum"),
+        Example("a class ignored", randn(5, 4), np.array([0, 1, 0, 2, 3]), ignore_index=0),
+        Example("all ignored", randn(3, 4), np.full(3, -100)),
+        Example("smoothing", randn(5, 4), integers(0, 4, 5), label_smoothing=0.1),
+        Example("all smoothing", randn(5, 4), integers(0, 4, 5), label_smoothing=1.0),
+        Example("smoothing, some ignored", randn(5, 4), _some_ignored, label_smoothing=0.2),
+        Example("smoothing, none", randn(5, 4), _some_ignored, label_smoothing=0.2, reduction="none"),
+        Example("no rows", randn(0, 4), np.zeros(0, np.int64)),
+        Example("no rows, none", randn(2, 0, 4), np.zeros((2, 0), np.int64), reduction="none"),
+        Example("small integers", randn(5, 4), np.array([3, 1, 0, 2, 2], np.uint8)),
+        Example("large", 20 * randn(5, 4), integers(0, 4, 5)),
+        Example("transposed", randn(4, 5).T, integers(0, 4, 5)),
+        Example("sliced", randn(6, 8)[::2, ::2], integers(0, 4, 6)[::-2]),
+        Example("stride 0", stretched(3, 4), np.broadcast_to(np.array(1), (3,))),
+        Example("used twice", randn(3, 4), integers(0, 4, 3), call=lambda op, x, t: ops.multiply(op(x, t), x)),
+    ], loss=True, draw=Draw("losses")),
+    Case(ops.linear_cross_entropy, [
+        Example("one element", randn(1, 1), randn(1, 1), np.array([0])),
+        Example("one row", randn(3), randn(4, 3), np.array(2)),
+        Example("matrix", randn(5, 3), randn(4, 3), integers(0, 4, 5)),
+        Example("batch", randn(2, 3, 3), randn(4, 3), integers(0, 4, 2, 3)),
+        Example("in blocks", randn(5, 3), randn(4, 3), integers(0, 4, 5), call=_in_blocks),
+        Example("in blocks, sum", randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="sum", call=_in_blocks),
+        Example("in blocks, none", randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="none", call=_in_blocks),
+        Example("in blocks, frozen weight", randn(5, 3), Frozen(randn(4, 3)), integers(0, 4, 5), call=_in_blocks),
+        Example("in blocks, frozen input", Frozen(randn(5, 3)), randn(4, 3), integers(0, 4, 5), call=_in_blocks),
+        Example("sum", randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="sum"),
+        Example("none", randn(2, 3, 3), randn(4, 3), integers(0, 4, 2, 3), reduction="none",
+                saves="a b c (6,4) (6,) ()"),
+        Example("some ignored", randn(5, 3), randn(4, 3), _some_ignored),
+        Example("all ignored", randn(3, 3), randn(4, 3), np.full(3, -100)),
+        Example("smoothing", randn(5, 3), randn(4, 3), _some_ignored, label_smoothing=0.2),
+        Example("no rows", randn(0, 3), randn(4, 3), np.zeros(0, np.int64)),
+        Example("transposed", randn(3, 5).T, randn(3, 4).T, integers(0, 4, 5)),
+        Example("sliced", randn(10, 6)[::2, ::2], randn(8, 3)[::-2], integers(0, 4, 5)),
+        Example("used twice", randn(3, 3), integers(0, 3, 3), call=lambda op, x, t: op(x, x, t)),
+        Example("the loss used twice", randn(5, 3), randn(4, 3), integers(0, 4, 5), call=_squared),
+        Example("frozen weight", randn(5, 3), Frozen(randn(4, 3)), integers(0, 4, 5)),
+        Example("frozen input", Frozen(randn(5, 3)), randn(4, 3), integers(0, 4, 5)),
+    ], loss=True, draw=Draw("linear_losses")),
+    Case(ops.attention, [
+        Example("one element", *(randn(1, 1, 1, 1) for _ in "qkv")),
+        Example("all keys", *(randn(2, 2, 3, 2) for _ in "qkv")),
+        Example("causal", *(randn(1, 2, 4, 2) for _ in "qkv"), causal=True),
+        Example("more keys", randn(1, 2, 2, 3), randn(1, 2, 5, 3), randn(1, 2, 5, 3)),
+        Example("more keys, causal", randn(1, 1, 2, 3), randn(1, 1, 5, 3), randn(1, 1, 5, 3), causal=True),
+        Example("one query, causal", randn(2, 1, 1, 3), randn(2, 1, 4, 3), randn(2, 1, 4, 3), causal=True),
+        Example("more queries", randn(1, 1, 5, 2), randn(1, 1, 2, 2), randn(1, 1, 2, 2)),
+        Example("queries without keys", randn(1, 1, 5, 2), randn(1, 1, 2, 2), randn(1, 1, 2, 2), causal=True),
+        Example("grouped heads", randn(1, 4, 3, 2), randn(1, 2, 3, 2), randn(1, 2, 3, 2), causal=True),
+        Example("one key head", randn(2, 3, 2, 2), randn(2, 1, 4, 2), randn(2, 1, 4, 2)),
+        Example("mask", *(randn(1, 2, 3, 2) for _ in "qkv"), mask=np.tri(3, dtype=bool)[::-1]),
+        Example("mask of keys", *(randn(2, 1, 3, 2) for _ in "qkv"), mask=booleans(2, 1, 1, 3)),
+        Example("mask, full", *(randn(1, 2, 3, 3) for _ in "qkv"), mask=booleans(1, 2, 3, 3),
+                saves="a b c y (1,2,3,1) bool(1,2,3,3)"),
+        Example("mask, a query without keys", *(randn(1, 1, 3, 2) for _ in "qkv"), mask=_no_keys),
+        Example("mask and causal", *(randn(1, 2, 3, 2) for _ in "qkv"), mask=booleans(3, 3), causal=True),
+        Example("dropout", *(randn(1, 2, 4, 2) for _ in "qkv"), dropout_p=0.3),
+        Example("dropout, causal, grouped", randn(1, 4, 3, 3), *(randn(1, 2, 3, 3) for _ in "kv"),
+                dropout_p=0.3, causal=True, saves="a b c y (1,4,3,1)"),
+        Example("scale", *(randn(1, 1, 3, 2) for _ in "qkv"), scale=0.3),
+        Example("values of another size", randn(1, 1, 3, 2), randn(1, 1, 4, 2), randn(1, 1, 4, 5)),
+        Example("no batch", *(randn(0, 2, 3, 2) for _ in "qkv")),
+        Example("no queries", randn(1, 1, 0, 2), randn(1, 1, 3, 2), randn(1, 1, 3, 2)),
+        Example("heads from a projection", *(randn(1, 3, 2, 4).swapaxes(1, 2) for _ in "qkv"), causal=True),
+        Example("stride 0", *(np.broadcast_to(randn(1, 1, 3, 2), (2, 2, 3, 2)) for _ in "qkv")),
+        Example("used three times", randn(1, 2, 3, 2), call=lambda op, x: op(x, x, x, causal=True)),
+        Example("frozen query", Frozen(randn(1, 1, 3, 2)), randn(1, 1, 3, 2), randn(1, 1, 3, 2)),
+        Example("frozen keys and values", randn(1, 1, 3, 2), *(Frozen(randn(1, 1, 3, 2)) for _ in "kv")),
+    ], draw=Draw("attentions")),
+    Case(ops.rotary_embedding, [
+        Example("one pair", randn(1, 2), np.array([3])),
+        Example("matrix", randn(3, 4), np.arange(3)),
+        Example("heads", randn(2, 2, 3, 4), np.arange(5, 8), saves="b"),
+        Example("positions of a batch", randn(2, 2, 3, 4), integers(0, 100, 2, 1, 3)),
+        Example("another base", randn(3, 6), np.arange(3), base=100.0),
+        Example("empty", randn(0, 4), np.arange(0)),
+        Example("transposed", randn(4, 3).T, np.arange(3)),
+        Example("sliced", randn(6, 8)[::2, ::-2], np.arange(6)[::2]),
+        Example("stride 0", stretched(3, 4), np.arange(3)),
+        Example("used twice", randn(3, 4), np.arange(3), call=lambda op, x, p: ops.multiply(op(x, p), x)),
+    ], draw=Draw("rotations")),
+    Case(ops.mlp, [*_mlp(), *(example.renamed(f"tanh, {example.name}") for example in _mlp(approximate="tanh"))],
+         draw=Draw("mlps")),
+]
