@@ -6,7 +6,7 @@ from typing import Any, Literal
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 
-__all__ = ["erf", "gelu", "relu", "sigmoid", "silu"]
+__all__ = ["erf", "gelu", "relu", "sigmoid", "silu", "softplus"]
 
 Result = tuple[Array, Any]
 
@@ -29,6 +29,13 @@ def relu(k: Backend, x: Array) -> Result:
 def silu(k: Backend, x: Array) -> Result:
     """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
     return k.silu(x), lambda dy: k.silu_backward(dy, x)
+
+
+@op
+def softplus(k: Backend, x: Array) -> Result:
+    """log(1 + e^x), a smooth max(x, 0) (Dugas et al. 2001). dx = dy sigmoid(x)."""
+    y = k.narrow(k.xp.logaddexp(k.wide(x), 0), x.dtype)  # max(x, 0) + log(1 + e^-|x|): nothing overflows
+    return y, lambda dy: dy * k.sigmoid(x)
 
 
 @op

@@ -110,6 +110,8 @@ cases = [
     Case(ops.relu, unary(nonzero, saves="y"), draw=Draw("unary", "with_ties")),
     Case(ops.silu, [*unary(saves="a"), Example("saturated", 15 * nonzero(3, 4))],
          torch="nn.functional.silu", draw=Draw("unary")),
+    Case(ops.softplus, [*unary(saves="a"), Example("far from 0", np.array([-1e4, -750.0, 750.0, 1e4]))],
+         numpy=lambda x: np.log1p(np.exp(x)), torch="nn.functional.softplus", draw=Draw("unary")),
     Case(ops.gelu, [
         *unary(saves="a"),
         Example("large", 5 * nonzero(3, 4)),
