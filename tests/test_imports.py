@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # __init__.py alone. Another package of tensorgrad stands for every module in it that is not named itself; of gpt, every
 # module is named.
 LAYERS = [
-    ["tensorgrad.backend", "tensorgrad.memory"],
+    ["tensorgrad.backend", "tensorgrad.cli", "tensorgrad.memory"],
     ["tensorgrad.random"],
     ["tensorgrad.autograd"],
     ["tensorgrad.ops"],
@@ -30,7 +30,7 @@ LAYERS = [
         "tensorgrad.recompute",
     ],
     ["tensorgrad.amp"],
-    ["tensorgrad"],
+    ["tensorgrad", "tensorgrad.__main__"],
     ["gpt", "gpt.config"],
     ["gpt.files"],
     ["gpt.tokenizer.errors"],

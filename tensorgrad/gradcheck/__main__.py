@@ -5,29 +5,19 @@ Exits with status 0 where everything passes, 1 where anything fails, 2 for a mis
 
 import argparse
 import difflib
-import os
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 
-from tensorgrad import backend
+from tensorgrad import backend, cli
 from tensorgrad.gradcheck.cases import Case, cases
 from tensorgrad.gradcheck.precision import TOLERANCE
 from tensorgrad.gradcheck.report import TextTable, page, summary
 from tensorgrad.gradcheck.run import Row, dtypes, run
 
-FAILED, MISTAKE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # the last two as a shell reports these signals
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(MISTAKE, f"gradcheck: error: {message}\n")
+FAILED = 1  # exit status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,23 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [cases[op] for op in _names(parser, "op", options.op, sorted(cases))]
     precisions = _dtypes(parser, options.dtype)
     backends = _backends(parser, options.backend)
-    try:
-        if options.html is None:
-            return _print_run(chosen, precisions, backends, None)
-        with _replacing(options.html) as file:
-            return _print_run(chosen, precisions, backends, file)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return PIPE_CLOSED
-        parser.error(f"cannot write {options.html}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    if options.html:
+        _open(parser, options.html, "a").close()  # a path that cannot be written is an error now, not after the run
+    rows, seconds = _print_run(chosen, precisions, backends)
+    if options.html:
+        text = page(rows, seconds)
+        with _open(parser, options.html, "w") as file:
+            file.write(text)
+    return FAILED if any(row.failure for row in rows) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m tensorgrad.gradcheck", allow_abbrev=False, description="Check the gradient of every op."
+    parser = cli.ArgumentParser(
+        prog="python -m tensorgrad gradcheck", allow_abbrev=False, description="Check the gradient of every op."
     )
     parser.add_argument("--op", action="append", metavar="NAME", help="this op only (may be given several times)")
     parser.add_argument("--dtype", action="append", metavar="NAME", help=f"this precision only: {', '.join(TOLERANCE)}")
@@ -92,7 +78,8 @@ def _backends(parser: argparse.ArgumentParser, given: list[str] | None) -> list[
     return list(dict.fromkeys(names))
 
 
-def _print_run(chosen: list[Case], precisions: list[str], backends: list[str], file: IO[str] | None) -> int:
+def _print_run(chosen: list[Case], precisions: list[str], backends: list[str]) -> tuple[list[Row], float]:
+    """Run and print all checks; return them and the seconds they took."""
     table = TextTable(chosen)
     print(table.heading())
     rows: list[Row] = []
@@ -107,26 +94,15 @@ def _print_run(chosen: list[Case], precisions: list[str], backends: list[str], f
     for row in failed:
         print(table.line(row))
     print(f"\n{summary(rows, seconds)}", flush=True)
-    if file is not None:
-        file.write(page(rows, seconds))
-    return FAILED if failed else 0
+    return rows, seconds
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[str]]:
-    """A file that replaces `path` once it is complete; it is opened at once, so that a wrong path is an error now."""
-    if path.is_dir():
-        raise IsADirectoryError(None, "it is a folder")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
+def _open(parser: argparse.ArgumentParser, path: Path, mode: str) -> IO[str]:
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            yield file
-        os.chmod(temporary, 0o644)  # mkstemp makes it readable by its owner only
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        return open(path, mode, encoding="utf-8")
+    except OSError as error:
+        parser.error(f"cannot write {path}: {error.strerror}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run(main))

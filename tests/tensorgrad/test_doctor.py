@@ -17,7 +17,7 @@ from tensorgrad.backend.cupy import cublaslt, nvrtc
 
 
 def run(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    status = doctor.main()
+    status = doctor.main([])
     return status, capsys.readouterr().out
 
 

@@ -1,0 +1,29 @@
+"""What the commands of the library share: errors in one line, and a quiet end when the output is closed."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+MISTAKE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit statuses; a shell reports SIGINT and SIGPIPE as the last two
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, `prog: error: message`, and exit with status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(MISTAKE, f"{self.prog}: error: {message}\n")
+
+
+def run(main: Callable[[], int]) -> int:
+    """Run a command and return its exit status: 130 after Ctrl-C, 141 where its output was closed, as by `| head`."""
+    try:
+        status = main()
+        sys.stdout.flush()  # here, where a closed pipe can be caught
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return PIPE_CLOSED
+    return status
