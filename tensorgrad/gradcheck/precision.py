@@ -20,6 +20,8 @@ from tensorgrad.tensor import Tensor
 TOLERANCE = {"float64": 1e-7, "float32": 1e-5, "float16": 8e-3, "bfloat16": 6.4e-2}
 
 HALVES = ("float16", "bfloat16")
+# The same for a fused op and its composition in float64, which only add in another order.
+COMPOSITION_TOLERANCE = 1e-11
 SMALL = 0.25  # a gradient is measured against this share of dy at least: terms that cancel leave their rounding behind
 
 
@@ -65,6 +67,33 @@ def _against_float64(case: Case, example: Example, dtype: str, k: Backend) -> Di
     forward = _largest("result", recorded.arrays, exact.arrays, 0.0)
     backward = _largest("gradient of input", got, expected, SMALL * _root_mean_square(host), probe.places)
     return max(forward, backward, key=lambda difference: difference.error)
+
+
+def compare_composition(case: Case, example: Example, k: Backend) -> Difference:
+    """Compare results and gradients of a fused op with those of `op.composition`, the plain ops that it stands for.
+
+    Both draw the same random numbers. An op without a composition passes. Raises GradcheckError where they differ.
+    """
+    composition = getattr(case.op, "composition", None)
+    if composition is None:
+        return Difference(0.0)
+    tensors = example.tensors(k, "float64")
+    probes = [Probe(functools.partial(example.run, fn), tensors) for fn in (case.op, composition)]
+    fused, plain = (probe.record() for probe in probes)
+    results = [[(y.shape, y.dtype.name) for y in recorded.outputs] for recorded in (fused, plain)]
+    if results[0] != results[1]:
+        raise GradcheckError(f"{case.name}: the results are {results[0]}, its composition's {results[1]}")
+    host = [Generator(1).normal(y.shape, dtype=y.dtype) for y in fused.outputs]
+    dys = [k.asarray(dy) for dy in host]
+    size = SMALL * _root_mean_square(host)
+    worst = max(
+        _largest("result", fused.arrays, plain.arrays, 0.0),
+        _largest("gradient of input", fused.pull(dys), plain.pull(dys), size, probes[0].places),
+        key=lambda difference: difference.error,
+    )
+    if worst.error > COMPOSITION_TOLERANCE:
+        raise GradcheckError(f"{case.name} differs from its composition: {worst.describe('composition', 'fused')}")
+    return worst
 
 
 def _widened(example: Example, dtype: str) -> list[Any]:

@@ -11,7 +11,7 @@ from tensorgrad.backend import Backend, use_backend
 from tensorgrad.gradcheck import measure
 from tensorgrad.gradcheck.cases import Case, Example
 from tensorgrad.gradcheck.differences import Difference
-from tensorgrad.gradcheck.precision import TOLERANCE, compare
+from tensorgrad.gradcheck.precision import TOLERANCE, compare, compare_composition
 from tensorgrad.random import default_generator
 
 
@@ -78,6 +78,7 @@ def check(case: Case, example: Example, dtype: str, k: Backend) -> Row:
 def _measure(case: Case, example: Example, dtype: str, k: Backend) -> Difference:
     if dtype != "float64" or not case.gradient:
         return compare(case, example, dtype, k)
+    compare_composition(case, example, k)
     call = functools.partial(example.run, case.op)
     by_differences = measure(call, *example.tensors(k, dtype), rtol=TOLERANCE[dtype], full=True)
     if k.name == "numpy":

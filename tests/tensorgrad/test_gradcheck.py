@@ -24,6 +24,7 @@ from tensorgrad.gradcheck.cases import case as case_module
 from tensorgrad.gradcheck.cases.case import Frozen, randn
 from tensorgrad.gradcheck.precision import TOLERANCE
 from tensorgrad.gradcheck.run import check, dtypes, run
+from tensorgrad.ops.dropout import draw
 
 gradcheck_module = sys.modules[gradcheck_name]  # tensorgrad.gradcheck is the function
 command_line = sys.modules["tensorgrad.gradcheck.__main__"]
@@ -587,6 +588,60 @@ def test_what_an_example_raises_or_warns_of_is_a_failure_in_its_row() -> None:
     assert row.error == np.inf and row.failure.startswith("ValueError: matmul: (2, 3) @ (2, 3)")
     assert failure(tg.log, np.array([0.0])).startswith("RuntimeWarning: divide by zero")
     assert failure(cube(lambda x, y, dy: 2 * dy), randn(2), dtype="float64").startswith("input 0 [")
+
+
+# --- a fused op and the composition that it stands for ---------------------------------------------
+
+
+def fused(composition: Callable[..., Any]) -> Callable[..., Any]:
+    """2 x + dropout(y), fused, with that composition."""
+
+    @op
+    def mixed(k: Any, x: Any, y: Any, *, p: float = 0.5) -> Any:
+        mask = draw("mixed", p)
+        return k.add(2 * x, k.dropout(y, mask)), (lambda dy: 2 * dy, lambda dy: k.dropout(dy, mask))
+
+    mixed.composition = composition  # type: ignore[attr-defined]
+    return mixed
+
+
+def plain(x: Any, y: Any, *, p: float = 0.5) -> Any:
+    return 2 * x + tg.dropout(y, p=p)
+
+
+def test_an_op_that_equals_its_composition_passes_with_the_same_random_numbers() -> None:
+    assert failure(fused(plain), randn(3, 4), randn(3, 4), dtype="float64") == ""
+    assert failure(fused(plain), randn(3, 4), Frozen(randn(3, 4)), dtype="float64", p=0.2) == ""
+
+
+@pytest.mark.parametrize(
+    ("composition", "message"),
+    [
+        (lambda x, y, p: plain(x, y, p=p) + 1e-9, r"differs from its composition: result 0 \["),
+        (lambda x, y, p: plain(x, y, p=p / 2), "differs from its composition: "),
+        (lambda x, y, p: plain(x.detach(), y, p=p) + 0 * x, "differs from its composition: gradient of input 0 "),
+        (lambda x, y, p: plain(x, y, p=p) + y - y.detach(), "differs from its composition: gradient of input 1 "),
+        (lambda x, y, p: plain(x, y, p=p).sum(), r"the results are .*3, 4.*'float64'.*, its composition's .*\(\), "),
+        (lambda x, y, p: [plain(x, y, p=p)] * 2, "the results are "),
+    ],
+    ids=["value", "random numbers", "no gradient of x", "gradient of y", "shape", "number of results"],
+)
+def test_a_wrong_composition_is_caught(composition: Callable[..., Any], message: str) -> None:
+    options = {"p": 0.5, "dtype": "float64"}
+    assert re.match(f"mixed:? {message}", failure(fused(composition), randn(3, 4), randn(3, 4), **options))
+    assert "its composition" not in failure(fused(composition), randn(3, 4), randn(3, 4), p=0.5, dtype="float32")
+
+
+def test_the_composition_is_called_as_the_example_calls_the_op() -> None:
+    calls = []
+
+    def counted(x: Any, y: Any, *, p: float = 0.5) -> Any:
+        calls.append(p)
+        return plain(x, y, p=p)
+
+    twice = Example("twice", randn(3), p=0.25, call=lambda op, x, p: op(op(x, x, p=p), x, p=p))
+    assert check(Case(fused(counted), [twice]), twice, "float64", tg.get_backend()).failure == ""
+    assert calls == [0.25, 0.25]
 
 
 def test_the_tolerances_are_few_and_tight() -> None:
