@@ -3,6 +3,7 @@
 from tensorgrad import amp, distributed, nn, ops, optim, random
 from tensorgrad.anomaly import NonFiniteError, detect_anomaly
 from tensorgrad.autograd import enable_grad, is_grad_enabled, no_grad
+from tensorgrad.autograd.recompute import checkpoint
 from tensorgrad.backend import (
     BackendUnavailable,
     get_backend,
@@ -29,5 +30,4 @@ from tensorgrad.creation import (
 from tensorgrad.gradcheck import gradcheck
 from tensorgrad.ops import *  # noqa: F403
 from tensorgrad.random import Generator, manual_seed
-from tensorgrad.recompute import checkpoint
 from tensorgrad.tensor import Tensor

@@ -2,7 +2,8 @@
 
     group = world()  # alone, or those that mpirun started
     reducer = GradientReducer(model.parameters(), group)
-    loss.backward(on_gradient=reducer.on_gradient)  # what is complete is added up while backward goes on
+    with reducer.overlap():
+        loss.backward()  # gradients are exchanged as soon as each is complete, while backward goes on
     reducer.wait()  # every .grad is the sum over all processes, the same on all
     optimizer.step()
 
@@ -14,13 +15,15 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from tensorgrad.autograd import Leaf
+from tensorgrad.autograd import Edge, Leaf, Node, Observer
 from tensorgrad.backend import Array, BackendUnavailable, backend_of
 from tensorgrad.backend.threads import cpu_count
 from tensorgrad.tensor import Tensor
@@ -188,13 +191,57 @@ def _abort_all(
 # --- gradients ------------------------------------------------------------------------------------
 
 
+class GradientReady(Observer):
+    """In a `with`: calls report(leaf) for every leaf as soon as backward has added all there is to its gradient."""
+
+    def __init__(self, report: Callable[[Leaf], None]) -> None:
+        self.report = report
+        self._missing: Counter[Node] | None = None  # gradients that each leaf has yet to get; None between backwards
+
+    def arrived(self, node: Node, dys: list[Array | None]) -> None:
+        """See `Observer.arrived`. The first node is the root of the graph: its leaves' uses are counted."""
+        if self._missing is None:
+            self._missing = _count_uses(node)
+
+    def added(self, node: Node | None, edge: Edge) -> None:
+        """See `Observer.added`."""
+        leaf = edge[0]
+        if isinstance(leaf, Leaf):
+            missing = Counter({leaf: 1}) if self._missing is None else self._missing
+            missing[leaf] -= 1
+            if not missing[leaf]:
+                self.report(leaf)
+
+    def finished(self) -> None:
+        """See `Observer.finished`. Fewer gradients come than there are uses where a checkpoint has unused results."""
+        missing, self._missing = self._missing or Counter(), None
+        for leaf, count in missing.items():
+            if count > 0 and isinstance(leaf, Leaf) and leaf.grad is not None:
+                self.report(leaf)
+
+
+def _count_uses(root: Node) -> Counter[Node]:
+    """How often each leaf is an operand in the graph that leads to `root`."""
+    uses: Counter[Node] = Counter()
+    waiting, seen = [root], {root}
+    while waiting:
+        for edge in waiting.pop().parents:
+            if edge is not None:
+                parent = edge[0]
+                uses[parent] += parent.is_leaf
+                if parent not in seen:
+                    seen.add(parent)
+                    waiting.append(parent)
+    return uses
+
+
 class GradientReducer:
     """Adds up the gradients of all processes, in buckets, each as soon as backward has completed it.
 
-    Which parameters share a bucket, and in which order buckets go, depends on the list of parameters alone, so sums are
-    the same in every run. Losses are to be divided by the number of all rows, not by a process's own.
-    `on_gradient` goes to `Tensor.backward`, of the last micro-batch only where gradients are accumulated; in a group of
-    one it is None. Afterwards `wait`.
+    Which parameters share a bucket, and the order of the buckets, depend on the list of parameters alone, so that sums
+    are the same in every run. Losses must be divided by the number of all rows, not of the process's own.
+    `with reducer.overlap():` goes around backward, of the last micro-batch only where gradients are accumulated.
+    Afterwards call `wait`.
     """
 
     def __init__(self, parameters: Iterable[Tensor], group: Communicator, bucket_bytes: int = BUCKET_BYTES) -> None:
@@ -202,9 +249,12 @@ class GradientReducer:
         self._buckets: list[_Bucket] = []
         self._places: dict[Leaf, tuple[_Bucket, int]] = {}
         self._started = 0  # buckets that are under way
-        self.on_gradient = self._ready if group.size > 1 else None
         if group.size > 1:
             self._fill_buckets(parameters, bucket_bytes)
+
+    def overlap(self) -> AbstractContextManager[Any]:
+        """In a `with` around backward: each bucket is exchanged as soon as its gradients are complete."""
+        return GradientReady(self._ready) if self.group.size > 1 else nullcontext()
 
     def _fill_buckets(self, parameters: Iterable[Tensor], bucket_bytes: int) -> None:
         leaves = [p for p in parameters if isinstance(p.node, Leaf)]
@@ -281,6 +331,6 @@ class _Bucket:
         """Wait, and hand out the sums to those that have a gradient anywhere in the group."""
         self.exchange.wait()
         for leaf, part, there in zip(self.leaves, self.parts, anywhere, strict=True):
-            leaf.grad = part.astype(leaf.dtype, copy=False) if there else None
+            leaf.grad = part.astype(leaf.dtypes[0], copy=False) if there else None
         self.has = [False] * len(self.leaves)
         self.exchange = _DONE

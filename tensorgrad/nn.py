@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tensorgrad import autograd, ops
+from tensorgrad import ops
 from tensorgrad.autograd import note_write
+from tensorgrad.autograd.mode import mode
 from tensorgrad.backend import Array, backend_of
 from tensorgrad.backend.arrays import is_floating
 from tensorgrad.creation import normal, ones, uniform, zeros
@@ -25,10 +26,14 @@ class Module:
     training = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if autograd.watcher is None:
+        observers = mode.observers
+        for observer in observers:
+            observer.enter_module(self)
+        try:
             return self.forward(*args, **kwargs)
-        with autograd.watcher.inside(self):
-            return self.forward(*args, **kwargs)
+        finally:
+            for observer in observers:
+                observer.leave_module(self)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; every subclass has its own."""

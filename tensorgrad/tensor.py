@@ -40,7 +40,7 @@ class Tensor(Variable):
 
     def __init__(self, data: Any, requires_grad: bool = False, *, dtype: Any = None) -> None:
         self.data = _as_array(data, dtype)
-        self.node = None
+        self.edge = None
         if requires_grad:
             self.requires_grad = True
 
@@ -76,11 +76,11 @@ class Tensor(Variable):
         if self.node is not None and not isinstance(self.node, Leaf):
             raise RuntimeError(f"requires_grad: set on the result of {self.node.name}; use detach()")
         if not wanted:
-            self.node = None
+            self.edge = None
         elif not is_floating(self.dtype):
             raise TypeError(f"requires_grad: {self.dtype} can have no gradient, only floating dtypes can")
         elif self.node is None:
-            self.node = Leaf(self.data)
+            self.edge = (Leaf(self.data), 0)
 
     @property
     def grad(self) -> Array | None:
@@ -95,7 +95,7 @@ class Tensor(Variable):
             raise RuntimeError("grad: only tensors made with requires_grad=True hold a gradient")
         if gradient is not None:
             gradient = gradient.data if isinstance(gradient, Variable) else gradient
-            gradient = kernels_of(self).asarray(gradient, self.node.dtype)
+            gradient = kernels_of(self).asarray(gradient, self.node.dtypes[0])
             if gradient.shape != self.shape:
                 raise ValueError(f"grad: shape {gradient.shape} for a tensor of shape {self.shape}")
         self.node.grad = gradient
@@ -103,15 +103,15 @@ class Tensor(Variable):
     @property
     def grad_dtype(self) -> Any:
         """What the gradient is collected in: this tensor's dtype, unless set; None where there is no gradient."""
-        return self.node.dtype if isinstance(self.node, Leaf) else None
+        return self.node.dtypes[0] if isinstance(self.node, Leaf) else None
 
     @grad_dtype.setter
     def grad_dtype(self, dtype: Any) -> None:
         if not isinstance(self.node, Leaf):
             raise RuntimeError("grad_dtype: only tensors made with requires_grad=True hold a gradient")
-        self.node.dtype = np.dtype(dtype)
+        self.node.dtypes[0] = np.dtype(dtype)
         if self.node.grad is not None:
-            self.node.grad = self.node.grad.astype(self.node.dtype)
+            self.node.grad = self.node.grad.astype(self.node.dtypes[0])
 
     def __repr__(self) -> str:
         k = kernels_of(self)
@@ -144,17 +144,14 @@ class Tensor(Variable):
         """The same array, cut from the tape."""
         return wrap(self.data)
 
-    def backward(
-        self, gradient: Any = None, *, retain_graph: bool = False, on_gradient: Callable[[Leaf], None] | None = None
-    ) -> None:
+    def backward(self, gradient: Any = None, *, retain_graph: bool = False) -> None:
         """Add the gradient of this tensor to `.grad` of every leaf it was made of.
 
         gradient: dloss/dself, of this shape; needed unless there is exactly one element, where it is 1.
         retain_graph: keep what was saved, so that backward can run again.
-        on_gradient: called with the `.node` of every leaf as soon as its gradient is complete, backward still going on.
         Raises RuntimeError where nothing requires a gradient, or the graph was freed by an earlier backward.
         """
-        if self.node is None:
+        if self.edge is None:
             raise RuntimeError("backward: nothing this tensor was made of requires a gradient")
         if gradient is None:
             if self.size != 1:
@@ -164,7 +161,7 @@ class Tensor(Variable):
             gradient = kernels_of(self).asarray(gradient.data if isinstance(gradient, Variable) else gradient)
         if gradient.shape != self.shape:
             raise ValueError(f"backward: gradient of shape {gradient.shape} for a tensor of shape {self.shape}")
-        autograd.backward(self.node, gradient, retain_graph, on_gradient)
+        autograd.backward(self.edge, gradient, retain_graph)
 
     # --- conversion -----------------------------------------------------------------------------
 
@@ -443,7 +440,7 @@ def _to(k: Backend, x: Array, *, backend: str) -> tuple[Array, Any]:
 def wrap(array: Array) -> Tensor:
     """A tensor of an array on the backend where it is, which need not be the current one."""
     out = Tensor.__new__(Tensor)
-    out.data, out.node = array, None
+    out.data, out.edge = array, None
     return out
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # __init__.py alone. Another package of tensorgrad stands for every module in it that is not named itself; of gpt, every
 # module is named.
 LAYERS = [
-    ["tensorgrad.backend", "tensorgrad.cli", "tensorgrad.memory"],
+    ["tensorgrad.backend", "tensorgrad.cli", "tensorgrad.memory", "tensorgrad.tree"],
     ["tensorgrad.random"],
     ["tensorgrad.autograd"],
     ["tensorgrad.ops"],
@@ -27,7 +27,6 @@ LAYERS = [
         "tensorgrad.distributed",
         "tensorgrad.doctor",
         "tensorgrad.gradcheck",
-        "tensorgrad.recompute",
     ],
     ["tensorgrad.amp"],
     ["tensorgrad", "tensorgrad.__main__"],
@@ -80,9 +79,14 @@ def find_modules(root: Path) -> dict[str, Path]:
 
 
 def imports(name: str, path: Path, modules: Iterable[str]) -> Iterator[str]:
-    """What a module imports, wherever in the file: `from a import b` is a.b if that is a module."""
+    """What a module imports when it runs, wherever in the file: `from a import b` is a.b if that is a module."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    never_run = {id(node) for block in blocks for statement in block.body for node in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if id(node) in never_run:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -209,6 +213,12 @@ def test_an_import_to_the_right_is_found(statement: str, tmp_path: Path) -> None
 def test_a_module_of_gpt_is_not_covered_by_its_package(tmp_path: Path) -> None:
     graph = written(tmp_path, {"gpt/data/__init__.py": "", "gpt/data/new.py": "import gpt.data"})
     assert imports_to_the_right(graph) == ["gpt.data.new imports gpt.data"]
+
+
+def test_an_import_for_type_checkers_alone_does_not_count(tmp_path: Path) -> None:
+    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tensorgrad import tensor"
+    graph = written(tmp_path, {"tensorgrad/autograd.py": source, "tensorgrad/tensor.py": ""})
+    assert imports_to_the_right(graph) == []
 
 
 def test_a_module_without_a_layer_is_found(tmp_path: Path) -> None:

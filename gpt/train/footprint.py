@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt.config import GPTConfig, TrainConfig
-from tensorgrad.autograd import MADE_AGAIN
+from tensorgrad.autograd.context import MIN_RECOMPUTE_BYTES
 from tensorgrad.backend import load
 from tensorgrad.backend.numpy.blocks import BLOCK as NUMPY_BLOCK
 from tensorgrad.backend.threads import cpu_count
@@ -91,7 +91,7 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     scores = _attention_weights(config, shape, backend)
     inside = 2 * FLOAT32 * min(4 * tokens * shape.n_embd, threads * NUMPY_BLOCK) if backend == "numpy" else 0
     inside = max(0, inside - scores)  # of the blocks of GELU's backward, at another time than attention's
-    saved = (SAVED_IN_A_BLOCK + (NORMALISED if stream < MADE_AGAIN else 0)) * stream + small
+    saved = (SAVED_IN_A_BLOCK + (NORMALISED if stream < MIN_RECOMPUTE_BYTES else 0)) * stream + small
     block = saved + scores
     again = block if config.recompute else 0
     kept = shape.n_layer * (stream if config.recompute else saved)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -77,10 +78,10 @@ def accumulate_gradients(
     first, last = (n_windows * rank // group.size for rank in (group.rank, group.rank + 1))
     for i in range(first, last, batch_size):
         part = slice(i, i + batch_size)
-        on_gradient = reducer.on_gradient if reducer is not None and i + batch_size == last else None
-        with scaler.overflowing():
+        overlap = reducer.overlap() if reducer is not None and i + batch_size == last else nullcontext()
+        with scaler.overflowing(), overlap:
             part_loss = model.loss(x[part], y[part]) / (n_windows // batch_size)
-            scaler.scale(part_loss).backward(on_gradient=on_gradient)  # adds to the gradients that are there
+            scaler.scale(part_loss).backward()  # adds to the gradients that are there
         loss = loss + k.number(part_loss.data)
     if reducer is None or group.size == 1:
         return loss

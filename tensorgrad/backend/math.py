@@ -203,7 +203,7 @@ class Math:
 
     def layer_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None,
-        needs: tuple[bool, bool, bool],
+        needs: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
         """dx plus dsum, dweight and dbias, those that are needed: for backends that read dy and x once for all."""
         return (

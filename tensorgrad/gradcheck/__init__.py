@@ -77,7 +77,7 @@ def _examine(probe: Probe, eps: float, rtol: float, full: bool, generator: Gener
     values = recorded.arrays
     host = [generator.normal(y.shape, dtype=np.float64) for y in values]
     dys = [probe.k.asarray(dy) for dy in host]
-    audit.watch(recorded)
+    recorded.observer = audit.Audit(probe.k)
     gradients = [dx.copy() for dx in recorded.pull(dys)]
     audit.check_repeatable(probe, recorded, dys, gradients)
     audit.check_zero(probe, recorded)

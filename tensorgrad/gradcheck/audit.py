@@ -1,12 +1,11 @@
 """What a gradient has to be besides right: repeatable, of the right shape and dtype, and nobody else's memory."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tensorgrad.autograd import Node, Scattered, saved_arrays
+from tensorgrad.autograd import Edge, Node, Observer, saved_arrays
 from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.arrays import is_floating
 from tensorgrad.gradcheck.differences import index_text, relative_error
@@ -19,96 +18,76 @@ FLOAT32_BYTES = 4
 # --- what a single op's backward may do ----------------------------------------------------------
 
 
-def watch(recorded: Recorded) -> None:
-    """Have every backward on the tape checked whenever it runs.
+class Audit(Observer):
+    """Checks every backward that runs in its `with`.
 
-    Raises GradcheckError, naming the op, where one writes into dy or what it saved and keeps, returns a gradient of the
-    wrong shape or dtype, or hands over as its own an array that something else refers to.
+    Raises GradcheckError, naming the op, where one writes into dy or into what it saved and keeps, returns a gradient
+    of the wrong shape or dtype, or returns as its own an array that something else refers to.
     """
-    for node in _reachable([y.node for y in recorded.outputs if y.node is not None]):
-        witness = _Witness(recorded.k, node)
-        if isinstance(node.backward, tuple):
-            node.backward = tuple(None if f is None else witness.follow(f, [i]) for i, f in enumerate(node.backward))
-        elif node.backward is not None:
-            node.backward = witness.follow(node.backward, range(len(node.parents)))
 
+    def __init__(self, k: Backend) -> None:
+        self.k = k
+        self._calls: dict[int, _Call] = {}  # the last call of each node's backward, by its sequence number
+        self._made: dict[int, list[tuple[Array, bool]]] = {}  # every gradient, and whether the tape may write into it
 
-def _reachable(roots: list[Node]) -> Iterator[Node]:
-    seen = set(roots)
-    waiting = list(seen)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        new = {parent for parent in node.parents if parent is not None} - seen
-        seen |= new
-        waiting += new
+    def arrived(self, node: Node, dys: list[Array | None]) -> None:
+        """Remember what is there before the node's backward runs."""
+        self._calls[node.sequence] = _Call(self.k, node, [dy for dy in dys if dy is not None])
 
+    def sent(self, node: Node, edge: Edge, gradient: Any, dys: list[Array | None]) -> None:
+        """Check what it has returned for one operand."""
+        call = self._calls[node.sequence]
+        call.check_unchanged(node)
+        if type(node) is Node:  # a checkpoint passes on what has arrived
+            gradient = gradient.dense() if hasattr(gradient, "dense") else gradient
+            self._check(call, f"{node.name}: the gradient of operand {next(call.operands)}", node, edge, gradient)
 
-class _Witness:
-    """Stands behind one op's backward and remembers every gradient that it made."""
-
-    def __init__(self, k: Backend, node: Node) -> None:
-        self.k, self.name, self.dtype, self.parents = k, node.name, node.dtype, node.parents
-        self.made: list[tuple[Array, bool]] = []  # gradients, and whether the tape may write into them
-
-    def follow(self, backward: Callable[[Any], Any], places: Sequence[int]) -> Callable[[Any], Any]:
-        """The same backward, checked at every call. places: the operands whose gradients it returns."""
-
-        def followed(dy: Any) -> Any:
-            dys = [part for part in (dy if type(dy) is list else [dy]) if part is not None]
-            saved = self._saved(backward)
-            before = {id(x): self._bytes(x) for x in (*dys, *saved)}
-            result = backward(dy)
-            kept = {id(x) for x in self._saved(backward)}  # without what an op gives away to make it again if need be
-            saved = [x for x in saved if id(x) in kept]
-            for arrays, what in ((dys, "dy"), (saved, "an array that it saved")):
-                if any(self._bytes(x) != before[id(x)] for x in arrays):
-                    raise GradcheckError(f"{self.name}: backward wrote into {what}")
-            gradients = result if type(result) is tuple else (result,)  # operands after the last have none
-            for place, gradient in zip_longest(places, gradients):
-                gradient = gradient.dense() if type(gradient) is Scattered else gradient
-                if place is None and gradient is None:
-                    continue  # of an operand that was not given
-                if place is None:
-                    raise GradcheckError(f"{self.name}: {len(gradients)} gradients for {len(places)} operands")
-                if self.parents[place] is not None:
-                    self._check(place, gradient, dy, dys, saved)
-            return result
-
-        return followed
-
-    def _saved(self, backward: Callable[[Any], Any]) -> list[Array]:
-        return [x for x in saved_arrays(backward) if isinstance(x, self.k.array_type)]  # no NumPy index on a GPU
-
-    def _bytes(self, x: Array) -> bytes:
-        return bytes(self.k.to_numpy(x).tobytes())
-
-    def _check(self, place: int, gradient: Any, dy: Any, dys: list[Array], saved: list[Array]) -> None:
-        parent = self.parents[place]
-        assert parent is not None
-        whose = f"{self.name}: the gradient of operand {place}"
-        if gradient is None:
-            raise GradcheckError(f"{whose} is None")
-        if gradient.shape != parent.shape:
-            raise GradcheckError(f"{whose} has shape {gradient.shape}, the operand {parent.shape}")
+    def _check(self, call: "_Call", whose: str, node: Node, edge: Edge, gradient: Any) -> None:
+        shape, dtype = edge[0].shapes[edge[1]], edge[0].dtypes[edge[1]]
+        if gradient.shape != shape:
+            raise GradcheckError(f"{whose} has shape {gradient.shape}, the operand {shape}")
         # casts between dtypes are the tape's work: either side's dtype is right, and half may be added up in float32
-        sizes = self.dtype.itemsize, parent.dtype.itemsize
+        sizes = node.dtypes[0].itemsize, dtype.itemsize
         if not is_floating(gradient.dtype) or not min(sizes) <= gradient.dtype.itemsize <= max(*sizes, FLOAT32_BYTES):
-            raise GradcheckError(f"{whose} is {gradient.dtype}, the operand {parent.dtype}")
+            raise GradcheckError(f"{whose} is {gradient.dtype}, the operand {dtype}")
         if isinstance(gradient, np.generic):
             return
         # the tape's rule: what is neither dy itself nor a view is the op's own, and may be added to in place
-        owned = gradient is not dy and gradient.base is None
-        if owned and self._overlaps(gradient, dys):
-            raise GradcheckError(f"{whose} is an array that dy lies in, handed over as the op's own")
-        if owned and self._overlaps(gradient, saved):
-            raise GradcheckError(f"{whose} is an array that the op saved, handed over as its own")
-        if self._overlaps(gradient, [other for other, its_own in self.made if owned or its_own]):
-            raise GradcheckError(f"{whose} shares its memory with another gradient that the op handed over as its own")
-        self.made.append((gradient, owned))
+        owned = gradient.base is None and not any(gradient is dy for dy in call.dys)
+        if owned and self._overlaps(gradient, call.dys):
+            raise GradcheckError(f"{whose} is an array that dy lies in, returned as the op's own")
+        if owned and self._overlaps(gradient, call.saved):
+            raise GradcheckError(f"{whose} is an array that the op saved, returned as its own")
+        made = self._made.setdefault(node.sequence, [])
+        if self._overlaps(gradient, [other for other, its_own in made if owned or its_own]):
+            raise GradcheckError(f"{whose} shares its memory with another gradient that the op returned as its own")
+        made.append((gradient, owned))
 
     def _overlaps(self, x: Array, others: list[Array]) -> bool:
         return any(self.k.xp.may_share_memory(x, other) for other in others)
+
+
+class _Call:
+    """One call of a node's backward: the arrays that it was given, and their bytes before."""
+
+    def __init__(self, k: Backend, node: Node, dys: list[Array]) -> None:
+        self.k, self.dys, self.saved = k, dys, self._saved(node)
+        self.before = {id(x): self._bytes(x) for x in (*dys, *self.saved)}
+        self.operands = iter([i for i, edge in enumerate(node.parents) if edge is not None])
+
+    def check_unchanged(self, node: Node) -> None:
+        """Raise GradcheckError where one was written into, unless it is no longer saved: an op may reuse its memory."""
+        kept = {id(x) for x in self._saved(node)}
+        self.saved = [x for x in self.saved if id(x) in kept]
+        for arrays, what in ((self.dys, "dy"), (self.saved, "an array that it saved")):
+            if any(self._bytes(x) != self.before[id(x)] for x in arrays):
+                raise GradcheckError(f"{node.name}: backward wrote into {what}")
+
+    def _saved(self, node: Node) -> list[Array]:
+        return [x for x in saved_arrays(node.saved()) if isinstance(x, self.k.array_type)]  # no NumPy index on a GPU
+
+    def _bytes(self, x: Array) -> bytes:
+        return bytes(self.k.to_numpy(x).tobytes())
 
 
 # --- what must not change the result ------------------------------------------------------------

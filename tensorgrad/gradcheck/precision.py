@@ -51,7 +51,7 @@ def _against_float64(case: Case, example: Example, dtype: str, k: Backend) -> Di
     default_generator.load_state_dict(state)
     probe = Probe(call, example.tensors(k, dtype))
     recorded = probe.record()
-    audit.watch(recorded)
+    recorded.observer = audit.Audit(k)
     for i, y in enumerate(recorded.outputs):
         is_loss = case.loss and i == len(recorded.outputs) - 1 and dtype in HALVES
         _check_dtype(case, y.dtype, np.dtype("float32" if is_loss else example.options.get("dtype", dtype)))

@@ -1,6 +1,7 @@
 """A function at a point: called as often as needed, with gradients pulled back through what it recorded."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tensorgrad.autograd import no_grad, op
@@ -18,6 +19,7 @@ class Recorded:
 
     def __init__(self, k: Backend, leaves: list[Tensor], outputs: list[Tensor]) -> None:
         self.k, self.leaves, self.outputs = k, leaves, outputs
+        self.observer: AbstractContextManager[Any] = nullcontext()  # of every backward
 
     @property
     def arrays(self) -> list[Array]:
@@ -30,7 +32,8 @@ class Recorded:
             leaf.grad = None
         # a view each, so that the tape knows that it must not add to them in place
         root = _hand_out(*self.outputs, gradients=tuple(dy[...] for dy in dys))
-        root.backward(retain_graph=True)
+        with self.observer:
+            root.backward(retain_graph=True)
         grads = [self.k.xp.zeros_like(leaf.data) if leaf.grad is None else leaf.grad for leaf in self.leaves]
         return [self.k.to_numpy(grad) for grad in grads]
 

@@ -4,7 +4,7 @@ import collections
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from tensorgrad.autograd import op
+from tensorgrad.autograd import Context, op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.arrays import as_rows, is_half
 
@@ -40,7 +40,7 @@ def cross_entropy(
 def linear_cross_entropy(
     k: Backend, x: Array, weight: Array, targets: Array, *,
     ignore_index: int = -100, label_smoothing: float = 0.0, reduction: Reduction = "mean",
-    needs_grad: tuple[bool, ...],
+    ctx: Context,
 ) -> tuple[Array, Any]:  # fmt: skip
     """The cross-entropy of the logits x @ weight^T, which are never held as a whole; options as `cross_entropy`'s.
 
@@ -64,9 +64,9 @@ def linear_cross_entropy(
     def dlogits(dy: Array, block: slice, logits: Array, lse: Array, out: Array | None = None) -> Array:
         return k.cross_entropy_backward(dlosses(dy, block), logits, targets[block], lse, *options, out=out)
 
-    if not any(needs_grad):
+    if not any(ctx.needs_grad):
         return reduced(k.xp.concatenate([forward(block)[1] for block in blocks])), None
-    gradients = _gradients(k, x.shape, rows, weight, blocks, needs_grad)
+    gradients = _gradients(k, x.shape, rows, weight, blocks, ctx.needs_grad)
     if reduction == "none" or is_half(x.dtype) or is_half(weight.dtype):
         logits, losses, lse = forward(slice(None))
         return reduced(losses), lambda dy: gradients(lambda part: dlogits(dy, part, logits[part], lse[part]))

@@ -1,11 +1,36 @@
-"""Rows of a table by number."""
+"""Rows of a table by index, and their gradient, which is zero in every other row."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from tensorgrad.autograd import Scattered, op
+from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 
 __all__ = ["embedding"]
+
+
+@dataclass(frozen=True, slots=True)
+class SparseGradient:
+    """The gradient of a table of which rows were read: `dy`, to be added to the rows `indices`.
+
+    Where the table has a gradient already, as that of an output layer which shares it, only the rows that were read
+    are touched.
+    """
+
+    k: Backend
+    dy: Array
+    indices: Array
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def dense(self) -> Array:
+        """The gradient of the whole table."""
+        dweight: Array = self.k.embedding_backward(self.dy, self.indices, self.shape).astype(self.dtype, copy=False)
+        return dweight
+
+    def add_to(self, dweight: Array) -> None:
+        """Add it to a gradient of the whole table, in place."""
+        self.k.add_embedding_backward(dweight, self.dy, self.indices)
 
 
 @op
@@ -20,4 +45,4 @@ def embedding(k: Backend, weight: Array, indices: Array) -> tuple[Array, Any]:
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices have dtype {indices.dtype}, not an integer one")
     k.check_indices("embedding", indices, shape[0], lowest=0)
-    return k.embedding(weight, indices), lambda dy: Scattered(k, dy, indices, shape, dtype)
+    return k.embedding(weight, indices), lambda dy: SparseGradient(k, dy, indices, shape, dtype)

@@ -1,9 +1,9 @@
 """Matrix products and their general forms."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from tensorgrad.autograd import op
+from tensorgrad.autograd import Context, op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import normalize_axis, unbroadcast
 
@@ -54,9 +54,7 @@ def _as_matrix(shape: tuple[int, ...], row: bool) -> tuple[int, ...]:
 
 
 @op
-def linear(
-    k: Backend, x: Array, weight: Array, bias: Array | None = None, *, saved: tuple[Callable[[], Array], ...]
-) -> Result:  # fmt: skip
+def linear(k: Backend, x: Array, weight: Array, bias: Array | None = None, *, ctx: Context) -> Result:
     """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m).
 
     dx = dy weight, dweight = dy^T x over all rows, dbias = the sum of dy over all rows.
@@ -65,10 +63,10 @@ def linear(
         raise ValueError(f"linear: x {x.shape} does not fit weight {weight.shape}: (..., n) and (m, n) are needed")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear: bias {bias.shape} does not fit weight {weight.shape}: {weight.shape[:1]} is needed")
-    x_again = saved[0]
+    saved_x = ctx.saved(0)
     return k.linear(x, weight, bias), (
         lambda dy: k.linear_backward_x(dy, weight),
-        lambda dy: k.linear_backward_weight(dy, x_again()),
+        lambda dy: k.linear_backward_weight(dy, saved_x()),
         k.linear_backward_bias,
     )
 

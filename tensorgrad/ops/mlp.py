@@ -1,9 +1,8 @@
 """The MLP of a transformer block as one op, so that what GELU makes is not kept."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
-from tensorgrad.autograd import op
+from tensorgrad.autograd import Context, op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import shape_of
 
@@ -15,8 +14,7 @@ Result = tuple[Array, Any]
 @op
 def mlp(
     k: Backend, x: Array, weight1: Array, bias1: Array | None, weight2: Array, bias2: Array | None = None, *,
-    approximate: Literal["none", "tanh"] = "none", needs_grad: tuple[bool, ...],
-    saved: tuple[Callable[[], Array], ...],
+    approximate: Literal["none", "tanh"] = "none", ctx: Context,
 ) -> Result:  # fmt: skip
     """gelu(x @ weight1^T + bias1) @ weight2^T + bias2, with `approximate` as gelu has it.
 
@@ -25,18 +23,18 @@ def mlp(
     place. One more backward through a graph that is retained makes h again, too.
     """
     _check(x, weight1, bias1, weight2, bias2, approximate)
-    tanh, x_again = approximate == "tanh", saved[0]
-    needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2 = needs_grad
+    tanh, saved_x = approximate == "tanh", ctx.saved(0)
+    needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2 = ctx.needs_grad
     made = [k.linear(x, weight1, bias1)]
     y = k.linear(k.gelu_tanh(made[0]) if tanh else k.gelu(made[0]), weight2, bias2)
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        h = made.pop() if made else k.linear(x_again(), weight1, bias1)
+        h = made.pop() if made else k.linear(saved_x(), weight1, bias1)
         dbent = k.linear_backward_x(dy, weight2)
         dh, bent = k.gelu_tanh_again(dbent, h) if tanh else (k.gelu_backward(dbent, h), k.gelu(h))
         dweight2 = k.linear_backward_weight(dy, bent) if needs_weight2 else None
         del h, dbent, bent  # large, and what follows needs room
-        dweight1 = k.linear_backward_weight(dh, x_again()) if needs_weight1 else None
+        dweight1 = k.linear_backward_weight(dh, saved_x()) if needs_weight1 else None
         return (
             k.linear_backward_x(dh, weight1) if needs_x else None,
             dweight1,

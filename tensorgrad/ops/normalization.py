@@ -2,32 +2,30 @@
 
 from typing import Any
 
-from tensorgrad.autograd import op
+from tensorgrad.autograd import Context, op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import shape_of
 
 __all__ = ["add_layer_norm", "add_rms_norm", "layer_norm", "rms_norm"]
 
-Result = tuple[Array, Any]
-WithAgain = tuple[Any, Any, Any]
+Result = tuple[Any, Any]
 
 
 @op
 def layer_norm(
-    k: Backend, x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5,
-    needs_grad: tuple[bool, bool, bool],
-) -> WithAgain:  # fmt: skip
+    k: Backend, x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5, ctx: Context
+) -> Result:  # fmt: skip
     """Every row with mean 0 and variance 1, times weight, plus bias (Ba, Kiros, Hinton 2016, arXiv:1607.06450).
 
     x (..., n), weight and bias (n) or None -> (..., n). Saves x and each row's mean and 1/std.
     """
     _check("layer_norm", x, weight, bias)
     y, mean, rstd = k.layer_norm(x, weight, bias, eps)
-    return (
-        y,
-        lambda dy: k.layer_norm_backward(dy, x, weight, mean, rstd, None, needs_grad),
-        lambda: k.layer_norm(x, weight, bias, eps)[0],
-    )
+
+    def backward(dy: Array) -> tuple[Array | None, ...]:
+        return k.layer_norm_backward(dy, x, weight, mean, rstd, None, ctx.needs_grad)
+
+    return y, ctx.recomputable(backward, y, lambda: k.layer_norm(x, weight, bias, eps)[0])
 
 
 @op
@@ -47,8 +45,8 @@ def rms_norm(k: Backend, x: Array, weight: Array | None = None, *, eps: float = 
 @op
 def add_layer_norm(
     k: Backend, x: Array, residual: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5,
-    needs_grad: tuple[bool, bool, bool, bool],
-) -> WithAgain:  # fmt: skip
+    ctx: Context,
+) -> Result:  # fmt: skip
     """[x + residual, layer_norm of that]: one step of a residual stream, in one pass where the backend has one.
 
     x and residual (..., n), weight and bias (n) or None -> both (..., n). Saves the sum and each row's mean and 1/std.
@@ -56,7 +54,7 @@ def add_layer_norm(
     _check("add_layer_norm", x, weight, bias)
     _check_alike("add_layer_norm", x, residual)
     total, y, mean, rstd = k.add_layer_norm(x, residual, weight, bias, eps)
-    needs_x, needs_residual, needs_weight, needs_bias = needs_grad
+    needs_x, needs_residual, needs_weight, needs_bias = ctx.needs_grad
     needs = needs_x or needs_residual, needs_weight, needs_bias
 
     def backward(dys: list[Array | None]) -> tuple[Array | None, ...]:
@@ -66,19 +64,18 @@ def add_layer_norm(
         dtotal, dweight, dbias = k.layer_norm_backward(dy, total, weight, mean, rstd, dsum, needs)
         return *_for_both(dtotal), dweight, dbias
 
-    return [total, y], backward, [None, lambda: k.layer_norm(total, weight, bias, eps)[0]]
+    return [total, y], ctx.recomputable(backward, y, lambda: k.layer_norm(total, weight, bias, eps)[0], slot=1)
 
 
 @op
 def add_rms_norm(
-    k: Backend, x: Array, residual: Array, weight: Array | None = None, *, eps: float = 1e-6,
-    needs_grad: tuple[bool, bool, bool],
-) -> tuple[list[Array], Any]:  # fmt: skip
+    k: Backend, x: Array, residual: Array, weight: Array | None = None, *, eps: float = 1e-6, ctx: Context
+) -> Result:  # fmt: skip
     """[x + residual, rms_norm of that], as `add_layer_norm`. Saves the sum and each row's 1/rms."""
     _check("add_rms_norm", x, weight)
     _check_alike("add_rms_norm", x, residual)
     total, y, rrms = k.add_rms_norm(x, residual, weight, eps)
-    needs_x, needs_residual, needs_weight = needs_grad
+    needs_x, needs_residual, needs_weight = ctx.needs_grad
 
     def backward(dys: list[Array | None]) -> tuple[Array | None, ...]:
         dsum, dy = dys

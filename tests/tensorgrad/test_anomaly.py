@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import tensorgrad as tg
-from tensorgrad import autograd, nn
+from tensorgrad import nn
 from tensorgrad.autograd import op
+from tensorgrad.autograd.mode import mode
 
 
 @pytest.fixture(autouse=True, params=["numpy", "numba"])
@@ -50,7 +51,7 @@ def halves(k: Any, x: Any) -> Any:
 def caught(model: nn.Module | None, compute: Any) -> tg.NonFiniteError:
     with pytest.raises(tg.NonFiniteError) as error, tg.detect_anomaly(model):
         compute()
-    assert autograd.watcher is None
+    assert mode.observers == ()
     assert "\n" not in str(error.value)
     return error.value
 
@@ -74,7 +75,7 @@ def test_the_first_result_that_is_not_finite() -> None:
     assert (error.op, error.module, error.parameter, error.phase) == ("linear", "layers.0", None, "forward")
     assert str(error) == (
         "linear in layers.0: its result of shape (3, 4) has 12 of 12 not finite, first inf at (0, 0); "
-        "what it was given is finite, up to 1e+30"
+        "its input is finite, up to 1e+30"
     )
 
 
@@ -100,7 +101,7 @@ def test_the_gradient_of_an_operand() -> None:
     assert (error.op, error.phase, error.parameter) == ("exploding", "backward", None)
     assert str(error) == (
         "backward of exploding: the gradient of an operand of shape (4,) has 1 of 4 not finite, first inf at (2,); "
-        "what came to it is finite, up to 1"
+        "the incoming gradient is finite, up to 1"
     )
 
 

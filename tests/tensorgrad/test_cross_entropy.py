@@ -150,10 +150,10 @@ def test_what_is_overwritten_before_backward_is_seen() -> None:
         loss.backward()
 
 
-def test_needs_grad_is_no_argument() -> None:
+def test_ctx_is_no_argument() -> None:
     x, weight, targets = operands()
-    with pytest.raises(TypeError, match="linear_cross_entropy: unknown argument 'needs_grad'"):
-        tg.linear_cross_entropy(x, weight, targets, needs_grad=(True, True, False))
+    with pytest.raises(TypeError, match="linear_cross_entropy: unknown argument 'ctx'"):
+        tg.linear_cross_entropy(x, weight, targets, ctx=None)
 
 
 def peak_of(step: Callable[[], Any]) -> int:

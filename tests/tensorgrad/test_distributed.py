@@ -3,15 +3,19 @@
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tensorgrad import Tensor, distributed, nn
+from tensorgrad.autograd import op
 from tensorgrad.backend import BackendUnavailable
-from tensorgrad.distributed import Communicator, GradientReducer, world
+from tensorgrad.distributed import Communicator, GradientReady, GradientReducer, world
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 
@@ -84,7 +88,8 @@ def test_gradients_are_summed_over_the_group(bucket_bytes: int) -> None:
         for _ in range(2):  # buckets are used again
             for p in params:
                 p.grad = None
-            loss_of(params, group.rank, range(5)).backward(on_gradient=reducer.on_gradient)
+            with reducer.overlap():
+                loss_of(params, group.rank, range(5)).backward()
             reducer.wait()
         return [p.grad for p in params], group.calls
 
@@ -102,7 +107,8 @@ def test_a_parameter_without_a_gradient_counts_as_zeros_and_has_none_only_if_nob
     def work(group: Threads) -> Any:
         params = parameters()
         reducer = GradientReducer(params, group, 60)
-        loss_of(params, group.rank, used[group.rank]).backward(on_gradient=reducer.on_gradient)
+        with reducer.overlap():
+            loss_of(params, group.rank, used[group.rank]).backward()
         reducer.wait()
         return [None if p.grad is None else float(p.grad.flat[0]) for p in params]
 
@@ -117,7 +123,8 @@ def test_accumulated_gradients_are_reduced_with_the_last_backward() -> None:
         reducer = GradientReducer(params, group, 60)
         loss_of(params, group.rank, range(5)).backward()
         assert group.calls == []
-        loss_of(params, group.rank, range(1, 5)).backward(on_gradient=reducer.on_gradient)
+        with reducer.overlap():
+            loss_of(params, group.rank, range(1, 5)).backward()
         reducer.wait()
         return [float(p.grad.flat[0]) for p in params]
 
@@ -131,17 +138,17 @@ def test_a_bucket_goes_before_backward_is_over() -> None:
     def work(group: Threads) -> Any:
         layers = [nn.Linear(4, 4, bias=False) for _ in range(3)]
         reducer = GradientReducer([layer.weight for layer in layers], group, 1)
-        ready = reducer.on_gradient
 
         def report(leaf: Any) -> None:
-            ready(leaf)
+            reducer._ready(leaf)
             if group.rank == 0:
                 seen.append(len(group.calls))
 
         x = Tensor(np.ones((2, 4), np.float32))
         for layer in layers:
             x = layer(x)
-        x.sum().backward(on_gradient=report)
+        with GradientReady(report):
+            x.sum().backward()
         reducer.wait()
 
     in_threads(2, work)
@@ -167,9 +174,11 @@ def test_a_second_backward_before_wait_is_refused() -> None:
     def work(group: Threads) -> Any:
         params = parameters()
         reducer = GradientReducer(params, group, 1)
-        loss_of(params, 0, range(5)).backward(on_gradient=reducer.on_gradient)
-        with pytest.raises(RuntimeError, match=r"^GradientReducer: a second backward before wait\(\)"):
-            loss_of(params, 0, range(5)).backward(on_gradient=reducer.on_gradient)
+        with reducer.overlap():
+            loss_of(params, 0, range(5)).backward()
+        refused = pytest.raises(RuntimeError, match=r"^GradientReducer: a second backward before wait\(\)")
+        with refused, reducer.overlap():
+            loss_of(params, 0, range(5)).backward()
 
     in_threads(2, work)
 
@@ -180,8 +189,9 @@ def test_a_group_of_one_does_nothing() -> None:
     assert (group.rank, group.size) == (0, 1)
     params = parameters()
     reducer = GradientReducer(params, group)
-    assert reducer.on_gradient is None
-    loss_of(params, 0, range(5)).backward(on_gradient=reducer.on_gradient)
+    assert isinstance(reducer.overlap(), nullcontext)
+    with reducer.overlap():
+        loss_of(params, 0, range(5)).backward()
     before = [p.grad for p in params]
     reducer.wait()
     assert all(p.grad is grad for p, grad in zip(params, before, strict=True))
@@ -265,3 +275,79 @@ group.barrier()
 def test_one_process_under_mpirun_is_alone(mpirun: Any) -> None:
     result = mpirun(1, "-c", "from tensorgrad.distributed import world; print(type(world()).__name__)")
     assert (result.returncode, result.stdout) == (0, "Communicator\n"), result.stderr
+
+
+# --- gradients reported as soon as they are complete ----------------------------------------------
+
+
+def leaf(*values: float) -> Any:
+    return Tensor(np.array(values, np.float64), requires_grad=True)
+
+
+def test_gradient_ready_reports_every_leaf_once_with_its_whole_gradient() -> None:
+    a, b, c, unused = leaf(1, 2), leaf(3, 4), leaf(5, 6), leaf(7, 8)
+    y = a * b
+    loss = (y * c + a).sum() + (y * a).sum()  # `a` is used three times, at both ends of the graph
+    seen: list[tuple[Any, Any]] = []
+    with GradientReady(lambda node: seen.append((node, node.grad.copy()))):
+        loss.backward()
+    assert len(seen) == 3
+    gradients = dict(seen)
+    for x in (a, b, c):
+        np.testing.assert_array_equal(gradients[x.node], x.grad)
+    np.testing.assert_array_equal(a.grad, b.data * c.data + 1 + 2 * a.data * b.data)
+    assert unused.grad is None
+
+
+def noting(calls: list[str], name: str) -> Any:
+    """An op that notes when its backward runs."""
+
+    @op
+    def note(k: Any, x: Any) -> Any:
+        def backward(dy: Any) -> Any:
+            calls.append(name)
+            return dy * 1
+
+        return x * 1, backward
+
+    return note
+
+
+def test_gradient_ready_comes_while_backward_goes_on() -> None:
+    first, second = leaf(1, 2), leaf(3, 4)
+    order: list[str] = []
+    names = {first.node: "first", second.node: "second"}
+    loss = (noting(order, "between")(first * first) * second).sum()
+    with GradientReady(lambda node: order.append(names[node])):
+        loss.backward()
+    assert order == ["second", "between", "first"]
+
+
+def test_gradient_ready_of_a_leaf_alone_and_of_several_results() -> None:
+    x = leaf(0, 1, 2, 3, 4, 5)
+    seen: list[Any] = []
+    with GradientReady(seen.append):
+        x.backward(np.ones(6))
+    parts = x.split(3)
+    with GradientReady(seen.append):
+        (parts[0] * parts[2]).sum().backward()
+    assert seen == [x.node, x.node]
+    np.testing.assert_array_equal(x.grad, [5, 6, 1, 1, 1, 2])
+
+
+@given(st.data())
+def test_gradient_ready_knows_when_a_gradient_is_complete_in_any_graph(data: Any) -> None:
+    leaves = [leaf(i + 1) for i in range(4)]
+    values = list(leaves)
+    for _ in range(data.draw(st.integers(1, 12))):
+        x, y = (values[data.draw(st.integers(0, len(values) - 1))] for _ in range(2))
+        values.append(x * 0.5 + y)
+    seen: dict[Any, float] = {}
+
+    def report(node: Any) -> None:
+        assert node not in seen
+        seen[node] = float(node.grad[0])
+
+    with GradientReady(report):
+        values[-1].sum().backward()
+    assert seen == {x.node: float(x.grad[0]) for x in leaves if x.grad is not None}

@@ -171,7 +171,7 @@ class Normalization(NumpyBackend):
 
     def layer_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None,
-        needs: tuple[bool, bool, bool],
+        needs: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
         """dx of layer_norm plus dsum, dweight and dbias, in one pass over dy and x."""
         needs_x, needs_weight, needs_bias = needs

@@ -88,7 +88,7 @@ class Normalization(Blocks):
 
     def layer_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None,
-        needs: tuple[bool, bool, bool],
+        needs: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
         """dx plus dsum, dweight and dbias: a block of dy and x is read for all three while it is in the cache."""
         added = [] if dsum is None else [dsum]

@@ -1,4 +1,4 @@
-"""Results that are not kept for backward but made again: those of the layer norms, before a linear layer or an MLP."""
+"""Results that are recomputed in backward and not saved: those of layer norms before a linear layer or an MLP."""
 
 import weakref
 from typing import Any
@@ -8,13 +8,14 @@ import pytest
 
 import tensorgrad as tg
 from tensorgrad import Tensor, autograd
+from tensorgrad.autograd import context
 
 N = 8  # rows and columns
 
 
 @pytest.fixture(autouse=True)
-def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autograd, "MADE_AGAIN", 0)
+def every_result_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "MIN_RECOMPUTE_BYTES", 0)
 
 
 def normal(*shape: int) -> Tensor:
@@ -52,12 +53,12 @@ MAKERS, USERS = [normalised, added], [through_linear, through_mlp]
 
 @pytest.mark.parametrize("use", USERS)
 @pytest.mark.parametrize("make", MAKERS)
-def test_what_can_be_made_again_is_let_go_and_comes_out_the_same(
+def test_a_recomputable_result_is_freed_and_gradients_are_the_same(
     make: Any, use: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive, found = [], []
     for smallest in (0, 2**40):
-        monkeypatch.setattr(autograd, "MADE_AGAIN", smallest)
+        monkeypatch.setattr(context, "MIN_RECOMPUTE_BYTES", smallest)
         t = operands()
         rows = make(t)
         array = weakref.ref(rows.data)
@@ -72,8 +73,8 @@ def test_what_can_be_made_again_is_let_go_and_comes_out_the_same(
 
 def test_small_results_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert autograd.MADE_AGAIN > N * N * 4
-    assert normalised(operands()).node.again is None
+    assert context.MIN_RECOMPUTE_BYTES > N * N * 4
+    assert not isinstance(normalised(operands()).node.backward, context.Recomputable)
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -83,16 +84,16 @@ def test_two_users_and_two_backwards(make: Any) -> None:
     loss = (through_linear(rows, t).sum() + through_mlp(rows, t).sum()) * rows.sum()
     loss.backward(retain_graph=True)
     once = {name: None if x.grad is None else x.grad.copy() for name, x in t.items()}
-    assert rows.node.again is not None
+    assert isinstance(rows.node.backward, context.Recomputable)
     loss.backward()
     for name, x in t.items():
         assert x.grad is None or np.array_equal(x.grad, 2 * once[name])
-    assert rows.node.again is None  # with it goes what it was made from
+    assert rows.node.backward is None  # and with it what the rows are recomputed from
 
 
 @pytest.mark.parametrize("use", USERS)
 @pytest.mark.parametrize("name", ["scale", "shift"])
-def test_what_it_is_made_from_must_not_be_overwritten(use: Any, name: str) -> None:
+def test_what_it_is_recomputed_from_must_not_be_overwritten(use: Any, name: str) -> None:
     t = operands()
     loss = use(normalised(t), t).sum()
     with tg.no_grad():
@@ -103,7 +104,7 @@ def test_what_it_is_made_from_must_not_be_overwritten(use: Any, name: str) -> No
 
 
 @pytest.mark.parametrize("use", USERS)
-def test_in_a_part_that_is_itself_made_again(use: Any) -> None:
+def test_inside_a_checkpoint(use: Any) -> None:
     found = []
     for wrapped in (False, True):
         t = operands()
@@ -118,7 +119,7 @@ def test_in_a_part_that_is_itself_made_again(use: Any) -> None:
 
 
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
-def test_the_middle_of_an_mlp_is_given_away_and_made_again(approximate: str) -> None:
+def test_the_hidden_layer_of_an_mlp_is_reused_in_backward_and_recomputed_by_a_second_one(approximate: str) -> None:
     t = operands() | {"x": normal(N - 1, N)}
     y = tg.mlp(t["x"], t["w1"], t["b1"], t["w2"], approximate=approximate)
     middle = (N - 1, len(t["w1"].data))
@@ -131,7 +132,7 @@ def test_the_middle_of_an_mlp_is_given_away_and_made_again(approximate: str) -> 
     assert all(np.array_equal(t[name].grad, 2 * gradient) for name, gradient in once.items())
 
 
-def test_nothing_is_made_again_where_nothing_is_recorded() -> None:
+def test_nothing_is_recomputed_where_nothing_is_recorded() -> None:
     t = operands()
     frozen = {name: Tensor(x.data) for name, x in t.items()}
     assert normalised(frozen).node is None
@@ -140,6 +141,6 @@ def test_nothing_is_made_again_where_nothing_is_recorded() -> None:
         assert normalised(t).node is None
 
 
-def test_saved_is_no_argument() -> None:
-    with pytest.raises(TypeError, match="linear: unknown argument 'saved'"):
-        tg.linear(normal(N, N), normal(3, N), saved=())
+def test_ctx_is_no_argument() -> None:
+    with pytest.raises(TypeError, match="linear: unknown argument 'ctx'"):
+        tg.linear(normal(N, N), normal(3, N), ctx=None)

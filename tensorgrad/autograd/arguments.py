@@ -1,0 +1,36 @@
+"""The arguments of an op: which are operands and which options, by position or by name."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+class Arguments:
+    """What `fn(k, *operands, **options)` takes: positional parameters are operands, keyword-only ones options.
+
+    `ctx` is no argument of the op: the tape gives it, where fn names it.
+    """
+
+    def __init__(self, name: str, fn: Callable[..., Any]) -> None:
+        parameters = list(inspect.signature(fn).parameters.values())[1:]
+        self.name = name
+        self.takes_ctx = any(p.name == "ctx" for p in parameters)
+        self.signature = inspect.Signature([p for p in parameters if p.name != "ctx"])
+        parameters = list(self.signature.parameters.values())
+        self.is_variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        self.operands = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}  # their defaults
+        self.options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        if not self.is_variadic:  # in a call, options may stand behind the operands
+            self._by_position = inspect.Signature([p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in parameters])
+
+    def are_sorted(self, operands: tuple[Any, ...], options: dict[str, Any]) -> bool:
+        """Whether every operand was given by position and every option by name."""
+        return self.is_variadic or (len(operands) <= len(self.operands) and options.keys() <= self.options)
+
+    def sort(self, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return operands and options. Raises TypeError for arguments that the op does not take, or that it misses."""
+        try:
+            given = self._by_position.bind(*positional, **named).arguments
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}; it takes {', '.join(self._by_position.parameters)}") from None
+        return tuple([given.pop(name, default) for name, default in self.operands.items()]), given

@@ -1,0 +1,74 @@
+"""Which arrays are saved for backward, and that none of them was overwritten in between."""
+
+import gc
+import itertools
+import types
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from tensorgrad.autograd.context import Recomputable
+from tensorgrad.backend import Array, Backend
+
+next_sequence = itertools.count(1).__next__  # numbers ops and writes in the order in which they happen
+
+_writes: dict[int, tuple[Any, int]] = {}  # id of a memory owner -> (weak reference to it, sequence of the last write)
+_last_write = 0
+
+# What belongs to the program and not to one call of an op: saved_arrays looks into none of it.
+_SHARED = (type, types.ModuleType, types.CodeType, Backend, weakref.ref, str, bytes, int, float)
+
+
+def _owner(array: Array) -> Array:
+    while isinstance(array.base, type(array)):
+        array = array.base
+    return array
+
+
+def note_write(array: Array) -> None:
+    """Remember that `array` was overwritten: a backward that saved it before will refuse to run."""
+    global _last_write
+    owner = _owner(array)
+    key = id(owner)
+    _last_write = next_sequence()
+    _writes[key] = (weakref.ref(owner, lambda _: _writes.pop(key, None)), _last_write)
+
+
+def last_write() -> int:
+    """Return the sequence number of the last write into any array."""
+    return _last_write
+
+
+def refuse_overwritten(node: Any, since: int) -> None:
+    """Raise RuntimeError where an array that the node saved was written into after sequence number `since`."""
+    if since >= _last_write:  # nothing was: the usual case
+        return
+    for array in saved_arrays(node.saved()):
+        reference, when = _writes.get(id(_owner(array)), (None, 0))
+        if when > since and reference is not None and reference() is not None:
+            raise RuntimeError(
+                f"{node.name}: an array of shape {array.shape} that it saved for backward was overwritten in place; "
+                "write into a copy, or call backward first"
+            )
+
+
+def saved_arrays(value: Any) -> Iterator[Array]:
+    """Yield once every array that `value` keeps alive: in closures, default arguments, and objects of any kind.
+
+    value: mostly a backward function, or a tuple of them. What is kept only to recompute a result does not count.
+    """
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        x = waiting.pop()
+        if id(x) in seen or isinstance(x, _SHARED):
+            continue
+        seen.add(id(x))
+        if hasattr(x, "dtype") and hasattr(x, "base"):
+            yield x
+        elif isinstance(x, types.FunctionType):  # not its globals
+            waiting += [x.__closure__, x.__defaults__, x.__kwdefaults__]
+        elif isinstance(x, Recomputable):
+            waiting.append(x.backward)
+        else:
+            waiting += gc.get_referents(x)

@@ -1,0 +1,200 @@
+"""The tape: which op made which array, and how gradients flow back along it.
+
+An op is a pure function over arrays that returns its result and its backward function:
+
+    @op
+    def exp(k, x):
+        y = k.xp.exp(x)
+        return y, lambda dy: dy * y
+
+Every call records one `Node`. A node refers to the nodes that made its operands, never to a tensor, so that a result
+which nobody keeps is freed at once. It saves for backward exactly what the backward function closes over.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from tensorgrad.autograd.accumulate import Accumulator
+from tensorgrad.autograd.arguments import Arguments
+from tensorgrad.autograd.context import Context
+from tensorgrad.autograd.inplace import next_sequence, refuse_overwritten
+from tensorgrad.autograd.mode import mode
+from tensorgrad.backend import Array, backend_of
+
+Edge: TypeAlias = tuple["Node", int]  # output number `slot` of a node
+Backward = Callable[[Any], Any]
+
+
+class Variable:
+    """What the tape knows of a tensor: its array, and the edge that its gradient flows to (None: no gradient)."""
+
+    __slots__ = ("data", "edge")
+
+    data: Array
+    edge: Edge | None
+
+    @property
+    def node(self) -> "Node | None":
+        """The node that made it."""
+        return None if self.edge is None else self.edge[0]
+
+
+class Node:
+    """One recorded op.
+
+    sequence: a number that grows with every recorded op: the nodes of the operands have smaller ones.
+    shapes, dtypes: of its outputs. is_list: whether the op returned a list of outputs.
+    parents: for every operand the edge that its gradient flows to, None where no gradient is needed.
+    backward: one function from dy to the gradients of all operands, or one for each operand; None once freed.
+    """
+
+    __slots__ = ("backward", "dtypes", "is_list", "name", "parents", "sequence", "shapes")
+    is_leaf = False
+
+    def __init__(
+        self, name: str, arrays: list[Array], parents: tuple[Edge | None, ...], backward: Any, is_list: bool = False
+    ) -> None:
+        self.sequence = next_sequence()
+        self.name = name
+        self.shapes: list[tuple[int, ...]] = [y.shape for y in arrays]
+        self.dtypes = [y.dtype for y in arrays]
+        self.is_list = is_list
+        self.parents = parents
+        self.backward: Backward | tuple[Backward | None, ...] | None = backward
+
+    def saved(self) -> Any:
+        """What it keeps for backward: arrays, or anything that refers to them."""
+        return self.backward
+
+    def pull(self, dys: list[Array | None], retain_graph: bool) -> Iterator[tuple[Edge, Any]]:
+        """Yield the edge and the gradient of each operand that needs one, from the gradients `dys` of the outputs."""
+        backward, parents, dy = self.backward, self.parents, dys if self.is_list else dys[0]
+        if not retain_graph:
+            self.backward, self.parents = None, ()
+        gradients: Any
+        if type(backward) is tuple:
+            gradients = (function(dy) if function else None for function in backward)  # one at a time
+        else:
+            gradients = backward(dy)  # type: ignore[operator, misc]
+            if type(gradients) is not tuple:
+                gradients = (gradients,)
+        for edge, gradient in zip_longest(parents, gradients):
+            if edge is not None:
+                yield edge, gradient
+
+
+class Leaf(Node):
+    """Where gradients end: holds the gradient of a tensor that the user made."""
+
+    __slots__ = ("grad",)
+    is_leaf = True
+
+    def __init__(self, array: Array) -> None:
+        super().__init__("leaf", [array], (), None)
+        self.grad: Array | None = None
+
+
+def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
+    """Turn `fn(k, *operands, **options) -> (result, backward)` into a function over tensors.
+
+    k: the backend of the operands' arrays. Operands are tensors, arrays or Python numbers, at least one of them a
+    tensor; fn gets their arrays. Options are keyword-only in fn. An fn that names `ctx` is given a `Context`.
+    result: an array, or a list of arrays for a list of tensors. backward: see `Node`; None for an op without gradient.
+    It returns dy itself, a view, or a new array that it does not keep: never an array that it saved.
+    Raises TypeError for arguments that do not fit, ValueError with the op's name and shapes where fn raises one.
+    """
+    name = fn.__name__.lstrip("_")  # `_concat` is the op inside the function `concat`
+    arguments = Arguments(name, fn)
+
+    @functools.wraps(fn)
+    def apply(*operands: Any, **options: Any) -> Any:
+        if not arguments.are_sorted(operands, options):
+            operands, options = arguments.sort(operands, options)
+        arrays, edges = [], []
+        kind, needs_grad, has_float = None, False, False
+        for x in operands:
+            if isinstance(x, Variable):
+                kind = type(x)
+                arrays.append(x.data)
+                edges.append(x.edge)
+                needs_grad = needs_grad or x.edge is not None
+            else:
+                arrays.append(x)
+                edges.append(None)
+                has_float = has_float or type(x) is float
+        if kind is None:
+            raise TypeError(f"{name}: no operand is a Tensor, got {', '.join(type(x).__name__ for x in operands)}")
+        k, observers, recording = backend_of(name, arrays), mode.observers, mode.recording
+        if has_float:
+            arrays = k.weak_scalars(arrays)
+        for observer in observers:
+            k, arrays = observer.before_op(name, k, arrays)
+        if arguments.takes_ctx:
+            options["ctx"] = Context(arrays, edges, len(arguments.operands), recording)
+        try:
+            result, backward = fn(k, *arrays, **options)
+        except ValueError as error:
+            if str(error).startswith(f"{name}:"):
+                raise
+            described = ", ".join(str(getattr(x, "shape", x)) for x in arrays)
+            raise ValueError(f"{name}: {described}: {error}") from error
+        if not (needs_grad and recording):
+            backward = None
+        elif type(backward) is tuple:  # what only the gradient of a frozen operand needs is freed here
+            backward = tuple([f if edge else None for f, edge in zip(backward, edges, strict=False)])
+        output = _record(kind, name, result, tuple(edges), backward)
+        for observer in observers:
+            observer.after_op(name, operands, output)
+        return output
+
+    apply.__signature__ = arguments.signature  # type: ignore[attr-defined]
+    return apply
+
+
+def _record(kind: type[Variable], name: str, result: Any, edges: tuple[Edge | None, ...], backward: Any) -> Any:
+    """Return the result as a tensor, or as a list of them, with one node for the op where it has a backward."""
+    is_list = type(result) is list
+    arrays = [np.asarray(y) if isinstance(y, np.generic) else y for y in (result if is_list else [result])]
+    node = Node(name, arrays, edges, backward, is_list) if backward is not None else None
+    outputs = []
+    for slot, array in enumerate(arrays):
+        out = kind.__new__(kind)
+        out.data = array
+        out.edge = None if node is None else (node, slot)
+        outputs.append(out)
+    return outputs if is_list else outputs[0]
+
+
+def backward(root: Edge, dy: Array, retain_graph: bool = False) -> None:
+    """Send `dy` from `root` to every leaf that it depends on, adding to the leaf's `grad`.
+
+    Nodes are visited once each, the latest first, and freed as they are visited unless `retain_graph`. Raises
+    RuntimeError where a graph was freed by an earlier backward, or a saved array was overwritten.
+    """
+    pending, observers = Accumulator(), mode.observers
+    pending.add(root, dy, [dy])
+    for observer in observers:
+        observer.added(None, root)
+    while pending.heap:
+        node, dys = pending.pop()
+        for observer in observers:
+            observer.arrived(node, dys)
+        if node.backward is None:
+            freed = "backward a second time through a graph that was freed"
+            raise RuntimeError(f"{node.name}: {freed}; pass retain_graph=True to the first backward")
+        refuse_overwritten(node, node.sequence)
+        for edge, gradient in node.pull(dys, retain_graph):
+            if gradient is None:
+                raise RuntimeError(f"{node.name}: an operand that requires a gradient is one that can have none")
+            for observer in observers:
+                observer.sent(node, edge, gradient, dys)
+            pending.add(edge, gradient, dys)
+            for observer in observers:
+                observer.added(node, edge)
+        gradient = None  # nothing of this node outlives its turn
+    for observer in observers:
+        observer.finished()
