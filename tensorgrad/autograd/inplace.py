@@ -16,7 +16,7 @@ _writes: dict[int, tuple[Any, int]] = {}  # id of a memory owner -> (weak refere
 _last_write = 0
 
 # What belongs to the program and not to one call of an op: saved_arrays looks into none of it.
-_SHARED = (type, types.ModuleType, types.CodeType, Backend, weakref.ref, str, bytes, int, float)
+_SHARED = (type, types.ModuleType, types.CodeType, Backend, weakref.ref)
 
 
 def _owner(array: Array) -> Array:

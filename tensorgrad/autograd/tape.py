@@ -80,8 +80,9 @@ class Node:
             gradients = (function(dy) if function else None for function in backward)  # one at a time
         else:
             gradients = backward(dy)  # type: ignore[operator, misc]
-            if type(gradients) is not tuple:
-                gradients = (gradients,)
+            gradients = gradients if type(gradients) is tuple else (gradients,)
+            if any(gradient is not None for gradient in gradients[len(parents) :]):
+                raise RuntimeError(f"{self.name}: {len(gradients)} gradients for {len(parents)} operands")
         for edge, gradient in zip_longest(parents, gradients):
             if edge is not None:
                 yield edge, gradient
@@ -189,7 +190,7 @@ def backward(root: Edge, dy: Array, retain_graph: bool = False) -> None:
         refuse_overwritten(node, node.sequence)
         for edge, gradient in node.pull(dys, retain_graph):
             if gradient is None:
-                raise RuntimeError(f"{node.name}: an operand that requires a gradient is one that can have none")
+                raise RuntimeError(f"{node.name}: the gradient of an operand that requires one is None")
             for observer in observers:
                 observer.sent(node, edge, gradient, dys)
             pending.add(edge, gradient, dys)

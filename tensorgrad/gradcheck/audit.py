@@ -71,7 +71,8 @@ class _Call:
     """One call of a node's backward: the arrays that it was given, and their bytes before."""
 
     def __init__(self, k: Backend, node: Node, dys: list[Array]) -> None:
-        self.k, self.dys, self.saved = k, dys, self._saved(node)
+        self.k, self.dys = k, dys
+        self.saved = self._saved(node)
         self.before = {id(x): self._bytes(x) for x in (*dys, *self.saved)}
         self.operands = iter([i for i, edge in enumerate(node.parents) if edge is not None])
 

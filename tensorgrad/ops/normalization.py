@@ -21,11 +21,12 @@ def layer_norm(
     """
     _check("layer_norm", x, weight, bias)
     y, mean, rstd = k.layer_norm(x, weight, bias, eps)
-
-    def backward(dy: Array) -> tuple[Array | None, ...]:
-        return k.layer_norm_backward(dy, x, weight, mean, rstd, None, ctx.needs_grad)
-
-    return y, ctx.recomputable(backward, y, lambda: k.layer_norm(x, weight, bias, eps)[0])
+    needs = ctx.needs_grad
+    return y, ctx.recomputable(
+        lambda dy: k.layer_norm_backward(dy, x, weight, mean, rstd, None, needs),
+        y,
+        lambda: k.layer_norm(x, weight, bias, eps)[0],
+    )
 
 
 @op

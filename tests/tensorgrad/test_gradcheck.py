@@ -329,7 +329,7 @@ def test_beyond_a_certain_size_no_element_is_named(monkeypatch: pytest.MonkeyPat
         ),
         (lambda x, y, dy: right(x, y, dy).astype(np.int64), "^cubed: the gradient of operand 0 is int64"),
         (lambda x, y, dy: right(x, y, dy).astype(np.longdouble), "^cubed: the gradient of operand 0 is .*128"),
-        (lambda x, y, dy: None, "^cubed: the gradient of operand 0 is None"),
+        (lambda x, y, dy: None, "^cubed: the gradient of an operand that requires one is None"),
         (lambda x, y, dy: (right(x, y, dy), dy), "^cubed: 2 gradients for 1 operands"),
     ],
     ids=["shape", "scalar", "float32", "integer", "longdouble", "none", "too many"],
@@ -452,8 +452,8 @@ def test_a_gradient_that_is_not_the_ops_own_is_caught() -> None:
         return into
 
     # what a gradient lies in that arrived, is saved, was handed over before, or goes to another operand
-    caught("is an array that dy lies in, handed over as the op's own", cube(lambda x, y, dy: owner(dy)), tensor(3))
-    caught("is an array that the op saved, handed over as its own", cube(lambda x, y, dy: y), tensor(3))
+    caught("is an array that dy lies in, returned as the op's own", cube(lambda x, y, dy: owner(dy)), tensor(3))
+    caught("is an array that the op saved, returned as its own", cube(lambda x, y, dy: y), tensor(3))
     caught("^double: backward wrote into an array that it saved", double, tensor(3))
     for first, second in ((whole, whole), (whole, view), (view, whole)):
         caught("shares its memory with another gradient", shared(first, second), tensor(3), tensor(3))

@@ -411,7 +411,7 @@ def test_a_wrong_gradient_of_an_op_is_named() -> None:
     with pytest.raises(RuntimeError, match=r"leaf: gradient of shape \(1,\) for an output of shape \(2,\)"):
         wrong_shape(x).sum().backward()
     for fn in (too_few, none_of_two):
-        with pytest.raises(RuntimeError, match=rf"{fn.__name__}: an operand that requires a gradient .* can have none"):
+        with pytest.raises(RuntimeError, match=rf"{fn.__name__}: the gradient of an operand that requires one is None"):
             fn(x, y).sum().backward()
         fn(x, y.detach()).sum().backward()  # but without a gradient for y all is well
 
@@ -557,11 +557,11 @@ def test_operands_and_options_by_position_and_by_name() -> None:
     ("call", "message"),
     [
         (lambda x: tg.add(1.0, np.ones(2)), "add: no operand is a Tensor, got float, ndarray"),
-        (lambda x: tg.add(x, x, x), "add: takes at most 2 arguments, got 3"),
-        (lambda x: tg.add(x, b=x, c=x), "add: unknown argument 'c'; it takes a, b"),
-        (lambda x: tg.sum(x, 0, axis=0), "sum: axis is given twice"),
-        (lambda x: tg.linear(x, bias=x), "linear: weight is missing"),
-        (lambda x: tg.exp(x, x), "exp: takes at most 1 arguments, got 2"),
+        (lambda x: tg.add(x, x, x), "add: too many positional arguments; it takes a, b"),
+        (lambda x: tg.add(x, b=x, c=x), "add: got an unexpected keyword argument 'c'; it takes a, b"),
+        (lambda x: tg.sum(x, 0, axis=0), "sum: multiple values for argument 'axis'; it takes x, axis, keepdims"),
+        (lambda x: tg.linear(x, bias=x), "linear: missing a required argument: 'weight'; it takes x, weight, bias"),
+        (lambda x: tg.exp(x, x), "exp: too many positional arguments; it takes x"),
     ],
 )
 def test_calls_that_do_not_fit(call: Any, message: str) -> None:
