@@ -40,35 +40,46 @@ class Recomputing(Ours):
         self.model.recompute = recompute
 
     def activations(self) -> float:
-        """The most bytes of arrays that are there in a forward and backward, but weights, moments and gradients."""
-        from tensorgrad import autograd
+        """The most bytes of arrays at one time in a forward and backward, without weights, moments and gradients."""
+        from tensorgrad.autograd import Leaf, Observer
 
-        add_to_leaf, gradients, most = autograd._add_to_leaf, 0, 0
+        class Memory(Observer):
+            """Follows the peak of everything else while gradients are collected."""
 
-        def added(leaf: Any, gradient: Any, owned: bool) -> None:
-            nonlocal gradients, most
-            made = gradient.nbytes if owned else 0  # it has been there since it was begun: the peak had it, too
-            most = max(most, tracemalloc.get_traced_memory()[1] - gradients - made)
-            first = leaf.grad is None
-            add_to_leaf(leaf, gradient, owned)
-            gradients += leaf.grad.nbytes if first else 0
-            tracemalloc.reset_peak()
+            gradients = peak = 0
 
-        autograd._add_to_leaf = added
+            def sent(self, node: Any, edge: Any, gradient: Any, dys: Any) -> None:
+                """Before a leaf takes the gradient: an array that it takes over is part of the peak already."""
+                if isinstance(edge[0], Leaf):
+                    own = gradient.nbytes if edge[0].grad is None and getattr(gradient, "base", 0) is None else 0
+                    self.note(self.gradients + own)
+
+            def added(self, node: Any, edge: Any) -> None:
+                """Afterwards: count the gradients again."""
+                if node is not None and isinstance(edge[0], Leaf) and id(edge[0]) not in self.seen:
+                    self.seen.add(id(edge[0]))
+                    self.gradients += edge[0].grad.nbytes
+                tracemalloc.reset_peak()
+
+            def note(self, without: int) -> None:
+                self.peak = max(self.peak, tracemalloc.get_traced_memory()[1] - without)
+                tracemalloc.reset_peak()
+
+            def __init__(self) -> None:
+                self.seen: set[int] = set()
+
         tracemalloc.start()
         try:
-            idx, targets = next(self.batches)
-            loss = self.model.loss(idx, targets)
-            head = self.model.wte.weight.data.nbytes  # whose gradient is made together with the loss
-            most = tracemalloc.get_traced_memory()[1] - head
-            tracemalloc.reset_peak()
-            loss.backward()
-            most = max(most, tracemalloc.get_traced_memory()[1] - gradients)
+            with Memory() as memory:
+                idx, targets = next(self.batches)
+                loss = self.model.loss(idx, targets)
+                memory.note(self.model.wte.weight.data.nbytes)  # the head's gradient is computed together with the loss
+                loss.backward()
+                memory.note(memory.gradients)
         finally:
             tracemalloc.stop()
-            autograd._add_to_leaf = add_to_leaf
         self.optimizer.zero_grad()
-        return most
+        return memory.peak
 
 
 def main() -> int:

@@ -121,19 +121,18 @@ class Watch:
             return
         row.flop += flop
         if node is not None:
-            made_by = node.parents[0] if isinstance(result, list) else node  # several results have one origin
-            self.flop_of[id(made_by)] = flop
+            self.flop_of[id(node)] = flop
 
     def watch_graph(self, root: Any) -> None:
         """Put a clock around every backward function that leads to the node `root`."""
         waiting, seen = [root], {id(root)}
         while waiting:
             node = waiting.pop()
-            for parent in node.parents:
-                if parent is not None and id(parent) not in seen:
+            for parent, _ in filter(None, node.parents):
+                if id(parent) not in seen:
                     seen.add(id(parent))
                     waiting.append(parent)
-            if node.backward is None:  # a leaf, or one of several results
+            if node.backward is None:  # a leaf
                 continue
             self.n_ops += 1
             row, several = self.rows[self.phase, node.name], type(node.backward) is tuple

@@ -110,7 +110,6 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
     """
     name = fn.__name__.lstrip("_")  # `_concat` is the op inside the function `concat`
     arguments = Arguments(name, fn)
-
     @functools.wraps(fn)
     def apply(*operands: Any, **options: Any) -> Any:
         if not arguments.are_sorted(operands, options):
@@ -185,8 +184,8 @@ def backward(root: Edge, dy: Array, retain_graph: bool = False) -> None:
         for observer in observers:
             observer.arrived(node, dys)
         if node.backward is None:
-            freed = "backward a second time through a graph that was freed"
-            raise RuntimeError(f"{node.name}: {freed}; pass retain_graph=True to the first backward")
+            freed = "backward a second time through a graph that was freed; pass retain_graph=True to the first"
+            raise RuntimeError(f"{node.name}: {freed}")
         refuse_overwritten(node, node.sequence)
         for edge, gradient in node.pull(dys, retain_graph):
             if gradient is None:

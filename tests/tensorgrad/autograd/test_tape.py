@@ -352,7 +352,7 @@ def test_retain_graph() -> None:
     loss.backward(retain_graph=True)
     loss.backward()
     np.testing.assert_array_equal(x.grad, 3 * once)
-    with pytest.raises(RuntimeError, match=r"^sum: backward a second time .* pass retain_graph=True"):
+    with pytest.raises(RuntimeError, match=r"^sum: backward a second time .* pass retain_graph=True to the first"):
         loss.backward()
 
 
