@@ -54,10 +54,10 @@ def test_an_op_keeps_exactly_what_its_registration_says(case: Case, example: Exa
 
 
 def test_the_loss_of_a_head_keeps_no_logits() -> None:
-    """Except in half precision, where gradients wait for the loss scale."""
+    """But a gradient of each operand; in half precision, where gradients wait for the loss scale, the logits."""
     example = Example("", randn(2, 3, 4), randn(5, 4), integers(0, 5, 2, 3))
     case = Case(ops.linear_cross_entropy, [example])
-    assert kept(case, example, "float64") == ["()", "()", "a", "b", "c"]
+    assert kept(case, example, "float64") == ["()", "()", "(2,3,4)", "(5,4)", "a", "b", "c"]
     assert kept(case, example, "float16") == ["()", "(6,)", "(6,5)", "a", "b", "c"]
 
 
