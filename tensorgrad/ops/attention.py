@@ -4,13 +4,40 @@ import math
 from typing import Any
 
 from tensorgrad.autograd import Variable, op
-from tensorgrad.backend import Array, Backend
+from tensorgrad.backend import Array, Backend, backend_of
 from tensorgrad.ops.broadcasting import fits
-from tensorgrad.ops.dropout import draw
+from tensorgrad.ops.dropout import draw, dropout
+from tensorgrad.ops.elementwise import multiply, where
+from tensorgrad.ops.fused import fused
+from tensorgrad.ops.linalg import matmul
+from tensorgrad.ops.manipulation import matrix_transpose, repeat
+from tensorgrad.ops.softmax import softmax
 
 __all__ = ["attention", "rotary_embedding"]
 
 
+def plain_attention(
+    q: Any, key: Any, v: Any, *,
+    causal: bool = False, mask: Any = None, dropout_p: float = 0.0, scale: float | None = None,
+) -> Any:  # fmt: skip
+    """What `attention` computes, in plain ops, which hold a (B, H, T, S) matrix for every step."""
+    k = backend_of("attention", [q.data])
+    n_shared = q.shape[1] // key.shape[1]
+    if n_shared > 1:
+        key, v = repeat(key, repeats=n_shared, axis=1), repeat(v, repeats=n_shared, axis=1)  # (B, H, S, D)
+    T, S = q.shape[2], key.shape[2]
+    visible = k.xp.tri(T, S, S - T, dtype=bool) if causal else k.xp.ones((T, S), dtype=bool)
+    if mask is not None:
+        visible = visible & k.asarray(mask.data if isinstance(mask, Variable) else mask)  # (B, H, T, S), or broadcasts
+    scores = multiply(matmul(q, matrix_transpose(key)), 1 / math.sqrt(q.shape[3]) if scale is None else float(scale))
+    # Not -inf: the softmax of a row of nothing else is nan, and so is its gradient.
+    lowest = float(k.xp.finfo(scores.dtype).min)
+    weights = softmax(where(visible, scores, lowest), axis=-1)
+    weights = where(visible, weights, 0.0)  # a query that may attend to nothing gives zeros
+    return matmul(dropout(weights, p=dropout_p), v)
+
+
+@fused(plain_attention)
 @op
 def attention(
     k: Backend, q: Array, key: Array, v: Array, *,

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from tensorgrad.autograd import Context, op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.arrays import as_rows, is_half
+from tensorgrad.ops.fused import fused
+from tensorgrad.ops.linalg import linear
 
 __all__ = ["cross_entropy", "linear_cross_entropy"]
 
@@ -36,6 +38,16 @@ def cross_entropy(
     return reduced(losses), backward
 
 
+def plain_linear_cross_entropy(
+    x: Any, weight: Any, targets: Any, *,
+    ignore_index: int = -100, label_smoothing: float = 0.0, reduction: Reduction = "mean",
+) -> Any:  # fmt: skip
+    """What `linear_cross_entropy` computes, in plain ops, which hold all logits."""
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
+    return cross_entropy(linear(x, weight), targets, **options)
+
+
+@fused(plain_linear_cross_entropy)
 @op
 def linear_cross_entropy(
     k: Backend, x: Array, weight: Array, targets: Array, *,

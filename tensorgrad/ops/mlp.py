@@ -4,13 +4,24 @@ from typing import Any, Literal
 
 from tensorgrad.autograd import Context, op
 from tensorgrad.backend import Array, Backend
+from tensorgrad.ops.activation import gelu
 from tensorgrad.ops.broadcasting import shape_of
+from tensorgrad.ops.fused import fused
+from tensorgrad.ops.linalg import linear
 
 __all__ = ["mlp"]
 
 Result = tuple[Array, Any]
 
 
+def plain_mlp(
+    x: Any, weight1: Any, bias1: Any, weight2: Any, bias2: Any = None, *, approximate: Literal["none", "tanh"] = "none"
+) -> Any:  # fmt: skip
+    """What `mlp` computes, in plain ops."""
+    return linear(gelu(linear(x, weight1, bias1), approximate=approximate), weight2, bias2)
+
+
+@fused(plain_mlp)
 @op
 def mlp(
     k: Backend, x: Array, weight1: Array, bias1: Array | None, weight2: Array, bias2: Array | None = None, *,

@@ -5,6 +5,8 @@ from typing import Any
 from tensorgrad.autograd import Context, op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import shape_of
+from tensorgrad.ops.elementwise import add
+from tensorgrad.ops.fused import fused
 
 __all__ = ["add_layer_norm", "add_rms_norm", "layer_norm", "rms_norm"]
 
@@ -43,6 +45,13 @@ def rms_norm(k: Backend, x: Array, weight: Array | None = None, *, eps: float = 
     )
 
 
+def plain_add_layer_norm(x: Any, residual: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5) -> Any:
+    """What `add_layer_norm` computes, in plain ops."""
+    total = add(x, residual)
+    return [total, layer_norm(total, weight, bias, eps=eps)]
+
+
+@fused(plain_add_layer_norm)
 @op
 def add_layer_norm(
     k: Backend, x: Array, residual: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5,
@@ -68,6 +77,13 @@ def add_layer_norm(
     return [total, y], ctx.recomputable(backward, y, lambda: k.layer_norm(total, weight, bias, eps)[0], slot=1)
 
 
+def plain_add_rms_norm(x: Any, residual: Any, weight: Any = None, *, eps: float = 1e-6) -> Any:
+    """What `add_rms_norm` computes, in plain ops."""
+    total = add(x, residual)
+    return [total, rms_norm(total, weight, eps=eps)]
+
+
+@fused(plain_add_rms_norm)
 @op
 def add_rms_norm(
     k: Backend, x: Array, residual: Array, weight: Array | None = None, *, eps: float = 1e-6, ctx: Context

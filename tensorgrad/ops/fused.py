@@ -1,0 +1,19 @@
+"""How a fused op names the composition of plain ops that it equals."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Op = TypeVar("Op", bound=Callable[..., Any])
+
+
+def fused(composition: Callable[..., Any]) -> Callable[[Op], Op]:
+    """Mark an op as the fused form of `composition`, a function over tensors with the same parameters.
+
+    `op.composition` is what gradcheck checks the op against.
+    """
+
+    def mark(op: Op) -> Op:
+        op.composition = composition  # type: ignore[attr-defined]
+        return op
+
+    return mark
