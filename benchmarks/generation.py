@@ -72,10 +72,10 @@ class Ours(Writer):
         """See Writer."""
         from safetensors import safe_open
 
-        from gpt.model import GPT
+        from gpt.fused import FusedGPT
 
         import_tensorgrad(backend, threads)
-        self.model = GPT(self.setup.model())
+        self.model = FusedGPT(self.setup.model())
         with safe_open(inputs, framework="numpy") as weights:  # one at a time, as the others
             for name, p in self.model.named_parameters():
                 p.data[...] = weights.get_tensor(name)

@@ -23,11 +23,11 @@ def ours(setup: Setup, inputs: str, stand_in: bool, prompt: int, new: int) -> tu
     """A function that writes and returns the seconds of each token; the card."""
     from safetensors.numpy import load_file
 
+    from gpt.fused import FusedGPT
     from gpt.generate import Generation
-    from gpt.model import GPT
 
     card, arrays = Ours(stand_in), load_file(inputs)
-    model = GPT(setup.model())
+    model = FusedGPT(setup.model())
     model.load_state_dict({name: x for name, x in arrays.items() if name not in ("idx", "targets")})
     model.astype("bfloat16")
     model.eval()

@@ -39,10 +39,10 @@ class Ourselves:
     def make(self, batch: int, mode: str) -> Step:
         """A training step on batches of that size; returns the loss on the card."""
         import tensorgrad as tg
-        from gpt.model import GPT
+        from gpt.fused import FusedGPT
         from tensorgrad.random import Stream, default_generator
 
-        k, model = self.card.k, GPT(self.setup.model())
+        k, model = self.card.k, FusedGPT(self.setup.model())
         model.load_state_dict({name: x for name, x in self.arrays.items() if name not in ("idx", "targets")})
         model.astype("bfloat16")
         parameters = list(model.parameters())

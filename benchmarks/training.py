@@ -87,9 +87,9 @@ class Ours(Training):
     def make(self, setup: Setup) -> None:
         """Model and optimiser."""
         import tensorgrad as tg
-        from gpt.model import GPT
+        from gpt.fused import FusedGPT
 
-        self.model = GPT(setup.model())
+        self.model = FusedGPT(setup.model())
         self.parameters = list(self.model.parameters())
         self.optimizer = tg.optim.AdamW(decay_groups(self.parameters), lr=LR, betas=BETAS)
         self.clip_grad_norm = tg.optim.clip_grad_norm

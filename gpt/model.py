@@ -1,75 +1,68 @@
-"""GPT-2, top to bottom, from tensorgrad's operations alone.
+"""GPT-2 in plain operations, to be read from top to bottom; gpt/fused.py is the same model, faster.
 
-Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", with the field names of
-nanoGPT. Letters in the shapes: B batch, T time, C width (n_embd), H heads, D head size (C / H),
-V vocabulary, S tokens that can be attended to (T, or more when there is a cache).
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", with the names of nanoGPT. In the shapes,
+B is the batch, T the time, C the width (n_embd), H the heads, D the size of a head (C / H), V the vocabulary, and S the
+number of keys: T, or more where a cache holds those of earlier tokens.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import tensorgrad as tg
 from gpt.config import GPTConfig
 from tensorgrad import Tensor, nn
-from tensorgrad.backend import Array
 
 INIT_STD = 0.02
 
 
 def residual_std(config: GPTConfig) -> float:
-    """What the projections that add into the residual stream start with.
+    """The initial standard deviation of the projections whose results are added to the residual stream.
 
-    There are 2 n_layer of them; scaled like this, their sum has the variance of one.
+    There are 2 n_layer of them; scaled like this, their sum has the variance of a single one.
     """
-    return INIT_STD / (2 * config.n_layer) ** 0.5
+    return INIT_STD / math.sqrt(2 * config.n_layer)
 
 
-class LayerCache(Protocol):
-    """The keys and values of one layer from earlier calls (gpt/generate/__init__.py has it)."""
+def causal_mask(pos: Tensor, n_keys: int) -> Tensor:
+    """True where a token may attend: the one at position p attends to the keys 0 to p.
 
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Array | None]:
-        """Append k and v (B, H, T, D); return all of both (B, H, S, D) and which may be seen."""
-
-
-class Cache(Protocol):
-    """A LayerCache for every layer, and which positions the next tokens stand at."""
-
-    layers: list[Any]  # of LayerCache
-
-    def begin(self, n_new: int) -> Array:
-        """Make room for n_new tokens and return their positions, (T,) or (B, T)."""
-
-    def end(self, n_new: int) -> None:
-        """Count them in, once every layer has extended."""
+    pos (T,) -> (1, 1, T, S); or (B, T), where the rows of a batch differ in length -> (B, 1, T, S).
+    """
+    return tg.arange(n_keys) <= pos.reshape(-1, 1, pos.shape[-1], 1)
 
 
 class CausalSelfAttention(nn.Module):
-    """Every token looks at itself and at the tokens before it, once per head."""
+    """Every token gathers information from itself and from the tokens before it, in n_head ways at once."""
 
     def __init__(self, config: GPTConfig) -> None:
         self.n_head = config.n_head
-        self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, config.bias, std=INIT_STD)  # q, k, v
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, config.bias, std=INIT_STD)  # q, k and v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, config.bias, std=residual_std(config))
+        self.attn_dropout = nn.Dropout(config.dropout)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C)."""
+    def forward(self, x: Tensor, pos: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, C) of the tokens at the positions pos, (T,) or (B, T) -> (B, T, C)."""
         B, T, C = x.shape
-        heads = self.c_attn(x).reshape((B, T, 3 * self.n_head, C // self.n_head))  # those of q, of k, of v
-        q, k, v = (part.permute_dims((0, 2, 1, 3)) for part in tg.split(heads, 3, axis=2))  # (B, H, T, D)
-        mask = None
+        D = C // self.n_head
+        q, k, v = tg.split(self.c_attn(x), 3, axis=2)  # (B, T, C) each
+        q, k, v = (y.reshape(B, T, self.n_head, D).permute_dims(0, 2, 1, 3) for y in (q, k, v))  # (B, H, T, D)
         if cache is not None:
-            k, v, mask = cache.extend(k, v)  # (B, H, S, D)
-        dropout_p = self.dropout if self.training else 0.0
-        y = tg.attention(q, k, v, causal=mask is None, mask=mask, dropout_p=dropout_p)
-        y = y.permute_dims((0, 2, 1, 3)).reshape((B, T, C))  # (B, H, T, D) -> (B, T, C)
-        return self.resid_dropout(self.c_proj(y))
+            k, v = cache.extend(k, v)  # (B, H, S, D): those of the earlier tokens, then these
+
+        att = q @ k.mT / math.sqrt(D)  # (B, H, T, S)
+        att = tg.where(causal_mask(pos, k.shape[2]), att, -math.inf)  # no token sees a later one
+        att = tg.softmax(att)  # (B, H, T, S): the weights of a token's keys, which add up to 1
+        y = self.attn_dropout(att) @ v  # (B, H, T, D)
+        y = y.permute_dims(0, 2, 1, 3).reshape(B, T, C)  # the heads of a token side by side
+        return self.resid_dropout(self.c_proj(y))  # (B, T, C)
 
 
 class MLP(nn.Module):
-    """Each token on its own: four times wider, bent, and back."""
+    """Every token by itself: to four times the width, through a GELU, and back."""
 
     def __init__(self, config: GPTConfig) -> None:
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, config.bias, std=INIT_STD)
@@ -78,15 +71,14 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        # GPT-2 was trained with the tanh approximation, so its weights want that one. (nanoGPT has
-        # the exact GELU; the two are never further apart than 5e-4.)
-        fc, proj = self.c_fc, self.c_proj  # proj(gelu(fc(x))), in one op
-        x = tg.mlp(x, fc.weight, fc.bias, proj.weight, proj.bias, approximate="tanh")
-        return self.dropout(x)  # (B, T, C)
+        x = self.c_fc(x)  # (B, T, 4C)
+        x = tg.gelu(x, approximate="tanh")  # as GPT-2 was trained; it differs from the exact GELU by at most 5e-4
+        x = self.c_proj(x)  # (B, T, C)
+        return self.dropout(x)
 
 
 class Block(nn.Module):
-    """Attention, then MLP; each reads a normalised copy and adds what it found to the stream."""
+    """Attention, then an MLP; each reads a normalised copy of the residual stream and adds its result to the stream."""
 
     def __init__(self, config: GPTConfig) -> None:
         self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
@@ -94,83 +86,93 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C)."""
-        x, normalised = self.ln_2.add(x, self.attn(self.ln_1(x), cache))  # x + attn, and ln_2 of that
-        return x + self.mlp(normalised)
+    def forward(self, x: Tensor, pos: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, C) of the tokens at the positions pos, (T,) or (B, T) -> (B, T, C)."""
+        x = x + self.attn(self.ln_1(x), pos, cache)
+        return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):
-    """The whole model; `config` is a GPTConfig, or a dict such as GPT_CONFIG_124M."""
+    """The whole model; `config` is a GPTConfig, or a dict such as GPT_CONFIG_124M.
+
+    Set `recompute` to keep for backward only what enters each block, and compute the rest again.
+    """
 
     def __init__(self, config: GPTConfig | dict[str, Any]) -> None:
         config = GPTConfig.from_dict(config) if isinstance(config, dict) else config
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd, std=INIT_STD)  # what the token is
-        self.wpe = nn.Embedding(config.block_size, config.n_embd, std=INIT_STD)  # where it stands
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd, std=INIT_STD)  # token embeddings
+        self.wpe = nn.Embedding(config.block_size, config.n_embd, std=INIT_STD)  # position embeddings
         self.drop = nn.Dropout(config.dropout)
         self.h = [Block(config) for _ in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.recompute = False  # keep only what enters a block, and run it again in backward
+        self.recompute = False
 
     def forward(self, idx: Any, targets: Any = None, *, cache: Cache | None = None) -> tuple[Tensor, Tensor | None]:
-        """Predict the next token everywhere.
+        """Predict the next token at every position.
 
-        idx and targets (B, T) integers, arrays or tensors -> logits (B, T, V) and the mean loss;
-        without targets the logits of the last position only, (B, 1, V), and None. With a cache, idx
-        continues what the cache already holds. Raises ValueError for a sequence that does not fit
-        the window, IndexError for a token that is not in the vocabulary.
+        idx and targets (B, T) integers, arrays or tensors -> logits (B, T, V) and the mean loss; without targets, the
+        logits of the last position alone, (B, 1, V), and None. With a cache, idx continues the tokens that the cache
+        holds. Raises ValueError for a sequence longer than the window, and IndexError for a token outside the
+        vocabulary.
         """
-        targets = None if targets is None else tg.asarray(targets)
-        x = self._stream(tg.asarray(idx), targets, cache)  # (B, T, C)
+        x = self.hidden_states(idx, cache)  # (B, T, C)
         if targets is None:
-            x = x[:, -1:]  # (B, 1, C): generation asks for nothing else, and the head is wide
-        logits = tg.linear(self.ln_f(x), self.wte.weight)  # (B, T, V): the head is the embedding
-        return logits, None if targets is None else tg.cross_entropy(logits, targets)
+            x = x[:, -1:]  # (B, 1, C): generation needs no other position
+        logits = tg.linear(x, self.wte.weight)  # (B, T, V): the output layer shares its weight with wte
+        return logits, None if targets is None else tg.cross_entropy(logits, tg.asarray(targets))
 
     def loss(self, idx: Any, targets: Any) -> Tensor:
-        """The mean loss alone, of which training and evaluation need nothing else: `model(idx, targets)[1]`.
+        """The mean loss alone, for training and evaluation: `model(idx, targets)[1]`."""
+        return self(idx, targets)[1]
 
-        The logits, V numbers a token and by far the largest array of a small batch, are never held
-        as a whole, nor is their gradient.
-        """
-        idx, targets = tg.asarray(idx), tg.asarray(targets)
-        return tg.linear_cross_entropy(self.ln_f(self._stream(idx, targets)), self.wte.weight, targets)
-
-    def _stream(self, idx: Tensor, targets: Tensor | None, cache: Cache | None = None) -> Tensor:
-        """Tokens (B, T) -> what the last block leaves, (B, T, C)."""
-        self._check(idx, targets, cache)
-        n_new = idx.shape[1]
-        pos = tg.arange(n_new) if cache is None else cache.begin(n_new)  # (T,) or (B, T)
-        x = self.drop(self.wte(idx) + self.wpe(pos))  # (B, T, C)
+    def hidden_states(self, idx: Any, cache: Cache | None = None) -> Tensor:
+        """Everything but the output layer: tokens (B, T) -> (B, T, C)."""
+        idx = tg.asarray(idx)
+        self._check(idx)
+        T = idx.shape[1]
+        tok_emb = self.wte(idx)  # (B, T, C)
+        pos = tg.arange(T) if cache is None else cache.advance(T)  # (T,), or (B, T) where rows differ in length
+        pos_emb = self.wpe(pos)  # (T, C) or (B, T, C)
+        x = self.drop(tok_emb + pos_emb)  # (B, T, C)
         for i, block in enumerate(self.h):
-            if self.recompute and cache is None:
-                x = tg.checkpoint(block, x)  # (B, T, C)
-            else:
-                x = block(x, None if cache is None else cache.layers[i])  # (B, T, C)
-        if cache is not None:
-            cache.end(n_new)
-        return x
+            layer = None if cache is None else cache.layers[i]
+            x = tg.checkpoint(block, x, pos, layer) if self.recompute else block(x, pos, layer)  # (B, T, C)
+        return self.ln_f(x)  # (B, T, C)
 
     def estimate_flops_per_token(self) -> int:
-        """Return the operations of one token, forward and backward (PaLM, appendix B).
+        """The operations that training needs for one token, forward and backward (PaLM, appendix B).
 
-        Six for every weight that multiplies it (two forward, four backward), and 12 H D T a layer
-        for attention's two products. The position table is looked up, not multiplied.
+        Six for every weight that a token is multiplied by (two forward, four backward), and 12 C T in each layer for
+        the two products of attention. The position embeddings are looked up, not multiplied.
         """
         c = self.config
         n_multiplied = self.num_params() - self.wpe.weight.size
         return 6 * n_multiplied + 12 * c.n_layer * c.n_embd * c.block_size
 
-    def _check(self, idx: Tensor, targets: Tensor | None, cache: Cache | None) -> None:
-        if idx.ndim != 2 or 0 in idx.shape:
+    def _check(self, idx: Tensor) -> None:
+        if idx.ndim != 2 or idx.size == 0:
             raise ValueError(f"GPT: idx must be (batch, time), both at least 1, not {idx.shape}")
         if idx.shape[1] > self.config.block_size:
             raise ValueError(
                 f"GPT: a sequence of {idx.shape[1]} tokens is longer than the window, "
                 f"block_size {self.config.block_size}: crop it to the last {self.config.block_size}"
             )
-        if targets is not None and targets.shape != idx.shape:
-            raise ValueError(f"GPT: targets {targets.shape} are not of idx's shape {idx.shape}")
-        if targets is not None and cache is not None:
-            raise ValueError("GPT: a cache is for generation; training takes the whole sequence")
+
+
+class LayerCache(Protocol):
+    """The keys and values of one layer, kept while text is generated."""
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k and v (B, H, T, D); return all keys and values so far, (B, H, S, D)."""
+
+
+class Cache(Protocol):
+    """A LayerCache for every layer: what the model needs of gpt/generate/kvcache.py."""
+
+    @property
+    def layers(self) -> Sequence[LayerCache]:
+        """One for each block."""
+
+    def advance(self, n_new: int) -> Tensor:
+        """Make room for n_new more tokens in every row; return their positions, (T,) or (B, T)."""

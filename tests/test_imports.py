@@ -38,6 +38,7 @@ LAYERS = [
     ["gpt.tokenizer"],
     ["gpt.cli"],
     ["gpt.model"],
+    ["gpt.fused"],
     ["gpt.checkpoint.files", "gpt.checkpoint.metrics"],
     ["gpt.checkpoint.step_folders"],
     ["gpt.checkpoint.run_folder"],

@@ -49,6 +49,7 @@ from gpt.checkpoint.step_folders import (
     sync,
 )
 from gpt.config import GPTConfig, TrainConfig, UserError
+from gpt.fused import FusedGPT
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -86,7 +87,7 @@ class Checkpoint:
         config = self.state.model_config
         with refusing(self.path / MODEL):  # tg.nn.StateDictError is a ValueError
             require_enough(self.weights, config)
-            model = GPT(config)
+            model = FusedGPT(config)
             model.load_state_dict(self.weights)
         return model
 

@@ -20,6 +20,7 @@ from gpt.data import load_text, split_text, tokenize
 from gpt.data.loaders import Array, Tokens
 from gpt.data.shards import is_prepared, load_prepared
 from gpt.evaluate import Score, score
+from gpt.fused import FusedGPT
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, TokenizerError
 from gpt.weights.initial import load_initial
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--batch-size must be at least 1, not {args.batch_size}")
     backend = use_backend(args.backend, args.threads)
     weights = load_initial(args.checkpoint, args.n_head)
-    model = GPT(weights.config)
+    model = FusedGPT(weights.config)
     weights.load_into(model)
     parts = open_tokens(args, weights.tokenizer)
     block_size, result = model.config.block_size, Score()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpt.model import GPT
-from tensorgrad import Tensor
+from tensorgrad import Tensor, is_grad_enabled
 from tensorgrad.backend import Array, backend_of
 
 
@@ -17,16 +17,16 @@ class LayerCache:
     def __init__(self, cache: KVCache, k: Array, v: Array) -> None:
         self.cache, self.k, self.v = cache, k, v
 
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Array | None]:
-        """Write k, v (B, H, T, D); return both as far as written (views) and which may be seen."""
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k and v (B, H, T, D) into their slots; return all keys and values so far, as views."""
         c = self.cache
         if c.uniform:
             self.k[:, :, c.slots] = k.data
             self.v[:, :, c.slots] = v.data
-        else:  # every row at its own place; an index at both ends of a slice puts H third
+        else:  # every row at slots of its own; an index at both ends of a slice puts H third
             self.k[c.rows, :, c.slots] = k.data.transpose(0, 2, 1, 3)  # (B, T, H, D)
             self.v[c.rows, :, c.slots] = v.data.transpose(0, 2, 1, 3)
-        return Tensor(self.k[:, :, : c.end_slot]), Tensor(self.v[:, :, : c.end_slot]), c.mask
+        return Tensor(self.k[:, :, : c.end_slot]), Tensor(self.v[:, :, : c.end_slot])
 
 
 class KVCache:
@@ -49,8 +49,10 @@ class KVCache:
             for _ in range(config.n_layer)
         ]
 
-    def begin(self, n_new: int) -> Array:
-        """Choose the slots of n_new tokens a row; return their positions, (T,) or (B, T)."""
+    def advance(self, n_new: int) -> Tensor:
+        """Choose the slots of n_new more tokens a row; return their positions: (T,), or (B, T) where rows differ."""
+        if is_grad_enabled():
+            raise ValueError("KVCache: a cache is for generation, it keeps no gradients: run the model under no_grad()")
         start, self.end_slot = int(self.lengths.min()), int(self.lengths.max()) + n_new
         if self.end_slot > self.room:
             raise ValueError(
@@ -58,20 +60,14 @@ class KVCache:
                 "past the window, the last tokens have to be run again"
             )
         self.uniform = start + n_new == self.end_slot
-        self.mask: Array | None = None  # rows of one length: plainly causal
         if self.uniform:
             self.slots = slice(start, self.end_slot)
-            return self.xp.arange(start, self.end_slot)
-        positions = self.lengths[:, None] + np.arange(n_new)  # (B, T)
-        visible = np.arange(self.end_slot) <= positions[:, :, None]  # (B, T, S)
-        self.mask = self.xp.asarray(visible[:, None])  # (B, 1, T, S)
-        self.rows = self.xp.arange(len(positions))[:, None]  # (B, 1)
-        self.slots = self.xp.asarray(positions)
-        return self.slots
-
-    def end(self, n_new: int) -> None:
-        """Count n_new tokens a row as held."""
+            pos = self.xp.arange(start, self.end_slot)  # (T,)
+        else:
+            self.rows = self.xp.arange(len(self.lengths))[:, None]  # (B, 1)
+            self.slots = pos = self.xp.asarray(self.lengths[:, None] + np.arange(n_new))  # (B, T)
         self.lengths += n_new
+        return Tensor(pos)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows."""

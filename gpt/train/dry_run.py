@@ -23,7 +23,7 @@ from gpt.cli import use_backend
 from gpt.config import TrainConfig
 from gpt.data import DataLoader, random_windows
 from gpt.evaluate.plot import History, draw_run
-from gpt.model import GPT
+from gpt.fused import FusedGPT
 from gpt.tokenizer import Tokenizer
 from gpt.train.config_file import describe
 from gpt.train.flags import Arguments
@@ -187,7 +187,7 @@ class _Steps:
     def __init__(self, config: TrainConfig, vocab_size: int, data: DataLoader | None) -> None:
         self.config, self.data = config, data
         before = tg.random.default_generator.state_dict()
-        self.model = GPT(config.model_config(vocab_size))
+        self.model = FusedGPT(config.model_config(vocab_size))
         tg.random.default_generator.load_state_dict(before)
         if config.half:
             self.model.astype(config.dtype)

@@ -31,6 +31,7 @@ from gpt.config import GPTConfig, TrainConfig, UserError
 from gpt.data import DataLoader, load_text, make_loaders
 from gpt.data.shards import ShardedTokens, is_prepared, load_prepared
 from gpt.files import FolderLock
+from gpt.fused import FusedGPT
 from gpt.model import GPT
 from gpt.tokenizer import (
     BPETokenizer,
@@ -116,7 +117,7 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
     refuse_unwritable(Path(config.out or CHECKPOINTS))
     tokenizer, train_loader, val_loader = open_data(config, None if initial is None else initial.tokenizer)
     tg.manual_seed(config.seed)
-    model = GPT(config.model_config(tokenizer.vocab_size))
+    model = FusedGPT(config.model_config(tokenizer.vocab_size))
     if initial is not None:
         initial.load_into(model)
     if config.half:

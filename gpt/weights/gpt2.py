@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from gpt.checkpoint.files import Arrays, require_enough
 from gpt.config import GPTConfig
+from gpt.fused import FusedGPT
 from gpt.model import GPT
 
 HEAD_SIZE = 64  # of every GPT-2; the file does not say how many heads there are
@@ -32,7 +33,7 @@ def load_gpt2_weights(path: str | Path, *, n_head: int | None = None) -> GPT:
         weights = _to_our_names(_read(path))
         config = _infer_config(weights, n_head)
         require_enough(weights, config)
-        model = GPT(config)
+        model = FusedGPT(config)
         model.load_state_dict(weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

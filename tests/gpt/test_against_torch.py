@@ -1,4 +1,4 @@
-"""The model against GPT-2 in PyTorch, written apart from gpt/model.py: a dict and functions.
+"""The models, plain and fused, against GPT-2 in PyTorch, written apart from gpt/model.py: a dict and functions.
 
 From the same weights and data, in float32; and from weights laid out as Hugging Face does.
 """
@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import tensorgrad as tg
+from gpt.fused import FusedGPT
 from gpt.model import GPT
 from gpt.weights.gpt2 import load_gpt2_weights
 
@@ -78,9 +79,14 @@ def as_torch(model: GPT) -> dict:
 
 
 @pytest.fixture(params=[True, False], ids=["bias", "no-bias"])
-def pair(request: pytest.FixtureRequest) -> tuple[GPT, dict]:
+def bias(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+@pytest.fixture(params=[GPT, FusedGPT])
+def pair(request: pytest.FixtureRequest, bias: bool) -> tuple[GPT, dict]:
     tg.manual_seed(1)
-    model = GPT({**FOUR_LAYERS, "bias": request.param})
+    model = request.param({**FOUR_LAYERS, "bias": bias})
     randomise(model)
     return model, as_torch(model)
 

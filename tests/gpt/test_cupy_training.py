@@ -9,16 +9,17 @@ import pytest
 
 import tensorgrad as tg
 from gpt.config import GPTConfig
+from gpt.fused import FusedGPT
 from gpt.model import GPT
 
 # sizes that are no multiples of a tile, and rows that do not begin at a multiple of 16 bytes
 CONFIG = GPTConfig(vocab_size=67, block_size=21, n_layer=2, n_head=2, n_embd=64, dropout=0.1, bias=True)
 
 
-def train(k: Any, dtype: str, steps: int) -> tuple[list[float], list[np.ndarray]]:
+def train(k: Any, dtype: str, steps: int, make: type[GPT] = FusedGPT) -> tuple[list[float], list[np.ndarray]]:
     """The losses and norms of a few steps, and the gradients of the last."""
     tg.manual_seed(1)
-    model = GPT(CONFIG).astype(dtype)
+    model = make(CONFIG).astype(dtype)
     optimizer = tg.optim.AdamW(model.parameters(), lr=1e-2, master_weights=dtype != "float32")
     figures: list[Any] = []
     grads: list[np.ndarray] = []
@@ -44,10 +45,18 @@ def test_training_is_that_of_numpy(gpu: Any, dtype: str, tolerance: float) -> No
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * norm)
 
 
+def test_a_step_of_the_plain_model_is_that_of_the_fused_one(gpu: Any) -> None:
+    (loss, norm), grads = train(gpu, "float32", 1, GPT)
+    (fused_loss, fused_norm), fused_grads = train(gpu, "float32", 1)
+    np.testing.assert_allclose([fused_loss, fused_norm], [loss, norm], rtol=2e-5)
+    for a, b in zip(fused_grads, grads, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * norm)
+
+
 def test_no_step_waits_for_the_gpu(gpu: Any) -> None:
     """From the tokens to the update nothing is copied to the host."""
     tg.manual_seed(1)
-    model = GPT(CONFIG)
+    model = FusedGPT(CONFIG)
     optimizer = tg.optim.AdamW(model.parameters(), lr=1e-2)
     tokens = tg.Generator(3).integers(0, CONFIG.vocab_size, (2, 22))
     for _ in range(2):

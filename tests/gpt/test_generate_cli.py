@@ -215,7 +215,7 @@ def test_weights_of_another_shape(checkpoint: Path, call: Callable, tmp_path: Pa
         tg.optim.AdamW(other.parameters()),
         loaded.tokenizer,
     )
-    assert "model.safetensors: GPT: wte.weight has shape" in refused(call("--checkpoint", str(mixed)))
+    assert "model.safetensors: FusedGPT: wte.weight has shape" in refused(call("--checkpoint", str(mixed)))
 
 
 def test_more_threads_than_cores(checkpoint: Path, call: Callable) -> None:

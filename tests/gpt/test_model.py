@@ -1,8 +1,11 @@
-"""The model: its shape, what it does with dropout and bad input, its gradient."""
+"""The model, plain and fused: its shape, what it does with dropout and bad input, its gradient."""
 
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +22,19 @@ from gpt.config import (
 )
 from gpt.data import DataLoader
 from gpt.evaluate import estimate_loss
+from gpt.fused import FusedGPT
 from gpt.model import GPT
 from gpt.train.step import accumulate_gradients
+from tensorgrad import nn
 
 TINY = GPTConfig(block_size=4, vocab_size=7, n_layer=2, n_head=2, n_embd=4, bias=True)
 FOUR_LAYERS = {"block_size": 32, "vocab_size": 65, "n_layer": 4, "n_head": 4, "n_embd": 128}
+
+
+@pytest.fixture(params=[GPT, FusedGPT])
+def make(request: pytest.FixtureRequest) -> type[GPT]:
+    """The class to make the model of."""
+    return request.param
 
 
 def batch(config: GPTConfig, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -68,8 +79,8 @@ def test_parameter_count(config: dict, count: int, monkeypatch: pytest.MonkeyPat
     assert len(model.h) == config["n_layer"]
 
 
-def test_names_are_nanogpts() -> None:
-    names = [name for name, _ in GPT(TINY).named_parameters()]
+def test_names_are_nanogpts(make: type[GPT]) -> None:
+    names = [name for name, _ in make(TINY).named_parameters()]
     block = [
         f"{part}.{kind}"
         for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
@@ -85,11 +96,11 @@ def test_without_bias_there_are_none() -> None:
     assert not [name for name, _ in model.named_parameters() if "bias" in name]
 
 
-def test_dict_and_config_make_the_same_model() -> None:
+def test_dict_and_config_make_the_same_model(make: type[GPT]) -> None:
     tg.manual_seed(5)
-    one = GPT(TINY)
+    one = make(TINY)
     tg.manual_seed(5)
-    other = GPT(TINY.to_dict())
+    other = make(TINY.to_dict())
     assert one.config == other.config
     for (name, p), (_, q) in zip(one.named_parameters(), other.named_parameters(), strict=True):
         assert np.array_equal(p.data, q.data), name
@@ -115,8 +126,8 @@ def test_flops_per_token() -> None:
     assert model.estimate_flops_per_token() == 6 * (804_096 - 64 * 128) + 12 * 4 * 4 * 32 * 64
 
 
-def test_untrained_loss_is_that_of_guessing() -> None:
-    model = GPT(FOUR_LAYERS)
+def test_untrained_loss_is_that_of_guessing(make: type[GPT]) -> None:
+    model = make(FOUR_LAYERS)
     _, loss = model(*batch(model.config, 4))
     assert loss.item() == pytest.approx(np.log(65), abs=0.1)
 
@@ -125,8 +136,8 @@ def test_untrained_loss_is_that_of_guessing() -> None:
 # Behaviour
 
 
-def test_without_targets_only_the_last_position() -> None:
-    model = GPT(TINY)
+def test_without_targets_only_the_last_position(make: type[GPT]) -> None:
+    model = make(TINY)
     x, y = batch(TINY, 3)
     every, loss = model(x, y)
     last, none = model(x)
@@ -135,10 +146,10 @@ def test_without_targets_only_the_last_position() -> None:
     np.testing.assert_allclose(last.numpy()[:, 0], every.numpy()[:, -1], atol=1e-6)
 
 
-def gradients(recompute: bool) -> list[np.ndarray]:
-    """Loss, gradients and the next random number, after two batches whose gradients add up."""
+def gradients(make: type[GPT], recompute: bool) -> list[np.ndarray]:
+    """Losses, gradients and the next random number, after two batches whose gradients add up."""
     tg.manual_seed(7)
-    model = GPT({**FOUR_LAYERS, "n_embd": 32, "dropout": 0.2})
+    model = make({**FOUR_LAYERS, "n_embd": 32, "dropout": 0.2})
     model.recompute = recompute
     losses = [model.loss(*batch(model.config, 3, seed)) for seed in (0, 1)]
     for loss in losses:
@@ -147,17 +158,17 @@ def gradients(recompute: bool) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_recomputing_changes_no_bit(backend: str) -> None:
+def test_recomputing_changes_no_bit(make: type[GPT], backend: str) -> None:
     with tg.use_backend(backend):
-        for kept, recomputed in zip(gradients(False), gradients(True), strict=True):
+        for kept, recomputed in zip(gradients(make, False), gradients(make, True), strict=True):
             np.testing.assert_array_equal(kept, recomputed)
 
 
-def test_recomputing_needs_less_memory() -> None:
+def test_recomputing_needs_less_memory(make: type[GPT]) -> None:
     """Twelve layers: what their backward passes keep is a twelfth, and what enters each of them."""
 
     def peak(recompute: bool) -> int:
-        model = GPT({**FOUR_LAYERS, "n_layer": 12, "n_embd": 32})
+        model = make({**FOUR_LAYERS, "n_layer": 12, "n_embd": 32})
         model.recompute = recompute
         x, y = batch(model.config, 8)
         model.loss(x, y).backward()  # so that what is made once is there
@@ -173,15 +184,15 @@ def test_recomputing_needs_less_memory() -> None:
         assert peak(recompute=True) < peak(recompute=False) / 3
 
 
-def test_generation_is_not_touched_by_recompute() -> None:
-    model, x = GPT(TINY), batch(TINY, 2)[0]
+def test_recompute_does_not_change_what_is_predicted(make: type[GPT]) -> None:
+    model, x = make(TINY), batch(TINY, 2)[0]
     expected = model(x)[0].numpy()
     model.recompute = True
     np.testing.assert_array_equal(model(x)[0].numpy(), expected)
 
 
-def test_no_token_sees_a_later_one() -> None:
-    model = GPT(TINY)
+def test_no_token_sees_a_later_one(make: type[GPT]) -> None:
+    model = make(TINY)
     randomise(model, 0.5)
     x, y = batch(TINY, 1)
     before = model(x, y)[0].numpy()
@@ -194,9 +205,9 @@ def test_no_token_sees_a_later_one() -> None:
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_the_loss_alone_is_the_loss_beside_the_logits(backend: str) -> None:
+def test_the_loss_alone_is_the_loss_beside_the_logits(make: type[GPT], backend: str) -> None:
     with tg.use_backend(backend):
-        model, (x, y) = GPT(TINY), batch(TINY, 3)
+        model, (x, y) = make(TINY), batch(TINY, 3)
         randomise(model, 0.5)
         model.astype(np.float64)
         found = []
@@ -215,7 +226,7 @@ def test_training_and_evaluation_never_hold_the_logits(monkeypatch: pytest.Monke
     """A vocabulary so large that they would be most of the memory."""
     with tg.use_backend("numpy") as use:
         monkeypatch.setattr(use.backend, "logits_block", 2**14)
-        model = GPT({**FOUR_LAYERS, "n_layer": 1, "n_head": 1, "n_embd": 2, "vocab_size": 2**12})
+        model = FusedGPT({**FOUR_LAYERS, "n_layer": 1, "n_head": 1, "n_embd": 2, "vocab_size": 2**12})
         x, y = batch(model.config, 8)
         logits_bytes = 4 * x.size * 2**12
         loader = DataLoader(np.arange(2000), batch_size=8, block_size=x.shape[1])
@@ -231,15 +242,17 @@ def test_training_and_evaluation_never_hold_the_logits(monkeypatch: pytest.Monke
             assert peak < logits_bytes / 2, f"{peak} bytes, and all logits are {logits_bytes}"
 
 
-def test_accepts_tensors() -> None:
-    model = GPT(TINY)
+@pytest.mark.parametrize("kind", [tg.asarray, np.ndarray.tolist])
+def test_accepts_tensors_and_lists(make: type[GPT], kind: Callable[..., Any]) -> None:
+    model = make(TINY)
     x, y = batch(TINY, 2)
-    _, loss = model(tg.asarray(x), tg.asarray(y))
+    _, loss = model(kind(x), kind(y))
     assert loss.item() == model(x, y)[1].item()
+    assert model.loss(kind(x), kind(y)).item() == model.loss(x, y).item()
 
 
-def test_dropout_only_while_training() -> None:
-    model = GPT({**TINY.to_dict(), "dropout": 0.5})
+def test_dropout_only_while_training(make: type[GPT]) -> None:
+    model = make({**TINY.to_dict(), "dropout": 0.5})
     randomise(model, 0.5)
     x, y = batch(TINY, 2)
     model.train()
@@ -247,42 +260,45 @@ def test_dropout_only_while_training() -> None:
     model.eval()
     loss = model(x, y)[1].item()
     assert loss == model(x, y)[1].item()
-    plain = GPT(TINY)
-    randomise(plain, 0.5)
-    assert loss == plain(x, y)[1].item()
+    without = make(TINY)
+    randomise(without, 0.5)
+    assert loss == without(x, y)[1].item()
 
 
-def test_dropout_is_where_nanogpt_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedding, the weights of every attention, and both branches of every block."""
-    calls = []
-    attention = tg.attention
+def test_dropout_is_where_nanogpt_has_it(make: type[GPT], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedding, the weights of every attention, and both branches of every block, drawn in this order."""
+    modules = [import_module(f"tensorgrad.ops.{name}") for name in ("dropout", "attention")]
+    draw, drawn = modules[0].draw, []
 
-    def spy(*args: object, dropout_p: float = 0.0, **options: object) -> tg.Tensor:
-        calls.append(dropout_p)
-        return attention(*args, dropout_p=dropout_p, **options)
+    def spy(name: str, p: float) -> Any:
+        drawn.append(p)
+        return draw(name, p)
 
-    monkeypatch.setattr(tg, "attention", spy)
-    model = GPT({**TINY.to_dict(), "dropout": 0.25})
+    for module in modules:
+        monkeypatch.setattr(module, "draw", spy)
+    model = make({**TINY.to_dict(), "dropout": 0.25})
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.25] * 7
+    for block in model.h:
+        block.attn.attn_dropout.p, block.attn.resid_dropout.p, block.mlp.dropout.p = 0.5, 0.625, 0.75
     model.train()
     model(*batch(TINY, 1))
+    assert drawn == [0.25, *[0.5, 0.625, 0.75] * 2]
     model.eval()
     model(*batch(TINY, 1))
-    assert calls == [0.25, 0.25, 0.0, 0.0]
-    dropouts = [model.drop] + [d for b in model.h for d in (b.attn.resid_dropout, b.mlp.dropout)]
-    assert [d.p for d in dropouts] == [0.25] * 5
+    assert len(drawn) == 7
 
 
-def test_dropping_the_embedding_leaves_nothing() -> None:
-    model = GPT({**TINY.to_dict(), "bias": False})
+def test_dropping_the_embedding_leaves_nothing(make: type[GPT]) -> None:
+    model = make({**TINY.to_dict(), "bias": False})
     x, y = batch(TINY, 2)
     assert model(x, y)[0].numpy().all()
     model.drop.p = 1 - 1e-9
     assert not model(x, y)[0].numpy().any()
 
 
-def test_everything_dropped_but_the_embedding_leaves_it_alone() -> None:
+def test_everything_dropped_but_the_embedding_leaves_it_alone(make: type[GPT]) -> None:
     """With each branch of the blocks dropped, what comes out is the normalised embedding."""
-    model = GPT({**TINY.to_dict(), "bias": False})
+    model = make({**TINY.to_dict(), "bias": False})
     model.train()
     for block in model.h:
         block.attn.resid_dropout.p = block.mlp.dropout.p = 1 - 1e-9
@@ -313,10 +329,11 @@ def test_refuses_tokens_out_of_range(token: int) -> None:
         GPT(TINY)(np.array([[0, token]]))
 
 
-def test_refuses_targets_of_another_shape() -> None:
+def test_refuses_targets_of_another_shape(make: type[GPT]) -> None:
     x, y = batch(TINY, 2)
-    with pytest.raises(ValueError, match=r"targets \(2, 3\) are not of idx's shape \(2, 4\)"):
-        GPT(TINY)(x, y[:, :3])
+    for call in (make(TINY), make(TINY).loss):
+        with pytest.raises(ValueError, match=r"targets \(2, 3\) do not fit logits \(2, 4, 7\)"):
+            call(x, y[:, :3])
 
 
 def test_unknown_configuration_key() -> None:
@@ -324,10 +341,10 @@ def test_unknown_configuration_key() -> None:
         GPT({"n_embed": 4})
 
 
-def test_the_five_line_loop() -> None:
+def test_the_five_line_loop(make: type[GPT]) -> None:
     """As the README has it: a model and an optimiser learn one batch by heart."""
     tg.manual_seed(0)
-    model = GPT(TINY)
+    model = make(TINY)
     optimizer = tg.optim.AdamW(model.parameters(), lr=1e-2)
     x, y = batch(TINY, 2)
     losses = []
@@ -345,9 +362,9 @@ def test_the_five_line_loop() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradient_of_every_parameter(bias: bool) -> None:
+def test_gradient_of_every_parameter(make: type[GPT], bias: bool) -> None:
     """Every single number the tiny model has, moved by 1e-5 both ways."""
-    model = GPT({**TINY.to_dict(), "bias": bias})
+    model = make({**TINY.to_dict(), "bias": bias})
     model.astype(np.float64)
     randomise(model, 0.4)
     x, y = batch(TINY, 2)
@@ -355,19 +372,19 @@ def test_gradient_of_every_parameter(bias: bool) -> None:
     assert loss.dtype == np.float64
     loss.backward()
 
-    def loss_with(p: tg.Tensor, place: tuple[int, ...], value: float) -> float:
-        p.data[place] = value
+    def loss_with(p: tg.Tensor, index: tuple[int, ...], value: float) -> float:
+        p.data[index] = value
         with tg.no_grad():
             return model.loss(x, y).item()
 
     checked = 0
     for name, p in model.named_parameters():
         numeric = np.zeros(p.shape)
-        for place in np.ndindex(p.shape):
-            value = p.data[place]
-            up, down = (loss_with(p, place, value + h) for h in (1e-5, -1e-5))
-            numeric[place] = (up - down) / 2e-5
-            p.data[place] = value
+        for index in np.ndindex(p.shape):
+            value = p.data[index]
+            up, down = (loss_with(p, index, value + h) for h in (1e-5, -1e-5))
+            numeric[index] = (up - down) / 2e-5
+            p.data[index] = value
             checked += 1
         np.testing.assert_allclose(p.grad, numeric, atol=1e-9, rtol=1e-6, err_msg=name)
     assert checked == model.num_params()

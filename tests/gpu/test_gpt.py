@@ -7,6 +7,7 @@ import pytest
 
 import tensorgrad as tg
 from gpt.config import GPTConfig
+from gpt.fused import FusedGPT
 from gpt.generate import generate
 from gpt.model import GPT
 from tensorgrad.random import Stream, default_generator
@@ -42,12 +43,12 @@ def loss_and_gradients(model: GPT, c: GPTConfig) -> tuple[float, dict[str, Any]]
 def test_every_gradient_is_that_of_float64_on_the_cpu(place: Any, dtype: str) -> None:
     c = config(place)
     tg.manual_seed(1)
-    model = GPT(c)
+    model = FusedGPT(c)
     model.astype(dtype)
     weights = {name: place.k.to_numpy(p.data).astype(np.float64) for name, p in model.named_parameters()}
     loss, got = loss_and_gradients(model, c)
     with tg.use_backend("numpy"):
-        exact = GPT(c)
+        exact = FusedGPT(c)
         exact.astype("float64")
         exact.load_state_dict(weights)
         true_loss, truth = loss_and_gradients(exact, c)
@@ -61,7 +62,7 @@ def trained(place: Any, dtype: str, recorded: bool, steps: int = 6) -> list[byte
     """The losses of a few steps, and the weights after them."""
     c = config(place)
     tg.manual_seed(1)
-    model = GPT(c)
+    model = FusedGPT(c)
     model.astype(dtype)
     optimizer = tg.optim.AdamW(model.parameters(), lr=1e-3, master_weights=dtype != "float32")
 
@@ -97,12 +98,12 @@ def test_what_is_written_is_what_the_cpu_writes(place: Any) -> None:
     """Prompts of different lengths, with a cache; the likeliest token each time."""
     c = config(place, dropout=0.0)
     tg.manual_seed(2)
-    model = GPT(c)
+    model = FusedGPT(c)
     weights = {name: place.k.to_numpy(p.data) for name, p in model.named_parameters()}
     prompts = [[1, 2, 3, 4], [5], [6, 7]]
     n = place.size(100, 8)
     there = generate(model, prompts, max_new_tokens=n, temperature=0.0)
     with tg.use_backend("numpy"):
-        same = GPT(c)
+        same = FusedGPT(c)
         same.load_state_dict(weights)
         assert generate(same, prompts, max_new_tokens=n, temperature=0.0) == there

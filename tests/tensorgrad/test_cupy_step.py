@@ -12,7 +12,7 @@ from fake_cupy import FakeArray, FakeEvent, FakeStream
 
 import tensorgrad as tg
 from gpt.config import GPTConfig
-from gpt.model import GPT
+from gpt.fused import FusedGPT
 from tensorgrad.backend import BackendUnavailable, load
 from tensorgrad.backend.cupy.graph import EAGER_RUNS
 from tensorgrad.random import Stream, default_generator
@@ -29,7 +29,7 @@ class Training:
 
     def __init__(self, k: Any, dtype: str, recorded: bool) -> None:
         tg.manual_seed(3)
-        self.model = GPT(SMALL)
+        self.model = FusedGPT(SMALL)
         self.model.astype(dtype)
         self.optimizer = tg.optim.AdamW(self.model.parameters(), lr=0.0, master_weights=True)
         self.scaler = tg.amp.GradScaler(init_scale=2.0**20, growth_interval=3, enabled=dtype == "float16")

@@ -61,7 +61,7 @@ def test_no_process_to_be_had_is_no_error(started: list[Any], monkeypatch: pytes
 STEP = """
 import numpy as np
 import tensorgrad as tg
-from gpt.model import GPT
+from gpt.fused import FusedGPT
 from tensorgrad.backend.numba import activation, ahead, normalization, optimizer
 from tensorgrad.backend.numba.attention_backward import backward
 
@@ -73,7 +73,7 @@ before = found()
 assert all(before) and list(backward.compiled) == [np.float32]
 tg.use_backend("numba")
 config = {"n_layer": 1, "n_head": 4, "n_embd": 256, "block_size": 64, "vocab_size": 65, "dropout": 0.0, "bias": True}
-model = GPT(config)
+model = FusedGPT(config)
 adamw = tg.optim.AdamW(model.parameters())
 tokens = np.zeros((8, 64), np.int64)
 model.loss(tokens, tokens).backward()

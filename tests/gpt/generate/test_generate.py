@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tensorgrad as tg
+from gpt.fused import FusedGPT
 from gpt.generate import (
     Generation,
     TextWriter,
@@ -28,9 +29,9 @@ WINDOW, VOCAB = 8, 19
 ROWS = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12), min_size=1, max_size=4)
 
 
-def make_model(vocab_size: int = VOCAB, block_size: int = WINDOW) -> GPT:
-    """A small model with weights far from their start, so that every token and place matters."""
-    model = GPT(
+def make_model(vocab_size: int = VOCAB, block_size: int = WINDOW, make: type[GPT] = FusedGPT) -> GPT:
+    """A small model with weights far from their start, so that every token and position matters."""
+    model = make(
         {
             "block_size": block_size,
             "vocab_size": vocab_size,
@@ -46,6 +47,7 @@ def make_model(vocab_size: int = VOCAB, block_size: int = WINDOW) -> GPT:
 
 
 MODEL = make_model()
+BOTH = pytest.mark.parametrize("model", [make_model(make=GPT), MODEL], ids=["plain", "fused"])
 
 
 def uncached_logits(model: GPT, ids: Sequence[int]) -> np.ndarray:
@@ -59,16 +61,17 @@ def uncached_logits(model: GPT, ids: Sequence[int]) -> np.ndarray:
 # The cache
 
 
+@BOTH
 @given(prompts=ROWS, n_steps=st.integers(1, 14), data=st.data())
-def test_cached_logits_equal_uncached(prompts: list, n_steps: int, data: st.DataObject) -> None:
+def test_cached_logits_equal_uncached(model: GPT, prompts: list, n_steps: int, data: st.DataObject) -> None:
     """For prompts of any lengths, rows that end at any time, and far past the window."""
-    batch = Generation(MODEL, prompts, max_new_tokens=n_steps)
+    batch = Generation(model, prompts, max_new_tokens=n_steps)
     tokens = np.random.default_rng(0).integers(VOCAB, size=(n_steps, len(prompts)))
     for step in range(n_steps):
         logits = batch.next_logits()
         assert sorted(logits) == batch.active
         for row in batch.active:
-            expected = uncached_logits(MODEL, batch.rows[row])
+            expected = uncached_logits(model, batch.rows[row])
             np.testing.assert_allclose(logits[row], expected, atol=1e-5, rtol=1e-5)
             batch.rows[row].append(int(tokens[step, row]))
         if len(batch.active) > 1 and data.draw(st.booleans()):
@@ -88,25 +91,27 @@ def test_position_matters_past_the_window() -> None:
     assert np.abs(shifted - uncached_logits(MODEL, ids)).max() > 0.1
 
 
+@BOTH
 @pytest.mark.parametrize("cuts", [[5], [1, 4], [2, 3], [1, 1, 1, 1, 1]])
-def test_a_sequence_in_chunks(cuts: list[int]) -> None:
-    cache, at, ids = KVCache(MODEL, 2), 0, np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+def test_a_sequence_in_chunks(model: GPT, cuts: list[int]) -> None:
+    cache, at, ids = KVCache(model, 2), 0, np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
     with tg.no_grad():
         for n in cuts:
-            logits, _ = MODEL(ids[:, at : at + n], cache=cache)
+            logits, _ = model(ids[:, at : at + n], cache=cache)
             at += n
     for row in range(2):
-        np.testing.assert_allclose(logits.numpy()[row, 0], uncached_logits(MODEL, ids[row]), atol=1e-5)
+        np.testing.assert_allclose(logits.numpy()[row, 0], uncached_logits(model, ids[row]), atol=1e-5)
 
 
-def test_chunks_onto_rows_of_different_lengths() -> None:
-    cache, ids = KVCache(MODEL, 2), np.array([[3, 1, 4, 1], [9, 2, 0, 0]])
+@BOTH
+def test_chunks_onto_rows_of_different_lengths(model: GPT) -> None:
+    cache, ids = KVCache(model, 2), np.array([[3, 1, 4, 1], [9, 2, 0, 0]])
     with tg.no_grad():
-        MODEL(ids, cache=cache)
+        model(ids, cache=cache)
         cache.lengths[:] = [4, 2]
-        logits, _ = MODEL(np.array([[5, 9, 2], [6, 5, 3]]), cache=cache)
+        logits, _ = model(np.array([[5, 9, 2], [6, 5, 3]]), cache=cache)
     for row, whole in enumerate(([3, 1, 4, 1, 5, 9, 2], [9, 2, 6, 5, 3])):
-        np.testing.assert_allclose(logits.numpy()[row, 0], uncached_logits(MODEL, whole), atol=1e-5)
+        np.testing.assert_allclose(logits.numpy()[row, 0], uncached_logits(model, whole), atol=1e-5)
 
 
 def test_the_cache_stays_where_it_is() -> None:
@@ -138,10 +143,32 @@ def test_a_full_cache_says_so() -> None:
             MODEL(np.zeros((1, 1), int), cache=cache)
 
 
-def test_a_cache_is_not_for_training() -> None:
-    x = np.zeros((1, 2), int)
-    with pytest.raises(ValueError, match="cache is for generation"):
-        MODEL(x, x, cache=KVCache(MODEL, 1))
+@BOTH
+def test_a_cache_is_not_for_training(model: GPT) -> None:
+    """Where gradients are recorded it is refused, with or without targets, and stays as it was."""
+    x, cache = np.zeros((1, 2), int), KVCache(model, 1)
+    for targets in (x, None):
+        with pytest.raises(ValueError, match=r"cache is for generation.* run the model under no_grad\(\)"):
+            model(x, targets, cache=cache)
+    assert cache.lengths.tolist() == [0]
+
+
+@BOTH
+def test_a_token_out_of_range_leaves_the_cache_as_it_was(model: GPT) -> None:
+    cache = KVCache(model, 1)
+    with tg.no_grad(), pytest.raises(IndexError, match=f"{VOCAB}"):
+        model(np.array([[0, VOCAB]]), cache=cache)
+    assert cache.lengths.tolist() == [0]
+
+
+@BOTH
+def test_the_loss_of_a_text_in_chunks(model: GPT) -> None:
+    """Nothing is recorded, so that targets may be given beside a cache."""
+    x = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    with tg.no_grad():
+        cache = KVCache(model, 2)
+        losses = [model(x[:, i : i + 2], x[:, i + 1 : i + 3], cache=cache)[1].item() for i in (0, 2)]
+        assert np.mean(losses) == pytest.approx(model.loss(x[:, :4], x[:, 1:]).item(), rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -229,7 +256,7 @@ def test_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_writing_has_no_dropout() -> None:
-    model = GPT({**MODEL.config.to_dict(), "dropout": 0.5})
+    model = FusedGPT({**MODEL.config.to_dict(), "dropout": 0.5})
     model.load_state_dict(MODEL.state_dict())
     model.train()
     options = {"max_new_tokens": 20, "temperature": 0}

@@ -5,7 +5,7 @@ import pytest
 
 import tensorgrad as tg
 from gpt.config import GPTConfig
-from gpt.model import GPT
+from gpt.fused import FusedGPT
 
 pytest.importorskip("numba")
 
@@ -18,7 +18,7 @@ def losses(backend: str) -> list[float]:
     text = np.cumsum(rng.integers(0, 3, 20_000)) % 65
     with tg.use_backend(backend):
         tg.manual_seed(1337)
-        model = GPT(GPTConfig(block_size=BLOCK, vocab_size=65, n_layer=2, n_head=4, n_embd=64))
+        model = FusedGPT(GPTConfig(block_size=BLOCK, vocab_size=65, n_layer=2, n_head=4, n_embd=64))
         parameters = list(model.parameters())
         optimizer = tg.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95))
         found = []

@@ -15,6 +15,7 @@ import tensorgrad as tg
 import train
 from gpt.cli import run as run_program
 from gpt.config import NAMED_CONFIGS, GPTConfig, TrainConfig
+from gpt.fused import FusedGPT
 from gpt.model import GPT
 from gpt.train import dry_run as module
 from gpt.train.dry_run import Resident, duration, predicted_peak
@@ -106,7 +107,7 @@ def test_every_array_of_a_step_is_counted(backend: str, changes: dict[str, Any],
     config = TrainConfig(**{"n_embd": 192, "block_size": 128, "batch_size": 4, "async_save": False, **changes})
     need = memory(config, vocab_size, backend)
     with tg.use_backend(backend):
-        model = GPT(config.model_config(vocab_size))
+        model = FusedGPT(config.model_config(vocab_size))
         model.recompute = config.recompute
         optimizer = tg.optim.AdamW(model.parameters())
         tokens = np.zeros((config.batch_size, config.block_size), np.int64)

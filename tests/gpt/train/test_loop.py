@@ -17,7 +17,7 @@ from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.metrics import METRICS, TIMING, rewind_metrics
 from gpt.checkpoint.step_folders import steps_after
 from gpt.config import TrainConfig, UserError
-from gpt.model import GPT
+from gpt.fused import FusedGPT
 from gpt.tokenizer import GPT2Tokenizer
 from gpt.train import loop as module
 from gpt.train.flags import Arguments
@@ -125,7 +125,7 @@ def test_accumulated_gradients_equal_the_large_batch() -> None:
 def float64_gradients(dropout: float, batch_size: int) -> tuple[float, list[Any]]:
     """Loss and gradients of twelve windows, in parts of batch_size, in float64."""
     tg.manual_seed(2)
-    model = GPT(small(dropout=dropout).model_config(VOCAB_SIZE))
+    model = FusedGPT(small(dropout=dropout).model_config(VOCAB_SIZE))
     model.astype(np.float64)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (12, 9))
     loss = accumulate_gradients(model, tokens[:, :-1], tokens[:, 1:], batch_size)
@@ -145,7 +145,7 @@ def test_with_dropout_each_part_draws_masks_of_its_own() -> None:
     """The parts together are their mean, and what the second draws depends on the first as a longer training does."""
     loss, accumulated = float64_gradients(dropout=0.2, batch_size=6)
     tg.manual_seed(2)
-    model = GPT(small(dropout=0.2).model_config(VOCAB_SIZE))
+    model = FusedGPT(small(dropout=0.2).model_config(VOCAB_SIZE))
     model.astype(np.float64)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (12, 9))
     expected, losses = [], []

@@ -1,0 +1,171 @@
+"""The fused model against the plain one: names, losses, gradients, dropout and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from gpt import fused
+from gpt.config import GPTConfig
+from gpt.fused import FusedGPT
+from gpt.generate import Generation
+from gpt.model import GPT
+from tensorgrad import nn, ops
+
+pytest.importorskip("ml_dtypes")  # bfloat16
+CONFIG = GPTConfig(block_size=24, vocab_size=67, n_layer=2, n_head=3, n_embd=24, bias=True)
+# Of the norm of all gradients, and of the loss. The fused attention of numba leaves out what a mask hides, and adds up
+# in another order.
+TOLERANCE = {"float64": 1e-12, "float32": 5e-6, "bfloat16": 2e-2, "float16": 2e-3}
+
+
+def pair(dtype: str = "float64", **changes: object) -> tuple[GPT, FusedGPT]:
+    """A plain and a fused model with the same weights, far enough from their start that every part matters."""
+    config = {**CONFIG.to_dict(), **changes}
+    plain, fast = GPT(config), FusedGPT(config)
+    rng = np.random.default_rng(1)
+    for p in plain.parameters():
+        p.data[...] += 0.1 * rng.standard_normal(p.shape)
+    fast.load_state_dict(plain.state_dict())
+    plain.astype(dtype)
+    fast.astype(dtype)
+    return plain, fast
+
+
+def batch(rows: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.random.default_rng(0).integers(CONFIG.vocab_size, size=(rows, CONFIG.block_size + 1))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def loss_and_gradients(model: GPT) -> tuple[float, dict[str, np.ndarray]]:
+    tg.manual_seed(3)  # the same dropout masks
+    loss = model.loss(*batch())
+    loss.backward()
+    return float(loss.item()), {name: p.grad.astype(np.float64) for name, p in model.named_parameters()}
+
+
+def assert_same_training(plain: GPT, fast: GPT, tolerance: float) -> None:
+    loss, expected = loss_and_gradients(plain)
+    fast_loss, got = loss_and_gradients(fast)
+    assert fast_loss == pytest.approx(loss, rel=tolerance)
+    assert got.keys() == expected.keys()
+    norm = np.sqrt(sum((g**2).sum() for g in expected.values()))
+    errors = {name: np.linalg.norm(got[name] - g) / norm for name, g in expected.items()}
+    assert {name: error for name, error in errors.items() if not error <= tolerance} == {}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_state_dicts_have_the_same_names_and_shapes(bias: bool) -> None:
+    plain, fast = ({name: x.shape for name, x in model.state_dict().items()} for model in pair(bias=bias))
+    assert list(plain.items()) == list(fast.items())
+
+
+def test_models_of_one_seed_have_the_same_weights() -> None:
+    weights = []
+    for make in (GPT, FusedGPT):
+        tg.manual_seed(5)
+        weights.append(make(CONFIG).state_dict())
+    for name, array in weights[0].items():
+        np.testing.assert_array_equal(array, weights[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_losses_and_gradients_are_the_plain_ones(backend: str, dtype: str, dropout: float) -> None:
+    """With dropout as well: both models draw the same masks in the same order."""
+    with tg.use_backend(backend):
+        assert_same_training(*pair(dtype, dropout=dropout), TOLERANCE[dtype])
+
+
+def test_a_dropped_weight_is_the_same_in_both() -> None:
+    """Nearly every attention weight is dropped, so that a single other mask would be seen."""
+    plain, fast = pair(dropout=0.0)
+    for model in (plain, fast):
+        for block in model.h:
+            block.attn.attn_dropout.p = 0.95
+    assert_same_training(plain, fast, TOLERANCE["float64"])
+    tg.manual_seed(4)
+    other = plain.loss(*batch()).item()
+    tg.manual_seed(3)
+    assert abs(plain.loss(*batch()).item() - other) > 1e-4
+
+
+def test_recomputed_blocks_give_the_plain_gradients() -> None:
+    plain, fast = pair(dropout=0.2)
+    fast.recompute = True
+    assert_same_training(plain, fast, TOLERANCE["float64"])
+
+
+@pytest.mark.parametrize("prompts", [[[1, 2, 3]], [[1, 2, 3, 4, 5], [6], [7, 8]]], ids=["one", "of different lengths"])
+def test_generation_sees_the_same_logits(prompts: Sequence[Sequence[int]]) -> None:
+    """With a cache, up to the window and past it."""
+    plain, fast = (Generation(model, prompts, max_new_tokens=30, temperature=0) for model in pair())
+    for _ in range(30):
+        expected, got = plain.next_logits(), fast.next_logits()
+        for row, logits in expected.items():
+            np.testing.assert_allclose(got[row], logits, rtol=1e-10, atol=1e-12)
+            for batch_ in (plain, fast):
+                batch_.rows[row].append(int(logits.argmax()))
+
+
+def test_a_part_of_another_class_stays_as_it_is() -> None:
+    class ReLU2(nn.Module):
+        """What a reader might try in place of the MLP."""
+
+        def __init__(self) -> None:
+            self.c_fc = nn.Linear(CONFIG.n_embd, CONFIG.n_embd)
+
+        def forward(self, x: tg.Tensor) -> tg.Tensor:
+            return tg.square(tg.relu(self.c_fc(x)))
+
+    plain, fast = pair()
+    for model in (plain, fast):
+        tg.manual_seed(6)
+        model.h[1].mlp = ReLU2().astype("float64")
+    assert_same_training(plain, fast, TOLERANCE["float64"])
+
+
+# --------------------------------------------------------------------------------------------------
+# What the two models are made of
+
+
+def test_the_fused_classes_override_forward_and_loss_alone() -> None:
+    classes = [*fused.FUSED.values(), FusedGPT]
+    for cls in classes:
+        assert issubclass(cls, (GPT, *fused.FUSED)) and len(cls.__mro__) == len(cls.__bases__[0].__mro__) + 1
+    defined = {cls.__name__: {name for name, value in vars(cls).items() if callable(value)} for cls in classes}
+    assert defined.pop("FusedGPT") == {"__init__", "loss"}  # it makes the parts fused, and nothing else
+    assert set(map(frozenset, defined.values())) == {frozenset({"forward"})}
+
+
+def called_ops(model: GPT, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of the fused operations that a training step calls."""
+    called = set()
+
+    def spy(name: str) -> object:
+        fn = getattr(ops, name)
+
+        def call(*args: object, **options: object) -> object:
+            called.add(name)
+            return fn(*args, **options)
+
+        return call
+
+    for name in ops.__all__:
+        if hasattr(getattr(ops, name), "composition"):
+            replacement = spy(name)
+            for module in (tg, ops):
+                monkeypatch.setattr(module, name, replacement)
+    model.loss(*batch()).backward()
+    monkeypatch.undo()
+    return called
+
+
+def test_the_plain_model_calls_no_fused_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fast = pair()
+    assert called_ops(plain, monkeypatch) == set()
+    assert called_ops(fast, monkeypatch) == {"attention", "mlp", "add_layer_norm", "linear_cross_entropy"}
