@@ -93,12 +93,12 @@ def add_shares(result: Result) -> None:
     peaks = result["peaks"]
     for row in result["rows"]:
         seconds = row["ms"] / 1e3
-        row["share"] = row["ms"] / result["watched_ms"]
+        row["share"] = row["ms"] / result["profiled_ms"]
         row["share_of_gflops"] = row["gflop"] / seconds / peaks["gflops"]
         row["share_of_bandwidth"] = row["gb"] / seconds / peaks["gb_per_s"]
     per_op_ms = max(chain["engine_us"] for chain in result["overhead"].values()) / 1e3
     inside = sum(row["ms"] for row in result["rows"])
-    result["between_ops_ms"] = result["watched_ms"] - inside - result["clocks_ms"]
+    result["between_ops_ms"] = result["profiled_ms"] - inside - result["clocks_ms"]
     result["skeleton_share"] = result["skeleton_ms"] / result["plain_ms"]
     result["engine_us"] = per_op_ms * 1e3
     result["engine_ms"] = per_op_ms * result["ops"]
@@ -121,9 +121,9 @@ def print_rows(result: Result) -> None:
 
 def print_totals(result: Result) -> None:
     phases = ", ".join(f"{phase} {ms:.2f}" for phase, ms in result["phases_ms"].items())
-    peaks, watched = result["peaks"], result["watched_ms"]
+    peaks, profiled = result["peaks"], result["profiled_ms"]
     print(
-        f"\nthe step: {result['plain_ms']:.2f} ms; watched {watched:.2f} ms ({phases}), "
+        f"\nthe step: {result['plain_ms']:.2f} ms; profiled {profiled:.2f} ms ({phases}), "
         f"of which the clocks {result['clocks_ms']:.2f}\n"
         f"between the ops: {result['between_ops_ms']:.2f} ms (gradients added up and scaled, memory freed, Python)\n"
         f"in Python: at most {result['skeleton_ms']:.2f} ms, {result['skeleton_share']:.1%} of the step: "

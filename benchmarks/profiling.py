@@ -1,4 +1,4 @@
-"""The contender of profile_step.py: a training step watched op by op, and what Python costs.
+"""The contender of profile_step.py: a training step profiled op by op, and what Python costs.
 
 Lives in a process of its own (see workers.py).
 """
@@ -12,57 +12,59 @@ from typing import Any
 
 from benchmarks import common, training
 from benchmarks.generation import Bandwidth
-from benchmarks.watching import PER_PARAMETER, Row, Watch
+from benchmarks.watching import PER_PARAMETER, Profiler, Row
 
 CHAIN, REPEATS = 1000, 7
 PEAK_SIZE = 2048
 
 
 class Profile(training.Ours):
-    """A step of tensorgrad, watched."""
+    """A step of tensorgrad, profiled."""
 
     def profile(self, steps: int) -> dict[str, Any]:
-        """Milliseconds, operations and bytes of a step, op by op; and the same step unwatched."""
-        plain = common.median(self.run(steps)["ms"])
-        from tensorgrad import get_backend
+        """Milliseconds, operations and bytes of a step, op by op; and the same step without the profiler."""
+        from tensorgrad import count
 
+        plain = common.median(self.run(steps)["ms"])
         phases: dict[str, float] = defaultdict(float)
-        with Watch(get_backend(), self.setup.n_params()) as watch:
-            for _ in range(steps):
-                self.watched_step(watch, phases)
-        for (phase, name), row in watch.rows.items():
-            if phase == "update":
-                flop, moved = next((value for key, value in PER_PARAMETER.items() if key in name), (0, 0))
-                row.flop, row.bytes = (steps * each * watch.n_params for each in (flop, moved))
-        rows = [{"phase": phase, "op": op, **per_step(row, steps)} for (phase, op), row in watch.rows.items()]
+        profiler = Profiler()
+        for _ in range(steps):
+            self.profiled_step(profiler, phases)
+        with count() as cost:
+            self.model.loss(*next(self.batches)).backward()
+        self.optimizer.zero_grad()
+        profiler.add_costs(cost, steps)
+        for name, (flop, moved) in PER_PARAMETER.items():
+            row = profiler.rows["update", name]
+            row.flop, row.bytes = (steps * each * self.setup.n_params() for each in (flop, moved))
+        rows = [{"phase": phase, "op": op, **per_step(row, steps)} for (phase, op), row in profiler.rows.items()]
         return {
             "plain_ms": plain,
-            "watched_ms": sum(phases.values()) / steps * 1e3,
+            "profiled_ms": sum(phases.values()) / steps * 1e3,
             "phases_ms": {phase: seconds / steps * 1e3 for phase, seconds in phases.items()},
             "rows": sorted(rows, key=lambda row: -row["ms"]),
-            "ops": watch.n_ops / steps,
-            "clocks_ms": watch.n_clocks / steps * clock_seconds() * 1e3,
+            "ops": profiler.n_ops / steps,
+            "clocks_ms": profiler.n_clocks / steps * clock_seconds() * 1e3,
         }
 
-    def watched_step(self, watch: Watch, phases: dict[str, float]) -> None:
-        """As Ours.step, with the phases told apart."""
+    def profiled_step(self, profiler: Profiler, phases: dict[str, float]) -> None:
+        """As Ours.step, with the time of each phase."""
         idx, targets = next(self.batches)
-        watch.phase, started = "forward", time.perf_counter()
-        loss = self.model.loss(idx, targets)
-        phases["forward"] += time.perf_counter() - started
-
-        watch.phase = "backward"
-        watch.watch_graph(loss.node)
-        started = time.perf_counter()
-        loss.backward()
-        phases["backward"] += time.perf_counter() - started
-        watch.flop_of.clear()
-
-        watch.phase, started = "update", time.perf_counter()
-        self.clip_grad_norm(self.parameters, training.GRAD_CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        phases["update"] += time.perf_counter() - started
+        with profiler:
+            started = time.perf_counter()
+            loss = self.model.loss(idx, targets)
+            phases["forward"] += time.perf_counter() - started
+            started = time.perf_counter()
+            loss.backward()
+            phases["backward"] += time.perf_counter() - started
+        for name, update in (
+            ("clip_grad_norm", lambda: self.clip_grad_norm(self.parameters, training.GRAD_CLIP)),
+            ("optimizer.step", self.optimizer.step),
+        ):
+            row, seconds = profiler.rows["update", name], timed(update)
+            row.calls, row.seconds = row.calls + 1, row.seconds + seconds
+            phases["update"] += seconds
+        phases["update"] += timed(self.optimizer.zero_grad)
 
     def skeleton_ms(self, steps: int) -> float:
         """Milliseconds of the same step with next to nothing to compute: one token, a width of 1 for every head."""
@@ -148,9 +150,8 @@ def timed(function: Callable[[], Any], clock: Callable[[], float] = time.perf_co
 
 
 def clock_seconds() -> float:
-    """What a clock itself costs: so much of a watched step is none of the step's."""
-    watch = Watch(None, 0)
-    nothing = watch._timed_kernel("nothing", lambda: None)
+    """What a clock itself costs: so much of a profiled step is none of the step's."""
+    nothing = Profiler().timed(lambda: None)
     return timed(lambda: [nothing() for _ in itertools.repeat(None, CHAIN)]) / CHAIN
 
 
@@ -162,5 +163,6 @@ def per_step(row: Row, steps: int) -> dict[str, float]:
         "ms": sums["seconds"] / steps * 1e3,
         "kernel_ms": sums["kernel_seconds"] / steps * 1e3,
         "gflop": sums["flop"] / steps / 1e9,
+        "matmul_gflop": sums["matmul_flop"] / steps / 1e9,
         "gb": sums["bytes"] / steps / 1e9,
     }

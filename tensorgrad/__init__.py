@@ -11,6 +11,7 @@ from tensorgrad.backend import (
     set_num_threads,
     use_backend,
 )
+from tensorgrad.count import Cost, count
 from tensorgrad.creation import (
     arange,
     asarray,

@@ -24,6 +24,7 @@ LAYERS = [
         "tensorgrad.nn",
         "tensorgrad.optim",
         "tensorgrad.anomaly",
+        "tensorgrad.count",
         "tensorgrad.distributed",
         "tensorgrad.doctor",
         "tensorgrad.gradcheck",

@@ -25,6 +25,7 @@ __all__ = [
     "check",
     "get_backend",
     "load",
+    "register",
     "set_float32_matmul_precision",
     "set_num_threads",
     "use_backend",
@@ -50,6 +51,11 @@ def load(name: str) -> Backend:
         _loaded[name] = importlib.import_module(f"tensorgrad.backend.{name}").create()
         _by_type.setdefault(_loaded[name].array_type, _loaded[name])
     return _loaded[name]
+
+
+def register(backend: Backend) -> None:
+    """Have arrays of that backend's type computed by it, without making it current."""
+    _by_type.setdefault(backend.array_type, backend)
 
 
 def check(name: str) -> str | None:
