@@ -6,7 +6,7 @@ import numpy as np
 
 from tensorgrad.backend import get_backend
 from tensorgrad.random import Stream, default_generator
-from tensorgrad.tensor import Tensor, kernels_of, wrap
+from tensorgrad.tensor import Tensor, kernels_of
 
 Shape = int | tuple[int, ...]
 
@@ -50,14 +50,14 @@ def ones_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> T
 
 def empty_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
     """Whatever was in memory, of x's shape, on its backend, and of its dtype unless another is given."""
-    out = wrap(kernels_of(x).xp.empty(x.shape, x.dtype if dtype is None else dtype))
+    out: Tensor = Tensor.wrap(kernels_of(x).xp.empty(x.shape, x.dtype if dtype is None else dtype))
     out.requires_grad = requires_grad
     return out
 
 
 def full_like(x: Tensor, value: float, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
     """All `value`, of x's shape, on its backend, and of its dtype unless another is given."""
-    out = wrap(kernels_of(x).xp.full(x.shape, value, x.dtype if dtype is None else dtype))
+    out: Tensor = Tensor.wrap(kernels_of(x).xp.full(x.shape, value, x.dtype if dtype is None else dtype))
     out.requires_grad = requires_grad
     return out
 

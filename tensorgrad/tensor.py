@@ -142,7 +142,7 @@ class Tensor(Variable):
 
     def detach(self) -> "Tensor":
         """The same array, cut from the tape."""
-        return wrap(self.data)
+        return Tensor.wrap(self.data)
 
     def backward(self, gradient: Any = None, *, retain_graph: bool = False) -> None:
         """Add the gradient of this tensor to `.grad` of every leaf it was made of.
@@ -435,13 +435,6 @@ class Tensor(Variable):
 def _to(k: Backend, x: Array, *, backend: str) -> tuple[Array, Any]:
     target = load(backend)
     return target.asarray(k.to_numpy(x)), lambda dy: k.asarray(target.to_numpy(dy))
-
-
-def wrap(array: Array) -> Tensor:
-    """A tensor of an array on the backend where it is, which need not be the current one."""
-    out = Tensor.__new__(Tensor)
-    out.data, out.edge = array, None
-    return out
 
 
 def kernels_of(tensor: Tensor) -> Backend:

@@ -1,14 +1,11 @@
 """Adding up gradients: what has arrived at each node, and which of the sums may be written into."""
 
 import heapq
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tensorgrad.backend import Array, backend_of
-
-if TYPE_CHECKING:
-    from tensorgrad.autograd.tape import Edge, Node
 
 
 class Accumulator:
@@ -20,19 +17,18 @@ class Accumulator:
     """
 
     def __init__(self) -> None:
-        self.heap: list[tuple[int, Node]] = []
-        self.sums: dict[Node, list[Array | None]] = {}  # one for each output of the node
-        self.owned: set[Edge] = set()  # whose sum nothing else refers to
+        self.heap: list[tuple[int, Any]] = []  # the latest node first: its sequence number, negative, and the node
+        self.sums: dict[Any, list[Array | None]] = {}  # node -> a sum for each of its outputs
+        self.owned: set[tuple[Any, int]] = set()  # edges whose sum nothing else refers to
 
-    def pop(self) -> "tuple[Node, list[Array | None]]":
+    def pop(self) -> tuple[Any, list[Array | None]]:
         """Return the latest node, and the gradients of its outputs, None for those that were not used."""
         node = heapq.heappop(self.heap)[1]  # in topological order: whatever uses an output is later than its node
         dys = self.sums.pop(node)
-        for slot in range(len(dys)):
-            self.owned.discard((node, slot))
+        self.owned -= {(node, slot) for slot in range(len(dys))}
         return node, dys
 
-    def add(self, edge: "Edge", gradient: Any, dys: list[Array | None]) -> None:
+    def add(self, edge: tuple[Any, int], gradient: Any, dys: list[Array | None]) -> None:
         """Add what a backward returned for `dys` to a leaf's gradient, or to what has arrived at a node's output."""
         node, slot = edge
         if node.is_leaf:
@@ -43,18 +39,15 @@ class Accumulator:
             heapq.heappush(self.heap, (-node.sequence, node))
             sums = self.sums[node] = [None] * len(node.shapes)
         before, gradient = sums[slot], _as_output(gradient, node, slot)
-        owned = _is_owned(gradient, dys)
-        if before is None:
-            sums[slot] = gradient
-        elif edge in self.owned:
+        if edge in self.owned:
             backend_of("backward", [before]).add_to(before, gradient)
             return
-        elif owned:
+        owned = _is_owned(gradient, dys)
+        if before is not None and owned:
             backend_of("backward", [before]).add_to(gradient, before)
-            sums[slot] = gradient
-        else:
-            sums[slot] = backend_of("backward", [before]).add(before, gradient)
-            owned = True
+        elif before is not None:
+            gradient, owned = backend_of("backward", [before]).add(before, gradient), True
+        sums[slot] = gradient
         if owned:
             self.owned.add(edge)
 
@@ -70,7 +63,7 @@ def _add_to_leaf(leaf: Any, gradient: Any, dys: list[Array | None]) -> None:
         backend_of("backward", [leaf.grad]).add_to(leaf.grad, gradient)
 
 
-def _as_output(gradient: Any, node: "Node", slot: int) -> Array:
+def _as_output(gradient: Any, node: Any, slot: int) -> Array:
     """The gradient as an array of the output's dtype. Raises RuntimeError where it has another shape."""
     if hasattr(gradient, "add_to"):
         gradient = gradient.dense()
@@ -79,8 +72,7 @@ def _as_output(gradient: Any, node: "Node", slot: int) -> Array:
     if gradient.dtype != node.dtypes[slot]:
         gradient = gradient.astype(node.dtypes[slot])
     if gradient.shape != node.shapes[slot]:
-        shapes = f"gradient of shape {gradient.shape} for an output of shape {node.shapes[slot]}"
-        raise RuntimeError(f"{node.name}: {shapes}")
+        raise RuntimeError(f"{node.name}: gradient of shape {gradient.shape} for an output of {node.shapes[slot]}")
     return gradient
 
 

@@ -28,12 +28,10 @@ class Context:
     needs_grad: for each operand that the op can take, whether its gradient will be asked for.
     """
 
-    __slots__ = ("_arrays", "_edges", "needs_grad")
-
     def __init__(self, arrays: list[Any], edges: Sequence[Any], n_operands: int, recording: bool) -> None:
         self._arrays, self._edges = arrays, edges
-        needs_grad = [edge is not None and recording for edge in edges]
-        self.needs_grad = (*needs_grad, *[False] * (n_operands - len(edges)))
+        missing = [False] * (n_operands - len(edges))
+        self.needs_grad = (*[edge is not None and recording for edge in edges], *missing)
 
     def saved(self, i: int) -> Callable[[], Array]:
         """Return a function that gives operand i in backward: saved, or recomputed where its own op offers that."""

@@ -13,35 +13,27 @@ from tensorgrad.backend import Array, Backend
 next_sequence = itertools.count(1).__next__  # numbers ops and writes in the order in which they happen
 
 _writes: dict[int, tuple[Any, int]] = {}  # id of a memory owner -> (weak reference to it, sequence of the last write)
-_last_write = 0
+last_write = 0  # the sequence number of the last write into any array
 
 # What belongs to the program and not to one call of an op: saved_arrays looks into none of it.
 _SHARED = (type, types.ModuleType, types.CodeType, Backend, weakref.ref)
 
 
 def _owner(array: Array) -> Array:
-    while isinstance(array.base, type(array)):
-        array = array.base
-    return array
+    return _owner(array.base) if isinstance(array.base, type(array)) else array
 
 
 def note_write(array: Array) -> None:
     """Remember that `array` was overwritten: a backward that saved it before will refuse to run."""
-    global _last_write
-    owner = _owner(array)
+    global last_write
+    owner, last_write = _owner(array), next_sequence()
     key = id(owner)
-    _last_write = next_sequence()
-    _writes[key] = (weakref.ref(owner, lambda _: _writes.pop(key, None)), _last_write)
-
-
-def last_write() -> int:
-    """Return the sequence number of the last write into any array."""
-    return _last_write
+    _writes[key] = (weakref.ref(owner, lambda _: _writes.pop(key, None)), last_write)
 
 
 def refuse_overwritten(node: Any, since: int) -> None:
     """Raise RuntimeError where an array that the node saved was written into after sequence number `since`."""
-    if since >= _last_write:  # nothing was: the usual case
+    if since >= last_write:  # nothing was: the usual case
         return
     for array in saved_arrays(node.saved()):
         reference, when = _writes.get(id(_owner(array)), (None, 0))
@@ -53,9 +45,9 @@ def refuse_overwritten(node: Any, since: int) -> None:
 
 
 def saved_arrays(value: Any) -> Iterator[Array]:
-    """Yield once every array that `value` keeps alive: in closures, default arguments, and objects of any kind.
+    """Yield every array that a backward function, or anything else, keeps alive, in closures and objects of any kind.
 
-    value: mostly a backward function, or a tuple of them. What is kept only to recompute a result does not count.
+    What it keeps only to recompute a result does not count.
     """
     seen: set[int] = set()
     waiting = [value]

@@ -1,7 +1,6 @@
 """The one seam of the tape: an Observer is told of every op, gradient and module call of its thread.
 
-Whatever watches or extends the tape is an observer: finding nans, counting, profiling, exchanging gradients between
-processes, checking the ops themselves. The tape calls these methods and does not know who listens.
+Whatever watches the tape is an observer: to find nans, count, profile, exchange gradients, check the ops themselves.
 """
 
 from typing import TYPE_CHECKING, Any, Self

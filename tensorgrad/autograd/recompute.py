@@ -4,7 +4,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tensorgrad.autograd.inplace import last_write, next_sequence, refuse_overwritten
+from tensorgrad.autograd import inplace
+from tensorgrad.autograd.inplace import next_sequence, refuse_overwritten
 from tensorgrad.autograd.mode import enable_grad, is_grad_enabled
 from tensorgrad.autograd.tape import Edge, Node, Variable
 from tensorgrad.backend import Array
@@ -17,17 +18,15 @@ _outermost = threading.local()  # since: while a checkpoint is recomputed, the s
 def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return function(*args, **kwargs), saving only the arguments: backward calls the function again.
 
-    Results and gradients are those of an ordinary call, bit for bit, dropout included, and every tensor that the
-    function uses gets its gradient. It returns a Tensor, or a tuple, list or dict of tensors and anything else, and may
-    checkpoint parts of itself. Raises RuntimeError in backward where the second call differs from the first: other
-    shapes, other random draws, or an input that was overwritten in between. After Chen et al. 2016, arXiv:1604.06174.
+    Results and gradients are those of an ordinary call, bit for bit, dropout included. The function returns a Tensor,
+    or a tuple, list or dict of tensors and anything else. Raises RuntimeError in backward where the second call differs
+    from the first: in shapes, in random draws, or by an overwritten input. After Chen et al. 2016, arXiv:1604.06174.
     """
     if not is_grad_enabled():
         return function(*args, **kwargs)
     before, since = default_generator.state_dict(), next_sequence()
     results = function(*args, **kwargs)  # recorded, to learn which results have gradients, and forgotten at once
-    after = default_generator.state_dict()
-    outputs = _differentiable(results)
+    outputs, after = _differentiable(results), default_generator.state_dict()
     if not outputs:
         return results
     first = _describe(outputs)
@@ -51,16 +50,8 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return [x.edge for x in recomputed if x.edge is not None]
 
     node = CheckpointNode(outputs, [x.data for x in tree_leaves((args, kwargs), Variable)], recompute, since)
-    slots = iter(range(len(outputs)))
-
-    def output(x: Variable) -> Variable:
-        if x.edge is None:
-            return x
-        tensor = type(x).__new__(type(x))
-        tensor.data, tensor.edge = x.data, (node, next(slots))
-        return tensor
-
-    return tree_map(output, results, Variable)
+    edges = iter([(node, slot) for slot in range(len(outputs))])
+    return tree_map(lambda x: x if x.edge is None else type(x).wrap(x.data, next(edges)), results, Variable)
 
 
 class CheckpointNode(Node):
@@ -78,19 +69,19 @@ class CheckpointNode(Node):
         uses = [*edges, *(edge for node in inside for edge in node.parents if edge is not None)]
         parents = tuple(edge for edge in uses if edge[0] not in inside)
         super().__init__("checkpoint", [x.data for x in outputs], parents, recompute, is_list=True)
-        self.inputs: list[Array] | None = inputs
+        self.inputs = inputs
         self.since = getattr(_outermost, "since", 0) or self.sequence
 
     def saved(self) -> Any:
-        """Return the arrays among the arguments."""
+        """Return the arrays of the arguments."""
         return self.inputs
 
     def pull(self, dys: list[Array | None], retain_graph: bool) -> Iterator[tuple[Edge, Any]]:
         """Yield the gradient of each output at the edge of the same output in the new graph."""
         recompute: Any = self.backward
         if not retain_graph:
-            self.backward, self.parents, self.inputs = None, (), None
-        written = last_write()  # what is written meanwhile was written at the first time as well
+            self.backward, self.parents, self.inputs = None, (), []
+        written = inplace.last_write  # what is written meanwhile was written at the first time as well
         outer, _outermost.since = getattr(_outermost, "since", 0), self.since
         try:
             edges = recompute()
@@ -104,12 +95,12 @@ class CheckpointNode(Node):
 
 def _recorded_after(edges: list[Edge], since: int) -> set[Node]:
     """Return the nodes with a later sequence number, without leaves, that the edges depend on."""
-    waiting, found = [node for node, _ in edges], set()
+    waiting, found = list(edges), set()
     while waiting:
-        node = waiting.pop()
+        node, _ = waiting.pop()
         if node.sequence > since and not node.is_leaf and node not in found:
             found.add(node)
-            waiting += [edge[0] for edge in node.parents if edge is not None]
+            waiting += [edge for edge in node.parents if edge is not None]
     return found
 
 

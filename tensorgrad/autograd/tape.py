@@ -26,7 +26,6 @@ from tensorgrad.autograd.mode import mode
 from tensorgrad.backend import Array, backend_of
 
 Edge: TypeAlias = tuple["Node", int]  # output number `slot` of a node
-Backward = Callable[[Any], Any]
 
 
 class Variable:
@@ -41,6 +40,13 @@ class Variable:
     def node(self) -> "Node | None":
         """The node that made it."""
         return None if self.edge is None else self.edge[0]
+
+    @classmethod
+    def wrap(cls, data: Array, edge: Edge | None = None) -> Any:
+        """Return a tensor of an array, as it is, whose gradient flows to that edge."""
+        x = cls.__new__(cls)
+        x.data, x.edge = data, edge
+        return x
 
 
 class Node:
@@ -64,7 +70,7 @@ class Node:
         self.dtypes = [y.dtype for y in arrays]
         self.is_list = is_list
         self.parents = parents
-        self.backward: Backward | tuple[Backward | None, ...] | None = backward
+        self.backward = backward
 
     def saved(self) -> Any:
         """What it keeps for backward: arrays, or anything that refers to them."""
@@ -75,11 +81,10 @@ class Node:
         backward, parents, dy = self.backward, self.parents, dys if self.is_list else dys[0]
         if not retain_graph:
             self.backward, self.parents = None, ()
-        gradients: Any
         if type(backward) is tuple:
-            gradients = (function(dy) if function else None for function in backward)  # one at a time
+            gradients: Any = (function(dy) if function else None for function in backward)  # one at a time
         else:
-            gradients = backward(dy)  # type: ignore[operator, misc]
+            gradients = backward(dy)
             gradients = gradients if type(gradients) is tuple else (gradients,)
             if any(gradient is not None for gradient in gradients[len(parents) :]):
                 raise RuntimeError(f"{self.name}: {len(gradients)} gradients for {len(parents)} operands")
@@ -160,12 +165,7 @@ def _record(kind: type[Variable], name: str, result: Any, edges: tuple[Edge | No
     is_list = type(result) is list
     arrays = [np.asarray(y) if isinstance(y, np.generic) else y for y in (result if is_list else [result])]
     node = Node(name, arrays, edges, backward, is_list) if backward is not None else None
-    outputs = []
-    for slot, array in enumerate(arrays):
-        out = kind.__new__(kind)
-        out.data = array
-        out.edge = None if node is None else (node, slot)
-        outputs.append(out)
+    outputs = [kind.wrap(array, None if node is None else (node, slot)) for slot, array in enumerate(arrays)]
     return outputs if is_list else outputs[0]
 
 
