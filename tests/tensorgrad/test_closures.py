@@ -10,7 +10,7 @@ from tensorgrad import ops
 from tensorgrad.autograd import op, saved_arrays
 from tensorgrad.backend import get_backend
 from tensorgrad.gradcheck.cases import Case, Example, cases
-from tensorgrad.gradcheck.cases.case import integers, randn
+from tensorgrad.gradcheck.cases.inputs import integers, randn
 from tensorgrad.tensor import Tensor
 
 CHECKED = [(case, example) for case in cases.values() for example in case.examples if example.saves is not None]

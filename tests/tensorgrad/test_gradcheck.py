@@ -19,9 +19,9 @@ from tensorgrad.autograd import op
 from tensorgrad.gradcheck import GradcheckError, measure
 from tensorgrad.gradcheck import __name__ as gradcheck_name
 from tensorgrad.gradcheck.__main__ import main
-from tensorgrad.gradcheck.cases import Case, Example, cases
-from tensorgrad.gradcheck.cases import case as case_module
-from tensorgrad.gradcheck.cases.case import Frozen, randn
+from tensorgrad.gradcheck.cases import Case, Example, cases, inputs
+from tensorgrad.gradcheck.cases.case import Frozen
+from tensorgrad.gradcheck.cases.inputs import randn
 from tensorgrad.gradcheck.precision import TOLERANCE
 from tensorgrad.gradcheck.run import check, dtypes, run
 from tensorgrad.ops.dropout import draw
@@ -32,7 +32,7 @@ command_line = sys.modules["tensorgrad.gradcheck.__main__"]
 
 @pytest.fixture(autouse=True)
 def same_numbers_whatever_ran_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(case_module, "_generator", tg.Generator(1))
+    monkeypatch.setattr(inputs, "_generator", tg.Generator(1))
 
 
 def tensor(*shape: int, dtype: Any = np.float64) -> tg.Tensor:

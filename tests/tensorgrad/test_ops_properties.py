@@ -10,7 +10,7 @@ from op_table import Row, generators, lay_out
 
 from tensorgrad import Tensor, ops
 from tensorgrad.gradcheck.cases import Case, Example
-from tensorgrad.gradcheck.cases.case import randn
+from tensorgrad.gradcheck.cases.inputs import randn
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 drawn = settings(max_examples=20, deadline=None, derandomize=True)

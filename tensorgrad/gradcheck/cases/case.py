@@ -5,14 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad import ops
 from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.arrays import is_floating
-from tensorgrad.random import Generator
 from tensorgrad.tensor import Tensor
 
 Function = Callable[..., Any]
-Numbers = Callable[..., Array]  # from a shape
 
 
 class Frozen:
@@ -49,17 +46,24 @@ class Example:
         """Call `fn`, the op or another function that takes the same, with these inputs and the example's options."""
         return fn(*inputs, **self.options) if self.call is None else self.call(fn, *inputs, **self.options)
 
+    def layouts(self) -> "list[Example]":
+        """This example, and the same with all arrays in Fortran's order, sliced backwards, and of stride 0."""
+        return [self, *(
+            Example(f"{self.name}, {name}", *map(lay_out, self.inputs), call=self.call, **self.options)
+            for name, lay_out in LAYOUTS.items()
+        )]  # fmt: skip
+
     def tensors(self, k: Backend, dtype: Any) -> list[Any]:
         """The inputs as tensors of a backend, floats rounded to `dtype`, with the strides that they have here."""
         return [self._tensor(k, x, np.dtype(dtype)) for x in self.inputs]
 
     def _tensor(self, k: Backend, x: Any, dtype: Any) -> Any:
         if isinstance(x, Frozen):
-            return Tensor(_lay_out(k, x.array, dtype))
+            return Tensor(_with_strides(k, x.array, dtype))
         if not isinstance(x, np.ndarray):
             return x
         floating = is_floating(x.dtype)
-        return Tensor(_lay_out(k, x, dtype if floating else x.dtype), requires_grad=floating)
+        return Tensor(_with_strides(k, x, dtype if floating else x.dtype), requires_grad=floating)
 
     def arrays(self, dtype: Any) -> list[Any]:
         """The inputs as NumPy arrays, floats rounded to `dtype` and widened to float64."""
@@ -70,7 +74,7 @@ class Example:
         ]
 
 
-def _lay_out(k: Backend, x: Array, dtype: Any) -> Array:
+def _with_strides(k: Backend, x: Array, dtype: Any) -> Array:
     """x in another dtype on a backend, with the same strides: sliced, reversed and stride-0 views stay such."""
     memory = x
     while isinstance(memory.base, np.ndarray):
@@ -79,6 +83,28 @@ def _lay_out(k: Backend, x: Array, dtype: Any) -> Array:
     moved = k.asarray(memory.ravel(order="K").astype(dtype))
     strides = [stride // x.itemsize * moved.itemsize for stride in x.strides]
     return k.xp.lib.stride_tricks.as_strided(moved[start:], x.shape, strides)
+
+
+def _transposed(x: Any) -> Any:
+    return np.asfortranarray(x) if isinstance(x, np.ndarray) else x
+
+
+def _sliced(x: Any) -> Any:
+    if not isinstance(x, np.ndarray):
+        return x
+    every_other: Any = (..., *(slice(None, None, -2),) * x.ndim)  # ... keeps 0 dimensions an array
+    view = np.zeros([2 * n for n in x.shape], x.dtype)[every_other]
+    view[...] = x
+    return view
+
+
+def _stretched(x: Any) -> Any:
+    """The first along one axis in place of all."""
+    axis = next((i for i, n in enumerate(np.shape(x)) if n > 1), None)
+    return x if axis is None else np.broadcast_to(x.take([0], axis), x.shape)
+
+
+LAYOUTS: dict[str, Function] = {"transposed": _transposed, "sliced": _sliced, "stride 0": _stretched}
 
 
 class Draw:
@@ -114,89 +140,3 @@ class Case:
 
     def __repr__(self) -> str:
         return f"Case({self.name})"
-
-
-# --- inputs, float64 ------------------------------------------------------------------------------
-
-_generator = Generator(2026)
-
-
-def randn(*shape: int) -> Array:
-    """Normally distributed."""
-    return np.asarray(_generator.normal(shape, dtype=np.float64))
-
-
-def uniform(low: float, high: float, *shape: int) -> Array:
-    """Uniform between low and high."""
-    return np.asarray(_generator.uniform(shape, low, high, dtype=np.float64))
-
-
-def positive(*shape: int) -> Array:
-    """From 1/2 to 2: far from 0, where a logarithm or a root is not smooth."""
-    return uniform(0.5, 2, *shape)
-
-
-def nonzero(*shape: int) -> Array:
-    """From 1/2 to 2, of either sign: far from the kink at 0."""
-    return np.asarray(positive(*shape) * (1 - 2 * integers(0, 2, *shape)))
-
-
-def distinct(*shape: int) -> Array:
-    """Multiples of 1/4 around 0, all different, in random order: no small step changes which is the largest."""
-    n = int(np.prod(shape))
-    return np.asarray((_generator.permutation(n) - n // 2) / 4).reshape(shape)
-
-
-def integers(low: int, high: int, *shape: int) -> Array:
-    """int64 from low to high - 1."""
-    return np.asarray(_generator.integers(low, high, shape))
-
-
-def booleans(*shape: int) -> Array:
-    """True or False."""
-    return np.asarray(integers(0, 2, *shape) == 1)
-
-
-def stretched(*shape: int, numbers: Numbers = randn) -> Array:
-    """Equal rows: stride 0 along every axis but the last."""
-    return np.broadcast_to(numbers(shape[-1]), shape)
-
-
-# --- the same examples for every op of a kind ----------------------------------------------------
-
-
-def unary(numbers: Numbers = randn, *, saves: str | None = None, **options: Any) -> list[Example]:
-    """Examples of an elementwise op on one array."""
-    return [
-        Example("0-d", numbers(), **options),
-        Example("one element", numbers(1), **options),
-        Example("3-d", numbers(2, 3, 4), saves=saves, **options),
-        Example("empty", numbers(0, 3), **options),
-        Example("transposed", numbers(4, 3).T, **options),
-        Example("sliced", numbers(6, 5)[::2, 1:4], **options),
-        Example("reversed", numbers(5)[::-1], **options),
-        Example("stride 0", stretched(3, 4, numbers=numbers), **options),
-        Example("used twice", numbers(3, 4), **options, call=lambda op, x, **given: ops.add(op(x, **given), x)),
-    ]
-
-
-def binary(a: Numbers = randn, b: Numbers = randn, *, saves: tuple[str, str]) -> list[Example]:
-    """Examples of an elementwise op on two arrays that broadcast together; saves: for da, and for db."""
-    for_da, for_db = saves
-    return [
-        Example("0-d", a(), b()),
-        Example("one element", a(1), b(1)),
-        Example("same shape", a(3, 4), b(3, 4)),
-        Example("broadcast", a(3, 1), b(4)),
-        Example("broadcast 3-d", a(2, 1, 3), b(4, 1), saves=" ".join(sorted({*for_da.split(), *for_db.split()}))),
-        Example("array and 0-d", a(2, 3), b()),
-        Example("0-d and array", a(), b(2, 3)),
-        Example("scalar right", a(2, 3), 1.375),
-        Example("scalar left", 1.375, b(2, 3)),
-        Example("empty", a(0, 3), b(3)),
-        Example("transposed", a(4, 3).T, b(3, 4)),
-        Example("sliced", a(6, 4)[::2], b(3, 8)[:, ::-2]),
-        Example("stride 0", stretched(3, 4, numbers=a), np.broadcast_to(b(3, 1), (3, 4))),
-        Example("frozen left", Frozen(a(2, 1, 3)), b(4, 1), saves=for_db),
-        Example("frozen right", a(2, 1, 3), Frozen(b(4, 1)), saves=for_da),
-    ]
