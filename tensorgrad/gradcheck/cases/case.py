@@ -28,12 +28,15 @@ class Example:
     saves: the arrays that backward keeps, one word each; None where this is not checked. A word is the letter of an
     input ("a" the first, "b" the second), "y" for a result, or the shape of any other array. The shape follows the
     dtype unless that is the input's, or the array is less than half as large as the first: "a y (2,3,1) bool(2,3,4)".
+    saves_in_half: the same in half precision, where it differs.
     """
 
     def __init__(
-        self, name: str, *inputs: Any, call: Function | None = None, saves: str | None = None, **options: Any
-    ) -> None:
-        self.name, self.inputs, self.call, self.saves, self.options = name, inputs, call, saves, options
+        self, name: str, *inputs: Any, call: Function | None = None, saves: str | None = None,
+        saves_in_half: str | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        self.name, self.inputs, self.call, self.options = name, inputs, call, options
+        self.saves, self.saves_in_half = saves, saves if saves_in_half is None else saves_in_half
 
     def __repr__(self) -> str:
         return f"Example({self.name!r})"

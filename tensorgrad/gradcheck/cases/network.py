@@ -136,7 +136,8 @@ cases = [
         Example("one element", randn(1, 1), randn(1, 1), np.array([0])),
         Example("one row", randn(3), randn(4, 3), np.array(2)),
         *Example("matrix", randn(5, 3), randn(4, 3), integers(0, 4, 5)).layouts(),
-        Example("batch", randn(2, 3, 3), randn(4, 3), integers(0, 4, 2, 3)),
+        Example("batch", randn(2, 3, 3), randn(4, 3), integers(0, 4, 2, 3),  # saves gradients, no logits
+                saves="a b c () () (2,3,3) (4,3)", saves_in_half="a b c () (6,) (6,4)"),
         Example("in blocks", randn(5, 3), randn(4, 3), integers(0, 4, 5), call=_in_blocks),
         Example("in blocks, sum", randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="sum", call=_in_blocks),
         Example("in blocks, none", randn(5, 3), randn(4, 3), integers(0, 4, 5), reduction="none", call=_in_blocks),
