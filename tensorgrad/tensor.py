@@ -1,7 +1,8 @@
 """Tensor: an array, its gradient, and operators that call ops."""
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -10,11 +11,14 @@ from tensorgrad.autograd import Leaf, Variable, note_write, op
 from tensorgrad.backend import Array, Backend, backend_of, get_backend, load
 from tensorgrad.backend.arrays import is_floating
 
-Axis = int | tuple[int, ...] | None
+
+def _reflected(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator for a tensor on the right: 1 - x."""
+    return lambda self, other: fn(other, self)
 
 
-def _updating(fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """x += y and its like: under no_grad a leaf is written into, as an optimiser does; else x becomes the result."""
+def _in_place(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """x += y and the like: under no_grad a leaf is written into, as an optimiser does; else x becomes the result."""
 
     def update(self: "Tensor", other: Any) -> Any:
         if not isinstance(self.node, Leaf) or autograd.is_grad_enabled():
@@ -23,6 +27,18 @@ def _updating(fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         return self
 
     return update
+
+
+def _with_tuple(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A method whose second argument is a tuple of ints, which may also be given one by one."""
+
+    @functools.wraps(fn)
+    def method(self: "Tensor", *values: Any, **options: Any) -> Any:
+        if len(values) == 1 and isinstance(values[0], tuple | list):
+            values = tuple(values[0])
+        return fn(self, values, **options) if values or not options else fn(self, **options)
+
+    return method
 
 
 class Tensor(Variable):
@@ -216,99 +232,34 @@ class Tensor(Variable):
 
     # --- operators ------------------------------------------------------------------------------
 
-    def __add__(self, other: Any) -> Any:
-        return ops.add(self, other)
-
-    def __radd__(self, other: Any) -> Any:
-        return ops.add(other, self)
-
-    def __sub__(self, other: Any) -> Any:
-        return ops.subtract(self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return ops.subtract(other, self)
-
-    def __mul__(self, other: Any) -> Any:
-        return ops.multiply(self, other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return ops.multiply(other, self)
-
-    def __truediv__(self, other: Any) -> Any:
-        return ops.divide(self, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return ops.divide(other, self)
-
-    def __floordiv__(self, other: Any) -> Any:
-        return ops.floor_divide(self, other)
-
-    def __rfloordiv__(self, other: Any) -> Any:
-        return ops.floor_divide(other, self)
-
-    def __mod__(self, other: Any) -> Any:
-        return ops.remainder(self, other)
-
-    def __rmod__(self, other: Any) -> Any:
-        return ops.remainder(other, self)
-
-    def __pow__(self, other: Any) -> Any:
-        return ops.pow(self, other)
-
-    def __rpow__(self, other: Any) -> Any:
-        return ops.pow(other, self)
-
-    def __matmul__(self, other: Any) -> Any:
-        return ops.matmul(self, other)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        return ops.matmul(other, self)
-
-    __iadd__, __isub__ = _updating(ops.add), _updating(ops.subtract)
-    __imul__, __itruediv__ = _updating(ops.multiply), _updating(ops.divide)
-
-    def __neg__(self) -> Any:
-        return ops.negative(self)
+    __add__, __radd__ = ops.add, _reflected(ops.add)
+    __sub__, __rsub__ = ops.subtract, _reflected(ops.subtract)
+    __mul__, __rmul__ = ops.multiply, _reflected(ops.multiply)
+    __truediv__, __rtruediv__ = ops.divide, _reflected(ops.divide)
+    __floordiv__, __rfloordiv__ = ops.floor_divide, _reflected(ops.floor_divide)
+    __mod__, __rmod__ = ops.remainder, _reflected(ops.remainder)
+    __pow__, __rpow__ = ops.pow, _reflected(ops.pow)
+    __matmul__, __rmatmul__ = ops.matmul, _reflected(ops.matmul)
+    __iadd__, __isub__ = _in_place(ops.add), _in_place(ops.subtract)
+    __imul__, __itruediv__ = _in_place(ops.multiply), _in_place(ops.divide)
+    __neg__, __abs__, __invert__ = ops.negative, ops.abs, ops.bitwise_invert
+    __eq__, __ne__ = ops.equal, ops.not_equal
+    __lt__, __le__, __gt__, __ge__ = ops.less, ops.less_equal, ops.greater, ops.greater_equal
+    __and__ = __rand__ = ops.bitwise_and
+    __or__ = __ror__ = ops.bitwise_or
+    __xor__ = __rxor__ = ops.bitwise_xor
 
     def __pos__(self) -> "Tensor":
         return self
 
-    def __abs__(self) -> Any:
-        return ops.abs(self)
+    # --- methods: the op of the same name, whose first operand is the tensor --------------------
 
-    def __eq__(self, other: Any) -> Any:
-        return ops.equal(self, other)
-
-    def __ne__(self, other: Any) -> Any:
-        return ops.not_equal(self, other)
-
-    def __lt__(self, other: Any) -> Any:
-        return ops.less(self, other)
-
-    def __le__(self, other: Any) -> Any:
-        return ops.less_equal(self, other)
-
-    def __gt__(self, other: Any) -> Any:
-        return ops.greater(self, other)
-
-    def __ge__(self, other: Any) -> Any:
-        return ops.greater_equal(self, other)
-
-    def __and__(self, other: Any) -> Any:
-        return ops.bitwise_and(self, other)
-
-    def __or__(self, other: Any) -> Any:
-        return ops.bitwise_or(self, other)
-
-    def __xor__(self, other: Any) -> Any:
-        return ops.bitwise_xor(self, other)
-
-    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__  # the order makes no difference
-
-    def __invert__(self) -> Any:
-        return ops.bitwise_invert(self)
-
-    # --- methods: the op of the same name -------------------------------------------------------
+    sum, mean, prod, var, std = ops.sum, ops.mean, ops.prod, ops.var, ops.std
+    max, min, argmax, argmin, all, any = ops.max, ops.min, ops.argmax, ops.argmin, ops.all, ops.any
+    exp, log, sqrt, square, clip = ops.exp, ops.log, ops.sqrt, ops.square, ops.clip
+    tanh, sigmoid, relu, gelu, softmax = ops.tanh, ops.sigmoid, ops.relu, ops.gelu, ops.softmax
+    expand_dims, squeeze, split = ops.expand_dims, ops.squeeze, ops.split
+    reshape, permute_dims, broadcast_to = map(_with_tuple, (ops.reshape, ops.permute_dims, ops.broadcast_to))
 
     @property
     def T(self) -> Any:
@@ -322,114 +273,6 @@ class Tensor(Variable):
         """The last two axes exchanged: (..., m, n) -> (..., n, m)."""
         return ops.matrix_transpose(self)
 
-    def sum(self, axis: Axis = None, keepdims: bool = False) -> Any:
-        """See `tensorgrad.sum`."""
-        return ops.sum(self, axis=axis, keepdims=keepdims)
-
-    def mean(self, axis: Axis = None, keepdims: bool = False) -> Any:
-        """See `tensorgrad.mean`."""
-        return ops.mean(self, axis=axis, keepdims=keepdims)
-
-    def max(self, axis: Axis = None, keepdims: bool = False) -> Any:
-        """See `tensorgrad.max`."""
-        return ops.max(self, axis=axis, keepdims=keepdims)
-
-    def min(self, axis: Axis = None, keepdims: bool = False) -> Any:
-        """See `tensorgrad.min`."""
-        return ops.min(self, axis=axis, keepdims=keepdims)
-
-    def prod(self, axis: Axis = None, keepdims: bool = False) -> Any:
-        """See `tensorgrad.prod`."""
-        return ops.prod(self, axis=axis, keepdims=keepdims)
-
-    def var(self, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Any:
-        """See `tensorgrad.var`."""
-        return ops.var(self, axis=axis, correction=correction, keepdims=keepdims)
-
-    def std(self, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Any:
-        """See `tensorgrad.std`."""
-        return ops.std(self, axis=axis, correction=correction, keepdims=keepdims)
-
-    def all(self, axis: Axis = None, keepdims: bool = False) -> Any:
-        """See `tensorgrad.all`."""
-        return ops.all(self, axis=axis, keepdims=keepdims)
-
-    def any(self, axis: Axis = None, keepdims: bool = False) -> Any:
-        """See `tensorgrad.any`."""
-        return ops.any(self, axis=axis, keepdims=keepdims)
-
-    def argmax(self, axis: int | None = None, keepdims: bool = False) -> Any:
-        """See `tensorgrad.argmax`."""
-        return ops.argmax(self, axis=axis, keepdims=keepdims)
-
-    def argmin(self, axis: int | None = None, keepdims: bool = False) -> Any:
-        """See `tensorgrad.argmin`."""
-        return ops.argmin(self, axis=axis, keepdims=keepdims)
-
-    def reshape(self, *shape: Any) -> Any:
-        """See `tensorgrad.reshape`; the shape as one tuple or as several ints."""
-        return ops.reshape(self, shape=_as_tuple(shape))
-
-    def permute_dims(self, *axes: Any) -> Any:
-        """See `tensorgrad.permute_dims`; the axes as one tuple or as several ints."""
-        return ops.permute_dims(self, axes=_as_tuple(axes))
-
-    def expand_dims(self, axis: int = 0) -> Any:
-        """See `tensorgrad.expand_dims`."""
-        return ops.expand_dims(self, axis=axis)
-
-    def squeeze(self, axis: Axis = None) -> Any:
-        """See `tensorgrad.squeeze`."""
-        return ops.squeeze(self, axis=axis)
-
-    def broadcast_to(self, *shape: Any) -> Any:
-        """See `tensorgrad.broadcast_to`; the shape as one tuple or as several ints."""
-        return ops.broadcast_to(self, shape=_as_tuple(shape))
-
-    def split(self, sections: Any, axis: int = 0) -> Any:
-        """See `tensorgrad.split`."""
-        return ops.split(self, sections=sections, axis=axis)
-
-    def exp(self) -> Any:
-        """See `tensorgrad.exp`."""
-        return ops.exp(self)
-
-    def log(self) -> Any:
-        """See `tensorgrad.log`."""
-        return ops.log(self)
-
-    def sqrt(self) -> Any:
-        """See `tensorgrad.sqrt`."""
-        return ops.sqrt(self)
-
-    def square(self) -> Any:
-        """See `tensorgrad.square`."""
-        return ops.square(self)
-
-    def tanh(self) -> Any:
-        """See `tensorgrad.tanh`."""
-        return ops.tanh(self)
-
-    def sigmoid(self) -> Any:
-        """See `tensorgrad.sigmoid`."""
-        return ops.sigmoid(self)
-
-    def relu(self) -> Any:
-        """See `tensorgrad.relu`."""
-        return ops.relu(self)
-
-    def gelu(self, approximate: Literal["none", "tanh"] = "none") -> Any:
-        """See `tensorgrad.gelu`."""
-        return ops.gelu(self, approximate=approximate)
-
-    def softmax(self, axis: int = -1) -> Any:
-        """See `tensorgrad.softmax`."""
-        return ops.softmax(self, axis=axis)
-
-    def clip(self, min: float | None = None, max: float | None = None) -> Any:
-        """See `tensorgrad.clip`."""
-        return ops.clip(self, min=min, max=max)
-
 
 @op
 def _to(k: Backend, x: Array, *, backend: str) -> tuple[Array, Any]:
@@ -440,10 +283,6 @@ def _to(k: Backend, x: Array, *, backend: str) -> tuple[Array, Any]:
 def kernels_of(tensor: Tensor) -> Backend:
     """The backend whose kernels work on a tensor's array."""
     return backend_of("tensor", [tensor.data])
-
-
-def _as_tuple(values: tuple[Any, ...]) -> tuple[int, ...]:
-    return tuple(values[0]) if len(values) == 1 and isinstance(values[0], tuple | list) else values
 
 
 def _as_array(data: Any, dtype: Any) -> Array:
