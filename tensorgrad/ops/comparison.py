@@ -1,5 +1,8 @@
 """Ops without a gradient: comparisons, logic, rounding, and searching. Their results never require one."""
 
+from collections.abc import Callable
+from typing import Any
+
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import normalize_axes
@@ -15,141 +18,60 @@ Result = tuple[Array, None]
 Axis = int | tuple[int, ...] | None
 
 
-def _quiet(k: Backend, *operands: Array) -> list[Array]:
-    """bfloat16 as float32, exactly the same numbers: comparing NaN, ml_dtypes warns and NumPy does not."""
-    return [k.wide(x) if hasattr(x, "dtype") else x for x in operands]
+def _binary(name: str, meaning: str, widen: bool = False) -> Callable[..., Any]:
+    """The op of a function of the array module. widen: comparing NaN in bfloat16, ml_dtypes warns; float32 does not."""
+
+    def fn(k: Backend, a: Array, b: Array) -> Result:
+        operands = [k.wide(x) if widen and hasattr(x, "dtype") else x for x in (a, b)]
+        return getattr(k.xp, name)(*operands), None
+
+    fn.__name__ = fn.__qualname__ = name
+    fn.__doc__ = f"{meaning}, elementwise."
+    return op(fn)
 
 
-@op
-def equal(k: Backend, a: Array, b: Array) -> Result:
-    """a == b, elementwise."""
-    return k.xp.equal(a, b), None
+def _unary(name: str, meaning: str, function: str = "") -> Callable[..., Any]:
+    """The op of a function of the array module, which may be called otherwise there."""
+
+    def fn(k: Backend, x: Array) -> Result:
+        return getattr(k.xp, function or name)(x), None
+
+    fn.__name__ = fn.__qualname__ = name
+    fn.__doc__ = f"{meaning}, elementwise."
+    return op(fn)
 
 
-@op
-def not_equal(k: Backend, a: Array, b: Array) -> Result:
-    """a != b, elementwise."""
-    return k.xp.not_equal(a, b), None
+equal = _binary("equal", "a == b")
+not_equal = _binary("not_equal", "a != b")
+less = _binary("less", "a < b", widen=True)
+less_equal = _binary("less_equal", "a <= b", widen=True)
+greater = _binary("greater", "a > b", widen=True)
+greater_equal = _binary("greater_equal", "a >= b", widen=True)
 
+logical_and = _binary("logical_and", "a and b")
+logical_or = _binary("logical_or", "a or b")
+logical_xor = _binary("logical_xor", "Either a or b but not both")
+logical_not = _unary("logical_not", "not x")
 
-@op
-def less(k: Backend, a: Array, b: Array) -> Result:
-    """a < b, elementwise."""
-    return k.xp.less(*_quiet(k, a, b)), None
+bitwise_and = _binary("bitwise_and", "The bits that are set in both of two integers; a and b for bool")
+bitwise_or = _binary("bitwise_or", "The bits that are set in either of two integers; a or b for bool")
+bitwise_xor = _binary("bitwise_xor", "The bits that are set in just one of two integers; either a or b for bool")
+bitwise_invert = _unary("bitwise_invert", "The bits of an integer that are not set; not x for bool", "invert")
 
+isnan = _unary("isnan", "Whether x is not a number")
+isinf = _unary("isinf", "Whether x is infinite")
+isfinite = _unary("isfinite", "Whether x is neither infinite nor NaN")
 
-@op
-def less_equal(k: Backend, a: Array, b: Array) -> Result:
-    """a <= b, elementwise."""
-    return k.xp.less_equal(*_quiet(k, a, b)), None
-
-
-@op
-def greater(k: Backend, a: Array, b: Array) -> Result:
-    """a > b, elementwise."""
-    return k.xp.greater(*_quiet(k, a, b)), None
-
-
-@op
-def greater_equal(k: Backend, a: Array, b: Array) -> Result:
-    """a >= b, elementwise."""
-    return k.xp.greater_equal(*_quiet(k, a, b)), None
-
-
-@op
-def logical_and(k: Backend, a: Array, b: Array) -> Result:
-    """a and b, elementwise."""
-    return k.xp.logical_and(a, b), None
-
-
-@op
-def logical_or(k: Backend, a: Array, b: Array) -> Result:
-    """a or b, elementwise."""
-    return k.xp.logical_or(a, b), None
-
-
-@op
-def logical_xor(k: Backend, a: Array, b: Array) -> Result:
-    """Either a or b but not both, elementwise."""
-    return k.xp.logical_xor(a, b), None
-
-
-@op
-def logical_not(k: Backend, x: Array) -> Result:
-    """not x, elementwise."""
-    return k.xp.logical_not(x), None
-
-
-@op
-def bitwise_and(k: Backend, a: Array, b: Array) -> Result:
-    """The bits that are set in both of two integers; a and b for bool."""
-    return k.xp.bitwise_and(a, b), None
-
-
-@op
-def bitwise_or(k: Backend, a: Array, b: Array) -> Result:
-    """The bits that are set in either of two integers; a or b for bool."""
-    return k.xp.bitwise_or(a, b), None
-
-
-@op
-def bitwise_xor(k: Backend, a: Array, b: Array) -> Result:
-    """The bits that are set in one of two integers but not both; either a or b for bool."""
-    return k.xp.bitwise_xor(a, b), None
-
-
-@op
-def bitwise_invert(k: Backend, x: Array) -> Result:
-    """The bits of an integer that are not set; not x for bool."""
-    return k.xp.invert(x), None
-
-
-@op
-def isnan(k: Backend, x: Array) -> Result:
-    """Whether each element is not a number."""
-    return k.xp.isnan(x), None
-
-
-@op
-def isinf(k: Backend, x: Array) -> Result:
-    """Whether each element is infinite."""
-    return k.xp.isinf(x), None
-
-
-@op
-def isfinite(k: Backend, x: Array) -> Result:
-    """Whether each element is neither infinite nor NaN."""
-    return k.xp.isfinite(x), None
-
-
-@op
-def floor(k: Backend, x: Array) -> Result:
-    """The largest integer not above x, in x's dtype."""
-    return k.xp.floor(x), None
-
-
-@op
-def ceil(k: Backend, x: Array) -> Result:
-    """The smallest integer not below x, in x's dtype."""
-    return k.xp.ceil(x), None
+floor = _unary("floor", "The largest integer not above x, in x's dtype")
+ceil = _unary("ceil", "The smallest integer not below x, in x's dtype")
+floor_divide = _binary("floor_divide", "The largest integer not above a / b")
+remainder = _binary("remainder", "a - b floor(a / b), which has the sign of b")
 
 
 @op
 def round(k: Backend, x: Array) -> Result:
     """The nearest integer, to even where two are, in x's dtype."""
     return k.narrow(k.xp.round(k.wide(x)), x.dtype), None
-
-
-@op
-def floor_divide(k: Backend, a: Array, b: Array) -> Result:
-    """The largest integer not above a / b."""
-    return k.xp.floor_divide(a, b), None
-
-
-@op
-def remainder(k: Backend, a: Array, b: Array) -> Result:
-    """a - b floor(a / b): it has the sign of b."""
-    return k.xp.remainder(a, b), None
 
 
 @op
