@@ -1,9 +1,10 @@
 """tensorgrad: reverse-mode automatic differentiation on NumPy and CuPy, from the tensor to the kernel."""
 
-from tensorgrad import amp, distributed, nn, ops, optim, random
-from tensorgrad.anomaly import NonFiniteError, detect_anomaly
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tensorgrad import nn, ops, optim, random
 from tensorgrad.autograd import enable_grad, is_grad_enabled, no_grad
-from tensorgrad.autograd.recompute import checkpoint
 from tensorgrad.backend import (
     BackendUnavailable,
     get_backend,
@@ -11,7 +12,6 @@ from tensorgrad.backend import (
     set_num_threads,
     use_backend,
 )
-from tensorgrad.count import Cost, count
 from tensorgrad.creation import (
     arange,
     asarray,
@@ -32,3 +32,27 @@ from tensorgrad.gradcheck import gradcheck
 from tensorgrad.ops import *  # noqa: F403
 from tensorgrad.random import Generator, manual_seed
 from tensorgrad.tensor import Tensor
+
+if TYPE_CHECKING:
+    from tensorgrad import amp, distributed
+    from tensorgrad.anomaly import NonFiniteError, detect_anomaly
+    from tensorgrad.autograd.recompute import checkpoint
+    from tensorgrad.counting import Cost, count
+
+# What a first training step does without is imported when it is first used: name -> module.
+_LAZY = {
+    "NonFiniteError": "tensorgrad.anomaly", "detect_anomaly": "tensorgrad.anomaly",
+    "checkpoint": "tensorgrad.autograd.recompute", "Cost": "tensorgrad.counting", "count": "tensorgrad.counting",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("amp", "distributed"):
+        return importlib.import_module(f"tensorgrad.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tensorgrad' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY, "amp", "distributed"])

@@ -24,7 +24,7 @@ LAYERS = [
         "tensorgrad.nn",
         "tensorgrad.optim",
         "tensorgrad.anomaly",
-        "tensorgrad.count",
+        "tensorgrad.counting",
         "tensorgrad.distributed",
         "tensorgrad.doctor",
         "tensorgrad.gradcheck",

@@ -8,8 +8,9 @@ import numpy as np
 from tensorgrad.autograd import Edge, Node, Observer, saved_arrays
 from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.arrays import is_floating
+from tensorgrad.gradcheck import GradcheckError
 from tensorgrad.gradcheck.differences import index_text, relative_error
-from tensorgrad.gradcheck.probe import GradcheckError, Probe, Recorded
+from tensorgrad.gradcheck.probe import Probe, Recorded
 
 ROUNDING = 1e-11  # what another order of additions may change in float64, relative to the largest gradient
 FLOAT32_BYTES = 4

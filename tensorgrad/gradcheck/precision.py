@@ -8,10 +8,10 @@ import numpy as np
 
 from tensorgrad.backend import Array, Backend, load, use_backend
 from tensorgrad.backend.arrays import is_floating
-from tensorgrad.gradcheck import audit
+from tensorgrad.gradcheck import GradcheckError, audit
 from tensorgrad.gradcheck.cases import Case, Example
 from tensorgrad.gradcheck.differences import Difference, index_text, relative_error
-from tensorgrad.gradcheck.probe import GradcheckError, Probe
+from tensorgrad.gradcheck.probe import Probe
 from tensorgrad.random import Generator, default_generator
 from tensorgrad.tensor import Tensor
 

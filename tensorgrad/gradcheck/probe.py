@@ -6,12 +6,9 @@ from typing import Any
 
 from tensorgrad.autograd import no_grad, op
 from tensorgrad.backend import Array, Backend
+from tensorgrad.gradcheck import GradcheckError
 from tensorgrad.random import default_generator
 from tensorgrad.tensor import Tensor, kernels_of
-
-
-class GradcheckError(AssertionError):
-    """A gradient is not what it has to be; the message says whose, and where."""
 
 
 class Recorded:

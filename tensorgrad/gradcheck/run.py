@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tensorgrad.backend import Backend, use_backend
-from tensorgrad.gradcheck import measure
 from tensorgrad.gradcheck.cases import Case, Example
+from tensorgrad.gradcheck.check import measure
 from tensorgrad.gradcheck.differences import Difference
 from tensorgrad.gradcheck.precision import TOLERANCE, compare, compare_composition
 from tensorgrad.random import default_generator

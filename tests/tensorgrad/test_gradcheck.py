@@ -16,17 +16,17 @@ import pytest
 import tensorgrad as tg
 from tensorgrad import backend, ops
 from tensorgrad.autograd import op
-from tensorgrad.gradcheck import GradcheckError, measure
-from tensorgrad.gradcheck import __name__ as gradcheck_name
+from tensorgrad.gradcheck import GradcheckError
+from tensorgrad.gradcheck import check as gradcheck_module
 from tensorgrad.gradcheck.__main__ import main
 from tensorgrad.gradcheck.cases import Case, Example, cases, inputs
 from tensorgrad.gradcheck.cases.case import Frozen
 from tensorgrad.gradcheck.cases.inputs import randn
+from tensorgrad.gradcheck.check import measure
 from tensorgrad.gradcheck.precision import TOLERANCE
 from tensorgrad.gradcheck.run import check, dtypes, run
 from tensorgrad.ops.dropout import draw
 
-gradcheck_module = sys.modules[gradcheck_name]  # tensorgrad.gradcheck is the function
 command_line = sys.modules["tensorgrad.gradcheck.__main__"]
 
 
