@@ -47,7 +47,7 @@ def gelu(k: Backend, x: Array, *, approximate: Literal["none", "tanh"] = "none")
     if approximate == "tanh":
         return k.gelu_tanh(x), lambda dy: k.gelu_tanh_backward(dy, x)
     if approximate != "none":
-        raise ValueError(f"gelu: approximate is {approximate!r}, not 'none' or 'tanh'")
+        raise ValueError(f"gelu: approximate={approximate!r} is neither 'none' nor 'tanh'")
     return k.gelu(x), lambda dy: k.gelu_backward(dy, x)
 
 

@@ -1,6 +1,5 @@
-"""The loss of a language model: how surprised the logits are by what came."""
+"""Cross-entropy, the loss of a language model: alone, and together with the product that computes the logits."""
 
-import collections
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -23,9 +22,9 @@ def cross_entropy(
     """-log softmax(logits)[target], in nats.
 
     logits (..., V), targets (...) integer -> a scalar, or (...) with reduction "none"; at least float32. Targets equal
-    to `ignore_index` count for nothing; where all are, the mean is 0. label_smoothing s mixes s / V of every class into
-    the target (Szegedy et al. 2016, arXiv:1512.00567). dlogits = softmax - target. Saves logits and their logsumexp.
-    Raises ValueError for shapes that do not fit, IndexError for a target that is no class.
+    to `ignore_index` are ignored; if all are, the mean is 0. label_smoothing s replaces the target distribution by
+    (1 - s) target + s / V (Szegedy et al. 2016, arXiv:1512.00567). dlogits = softmax - target. Saves the logits and
+    their logsumexp. Raises ValueError for shapes that do not fit, IndexError for a target outside 0 to V - 1.
     """
     shape, options = logits.shape, (ignore_index, label_smoothing)
     targets, reduced, dlosses = _reduction(k, "cross_entropy", shape, logits.dtype, targets, *options, reduction)
@@ -42,7 +41,7 @@ def plain_linear_cross_entropy(
     x: Any, weight: Any, targets: Any, *,
     ignore_index: int = -100, label_smoothing: float = 0.0, reduction: Reduction = "mean",
 ) -> Any:  # fmt: skip
-    """What `linear_cross_entropy` computes, in plain ops, which hold all logits."""
+    """`linear_cross_entropy` as a composition of plain ops, which keep all logits."""
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
     return cross_entropy(linear(x, weight), targets, **options)
 
@@ -54,13 +53,13 @@ def linear_cross_entropy(
     ignore_index: int = -100, label_smoothing: float = 0.0, reduction: Reduction = "mean",
     ctx: Context,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """The cross-entropy of the logits x @ weight^T, which are never held as a whole; options as `cross_entropy`'s.
+    """The cross-entropy of the logits x @ weight^T, computed for a block of rows at a time; options of `cross_entropy`.
 
     x (..., n), weight (V, n), targets (...) integer -> a scalar, or (...) with reduction "none".
-    The logits of a block of rows are made, and while they are there the gradients for dy = 1: all that is left to
-    backward is to multiply by dy (Hsu et al. 2024, arXiv:2410.10989). Saves the operands and a gradient of each.
-    With "none" every row has a dy of its own, and in half precision gradients need the loss scale before they are
-    rounded: there the logits are saved as well, and only their gradient is made for a block at a time.
+    Forward computes the logits of a block and, from them, the gradients for dy = 1; backward only multiplies those by
+    dy (Hsu et al. 2024, arXiv:2410.10989). Saves the operands and a gradient of each. With "none", where every row has
+    its own dy, and in half precision, where gradients must be multiplied by the loss scale before they are rounded,
+    it saves all logits instead, and backward computes their gradient for a block at a time.
     """
     if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"linear_cross_entropy: x {x.shape} does not fit weight {weight.shape}: (..., n) and (V, n)")
@@ -89,34 +88,34 @@ def linear_cross_entropy(
 def _with_gradients(
     k: Backend, one: Array, forward: Callable[..., Any], dlogits: Callable[..., Array], gradients: Callable[..., Any]
 ) -> tuple[Array, Any]:
-    """The losses of all rows, and the backward of their loss, for which nothing is left to do but to multiply.
+    """Return the losses of all rows, and a backward that multiplies gradients which are computed here by dy.
 
-    The first call hands over the arrays that were made in forward. One more, through a graph that is retained, makes
-    them again: what was handed over is somebody else's, who may have written into it.
+    The first call of backward transfers these arrays to the tape, which may write into them. A second call, through a
+    retained graph, therefore computes them once more.
     """
 
-    def dlogits_of_one(block: slice, found: list[Array]) -> Array:
+    def forward_and_dlogits(block: slice, all_losses: list[Array]) -> Array:
         logits, losses, lse = forward(block)
-        found.append(losses)
+        all_losses.append(losses)
         return dlogits(one, block, logits, lse, out=logits)
 
-    found: list[Array] = []
-    made = collections.deque([gradients(lambda block: dlogits_of_one(block, found))])
+    all_losses: list[Array] = []
+    computed = [gradients(lambda block: forward_and_dlogits(block, all_losses))]
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        both = made.pop() if made else gradients(lambda block: dlogits_of_one(block, []))
+        both = computed.pop() if computed else gradients(lambda block: forward_and_dlogits(block, []))
         factor = k.number(dy)
         if type(factor) is not float or factor != 1:
             k.scale([gradient for gradient in both if gradient is not None], factor)
         return both
 
-    return k.xp.concatenate(found), backward
+    return k.xp.concatenate(all_losses), backward
 
 
 def _gradients(
     k: Backend, shape: tuple[int, ...], rows: Array, weight: Array, blocks: list[slice], needs_grad: tuple[bool, ...]
 ) -> Callable[[Callable[[slice], Array]], tuple[Array | None, Array | None]]:
-    """A function from one that makes the gradient of a block's logits to dx and dweight, None where not needed."""
+    """Return a function that computes dx and dweight, None where not needed, from a function block -> dlogits."""
 
     def gradients(dlogits: Callable[[slice], Array]) -> tuple[Array | None, Array | None]:
         dx, dweight = k.xp.empty(shape, rows.dtype) if needs_grad[0] else None, None
@@ -128,7 +127,7 @@ def _gradients(
                 k.add_matmul(dweight, part.T, rows[block])
             elif needs_grad[1]:
                 dweight = k.linear_backward_weight(part, rows[block])
-            del part  # before the next one is made: they are the largest arrays of all
+            del part  # before the next one is computed: these are the largest arrays of a step
         return dx, dweight
 
     return gradients
@@ -138,17 +137,17 @@ def _reduction(
     k: Backend, name: str, shape: tuple[int, ...], dtype: Any, targets: Any, ignore_index: int, label_smoothing: float,
     reduction: Reduction,
 ) -> tuple[Array, Callable[[Array], Array], Callable[[Array, slice], Array]]:  # fmt: skip
-    """For logits of that shape and dtype: the targets in a row; what makes the loss of theirs; and the way back.
+    """Check the arguments for logits of that shape and dtype. Return the flat targets, `reduced` and `dlosses`.
 
-    The way back is a function from the gradient of the loss and a block of rows to the gradient of these rows' losses.
+    reduced(losses) is the loss. dlosses(dy, block) is the gradient of the losses of a block of rows.
     """
     targets = k.asarray(targets)
     if not shape or targets.shape != shape[:-1]:
-        raise ValueError(f"{name}: targets {targets.shape} do not fit logits {shape}: one a row")
+        raise ValueError(f"{name}: targets {targets.shape} do not fit logits {shape}: {shape[:-1]} is needed")
     if targets.dtype.kind not in "iu":
         raise TypeError(f"{name}: targets have dtype {targets.dtype}, not an integer one")
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"{name}: reduction is {reduction!r}, not 'mean', 'sum' or 'none'")
+        raise ValueError(f"{name}: reduction={reduction!r} is none of 'mean', 'sum' and 'none'")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{name}: label_smoothing {label_smoothing} is not between 0 and 1")
     flat = targets.reshape(-1)
@@ -169,12 +168,12 @@ def _reduction(
 
 
 def rows_at_a_time(k: Backend, n_rows: int, n_classes: int) -> int:
-    """How many rows have logits together: all, or a power of two, as products like it, with at most `logits_block`."""
+    """The number of rows in a block: all, or the largest power of two with at most `logits_block` logits."""
     most = max(1, k.logits_block // max(n_classes, 1))
     return max(n_rows, 1) if n_rows <= most else 2 ** (most.bit_length() - 1)
 
 
 def _blocks(k: Backend, n_rows: int, n_classes: int) -> Iterator[slice]:
-    """Rows in blocks, the last of which may be smaller; at least one."""
+    """The blocks of rows, at least one; the last may be smaller than the others."""
     size = rows_at_a_time(k, n_rows, n_classes)
     return (slice(start, start + size) for start in range(0, max(n_rows, 1), size))

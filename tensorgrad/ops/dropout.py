@@ -10,7 +10,7 @@ __all__ = ["dropout"]
 
 
 def draw(name: str, p: float) -> tuple[float, int, int, int]:
-    """Take the next mask from the default generator: (p, seed, stream, step)."""
+    """Draw the next mask from the default generator. Returns what determines it: (p, seed, stream, step)."""
     if not 0 <= p <= 1:
         raise ValueError(f"{name}: probability {p} is not between 0 and 1")
     return p, default_generator.seed, int(Stream.DROPOUT), default_generator.next_step(Stream.DROPOUT)
@@ -18,9 +18,9 @@ def draw(name: str, p: float) -> tuple[float, int, int, int]:
 
 @op
 def dropout(k: Backend, x: Array, *, p: float = 0.5, training: bool = True) -> tuple[Array, Any]:
-    """Zero with probability p, times 1 / (1 - p) otherwise; x itself where not training (Srivastava et al. 2014).
+    """0 with probability p, x / (1 - p) otherwise; x itself where not training (Srivastava et al. 2014).
 
-    x of any shape -> same shape and dtype. Saves nothing but the number of the draw.
+    x of any shape -> same shape and dtype. Saves no array, only the number of the draw.
     """
     mask = draw("dropout", p) if training and p != 0 else None
     if mask is None:

@@ -1,4 +1,4 @@
-"""Einstein summation. The gradient of an einsum is an einsum: the output and that operand change places."""
+"""Einstein summation. The gradient of an operand is an einsum of dy and the other operands."""
 
 import string
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["einsum"]
 
 
 def _parse(subscripts: str, ndims: list[int]) -> tuple[list[str], str]:
-    """Explicit letters for every operand and the output, the ellipsis spelled out."""
+    """Return the letters of every operand and of the output, with letters in place of the ellipsis."""
     text = subscripts.replace(" ", "")
     left, arrow, output = text.partition("->")
     terms = left.split(",")
@@ -42,28 +42,31 @@ def _einsum(k: Backend, *operands: Array, subscripts: str) -> tuple[Array, Any]:
         others = [j for j in range(len(terms)) if j != i]
         arrays = [operands[j] for j in others]
         reached = set(output).union(*(terms[j] for j in others))
-        letters = "".join(dict.fromkeys(term))  # each once, in order
+        letters = "".join(dict.fromkeys(term))  # without repetitions
         target = "".join(c for c in letters if c in reached)
         inputs = ",".join([output, *(terms[j] for j in others)])
 
         def backward(dy: Array) -> Array:
             dx = xp.einsum(inputs + "->" + target, *map(k.wide, [dy, *arrays]), optimize=len(arrays) > 1)
-            return _spread(k, dx, target, letters, term, shape)
+            return _expand(k, dx, target, letters, term, shape)
 
         return backward
 
     return k.asarray(y, xp.result_type(*operands)), tuple(gradient(i) for i in range(len(operands)))
 
 
-def _spread(k: Backend, dx: Array, target: str, letters: str, term: str, shape: tuple[int, ...]) -> Array:
-    """A gradient over the letters of `target` as one over `term`: sums stretched, diagonals put back, 1s summed."""
+def _expand(k: Backend, dx: Array, target: str, letters: str, term: str, shape: tuple[int, ...]) -> Array:
+    """Turn a gradient over the letters of `target` into the operand's, of that shape, over those of `term`.
+
+    Axes along which the operand was broadcast are summed, axes along which it was summed are broadcast, and the
+    gradient of a repeated letter is written to the diagonal. letters: those of `term` without repetitions.
+    """
     xp = k.xp
-    own = {letter: n for letter, n in zip(term, shape, strict=True)}
-    stretched = tuple(axis for axis, c in enumerate(target) if own[c] == 1 and dx.shape[axis] != 1)
-    dx = dx.sum(axis=stretched, keepdims=True)
+    sizes = dict(zip(term, shape, strict=True))
+    was_broadcast = tuple(axis for axis, c in enumerate(target) if sizes[c] == 1 and dx.shape[axis] != 1)
+    dx = dx.sum(axis=was_broadcast, keepdims=True)
     dx = dx.reshape([dx.shape[target.index(c)] if c in target else 1 for c in letters])
-    # a letter that was summed over here alone, or against an operand of size 1: each element got the same dy
-    dx = xp.broadcast_to(dx, [own[c] for c in letters])
+    dx = xp.broadcast_to(dx, [sizes[c] for c in letters])
     if len(letters) == len(term):
         return dx
     full = xp.zeros(shape, dx.dtype)
@@ -73,8 +76,9 @@ def _spread(k: Backend, dx: Array, target: str, letters: str, term: str, shape: 
 
 
 def einsum(subscripts: str, *operands: Any) -> Any:
-    """Products summed over the letters that the output does not name, as numpy.einsum, ellipsis included.
+    """Products of all operands, summed over the letters that the output does not name; subscripts as numpy.einsum's.
 
-    einsum("bhtd,bhsd->bhts", q, k) is every query times every key. Raises ValueError where terms and operands differ.
+    einsum("bhtd,bhsd->bhts", q, k) is the product of every query with every key. Raises ValueError for subscripts that
+    do not fit the operands.
     """
     return _einsum(*operands, subscripts=subscripts)

@@ -1,7 +1,7 @@
 """Elementwise arithmetic and elementary functions, with NumPy's broadcasting and dtype promotion.
 
-Every op takes operands of any shapes that broadcast together, floating dtypes for gradients, and returns the
-broadcast shape. `dx` is dloss/dx.
+Operands may have any shapes that broadcast together; the result has the broadcast shape. Gradients need floating
+dtypes. `dx` is dloss/dx.
 """
 
 from typing import Any
@@ -58,12 +58,12 @@ def pow(k: Backend, a: Array, b: Array) -> Result:
     y = a**b
 
     def da(dy: Array) -> Array:
-        # x^0 is constant: no 0^-1. A Python number stays one, it would widen the arrays otherwise
+        # x^0 is constant, and 0^-1 must not be computed. A Python number stays one: an array would promote dy
         lower = k.where(b == 0, xp.zeros_like(b), b - 1) if hasattr(b, "dtype") else (b - 1 if b else b)
         return unbroadcast(k, dy * (b * a**lower), a_shape)
 
     def db(dy: Array) -> Array:
-        base = k.wide(k.asarray(a, y.dtype))  # the logarithm of a small integer would be float16
+        base = k.wide(k.asarray(a, y.dtype))  # NumPy's log of an int8 is float16
         positive = base > 0
         log = xp.log(xp.where(positive, base, xp.ones_like(base)))
         return unbroadcast(k, dy * k.where(positive, y * log, xp.zeros_like(y)).astype(dy.dtype), b_shape)
@@ -143,20 +143,20 @@ def tanh(k: Backend, x: Array) -> Result:
 
 @op
 def maximum(k: Backend, a: Array, b: Array) -> Result:
-    """The larger of a and b. Its gradient goes to the larger, half to each where they are equal."""
+    """The larger of a and b. dy goes to the larger operand, half of it to each where they are equal."""
     a_shape, b_shape = shape_of(a), shape_of(b)
     return k.xp.maximum(a, b), _shared(k, k.xp.greater(a, b), k.xp.equal(a, b), a_shape, b_shape)
 
 
 @op
 def minimum(k: Backend, a: Array, b: Array) -> Result:
-    """The smaller of a and b. Its gradient goes to the smaller, half to each where they are equal."""
+    """The smaller of a and b. dy goes to the smaller operand, half of it to each where they are equal."""
     a_shape, b_shape = shape_of(a), shape_of(b)
     return k.xp.minimum(a, b), _shared(k, k.xp.less(a, b), k.xp.equal(a, b), a_shape, b_shape)
 
 
 def _shared(k: Backend, wins: Array, ties: Array, a_shape: Shape, b_shape: Shape) -> tuple[Any, Any]:
-    """Gradients that go to the first operand where it wins, half to each where they tie, else to the second."""
+    """Backward functions that send dy to the first operand where it wins, half to each where they tie."""
     share = wins.astype("float32") + 0.5 * ties.astype("float32")
     return (
         lambda dy: unbroadcast(k, dy * share.astype(dy.dtype), a_shape),
@@ -172,17 +172,17 @@ def clip(k: Backend, x: Array, *, min: float | None = None, max: float | None = 
     if min is not None:
         y, inside = k.xp.maximum(y, min), inside & (x >= min)
     if max is not None:
-        y, inside = k.xp.minimum(y, max), inside & (x <= max)  # xp.clip would make float32 of bfloat16
+        y, inside = k.xp.minimum(y, max), inside & (x <= max)  # xp.clip turns bfloat16 into float32
     return y, lambda dy: dy * inside.astype(dy.dtype)
 
 
 @op
 def where(k: Backend, condition: Array, a: Array, b: Array) -> Result:
-    """a where `condition` (bool) holds, b elsewhere. The gradient goes to what was taken."""
+    """a where `condition` (bool) is true, b elsewhere. dy goes to the operand that was taken."""
     a_shape, b_shape = shape_of(a), shape_of(b)
     condition = k.asarray(condition)
     if condition.dtype != bool:
-        raise TypeError(f"where: condition has dtype {condition.dtype}, not bool: compare with something")
+        raise TypeError(f"where: condition has dtype {condition.dtype}; bool is needed, the result of a comparison")
     return k.where(condition, a, b), (
         None,
         lambda dy: unbroadcast(k, k.where(condition, dy, k.xp.zeros_like(dy)), a_shape),
@@ -192,7 +192,6 @@ def where(k: Backend, condition: Array, a: Array, b: Array) -> Result:
 
 @op
 def astype(k: Backend, x: Array, *, dtype: Any) -> Result:
-    """x in another dtype. dx = dy in x's dtype; no gradient comes back through integers or bool."""
+    """x in another dtype. dx = dy in x's dtype; integers and bool have no gradient."""
     y = x.astype(dtype, copy=False)
-    # the tape casts every gradient to its tensor's dtype
-    return y, (lambda dy: dy) if is_floating(y.dtype) else None
+    return y, (lambda dy: dy) if is_floating(y.dtype) else None  # the tape casts every gradient to its tensor's dtype

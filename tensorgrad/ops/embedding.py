@@ -1,4 +1,4 @@
-"""Rows of a table by index, and their gradient, which is zero in every other row."""
+"""Rows of a table by index, and their gradient, which is 0 in every other row."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,9 @@ __all__ = ["embedding"]
 
 @dataclass(frozen=True, slots=True)
 class SparseGradient:
-    """The gradient of a table of which rows were read: `dy`, to be added to the rows `indices`.
+    """The gradient of a table (V, C): `dy`, to be added to the rows `indices`, and 0 elsewhere.
 
-    Where the table has a gradient already, as that of an output layer which shares it, only the rows that were read
-    are touched.
+    If the table has a gradient already, as when an output layer shares it, only those rows are read and written.
     """
 
     k: Backend
@@ -29,20 +28,20 @@ class SparseGradient:
         return dweight
 
     def add_to(self, dweight: Array) -> None:
-        """Add it to a gradient of the whole table, in place."""
+        """Add this to the gradient of the whole table, in place."""
         self.k.add_embedding_backward(dweight, self.dy, self.indices)
 
 
 @op
 def embedding(k: Backend, weight: Array, indices: Array) -> tuple[Array, Any]:
-    """Row `indices` of weight: weight (V, C), indices (...) integer -> (..., C). Saves the indices.
+    """The rows `indices` of weight: weight (V, C), indices (...) integer -> (..., C). Saves the indices.
 
-    Raises TypeError for indices that are no integers, IndexError for one out of range.
+    Raises TypeError for indices that are not integers, IndexError for one out of range.
     """
     indices, shape, dtype = k.asarray(indices), weight.shape, weight.dtype
     if weight.ndim != 2:
         raise ValueError(f"embedding: weight {shape} is not a table (V, C)")
     if indices.dtype.kind not in "iu":
-        raise TypeError(f"embedding: indices have dtype {indices.dtype}, not an integer one")
+        raise TypeError(f"embedding: indices have dtype {indices.dtype}; an integer dtype is needed")
     k.check_indices("embedding", indices, shape[0], lowest=0)
     return k.embedding(weight, indices), lambda dy: SparseGradient(k, dy, indices, shape, dtype)

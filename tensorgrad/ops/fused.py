@@ -1,4 +1,4 @@
-"""How a fused op names the composition of plain ops that it equals."""
+"""A fused op names the composition of plain ops that computes the same."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ Op = TypeVar("Op", bound=Callable[..., Any])
 def fused(composition: Callable[..., Any]) -> Callable[[Op], Op]:
     """Mark an op as the fused form of `composition`, a function over tensors with the same parameters.
 
-    `op.composition` is what gradcheck checks the op against.
+    gradcheck compares the op with `op.composition`.
     """
 
     def mark(op: Op) -> Op:

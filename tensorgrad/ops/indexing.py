@@ -1,4 +1,4 @@
-"""Reading by index. Backward adds every element's gradient where it was read from, repeated indices included."""
+"""Reading by index. Backward adds dy at the indices that were read; repeated indices add up."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ Result = tuple[Array, Any]
 
 
 def index_key(key: Any) -> Any:
-    """An index expression with the arrays of its tensors in place of the tensors."""
+    """Replace the tensors in an index expression by their arrays."""
     if isinstance(key, tuple):
         return tuple(index_key(part) for part in key)
     return key.data if isinstance(key, Variable) else key
 
 
 def _is_basic(key: Any) -> bool:
-    """Whether an index makes a view: slices, ints, None and Ellipsis only, so that nothing is read twice."""
+    """Whether indexing returns a view: only slices, ints, None and Ellipsis, which read no element twice."""
     parts = key if isinstance(key, tuple) else (key,)
     return all(
         part is None or part is Ellipsis or isinstance(part, slice) or (isinstance(part, int) and part is not True
@@ -48,7 +48,7 @@ def getitem(k: Backend, x: Array, *, key: Any) -> Result:
 def take(k: Backend, x: Array, indices: Array, *, axis: int | None = None) -> Result:
     """Elements along an axis by integer indices: x (..., n, ...), indices (...) -> (..., indices.shape, ...).
 
-    axis None only for one dimension. Raises IndexError where an index is out of range.
+    axis may be None if x has one dimension. Raises IndexError for an index out of range.
     """
     if axis is None and x.ndim != 1:
         raise ValueError(f"take: axis is needed for shape {x.shape}")
@@ -61,7 +61,8 @@ def take(k: Backend, x: Array, indices: Array, *, axis: int | None = None) -> Re
 
 @op
 def take_along_axis(k: Backend, x: Array, indices: Array, *, axis: int = -1) -> Result:
-    """One element for every index: x and indices have the same shape but along `axis`, the result that of indices."""
+    """One element for every index. x and indices have equal shapes except along `axis`; the result has that of indices.
+    """
     axis, shape, xp = normalize_axis("take_along_axis", axis, x.ndim), x.shape, k.xp
     indices = _integers(k, "take_along_axis", indices)
     if indices.ndim != x.ndim:
@@ -70,7 +71,7 @@ def take_along_axis(k: Backend, x: Array, indices: Array, *, axis: int = -1) -> 
     sizes = [i if d == axis else max(i, n) for d, (i, n) in enumerate(zip(indices.shape, shape, strict=True))]
     key = tuple(
         xp.broadcast_to(indices, sizes) if d == axis
-        # an axis of size 1 is read at 0 again and again
+        # an axis of size 1 is broadcast: its only index is 0
         else (xp.arange(sizes[d]) * (shape[d] != 1)).reshape((-1,) + (1,) * (x.ndim - d - 1))
         for d in range(x.ndim)
     )  # fmt: skip
@@ -80,7 +81,7 @@ def take_along_axis(k: Backend, x: Array, indices: Array, *, axis: int = -1) -> 
 def _integers(k: Backend, name: str, indices: Any) -> Array:
     indices = k.asarray(indices)
     if indices.dtype.kind not in "iu":
-        raise TypeError(f"{name}: indices have dtype {indices.dtype}, not an integer one")
+        raise TypeError(f"{name}: indices have dtype {indices.dtype}; an integer dtype is needed")
     return indices
 
 

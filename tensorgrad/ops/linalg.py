@@ -1,4 +1,4 @@
-"""Matrix products and their general forms."""
+"""Products of matrices and tensors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +15,9 @@ Axes = int | Sequence[int]
 
 @op
 def matmul(k: Backend, a: Array, b: Array) -> Result:
-    """a (..., m, n) @ b (..., n, p) -> (..., m, p), leading axes broadcast; a vector a is a row, a vector b a column.
+    """a (..., m, n) @ b (..., n, p) -> (..., m, p); leading axes broadcast. A vector a is a row, a vector b a column.
 
-    da = dy b^T, db = a^T dy. Raises ValueError where the inner sizes differ or an operand has no dimension.
+    da = dy b^T, db = a^T dy. Raises ValueError if the inner sizes differ or an operand has no dimension.
     """
     a, b = k.asarray(a), k.asarray(b)
     if a.ndim == 0 or b.ndim == 0:
@@ -30,7 +30,7 @@ def matmul(k: Backend, a: Array, b: Array) -> Result:
     right = b[:, None] if b.ndim == 1 else b
 
     def matrices(dy: Array) -> Array:
-        """dy with the axes that vectors do not have."""
+        """dy with an axis of size 1 for each operand that is a vector."""
         rows = dy[..., None] if len(b_shape) == 1 else dy
         return rows[..., None, :] if len(a_shape) == 1 else rows
 
@@ -39,7 +39,7 @@ def matmul(k: Backend, a: Array, b: Array) -> Result:
         return unbroadcast(k, full_da, _as_matrix(a_shape, True)).reshape(a_shape)
 
     def db(dy: Array) -> Array:
-        if len(b_shape) <= 2 and len(a_shape) > 2:  # one matrix for all rows of a: one large product
+        if len(b_shape) <= 2 and len(a_shape) > 2:  # b is shared by all leading axes of a: one large product
             return k.linear_backward_weight(left, matrices(dy)).reshape(b_shape)
         full_db = k.matmul(left.swapaxes(-1, -2), matrices(dy))
         return unbroadcast(k, full_db, _as_matrix(b_shape, False)).reshape(b_shape)
@@ -89,7 +89,7 @@ def _tensordot(k: Backend, a: Array, b: Array, *, axes: int | tuple[Axes, Axes])
 
     def da(dy: Array) -> Array:
         da = k.xp.tensordot(k.wide(dy), k.wide(b), axes=(range(n_a, n_a + n_b), free_b))
-        # its axes: a's free ones, then a's summed ones in the order that b's have in b
+        # its axes are a's free axes, then a's summed axes in the order of the axes of b that they are paired with
         order = free_a + [over_a[over_b.index(i)] for i in sorted(over_b)]
         return da.transpose(sorted(range(len(order)), key=order.__getitem__))
 
@@ -103,7 +103,7 @@ def _tensordot(k: Backend, a: Array, b: Array, *, axes: int | tuple[Axes, Axes])
 
 
 def tensordot(a: Any, b: Any, axes: int | tuple[Axes, Axes] = 2) -> Any:
-    """The sum of products over pairs of axes: the last `axes` of a with the first of b, or the two lists of axes.
+    """The sum of products over pairs of axes: the last `axes` axes of a with the first of b, or two lists of axes.
 
     The result has a's other axes, then b's.
     """

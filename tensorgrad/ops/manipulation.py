@@ -1,4 +1,4 @@
-"""Changing shape and order: the gradient is the same change undone."""
+"""Shape and order of elements. Backward applies the inverse to dy."""
 
 import itertools
 import math
@@ -43,7 +43,7 @@ def matrix_transpose(k: Backend, x: Array) -> Result:
 
 @op
 def expand_dims(k: Backend, x: Array, *, axis: int = 0) -> Result:
-    """A new axis of size 1 at `axis` of the result."""
+    """x with a new axis of size 1, which is axis `axis` of the result."""
     shape = x.shape
     axis = normalize_axis("expand_dims", axis, x.ndim + 1)
     return k.xp.expand_dims(x, axis), lambda dy: dy.reshape(shape)
@@ -51,14 +51,14 @@ def expand_dims(k: Backend, x: Array, *, axis: int = 0) -> Result:
 
 @op
 def squeeze(k: Backend, x: Array, *, axis: int | tuple[int, ...] | None = None) -> Result:
-    """Without the axes of size 1 that are named; None is all of them. ValueError where another size is found."""
+    """x without the named axes, which must have size 1; None is all axes of size 1."""
     shape = x.shape
     return x.squeeze(axis), lambda dy: dy.reshape(shape)
 
 
 @op
 def broadcast_to(k: Backend, x: Array, *, shape: Shape) -> Result:
-    """x stretched to that shape, as a view."""
+    """x broadcast to that shape, as a view."""
     before = x.shape
     return k.xp.broadcast_to(x, shape), lambda dy: unbroadcast(k, dy, before)
 
@@ -79,7 +79,7 @@ def _concat(k: Backend, *arrays: Array, axis: int) -> Result:
 
 
 def concat(arrays: Sequence[Any], axis: int | None = 0) -> Any:
-    """Tensors joined along an axis that they have; None flattens them first. At least one must be a Tensor."""
+    """Arrays joined along an existing axis; None flattens them first. At least one must be a Tensor."""
     if not arrays:
         raise ValueError("concat: no tensors to join")
     if axis is None:
@@ -96,7 +96,7 @@ def _stack(k: Backend, *arrays: Array, axis: int) -> Result:
 
 
 def stack(arrays: Sequence[Any], axis: int = 0) -> Any:
-    """Tensors of one shape joined along a new axis. At least one must be a Tensor."""
+    """Arrays of one shape joined along a new axis. At least one must be a Tensor."""
     if not arrays:
         raise ValueError("stack: no tensors to join")
     return _stack(*arrays, axis=axis)
@@ -104,7 +104,7 @@ def stack(arrays: Sequence[Any], axis: int = 0) -> Any:
 
 @op
 def split(k: Backend, x: Array, *, sections: int | Sequence[int], axis: int = 0) -> tuple[list[Array], Any]:
-    """x cut along an axis into a list: an int is the number of equal parts, a sequence the size of each part."""
+    """A list of parts of x along an axis. sections: the number of equal parts, or a sequence of their sizes."""
     axis, shape, dtype = normalize_axis("split", axis, x.ndim), x.shape, x.dtype
     total = shape[axis]
     if isinstance(sections, int):
@@ -116,39 +116,42 @@ def split(k: Backend, x: Array, *, sections: int | Sequence[int], axis: int = 0)
         if math.fsum(sizes) != total or any(n < 0 for n in sizes):
             raise ValueError(f"split: sizes {sizes} do not add up to {total}, the size of axis {axis}")
     before, ends = (slice(None),) * axis, itertools.accumulate(sizes)
-    places = [(*before, slice(end - n, end)) for n, end in zip(sizes, ends, strict=True)]
+    keys = [(*before, slice(end - n, end)) for n, end in zip(sizes, ends, strict=True)]
 
-    def backward(parts: list[Array | None]) -> Array:
-        whole = _whole(parts, places, shape)
-        if whole is not None:
-            return whole
+    def backward(dys: list[Array | None]) -> Array:
+        joined = _shared_base(dys, keys, shape)
+        if joined is not None:
+            return joined
         dx = k.xp.empty(shape, dtype)
-        for place, part in zip(places, parts, strict=True):
-            dx[place] = 0 if part is None else part
+        for key, dy in zip(keys, dys, strict=True):
+            dx[key] = 0 if dy is None else dy
         return dx
 
-    return [x[place] for place in places], backward
+    return [x[key] for key in keys], backward
 
 
-def _whole(parts: list[Array | None], places: list[Any], shape: Shape) -> Array | None:
-    """The array that the parts lie in, if it is theirs alone and each is where it would be copied to."""
+def _shared_base(parts: list[Array | None], keys: list[Any], shape: Shape) -> Array | None:
+    """Return the array of that shape whose elements at keys[i] are parts[i] in memory; None if there is none.
+
+    The gradients of q, k and v are parts of one array where the kernel wrote them so: nothing has to be copied.
+    """
     first = parts[0]
-    if first is None or not isinstance(first.base, type(first)):  # no base, or memory that is no array
+    if first is None or not isinstance(first.base, type(first)):  # the base may be a buffer that is no array
         return None
     base = first.base
     if base.size != math.prod(shape) or not base.flags.c_contiguous:
         return None
-    whole = base.reshape(shape)
-    for place, part in zip(places, parts, strict=True):
+    joined = base.reshape(shape)
+    for key, part in zip(keys, parts, strict=True):
         if part is None or part.base is not base or part.dtype != base.dtype:
             return None
-        view = whole[place]
-        if view.strides != part.strides or _start(view) != _start(part):
+        view = joined[key]
+        if view.strides != part.strides or _address(view) != _address(part):
             return None
-    return whole
+    return joined
 
 
-def _start(x: Array) -> int:
+def _address(x: Array) -> int:
     """The address of the first element."""
     interface = x.__array_interface__ if hasattr(x, "__array_interface__") else x.__cuda_array_interface__
     return int(interface["data"][0])
@@ -156,18 +159,18 @@ def _start(x: Array) -> int:
 
 @op
 def tile(k: Backend, x: Array, *, repetitions: int | tuple[int, ...]) -> Result:
-    """x laid side by side, repetitions[i] times along axis i. dx = the sum of dy over the copies."""
+    """x repeated repetitions[i] times along axis i. dx = the sum of dy over the copies."""
     times = (repetitions,) if isinstance(repetitions, int) else tuple(repetitions)
     before, ndim = x.shape, len(times) if len(times) > x.ndim else x.ndim
     times = (1,) * (ndim - len(times)) + times
     padded = (1,) * (ndim - x.ndim) + before
-    apart = tuple(n for pair in zip(times, padded, strict=True) for n in pair)  # (r0, n0, r1, n1, ...)
-    return k.xp.tile(x, times), lambda dy: k.sum(dy.reshape(apart), tuple(range(0, 2 * ndim, 2))).reshape(before)
+    copies = tuple(n for pair in zip(times, padded, strict=True) for n in pair)  # (r0, n0, r1, n1, ...)
+    return k.xp.tile(x, times), lambda dy: k.sum(dy.reshape(copies), tuple(range(0, 2 * ndim, 2))).reshape(before)
 
 
 @op
 def repeat(k: Backend, x: Array, *, repeats: int | Any, axis: int | None = None) -> Result:
-    """Every element along an axis `repeats` times (an int, or one int an element); None flattens x first."""
+    """Every element along an axis `repeats` times: an int, or one int for each element; None flattens x first."""
     xp, before, dtype = k.xp, x.shape, x.dtype
     flat = x.reshape(-1) if axis is None else x
     at = 0 if axis is None else normalize_axis("repeat", axis, x.ndim)
@@ -186,21 +189,21 @@ def repeat(k: Backend, x: Array, *, repeats: int | Any, axis: int | None = None)
 
 @op
 def flip(k: Backend, x: Array, *, axis: int | tuple[int, ...] | None = None) -> Result:
-    """The order of the elements reversed along the axes; None is all."""
+    """x with the order of its elements reversed along the axes; None is all axes."""
     axes = normalize_axes("flip", axis, x.ndim)
     return k.xp.flip(x, axes), lambda dy: k.xp.flip(dy, axes)
 
 
 @op
 def roll(k: Backend, x: Array, *, shift: int | tuple[int, ...], axis: int | tuple[int, ...] | None = None) -> Result:
-    """Elements moved on by `shift` along the axes, what falls off comes in at the front; None rolls x as if flat."""
+    """x with its elements shifted along the axes, from the end back to the start; axis None flattens x first."""
     back = tuple(-s for s in shift) if isinstance(shift, tuple | list) else -shift
     return k.xp.roll(x, shift, axis), lambda dy: k.xp.roll(dy, back, axis)
 
 
 @op
 def pad(k: Backend, x: Array, *, pad_width: Any, constant: float = 0) -> Result:
-    """x with `constant` around it. pad_width: one (before, after) an axis, one pair for all, or one int for all."""
+    """x with `constant` around it. pad_width: a pair (before, after) for each axis, or one pair or one int for all."""
     widths = [(pad_width, pad_width)] if isinstance(pad_width, int) else pad_width
     if widths and isinstance(widths[0], int):
         widths = [tuple(widths)]
@@ -215,7 +218,7 @@ def pad(k: Backend, x: Array, *, pad_width: Any, constant: float = 0) -> Result:
 
 @op
 def tril(k: Backend, x: Array, *, diagonal: int = 0) -> Result:
-    """The lower triangle of the last two axes, 0 above the diagonal; diagonal > 0 lies above the main one."""
+    """The lower triangle of the last two axes, 0 above the diagonal; diagonal > 0 is above the main diagonal."""
     if x.ndim < 2:
         raise ValueError(f"tril: shape {x.shape} has fewer than two dimensions")
     return _triangle(k.xp.tril, x, diagonal), lambda dy: _triangle(k.xp.tril, dy, diagonal)
@@ -223,12 +226,12 @@ def tril(k: Backend, x: Array, *, diagonal: int = 0) -> Result:
 
 @op
 def triu(k: Backend, x: Array, *, diagonal: int = 0) -> Result:
-    """The upper triangle of the last two axes, 0 below the diagonal; diagonal > 0 lies above the main one."""
+    """The upper triangle of the last two axes, 0 below the diagonal; diagonal > 0 is above the main diagonal."""
     if x.ndim < 2:
         raise ValueError(f"triu: shape {x.shape} has fewer than two dimensions")
     return _triangle(k.xp.triu, x, diagonal), lambda dy: _triangle(k.xp.triu, dy, diagonal)
 
 
 def _triangle(part: Any, x: Array, diagonal: int) -> Array:
-    """tril or triu in x's dtype: CuPy's make float32 of bfloat16."""
+    """tril or triu in x's dtype: CuPy's turn bfloat16 into float32."""
     return part(x, diagonal).astype(x.dtype, copy=False)

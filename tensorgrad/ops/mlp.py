@@ -1,4 +1,4 @@
-"""The MLP of a transformer block as one op, so that what GELU makes is not kept."""
+"""The MLP of a transformer block as one op, which does not keep GELU's result."""
 
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ Result = tuple[Array, Any]
 def plain_mlp(
     x: Any, weight1: Any, bias1: Any, weight2: Any, bias2: Any = None, *, approximate: Literal["none", "tanh"] = "none"
 ) -> Any:  # fmt: skip
-    """What `mlp` computes, in plain ops."""
+    """`mlp` as a composition of plain ops."""
     return linear(gelu(linear(x, weight1, bias1), approximate=approximate), weight2, bias2)
 
 
@@ -29,22 +29,22 @@ def mlp(
 ) -> Result:  # fmt: skip
     """gelu(x @ weight1^T + bias1) @ weight2^T + bias2, with `approximate` as gelu has it.
 
-    x (..., n), weight1 (m, n), bias1 (m), weight2 (p, m), bias2 (p) -> (..., p). Of the middle, h = x @ weight1^T +
-    bias1 and gelu(h), only h is saved: backward makes the other again together with the gradient of h, and in its
-    place. One more backward through a graph that is retained makes h again, too.
+    x (..., n), weight1 (m, n), bias1 (m), weight2 (p, m), bias2 (p) -> (..., p). Saves h = x @ weight1^T + bias1, but
+    not gelu(h), which backward recomputes together with the gradient of h, overwriting h. A second backward, through a
+    retained graph, recomputes h as well.
     """
     _check(x, weight1, bias1, weight2, bias2, approximate)
     tanh, saved_x = approximate == "tanh", ctx.saved(0)
     needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2 = ctx.needs_grad
-    made = [k.linear(x, weight1, bias1)]
-    y = k.linear(k.gelu_tanh(made[0]) if tanh else k.gelu(made[0]), weight2, bias2)
+    saved_h = [k.linear(x, weight1, bias1)]
+    y = k.linear(k.gelu_tanh(saved_h[0]) if tanh else k.gelu(saved_h[0]), weight2, bias2)
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        h = made.pop() if made else k.linear(saved_x(), weight1, bias1)
-        dbent = k.linear_backward_x(dy, weight2)
-        dh, bent = k.gelu_tanh_again(dbent, h) if tanh else (k.gelu_backward(dbent, h), k.gelu(h))
-        dweight2 = k.linear_backward_weight(dy, bent) if needs_weight2 else None
-        del h, dbent, bent  # large, and what follows needs room
+        h = saved_h.pop() if saved_h else k.linear(saved_x(), weight1, bias1)
+        dactivation = k.linear_backward_x(dy, weight2)
+        dh, activation = k.gelu_tanh_again(dactivation, h) if tanh else (k.gelu_backward(dactivation, h), k.gelu(h))
+        dweight2 = k.linear_backward_weight(dy, activation) if needs_weight2 else None
+        del h, dactivation, activation  # frees the largest arrays before the next products need memory
         dweight1 = k.linear_backward_weight(dh, saved_x()) if needs_weight1 else None
         return (
             k.linear_backward_x(dh, weight1) if needs_x else None,
@@ -61,7 +61,7 @@ def _check(
     x: Array, weight1: Array, bias1: Array | None, weight2: Array, bias2: Array | None, approximate: str
 ) -> None:  # fmt: skip
     if approximate not in ("none", "tanh"):
-        raise ValueError(f"mlp: approximate is {approximate!r}, not 'none' or 'tanh'")
+        raise ValueError(f"mlp: approximate={approximate!r} is neither 'none' nor 'tanh'")
     if x.ndim == 0 or weight1.ndim != 2 or x.shape[-1] != weight1.shape[1]:
         raise ValueError(f"mlp: x {x.shape} does not fit weight1 {weight1.shape}: (..., n) and (m, n) are needed")
     if weight2.ndim != 2 or weight2.shape[1] != weight1.shape[0]:

@@ -1,4 +1,4 @@
-"""Layer normalisation and its simpler sister."""
+"""Layer normalisation and RMS normalisation, alone and together with the residual addition before them."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ Result = tuple[Any, Any]
 def layer_norm(
     k: Backend, x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5, ctx: Context
 ) -> Result:  # fmt: skip
-    """Every row with mean 0 and variance 1, times weight, plus bias (Ba, Kiros, Hinton 2016, arXiv:1607.06450).
+    """Rows scaled to mean 0 and variance 1, times weight, plus bias (Ba, Kiros, Hinton 2016, arXiv:1607.06450).
 
     x (..., n), weight and bias (n) or None -> (..., n). Saves x and each row's mean and 1/std.
     """
@@ -33,7 +33,7 @@ def layer_norm(
 
 @op
 def rms_norm(k: Backend, x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> Result:
-    """Every row with mean square 1, times weight (Zhang and Sennrich 2019, arXiv:1910.07467).
+    """Rows scaled to mean square 1, times weight (Zhang and Sennrich 2019, arXiv:1910.07467).
 
     x (..., n), weight (n) or None -> (..., n). Saves x and each row's 1/rms.
     """
@@ -46,7 +46,7 @@ def rms_norm(k: Backend, x: Array, weight: Array | None = None, *, eps: float = 
 
 
 def plain_add_layer_norm(x: Any, residual: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5) -> Any:
-    """What `add_layer_norm` computes, in plain ops."""
+    """`add_layer_norm` as a composition of plain ops."""
     total = add(x, residual)
     return [total, layer_norm(total, weight, bias, eps=eps)]
 
@@ -57,7 +57,7 @@ def add_layer_norm(
     k: Backend, x: Array, residual: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5,
     ctx: Context,
 ) -> Result:  # fmt: skip
-    """[x + residual, layer_norm of that]: one step of a residual stream, in one pass where the backend has one.
+    """[x + residual, layer_norm(x + residual)], in one pass over memory on backends that have a kernel for it.
 
     x and residual (..., n), weight and bias (n) or None -> both (..., n). Saves the sum and each row's mean and 1/std.
     """
@@ -69,7 +69,7 @@ def add_layer_norm(
 
     def backward(dys: list[Array | None]) -> tuple[Array | None, ...]:
         dsum, dy = dys
-        if dy is None:  # nothing used the normalised rows
+        if dy is None:  # the normalised rows were not used
             return dsum, dsum, *(k.xp.zeros(total.shape[-1:], total.dtype) if need else None for need in needs[1:])
         dtotal, dweight, dbias = k.layer_norm_backward(dy, total, weight, mean, rstd, dsum, needs)
         return *_for_both(dtotal), dweight, dbias
@@ -78,7 +78,7 @@ def add_layer_norm(
 
 
 def plain_add_rms_norm(x: Any, residual: Any, weight: Any = None, *, eps: float = 1e-6) -> Any:
-    """What `add_rms_norm` computes, in plain ops."""
+    """`add_rms_norm` as a composition of plain ops."""
     total = add(x, residual)
     return [total, rms_norm(total, weight, eps=eps)]
 
@@ -88,7 +88,7 @@ def plain_add_rms_norm(x: Any, residual: Any, weight: Any = None, *, eps: float 
 def add_rms_norm(
     k: Backend, x: Array, residual: Array, weight: Array | None = None, *, eps: float = 1e-6, ctx: Context
 ) -> Result:  # fmt: skip
-    """[x + residual, rms_norm of that], as `add_layer_norm`. Saves the sum and each row's 1/rms."""
+    """[x + residual, rms_norm(x + residual)]; see `add_layer_norm`. Saves the sum and each row's 1/rms."""
     _check("add_rms_norm", x, weight)
     _check_alike("add_rms_norm", x, residual)
     total, y, rrms = k.add_rms_norm(x, residual, weight, eps)
@@ -106,7 +106,7 @@ def add_rms_norm(
 
 
 def _for_both(gradient: Array | None) -> tuple[Array | None, Array | None]:
-    """The gradient of x and residual alike, made once for the two: as views, so that the tape adds to neither."""
+    """The gradient of both x and residual, as two views: the tape writes into arrays that it owns, never into views."""
     return (None, None) if gradient is None else (gradient.view(), gradient.view())
 
 

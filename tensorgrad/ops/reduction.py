@@ -1,4 +1,4 @@
-"""Reductions over one axis, several, or all (axis None). Half precision adds up in float32."""
+"""Reductions over one axis, several, or all (axis None). Sums of half precision are computed in float32."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ def _count(shape: Shape, axes: tuple[int, ...]) -> int:
 
 @op
 def sum(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
-    """The sum. dx = dy, stretched again."""
+    """The sum. dx = dy, broadcast to x's shape."""
     axes, shape = normalize_axes("sum", axis, x.ndim), x.shape
     kept = _kept(shape, axes)
     return k.sum(x, axes, keepdims), lambda dy: k.xp.broadcast_to(dy.reshape(kept), shape)
@@ -34,7 +34,7 @@ def sum(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> R
 
 @op
 def mean(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
-    """The mean. dx = dy / n, stretched again."""
+    """The mean. dx = dy / n, broadcast to x's shape."""
     axes, shape = normalize_axes("mean", axis, x.ndim), x.shape
     kept, n = _kept(shape, axes), _count(shape, axes)
     if n == 0:
@@ -51,29 +51,29 @@ def _extremum(k: Backend, name: str, x: Array, axis: Axis, keepdims: bool) -> Re
     y = (x.max if name == "max" else x.min)(axis=axes, keepdims=True)
 
     def backward(dy: Array) -> Array:
-        hit = x == y
+        is_extreme = x == y
         share = k.wide(dy).reshape(kept)
-        share = share / hit.sum(axis=axes, keepdims=True).astype(share.dtype)
-        return k.xp.where(hit, share, k.xp.zeros_like(share))
+        share = share / is_extreme.sum(axis=axes, keepdims=True).astype(share.dtype)
+        return k.xp.where(is_extreme, share, k.xp.zeros_like(share))
 
     return y if keepdims else y.squeeze(axes), backward
 
 
 @op
 def max(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
-    """The largest element. Its gradient goes to the largest, in equal parts where there are several."""
+    """The largest element. dy goes to it, in equal parts where several elements are the largest."""
     return _extremum(k, "max", x, axis, keepdims)
 
 
 @op
 def min(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
-    """The smallest element. Its gradient goes to the smallest, in equal parts where there are several."""
+    """The smallest element. dy goes to it, in equal parts where several elements are the smallest."""
     return _extremum(k, "min", x, axis, keepdims)
 
 
 @op
 def prod(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
-    """The product. dx_i = dy times the product of all others, so that zeros need no division."""
+    """The product. dx_i = dy times the product of all other elements, computed without division: x_i may be 0."""
     xp = k.xp
     axes, shape = normalize_axes("prod", axis, x.ndim), x.shape
     rest = tuple(i for i in range(x.ndim) if i not in axes)
@@ -81,7 +81,7 @@ def prod(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> 
     y = k.wide(x).prod(axis=axes, keepdims=keepdims).astype(sum_dtype(x.dtype), copy=False)
 
     def backward(dy: Array) -> Array:
-        moved = k.wide(x).transpose(*rest, *axes)  # the reduced axes last, as one
+        moved = k.wide(x).transpose(*rest, *axes)  # with the reduced axes last
         rows = moved.reshape(*moved.shape[: len(rest)], _count(shape, axes))
         ones = xp.ones_like(rows[..., :1])
         before = xp.concatenate([ones, xp.cumprod(rows, axis=-1)[..., :-1]], axis=-1)
@@ -94,11 +94,11 @@ def prod(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> 
 
 
 def _moments(k: Backend, name: str, x: Array, axis: Axis, correction: float) -> tuple[Axes, Array, Array, float]:
-    """The axes, mean and variance along them (axes kept, at least float32), and the divisor n - correction."""
+    """The axes, the mean and variance along them (axes kept, at least float32), and the divisor n - correction."""
     axes = normalize_axes(name, axis, x.ndim)
     n = _count(x.shape, axes) - correction
     if n <= 0:
-        raise ValueError(f"{name}: shape {x.shape} along axis {axis} leaves nothing to divide by ({n})")
+        raise ValueError(f"{name}: shape {x.shape} along axis {axis} with correction {correction} divides by {n}")
     wide = k.wide(x)
     mean = wide.mean(axis=axes, keepdims=True)
     deviation = wide - mean
@@ -130,7 +130,7 @@ def std(k: Backend, x: Array, *, axis: Axis = None, correction: float = 0, keepd
 def logsumexp(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
     """log sum exp(x), without overflow. dx = dy exp(x - y)."""
     axes = normalize_axes("logsumexp", axis, x.ndim)
-    lse = k.logsumexp(k.wide(x), axes, keepdims=True)  # kept before rounding: exp would blow the error up
+    lse = k.logsumexp(k.wide(x), axes, keepdims=True)  # saved unrounded: exp in backward would amplify the error
     y = k.narrow(lse, x.dtype)
 
     def backward(dy: Array) -> Array:
@@ -141,7 +141,10 @@ def logsumexp(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False
 
 @op
 def cumulative_sum(k: Backend, x: Array, *, axis: int | None = None) -> Result:
-    """The sum of all elements up to each one. dx = the sum of dy from each one on. axis None only for one dimension."""
+    """The sum of all elements up to and including each one. dx is the sum of dy from each one on.
+
+    axis may be None if x has one dimension.
+    """
     if axis is None and x.ndim != 1:
         raise ValueError(f"cumulative_sum: axis is needed for shape {x.shape}")
     axis = 0 if axis is None else normalize_axis("cumulative_sum", axis, x.ndim)
