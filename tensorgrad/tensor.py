@@ -1,4 +1,4 @@
-"""Tensor: an array, its gradient, and operators that call ops."""
+"""Tensor: an array, its gradient, and the ops as operators and methods."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -13,12 +13,12 @@ from tensorgrad.backend.arrays import is_floating
 
 
 def _reflected(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator for a tensor on the right: 1 - x."""
+    """The operator for a tensor on the right-hand side: 1 - x."""
     return lambda self, other: fn(other, self)
 
 
 def _in_place(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """x += y and the like: under no_grad a leaf is written into, as an optimiser does; else x becomes the result."""
+    """x += y and the like. Under no_grad a leaf is updated in place, as an optimiser needs; else x = x + y."""
 
     def update(self: "Tensor", other: Any) -> Any:
         if not isinstance(self.node, Leaf) or autograd.is_grad_enabled():
@@ -30,7 +30,7 @@ def _in_place(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_tuple(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A method whose second argument is a tuple of ints, which may also be given one by one."""
+    """A method that takes a tuple of ints, or the ints as separate arguments."""
 
     @functools.wraps(fn)
     def method(self: "Tensor", *values: Any, **options: Any) -> Any:
@@ -42,12 +42,12 @@ def _with_tuple(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Tensor(Variable):
-    """An array on a backend that remembers how it came about.
+    """An array on a backend, and the node of the tape that computed it.
 
-    data: an array (kept without a copy), a Tensor, a number or nested lists of numbers. Python floats become float32.
-    requires_grad: collect the gradient of this tensor in `.grad` when `backward` is called on what is made of it.
-    dtype: convert to it; None keeps an array's own.
-    Raises TypeError for data that is not numeric, or a dtype that can have no gradient where one is required.
+    data: an array (not copied), a Tensor, a number or nested lists of numbers. Python floats become float32.
+    requires_grad: `backward` on a result computed from this tensor adds the gradient to `.grad`.
+    dtype: convert the data to it; None keeps an array's own.
+    Raises TypeError for data that is not numeric, and for requires_grad with a dtype that is not floating.
     """
 
     __slots__ = ("__weakref__",)
@@ -60,7 +60,7 @@ class Tensor(Variable):
         if requires_grad:
             self.requires_grad = True
 
-    # --- what it is -----------------------------------------------------------------------------
+    # --- attributes -----------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,23 +84,23 @@ class Tensor(Variable):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a gradient flows to this tensor. Can be set on tensors that no op made."""
+        """Whether backward computes a gradient for this tensor. It can be set, except on the result of an op."""
         return self.node is not None
 
     @requires_grad.setter
-    def requires_grad(self, wanted: bool) -> None:
+    def requires_grad(self, value: bool) -> None:
         if self.node is not None and not isinstance(self.node, Leaf):
-            raise RuntimeError(f"requires_grad: set on the result of {self.node.name}; use detach()")
-        if not wanted:
+            raise RuntimeError(f"requires_grad: cannot be set on the result of {self.node.name}; use detach()")
+        if not value:
             self.edge = None
         elif not is_floating(self.dtype):
-            raise TypeError(f"requires_grad: {self.dtype} can have no gradient, only floating dtypes can")
+            raise TypeError(f"requires_grad: {self.dtype} has no gradient, only floating dtypes have one")
         elif self.node is None:
             self.edge = (Leaf(self.data), 0)
 
     @property
     def grad(self) -> Array | None:
-        """The gradient collected so far, an array like `data`; None before backward, and on results of ops."""
+        """The sum of the gradients so far, an array like `data`; None before backward, and on results of ops."""
         return self.node.grad if isinstance(self.node, Leaf) else None
 
     @grad.setter
@@ -108,7 +108,7 @@ class Tensor(Variable):
         if not isinstance(self.node, Leaf):
             if gradient is None:  # an optimiser's zero_grad, after a parameter was frozen
                 return
-            raise RuntimeError("grad: only tensors made with requires_grad=True hold a gradient")
+            raise RuntimeError("grad: only tensors created with requires_grad=True have a gradient")
         if gradient is not None:
             gradient = gradient.data if isinstance(gradient, Variable) else gradient
             gradient = kernels_of(self).asarray(gradient, self.node.dtypes[0])
@@ -118,13 +118,13 @@ class Tensor(Variable):
 
     @property
     def grad_dtype(self) -> Any:
-        """What the gradient is collected in: this tensor's dtype, unless set; None where there is no gradient."""
+        """The dtype of the gradient: this tensor's own, unless set; None for tensors without a gradient."""
         return self.node.dtypes[0] if isinstance(self.node, Leaf) else None
 
     @grad_dtype.setter
     def grad_dtype(self, dtype: Any) -> None:
         if not isinstance(self.node, Leaf):
-            raise RuntimeError("grad_dtype: only tensors made with requires_grad=True hold a gradient")
+            raise RuntimeError("grad_dtype: only tensors created with requires_grad=True have a gradient")
         self.node.dtypes[0] = np.dtype(dtype)
         if self.node.grad is not None:
             self.node.grad = self.node.grad.astype(self.node.dtypes[0])
@@ -136,20 +136,20 @@ class Tensor(Variable):
         made_by = f", made by {self.node.name}" if self.node is not None and not grad else ""
         return f"Tensor({text}, dtype={self.dtype}{grad}{made_by})"
 
-    # --- out of the tape ------------------------------------------------------------------------
+    # --- values and gradients -------------------------------------------------------------------
 
     def numpy(self) -> Any:
-        """The elements as a NumPy array on the host; on CPU backends the same memory."""
+        """The elements as a NumPy array in host memory; on CPU backends it shares memory with the tensor."""
         return kernels_of(self).to_numpy(self.data)
 
     def item(self) -> Any:
-        """The only element as a Python number. Raises ValueError where there is not exactly one."""
+        """The only element as a Python number. Raises ValueError if there is not exactly one."""
         if self.size != 1:
             raise ValueError(f"item: shape {self.shape} has {self.size} elements, not one")
         return self.data.item()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """What NumPy takes a tensor for: `numpy.asarray(tensor)`."""
+        """Called by `numpy.asarray(tensor)`."""
         return np.array(self.numpy(), dtype, copy=copy)
 
     def tolist(self) -> Any:
@@ -157,21 +157,21 @@ class Tensor(Variable):
         return self.numpy().tolist()
 
     def detach(self) -> "Tensor":
-        """The same array, cut from the tape."""
+        """A tensor of the same array that requires no gradient."""
         return Tensor.wrap(self.data)
 
     def backward(self, gradient: Any = None, *, retain_graph: bool = False) -> None:
-        """Add the gradient of this tensor to `.grad` of every leaf it was made of.
+        """Add the gradient of this tensor to `.grad` of every leaf that it was computed from.
 
-        gradient: dloss/dself, of this shape; needed unless there is exactly one element, where it is 1.
-        retain_graph: keep what was saved, so that backward can run again.
-        Raises RuntimeError where nothing requires a gradient, or the graph was freed by an earlier backward.
+        gradient: dloss/dself, of this shape; 1 by default for a tensor with one element, required otherwise.
+        retain_graph: keep the saved arrays, so that backward can run again.
+        Raises RuntimeError if no leaf requires a gradient, or an earlier backward has freed the graph.
         """
         if self.edge is None:
-            raise RuntimeError("backward: nothing this tensor was made of requires a gradient")
+            raise RuntimeError("backward: this tensor was computed from no tensor that requires a gradient")
         if gradient is None:
             if self.size != 1:
-                raise RuntimeError(f"backward: shape {self.shape} is not a scalar: pass gradient, of that shape")
+                raise RuntimeError(f"backward: shape {self.shape} is not a scalar: pass a gradient of that shape")
             gradient = kernels_of(self).xp.ones(self.shape, self.dtype)
         else:
             gradient = kernels_of(self).asarray(gradient.data if isinstance(gradient, Variable) else gradient)
@@ -182,12 +182,12 @@ class Tensor(Variable):
     # --- conversion -----------------------------------------------------------------------------
 
     def astype(self, dtype: Any) -> "Tensor":
-        """The same numbers in another dtype; the gradient comes back in this one."""
+        """The same numbers in another dtype; the gradient is converted back to this one."""
         out: Tensor = ops.astype(self, dtype=dtype)
         return out
 
     def to(self, backend: str) -> "Tensor":
-        """The same numbers on another backend; the gradient comes back to this one."""
+        """The same numbers on another backend; the gradient is moved back to this one."""
         out: Tensor = _to(self, backend=backend)
         return out
 
@@ -198,10 +198,10 @@ class Tensor(Variable):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if self.node is not None and autograd.is_grad_enabled():
-            raise RuntimeError("writing in place into a tensor that requires a gradient: use where, or no_grad()")
+            raise RuntimeError("a tensor that requires a gradient cannot be written in place: use where, or no_grad()")
         if isinstance(value, Variable):
             if value.node is not None and autograd.is_grad_enabled():
-                raise RuntimeError("writing in place loses the gradient of what is written: use where or concat")
+                raise RuntimeError("a value that requires a gradient cannot be written in place: use where or concat")
             value = value.data
         self.data[ops.indexing.index_key(key)] = value
         note_write(self.data)
@@ -216,7 +216,7 @@ class Tensor(Variable):
 
     def __bool__(self) -> bool:
         if self.size != 1:
-            raise ValueError(f"a tensor of shape {self.shape} is neither true nor false: use all() or any()")
+            raise ValueError(f"the truth value of a tensor of shape {self.shape} is ambiguous: use all() or any()")
         return bool(self.item())
 
     def __float__(self) -> float:
@@ -227,7 +227,7 @@ class Tensor(Variable):
 
     def __index__(self) -> int:
         if self.dtype.kind not in "iu":
-            raise TypeError(f"a tensor of dtype {self.dtype} is no index")
+            raise TypeError(f"a tensor of dtype {self.dtype} cannot be an index: an integer dtype is needed")
         return int(self.item())
 
     # --- operators ------------------------------------------------------------------------------
@@ -265,12 +265,12 @@ class Tensor(Variable):
     def T(self) -> Any:
         """The transpose of a matrix: (m, n) -> (n, m)."""
         if self.ndim != 2:
-            raise ValueError(f"T: shape {self.shape} is no matrix; use mT or permute_dims")
+            raise ValueError(f"T: shape {self.shape} is not that of a matrix; use mT or permute_dims")
         return ops.matrix_transpose(self)
 
     @property
     def mT(self) -> Any:
-        """The last two axes exchanged: (..., m, n) -> (..., n, m)."""
+        """x with its last two axes exchanged: (..., m, n) -> (..., n, m)."""
         return ops.matrix_transpose(self)
 
 
@@ -289,12 +289,12 @@ def _as_array(data: Any, dtype: Any) -> Array:
     if isinstance(data, Variable):
         data = data.data
     if not hasattr(data, "dtype"):
-        made = np.asarray(data)
-        if made.dtype.kind not in "biuf":
+        array = np.asarray(data)
+        if array.dtype.kind not in "biuf":
             raise TypeError(f"Tensor: {type(data).__name__} {data!r:.60} is not numeric")
-        if dtype is None and made.dtype == np.float64:
-            dtype = np.float32  # Python's floats, as in PyTorch; arrays keep their own dtype
-        data = made
+        if dtype is None and array.dtype == np.float64:
+            dtype = np.float32  # Python floats become float32, as in PyTorch; arrays keep their dtype
+        data = array
     if isinstance(data, np.ndarray | np.generic):
         if data.dtype.kind not in "biu" and not is_floating(data.dtype):
             raise TypeError(f"Tensor: an array of dtype {data.dtype} is not numeric")

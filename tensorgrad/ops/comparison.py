@@ -1,4 +1,4 @@
-"""Ops without a gradient: comparisons, logic, rounding, and searching. Their results never require one."""
+"""Ops without a gradient: comparisons, logic, rounding and searching."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ Axis = int | tuple[int, ...] | None
 
 
 def _binary(name: str, meaning: str, widen: bool = False) -> Callable[..., Any]:
-    """The op of a function of the array module. widen: comparing NaN in bfloat16, ml_dtypes warns; float32 does not."""
+    """The op for `k.xp.name`. widen: convert bfloat16 to float32, because ml_dtypes warns where it compares NaN."""
 
     def fn(k: Backend, a: Array, b: Array) -> Result:
         operands = [k.wide(x) if widen and hasattr(x, "dtype") else x for x in (a, b)]
@@ -31,7 +31,7 @@ def _binary(name: str, meaning: str, widen: bool = False) -> Callable[..., Any]:
 
 
 def _unary(name: str, meaning: str, function: str = "") -> Callable[..., Any]:
-    """The op of a function of the array module, which may be called otherwise there."""
+    """The op for `k.xp.name`, or for `k.xp.function` where the array module uses another name."""
 
     def fn(k: Backend, x: Array) -> Result:
         return getattr(k.xp, function or name)(x), None
@@ -50,13 +50,13 @@ greater_equal = _binary("greater_equal", "a >= b", widen=True)
 
 logical_and = _binary("logical_and", "a and b")
 logical_or = _binary("logical_or", "a or b")
-logical_xor = _binary("logical_xor", "Either a or b but not both")
+logical_xor = _binary("logical_xor", "a or b but not both")
 logical_not = _unary("logical_not", "not x")
 
-bitwise_and = _binary("bitwise_and", "The bits that are set in both of two integers; a and b for bool")
-bitwise_or = _binary("bitwise_or", "The bits that are set in either of two integers; a or b for bool")
-bitwise_xor = _binary("bitwise_xor", "The bits that are set in just one of two integers; either a or b for bool")
-bitwise_invert = _unary("bitwise_invert", "The bits of an integer that are not set; not x for bool", "invert")
+bitwise_and = _binary("bitwise_and", "The bits that are set in both integers; for bool, a and b")
+bitwise_or = _binary("bitwise_or", "The bits that are set in at least one of the integers; for bool, a or b")
+bitwise_xor = _binary("bitwise_xor", "The bits that are set in exactly one of the integers; for bool, a or b, not both")
+bitwise_invert = _unary("bitwise_invert", "All bits of an integer flipped; for bool, not x", "invert")
 
 isnan = _unary("isnan", "Whether x is not a number")
 isinf = _unary("isinf", "Whether x is infinite")
@@ -70,25 +70,25 @@ remainder = _binary("remainder", "a - b floor(a / b), which has the sign of b")
 
 @op
 def round(k: Backend, x: Array) -> Result:
-    """The nearest integer, to even where two are, in x's dtype."""
+    """The nearest integer in x's dtype; halves are rounded to the even one."""
     return k.narrow(k.xp.round(k.wide(x)), x.dtype), None
 
 
 @op
 def argmax(k: Backend, x: Array, *, axis: int | None = None, keepdims: bool = False) -> Result:
-    """Where the largest element is, the first of equals; axis None counts as if x were flat. int64."""
+    """The index of the largest element, the first one where several are equal; axis None flattens x first. int64."""
     return k.xp.argmax(k.wide(x), axis=axis, keepdims=keepdims), None
 
 
 @op
 def argmin(k: Backend, x: Array, *, axis: int | None = None, keepdims: bool = False) -> Result:
-    """Where the smallest element is, the first of equals; axis None counts as if x were flat. int64."""
+    """The index of the smallest element, the first one where several are equal; axis None flattens x first. int64."""
     return k.xp.argmin(k.wide(x), axis=axis, keepdims=keepdims), None
 
 
 @op
 def argsort(k: Backend, x: Array, *, axis: int = -1, descending: bool = False) -> Result:
-    """The indices that sort x along an axis, equal elements in the order they came. int64."""
+    """The indices that sort x along an axis; equal elements keep their order. int64."""
     x = k.wide(x)  # CuPy does not sort bfloat16
     if not descending:
         return k.xp.argsort(x, axis=axis, kind="stable"), None
@@ -98,17 +98,17 @@ def argsort(k: Backend, x: Array, *, axis: int = -1, descending: bool = False) -
 
 @op
 def all(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
-    """Whether all elements are true (not 0)."""
+    """Whether all elements are true, that is not 0."""
     return k.xp.all(k.wide(x), axis=normalize_axes("all", axis, x.ndim), keepdims=keepdims), None
 
 
 @op
 def any(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
-    """Whether any element is true (not 0)."""
+    """Whether any element is true, that is not 0."""
     return k.xp.any(k.wide(x), axis=normalize_axes("any", axis, x.ndim), keepdims=keepdims), None
 
 
 @op
 def count_nonzero(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
-    """How many elements are not 0. int64."""
+    """The number of elements that are not 0. int64."""
     return k.xp.sum(x != 0, axis=normalize_axes("count_nonzero", axis, x.ndim), keepdims=keepdims), None

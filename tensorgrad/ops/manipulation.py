@@ -35,7 +35,7 @@ def permute_dims(k: Backend, x: Array, *, axes: tuple[int, ...]) -> Result:
 
 @op
 def matrix_transpose(k: Backend, x: Array) -> Result:
-    """The last two axes exchanged: (..., m, n) -> (..., n, m)."""
+    """x with its last two axes exchanged: (..., m, n) -> (..., n, m)."""
     if x.ndim < 2:
         raise ValueError(f"matrix_transpose: shape {x.shape} has fewer than two dimensions")
     return x.swapaxes(-1, -2), lambda dy: dy.swapaxes(-1, -2)

@@ -1,4 +1,4 @@
-"""Tensor: what can be made into one, what it tells of itself, its operators and methods, reading and writing."""
+"""Tensor: construction, attributes, conversion, operators and methods, reading and writing."""
 
 import copy
 import operator
@@ -19,7 +19,7 @@ def leaf(x: Any = X) -> Any:
     return Tensor(np.array(x, np.float64), requires_grad=True)
 
 
-# --- making one -----------------------------------------------------------------------------------
+# --- construction ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -51,17 +51,17 @@ def test_arrays_and_tensors_are_not_copied() -> None:
     "data", ["abc", None, [None], {"a": 1}, ["1", "2"], object(), 1j, np.array(["a"]), np.array([1j]), np.array([None]),
              np.array(["2026-01-01"], "datetime64[D]")],
 )  # fmt: skip
-def test_what_is_not_numeric_is_refused(data: Any) -> None:
+def test_data_that_is_not_numeric_raises(data: Any) -> None:
     with pytest.raises(TypeError, match=r"^Tensor: .* is not numeric$"):
         Tensor(data)
 
 
-def test_ragged_lists_are_refused() -> None:
+def test_ragged_lists_raise() -> None:
     with pytest.raises(ValueError, match="inhomogeneous"):
         Tensor([[1, 2], [3]])
 
 
-def test_foreign_arrays_are_refused(torch: Any) -> None:
+def test_arrays_of_other_libraries_raise(torch: Any) -> None:
     with pytest.raises(TypeError, match="Tensor: no backend for Tensor"):
         Tensor(torch.zeros(2))
 
@@ -70,7 +70,7 @@ def test_a_list_of_tensors() -> None:
     assert Tensor([Tensor(1.0), Tensor(2.0)]).tolist() == [1, 2]
 
 
-# --- what it is -----------------------------------------------------------------------------------
+# --- attributes -----------------------------------------------------------------------------------
 
 
 def test_properties() -> None:
@@ -84,14 +84,14 @@ def test_requires_grad() -> None:
     x.requires_grad = True
     (x * 2).sum().backward()
     np.testing.assert_array_equal(x.grad, np.full(X.shape, 2))
-    x.requires_grad = True  # again: nothing is lost
+    x.requires_grad = True  # a second time keeps the gradient
     assert x.grad is not None
     x.requires_grad = False
     assert x.grad is None
     y = leaf() * 2
-    for wanted in (True, False):
-        with pytest.raises(RuntimeError, match=r"requires_grad: set on the result of multiply; use detach\(\)"):
-            y.requires_grad = wanted
+    for value in (True, False):
+        with pytest.raises(RuntimeError, match=r"requires_grad: cannot be set on the result of multiply; use detach"):
+            y.requires_grad = value
     assert not y.detach().requires_grad
 
 
@@ -106,11 +106,11 @@ def test_setting_grad() -> None:
     assert isinstance(x.grad, np.ndarray)
     with pytest.raises(ValueError, match=r"grad: shape \(3,\) for a tensor of shape \(2, 3\)"):
         x.grad = np.zeros(3)
-    with pytest.raises(RuntimeError, match="only tensors made with requires_grad=True hold a gradient"):
+    with pytest.raises(RuntimeError, match="only tensors created with requires_grad=True have a gradient"):
         (x * 2).grad = X
     frozen = Tensor(X)
     frozen.grad = None  # as zero_grad does
-    with pytest.raises(RuntimeError, match="only tensors made with requires_grad=True"):
+    with pytest.raises(RuntimeError, match="only tensors created with requires_grad=True"):
         frozen.grad = X
 
 
@@ -122,7 +122,7 @@ def test_repr() -> None:
     assert len(repr(tg.zeros((100, 100)))) < 500
 
 
-# --- out of it ------------------------------------------------------------------------------------
+# --- conversion -----------------------------------------------------------------------------------
 
 
 def test_one_element_as_a_number() -> None:
@@ -133,9 +133,9 @@ def test_one_element_as_a_number() -> None:
     for read in (Tensor.item, float, int):
         with pytest.raises(ValueError, match=r"item: shape \(2,\) has 2 elements, not one"):
             read(Tensor([1, 2]))
-    with pytest.raises(ValueError, match=r"shape \(2,\) is neither true nor false: use all\(\) or any\(\)"):
+    with pytest.raises(ValueError, match=r"truth value of a tensor of shape \(2,\) is ambiguous: use all\(\) or any"):
         bool(Tensor([1, 2]))
-    with pytest.raises(TypeError, match="a tensor of dtype float32 is no index"):
+    with pytest.raises(TypeError, match="a tensor of dtype float32 cannot be an index"):
         [1, 2][Tensor(1.0)]
 
 
@@ -189,7 +189,7 @@ BINARY = [operator.add, operator.sub, operator.mul, operator.truediv, operator.p
 
 @pytest.mark.parametrize("fn", BINARY)
 @pytest.mark.parametrize("other", [2.0, 3, np.float64(2), np.array([2.0, 3.0, 1.0]), Tensor(np.array([2.0, 3.0, 1.0]))])
-def test_binary_operators_are_numpys_from_either_side(fn: Any, other: Any) -> None:
+def test_binary_operators_equal_numpys_on_either_side(fn: Any, other: Any) -> None:
     x = np.abs(X)
     plain = other.data if isinstance(other, Tensor) else other
     assert isinstance(fn(Tensor(x), other), Tensor)
@@ -198,7 +198,7 @@ def test_binary_operators_are_numpys_from_either_side(fn: Any, other: Any) -> No
     np.testing.assert_array_equal(fn(other, Tensor(x)).numpy(), fn(plain, x))
 
 
-def test_matrix_product_from_either_side() -> None:
+def test_matrix_product_on_either_side() -> None:
     w = np.arange(6.0).reshape(3, 2)
     for product in (Tensor(X) @ Tensor(w), Tensor(X) @ w, X @ Tensor(w)):
         np.testing.assert_array_equal(product.numpy(), X @ w)
@@ -213,7 +213,7 @@ def test_unary_operators() -> None:
 
 @pytest.mark.parametrize("fn", [operator.and_, operator.or_, operator.xor])
 @pytest.mark.parametrize(("a", "b"), [([True, True, False], [True, False, False]), ([6, 5, 0], [3, 4, 7])])
-def test_bits_and_truths(fn: Any, a: Any, b: Any) -> None:
+def test_bitwise_operators(fn: Any, a: Any, b: Any) -> None:
     a, b = np.array(a), np.array(b)
     for got in (fn(Tensor(a), Tensor(b)), fn(Tensor(a), b), fn(a, Tensor(b))):
         assert isinstance(got, Tensor)
@@ -229,11 +229,11 @@ def test_comparisons_have_no_gradient_and_tensors_are_hashable() -> None:
     assert len({x, x, Tensor(X)}) == 2
 
 
-def test_gradients_through_operators_from_either_side() -> None:
+def test_gradients_through_operators_on_either_side() -> None:
     x = leaf([2.0, 4.0])
     (3 - x + 8 / x + 2**x + x**2 + x / 2 - x).sum().backward()
-    wanted = -1 - 8 / x.data**2 + 2**x.data * np.log(2) + 2 * x.data + 0.5 - 1
-    np.testing.assert_allclose(x.grad, wanted, rtol=1e-14)
+    expected = -1 - 8 / x.data**2 + 2**x.data * np.log(2) + 2 * x.data + 0.5 - 1
+    np.testing.assert_allclose(x.grad, expected, rtol=1e-14)
 
 
 # --- methods --------------------------------------------------------------------------------------
@@ -252,10 +252,10 @@ METHODS = [
 def test_methods_are_the_ops_of_the_same_name(name: str, positional: Any, named: Any) -> None:
     x = leaf()
     options = {"min": positional[0], "max": positional[1]} if name == "clip" else named
-    wanted = getattr(tg, name)(x, *(() if name == "clip" else positional), **options)
+    expected = getattr(tg, name)(x, *(() if name == "clip" else positional), **options)
     got = getattr(x, name)(*positional, **named)
-    assert got.dtype == wanted.dtype
-    np.testing.assert_array_equal(got.numpy(), wanted.numpy())
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(got.numpy(), expected.numpy())
 
 
 def test_more_methods() -> None:
@@ -269,7 +269,7 @@ def test_more_methods() -> None:
     assert x.reshape([6]).reshape(np.int64(6)).shape == (6,)
     assert x.permute_dims(1, 0).broadcast_to(4, 3, 2).shape == (4, 3, 2)
     assert x.sum().reshape().shape == ()
-    with pytest.raises(ValueError, match=r"T: shape \(6,\) is no matrix; use mT or permute_dims"):
+    with pytest.raises(ValueError, match=r"T: shape \(6,\) is not that of a matrix; use mT or permute_dims"):
         _ = x.reshape(6).T
 
 
@@ -286,7 +286,7 @@ def test_indices_that_are_tensors() -> None:
     np.testing.assert_array_equal(x.grad, [[1, 1, 1], [2, 2, 2]])
 
 
-def test_reading_one_element_gives_a_tensor() -> None:
+def test_reading_one_element_returns_a_tensor() -> None:
     x = leaf()
     y = x[1, 2]
     assert isinstance(y, Tensor)
@@ -314,8 +314,8 @@ def test_writing() -> None:
         x.broadcast_to(2, 2, 3)[0] = 1.0
 
 
-def test_updating_a_leaf_under_no_grad_writes_into_it() -> None:
-    """The way in which PyTorch's users write an optimiser: the loop's p has to be the model's."""
+def test_updating_a_leaf_under_no_grad_is_in_place() -> None:
+    """As in an optimiser written for PyTorch: `p -= lr * p.grad` in a loop has to change the model's parameter."""
     p = leaf([1.0, 2.0])
     array, params = p.data, [p]
     (p * p).sum().backward()
@@ -331,7 +331,7 @@ def test_updating_a_leaf_under_no_grad_writes_into_it() -> None:
     assert params[0].grad is not None
 
 
-def test_updating_anything_else_makes_a_new_tensor() -> None:
+def test_updating_any_other_tensor_creates_a_new_one() -> None:
     x, plain = leaf([1.0, 2.0]), Tensor([1.0, 2.0])
     h, kept = x, plain
     h += x * 2
