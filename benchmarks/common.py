@@ -199,6 +199,17 @@ def median(values: Sequence[float]) -> float:
     return float(statistics.median(values))
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % confidence interval of the median, from the order of the values alone; of fewer than 6, all of them."""
+    n, outside, below = len(values), 0, 2.0 ** -len(values)  # below: the chance that no value lies under the median
+    while below <= 0.025:
+        outside += 1
+        below += math.comb(n, outside) * 2.0**-n
+    ordered = sorted(values)
+    first = max(outside - 1, 0)
+    return ordered[first], ordered[n - 1 - first]
+
+
 def spread(values: Sequence[float]) -> float:
     """Half the distance between the quartiles over the median: how restless the machine was."""
     if len(values) < 2:

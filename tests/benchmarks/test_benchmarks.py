@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tensorgrad as tg
-from benchmarks import common, train_step, training
+from benchmarks import common, fusions, train_step, training
 from benchmarks.configurations import SETUPS, parameter_shapes, write_inputs
 from benchmarks.contenders import heats, start, torch_mode
 from benchmarks.generate import check_scores
@@ -110,6 +110,27 @@ def test_recompute(tmp_path: Path) -> None:
     assert result["less"] == kept["activations_mb"] / again["activations_mb"]
 
 
+def test_fusions(tmp_path: Path) -> None:
+    result = result_of("fusions", tmp_path / "result.json", *NUMPY, "--rounds", "2", "--steps", "1")
+    rows = result["results"]["tiny on numpy"]
+    assert list(rows) == list(fusions.VARIANTS)
+    assert rows["fused"]["time_ratio"] == rows["fused"]["arrays_ratio"] == rows["fused"]["peak_ratio"] == 1
+    assert rows["plain"]["arrays_mb"] > rows["without attention"]["arrays_mb"] > rows["fused"]["arrays_mb"]
+    assert {op: s["keep"] for op, s in result["savings"].items()}["attention"]
+
+
+def test_a_variant_has_the_classes_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "inputs.safetensors"
+    write_inputs(path, TINY, 0)
+    options = {"setup": vars(TINY), "inputs": str(path), "threads": 1, "backend": "numpy", "recompute_gelu": False}
+    for op, fused in fusions.FUSIONS.items():
+        with tg.use_backend("numpy"):
+            model = fusions.Variant(**options, without=[op]).model
+        names = {type(module).__name__ for module in model.modules()}
+        assert names >= {fused.removeprefix("Fused"), *fusions.FUSIONS.values()} - {fused}
+        assert fused not in names
+
+
 def test_ops(tmp_path: Path) -> None:
     arguments = [*NUMPY, "--rounds", "1", "--turn-ms", "1", *beside("eager")]
     result = result_of("ops", tmp_path / "result.json", *arguments)
@@ -180,6 +201,13 @@ def test_products_count_their_operations() -> None:
     linears = 3 * 2 * 64 * (12 * 16**2 + 11 * 16)  # three products; 12 C^2 weights in a layer, and the head
     attention = 6 * 2 * 2 * 16 * 32**2  # six products, in a single block of queries
     assert training.Products(vars(TINY)).gflop() * 1e9 == pytest.approx(linears + attention)
+
+
+@pytest.mark.parametrize(("n", "first"), [(1, 0), (5, 0), (6, 0), (9, 1), (15, 3), (31, 9)])
+def test_interval_of_a_median(n: int, first: int) -> None:
+    """The values that a table of the sign test gives for 95 %: number 4 of 15, number 10 of 31."""
+    values = np.random.default_rng(0).permutation(n).tolist()
+    assert common.median_interval(values) == (first, n - 1 - first)
 
 
 def test_losses_that_differ_are_not_timed() -> None:
