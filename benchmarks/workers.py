@@ -39,20 +39,21 @@ class Worker:
     """A contender in a process of its own.
 
     factory: "module:Class" of the contender, made with `spec` as keywords in the new process; its methods can then be
-    called. Raises Unavailable where it cannot be made, there or here.
+    called. root: the checkout whose sources it runs. Raises Unavailable where it cannot be made, there or here.
     """
 
     def __init__(
-        self, name: str, factory: str, spec: dict[str, Any], threads: int, environment: dict[str, str] | None = None
-    ) -> None:
+        self, name: str, factory: str, spec: dict[str, Any], threads: int, environment: dict[str, str] | None = None,
+        root: Path = common.ROOT,
+    ) -> None:  # fmt: skip
         self.name = name
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in close()
         variables = {key: value for key, value in os.environ.items() if key not in common.ALLOCATOR_VARIABLES}
         variables |= common.thread_variables(threads) | (environment or {})
-        variables["PYTHONPATH"] = os.pathsep.join([str(common.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        variables["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from benchmarks import workers; workers.main()", factory, json.dumps(spec)],
-            cwd=common.ROOT, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            cwd=root, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )  # fmt: skip
         try:
             self._receive()

@@ -156,6 +156,13 @@ def test_profile_step(tmp_path: Path) -> None:
     assert all(chain["op_us"] > chain["numpy_us"] for chain in result["overhead"].values())
 
 
+def test_commits(tmp_path: Path) -> None:
+    result = result_of("commits", tmp_path / "result.json", "HEAD", *NUMPY, "--rounds", "1", "--steps", "1")
+    (row,) = result["rows"].values()
+    assert row["ratio"] == row["this_ms"] / row["other_ms"]
+    assert row["memory_ratio"] == row["this_mb"] / row["other_mb"] > 0
+
+
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
