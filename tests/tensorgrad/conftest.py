@@ -9,10 +9,12 @@ import tensorgrad as tg
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    from op_table import ROWS
+    from op_table import ROWS, ROWS_WITHOUT_GRADIENT
 
     if "row" in metafunc.fixturenames:
         metafunc.parametrize("row", ROWS, ids=repr)
+    if "row_without_gradient" in metafunc.fixturenames:
+        metafunc.parametrize("row_without_gradient", ROWS_WITHOUT_GRADIENT, ids=repr)
 
 
 @pytest.fixture(scope="session")

@@ -40,9 +40,9 @@ class Call:
 
     def tensors(self, dtype: Any = np.float64) -> list[Any]:
         """The operands as tensors, of which those in floating dtypes require a gradient."""
-        wanting = [isinstance(x, Floats) for x in self.operands]
-        arrays = zip(self.arrays(dtype), wanting, strict=True)
-        return [tg.Tensor(x, wants) if isinstance(x, np.ndarray) else x for x, wants in arrays]
+        floating = [isinstance(x, Floats) for x in self.operands]
+        arrays = zip(self.arrays(dtype), floating, strict=True)
+        return [tg.Tensor(x, requires_grad) if isinstance(x, np.ndarray) else x for x, requires_grad in arrays]
 
 
 # --- operands -------------------------------------------------------------------------------------
@@ -62,6 +62,14 @@ def positive(rng: np.random.Generator, shape: Any) -> Any:
 
 def nonzero(rng: np.random.Generator, shape: Any) -> Any:
     return positive(rng, shape) * rng.choice([-1, 1], shape)
+
+
+def few(rng: np.random.Generator, shape: Any) -> Any:
+    return rng.choice([-2.0, -0.5, 0.0, 0.5, 1.0, 1.5], shape)
+
+
+def few_nonzero(rng: np.random.Generator, shape: Any) -> Any:
+    return rng.choice([-2.0, -0.5, 0.5, 1.0, 1.5], shape)
 
 
 def sizes(low: int = 0, high: int = 4) -> Any:
@@ -122,6 +130,12 @@ def binary(draw: Any, a: Any = normal, b: Any = normal) -> Any:
 
 
 @st.composite
+def pairs_of_integers(draw: Any) -> Any:
+    drawn = draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=3, max_side=3))
+    return Call([draw(hnp.arrays(np.int64, shape, elements=st.integers(0, 3))) for shape in drawn.input_shapes])
+
+
+@st.composite
 def ternary(draw: Any) -> Any:
     drawn = draw(hnp.mutually_broadcastable_shapes(num_shapes=3, max_dims=3, max_side=3))
     condition, a, b = drawn.input_shapes
@@ -158,6 +172,13 @@ def along_axis(draw: Any, values: Any = normal, min_side: int = 1, **options: An
     shape = draw(shapes(1, 3, min_side))
     drawn = {name: draw(option) for name, option in options.items()}
     return Call([draw(array(shape, values))], {"axis": draw(st.integers(-len(shape), len(shape) - 1)), **drawn})
+
+
+@st.composite
+def searching(draw: Any, values: Any) -> Any:
+    shape = draw(shapes(1, min_side=1))
+    axis = draw(st.sampled_from([None, *range(-len(shape), len(shape))]))
+    return Call([draw(array(shape, values))], {"axis": axis, "keepdims": draw(st.booleans())})
 
 
 @st.composite

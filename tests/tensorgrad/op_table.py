@@ -1,4 +1,4 @@
-"""Every op that NumPy and PyTorch know as well: its registration, random calls of it, and what both make of them."""
+"""Every op that NumPy and PyTorch have, too: its registration, random calls of it, and their results."""
 
 from operator import attrgetter
 from typing import Any
@@ -11,11 +11,11 @@ from op_strategies import Call, Floats, generators, lay_out
 
 from tensorgrad.gradcheck.cases import Case, Example, cases
 
-__all__ = ["ROWS", "Call", "Row", "generators", "lay_out"]
+__all__ = ["ROWS", "ROWS_WITHOUT_GRADIENT", "Call", "Row", "generators", "lay_out"]
 
 
 class Row:
-    """An op; `calls` is a strategy of `Call`, of which `run`, `numpy` and `torch` compute the same."""
+    """An op; `calls` is a strategy of `Call`, for which `run`, `numpy` and `torch` compute the same."""
 
     def __init__(self, case: Case) -> None:
         self.name, self.case, self.calls = case.name, case, random_calls(case)
@@ -56,3 +56,4 @@ def call_of(example: Example) -> Call:
 
 
 ROWS = [Row(case) for case in cases.values() if case.gradient and not case.incomparable]
+ROWS_WITHOUT_GRADIENT = [Row(case) for case in cases.values() if not case.gradient]

@@ -295,3 +295,10 @@ def test_bad_states_change_nothing(state: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         g.load_state_dict(state)
     assert g.state_dict() == before
+
+
+@pytest.mark.parametrize("draw", ["uniform", "normal"])
+def test_a_generator_draws_arrays_of_no_dimension_too(draw: str) -> None:
+    number = getattr(tg.Generator(1), draw)((), dtype=np.float64)
+    assert type(number) is np.ndarray and number.shape == () and number.dtype == np.float64
+    assert type(tg.Generator(1).integers(0, 9, ())) is np.ndarray

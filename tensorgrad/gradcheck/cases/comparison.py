@@ -7,7 +7,7 @@ import numpy as np
 
 from tensorgrad import ops
 from tensorgrad.backend import Array
-from tensorgrad.gradcheck.cases.case import Case, Example
+from tensorgrad.gradcheck.cases.case import Case, Draw, Example
 from tensorgrad.gradcheck.cases.inputs import booleans, integers, nonzero, randn
 
 _special = np.array([0.0, -0.0, 1.0, -2.5, np.inf, -np.inf, np.nan])
@@ -109,20 +109,22 @@ def _argsort(x: Array, axis: int = -1, descending: bool = False) -> Array:
     return np.argsort(-x if descending else x, axis=axis, kind="stable")
 
 
-def _without_gradient(examples: Callable[[], list[Example]], *functions: Callable[..., Any]) -> list[Case]:
-    return [Case(op, examples(), gradient=False) for op in functions]
+def _cases(draw: Draw, examples: Callable[[], list[Example]], *functions: Callable[..., Any]) -> list[Case]:
+    return [Case(op, examples(), gradient=False, draw=draw) for op in functions]
 
+
+_one, _two, _integers = Draw("unary", "few"), Draw("binary", "few", "few"), Draw("pairs_of_integers")
 
 cases = [
-    *_without_gradient(_comparison, ops.equal, ops.not_equal, ops.less, ops.less_equal, ops.greater, ops.greater_equal),
-    *_without_gradient(_logic, ops.logical_and, ops.logical_or, ops.logical_xor),
-    *_without_gradient(_bitwise, ops.bitwise_and, ops.bitwise_or, ops.bitwise_xor),
-    *_without_gradient(lambda: _elementwise(booleans(3, 4), _special), ops.logical_not),
-    *_without_gradient(lambda: _elementwise(_special), ops.isnan, ops.isinf, ops.isfinite),
-    *_without_gradient(lambda: _elementwise(_halves, _special), ops.floor, ops.ceil, ops.round),
-    *_without_gradient(_division, ops.floor_divide, ops.remainder),
-    *_without_gradient(_search, ops.argmax, ops.argmin),
-    *_without_gradient(_truth, ops.all, ops.any, ops.count_nonzero),
+    *_cases(_two, _comparison, ops.equal, ops.not_equal, ops.less, ops.less_equal, ops.greater, ops.greater_equal),
+    *_cases(_two, _logic, ops.logical_and, ops.logical_or, ops.logical_xor),
+    *_cases(_integers, _bitwise, ops.bitwise_and, ops.bitwise_or, ops.bitwise_xor),
+    *_cases(_one, lambda: _elementwise(booleans(3, 4), _special), ops.logical_not),
+    *_cases(_one, lambda: _elementwise(_special), ops.isnan, ops.isinf, ops.isfinite),
+    *_cases(_one, lambda: _elementwise(_halves, _special), ops.floor, ops.ceil, ops.round),
+    *_cases(Draw("binary", "few", "few_nonzero"), _division, ops.floor_divide, ops.remainder),
+    *_cases(Draw("searching", "few"), _search, ops.argmax, ops.argmin),
+    *_cases(Draw("reduction", "few", min_side=0), _truth, ops.all, ops.any, ops.count_nonzero),
     Case(ops.bitwise_invert, [
         Example("0-d", booleans()),
         *Example("booleans", booleans(4, 3).T).layouts(),
@@ -138,5 +140,5 @@ cases = [
         Example("descending with ties", _with_ties, axis=0, descending=True),
         Example("integers", integers(0, 4, 3, 5), axis=1),
         Example("empty", randn(0, 3)),
-    ], gradient=False, numpy=_argsort),
+    ], gradient=False, numpy=_argsort, draw=Draw("along_axis", "few", min_side=0, descending=[False, True])),
 ]

@@ -1,4 +1,4 @@
-"""Every op's result against NumPy's, and its result and gradients against PyTorch's, over drawn calls."""
+"""Random calls of every op: results against NumPy's, results and gradients against PyTorch's."""
 
 from typing import Any
 
@@ -31,9 +31,9 @@ def backward(outputs: list[Any], dys: list[Any]) -> None:
         total.backward()
 
 
-def assert_close(got: Any, wanted: Any, tolerance: float) -> None:
-    assert got.shape == wanted.shape
-    np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=tolerance)
+def assert_close(got: Any, expected: Any, tolerance: float) -> None:
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
 
 
 @drawn
@@ -41,9 +41,9 @@ def assert_close(got: Any, wanted: Any, tolerance: float) -> None:
 def test_forward_is_numpys(row: Row, data: Any) -> None:
     call = data.draw(row.calls)
     got = results(row.run(*call.tensors(), **call.options))
-    wanted = results(row.numpy(*call.arrays(), **call.options))
-    for y, expected in zip(got, wanted, strict=True):
-        assert_close(y.numpy(), np.asarray(expected), 1e-6 if y.dtype == np.float32 else 1e-12)
+    expected = results(row.numpy(*call.arrays(), **call.options))
+    for y, reference in zip(got, expected, strict=True):
+        assert_close(y.numpy(), np.asarray(reference), 1e-6 if y.dtype == np.float32 else 1e-12)
 
 
 @drawn
@@ -53,21 +53,34 @@ def test_forward_and_gradients_are_pytorchs(row: Row, torch: Any, dtype: str, da
     layout = data.draw(st.sampled_from(["plain", "reversed", "stretched"]))
     ours = call.tensors(dtype)
     theirs = [torch.from_numpy(np.array(x)) if isinstance(x, np.ndarray) else x for x in call.arrays(dtype)]
-    wanting = [i for i, x in enumerate(ours) if isinstance(x, Tensor) and x.requires_grad]
-    for i in wanting:
+    learning = [i for i, x in enumerate(ours) if isinstance(x, Tensor) and x.requires_grad]
+    for i in learning:
         theirs[i].requires_grad_()
     got = results(row.run(*ours, **call.options))
-    wanted = results(row.torch(torch, *theirs, **call.options))
-    for y, expected in zip(got, wanted, strict=True):
-        assert str(y.dtype) == str(expected.dtype).removeprefix("torch.")
-        assert_close(y.numpy(), expected.detach().numpy(), TOLERANCE[dtype])
+    expected = results(row.torch(torch, *theirs, **call.options))
+    for y, reference in zip(got, expected, strict=True):
+        assert str(y.dtype) == str(reference.dtype).removeprefix("torch.")
+        assert_close(y.numpy(), reference.detach().numpy(), TOLERANCE[dtype])
     dys = [lay_out(layout, rng.standard_normal(y.shape).astype(y.dtype)) for y in got]
     backward(got, dys)
-    torch.autograd.backward(wanted, [torch.from_numpy(np.array(dy)) for dy in dys])
-    for i in wanting:
+    torch.autograd.backward(expected, [torch.from_numpy(np.array(dy)) for dy in dys])
+    for i in learning:
         gradient = ours[i].grad
         assert gradient.dtype == dtype
         assert_close(gradient, theirs[i].grad.numpy(), TOLERANCE[dtype])
+
+
+@drawn
+@given(data=st.data())
+def test_an_op_without_a_gradient_gives_numpys_result(row_without_gradient: Row, data: Any) -> None:
+    row, call = row_without_gradient, data.draw(row_without_gradient.calls)
+    expected = np.asarray(row.numpy(*call.arrays(), **call.options))
+    first, *rest = call.tensors()
+    arrays = [x.data if isinstance(x, Tensor) and isinstance(first, Tensor) else x for x in rest]
+    for operands in ([first, *rest], [first, *arrays]):
+        y = row.run(*operands, **call.options)
+        assert not y.requires_grad and y.dtype == expected.dtype and y.shape == expected.shape
+        np.testing.assert_array_equal(y.numpy(), expected)
 
 
 @drawn

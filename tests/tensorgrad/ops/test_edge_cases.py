@@ -1,0 +1,253 @@
+"""What random calls do not reach: ties and corners, the ends of the range, special values, empty arrays."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from tensorgrad import Tensor
+
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
+
+def leaf(*values: Any) -> Any:
+    return Tensor(np.array(values, np.float64), requires_grad=True)
+
+
+def gradient(fn: Callable[..., Any], *operands: Any, dy: Any = None) -> list[Any]:
+    """The gradients of fn(*operands), or of its sum where no dy is given."""
+    tensors = [leaf(*x) if isinstance(x, list) else x for x in operands]
+    y = fn(*tensors)
+    y.backward(np.ones(y.shape) if dy is None else np.array(dy, np.float64))
+    return [x.grad.tolist() for x in tensors if isinstance(x, Tensor) and x.grad is not None]
+
+
+# --- conventions ----------------------------------------------------------------------------------
+
+
+def test_ties_share_the_gradient_equally() -> None:
+    assert gradient(tg.max, [3, 1, 3, 3], dy=6) == [[2, 0, 2, 2]]
+    assert gradient(lambda x: tg.min(x, axis=1), [[1, 1], [2, 1]], dy=[4, 4]) == [[[2, 2], [0, 4]]]
+    assert gradient(tg.maximum, [1, 2, 3], [2, 2, 2], dy=[8, 8, 8]) == [[0, 4, 8], [8, 4, 0]]
+    assert gradient(tg.minimum, [1, 2, 3], [2, 2, 2], dy=[8, 8, 8]) == [[8, 4, 0], [0, 4, 8]]
+    assert gradient(lambda x: tg.maximum(x, 0), [-1, 0, 1]) == [[0, 0.5, 1]]
+
+
+def test_gradients_at_corners() -> None:
+    assert gradient(tg.relu, [-1, 0, 1]) == [[0, 0, 1]]
+    assert gradient(tg.abs, [-2, 0, 2]) == [[-1, 0, 1]]
+    assert gradient(tg.sign, [-2, 0, 2]) == [[0, 0, 0]]
+    assert gradient(lambda x: tg.clip(x, min=-1, max=1), [-2, -1, 0, 1, 2]) == [[0, 1, 1, 1, 0]]
+    assert gradient(tg.clip, [-2, 5]) == [[1, 1]]
+    assert gradient(tg.std, [2, 2, 2]) == [[0, 0, 0]]
+
+
+def test_powers_at_zero() -> None:
+    assert gradient(lambda x: x**0, [0, 2]) == [[0, 0]]
+    assert gradient(lambda x: x**0.0, [0, 2]) == [[0, 0]]
+    assert gradient(lambda x: x**1, [0, -2]) == [[1, 1]]
+    assert gradient(lambda x: x**3, [0, -2]) == [[0, 12]]
+    assert gradient(tg.pow, [0, 0, 0], [0, 1, 2]) == [[0, 1, 0], [0, 0, 0]]  # 0^b does not change with b > 0
+    assert gradient(lambda b: 0.0**b, [1, 2]) == [[0, 0]]
+    assert gradient(lambda b: 2.0**b, [0, 1]) == [[math.log(2), 2 * math.log(2)]]
+    assert gradient(lambda b: 2**b, [0]) == [[math.log(2)]]
+
+
+def test_products_with_zeros() -> None:
+    assert gradient(tg.prod, [2, 0, 3]) == [[0, 6, 0]]
+    assert gradient(tg.prod, [0, 0, 3]) == [[0, 0, 0]]
+    assert gradient(lambda x: tg.prod(x, axis=(2, 0)), [[[2.0, 3.0]], [[0.0, 5.0]]]) == [[[[0, 0]], [[30, 0]]]]
+
+
+def test_a_loss_without_targets_is_zero() -> None:
+    logits = leaf([1.0, 2.0], [3.0, 1.0])
+    for reduction, expected in (("mean", 0), ("sum", 0), ("none", [0, 0])):
+        logits.grad = None
+        loss = tg.cross_entropy(logits, np.array([-1, -1]), ignore_index=-1, reduction=reduction)
+        assert loss.tolist() == expected
+        loss.backward(np.ones(loss.shape))
+        assert not logits.grad.any()
+    assert tg.cross_entropy(tg.zeros((0, 3)), np.zeros(0, int)).item() == 0
+
+
+def test_a_class_can_be_ignored() -> None:
+    logits = leaf([1.0, 2.0], [3.0, 1.0])
+    loss = tg.cross_entropy(logits, np.array([0, 1]), ignore_index=0)
+    assert loss.item() == pytest.approx(math.log(1 + math.e**2))
+    loss.backward()
+    assert logits.grad[0].tolist() == [0, 0]
+
+
+def test_rows_that_may_attend_to_nothing_give_zeros() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (Tensor(rng.standard_normal((1, 2, 3, 4)), requires_grad=True) for _ in range(3))
+    mask = np.array([[True, False, True], [False, False, False], [True, True, True]])
+    y = tg.attention(q, k, v, mask=mask)
+    assert not y.data[:, :, 1].any()
+    assert y.data[:, :, 0].any()
+    y.backward(np.ones(y.shape))
+    assert not q.grad[:, :, 1].any()
+    for x in (q, k, v):
+        assert np.isfinite(x.grad).all()
+    more_queries = tg.attention(q, k[:, :, :2], v[:, :, :2], causal=True)  # the first comes before every key
+    assert not more_queries.data[:, :, 0].any()
+    np.testing.assert_allclose(more_queries.data[:, :, 1], v.data[:, :, 0], rtol=1e-12)
+
+
+def test_the_last_query_sees_every_key() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 2, 5, 4)) for _ in range(3))
+    whole = tg.attention(Tensor(q), k, v, causal=True).numpy()
+    for n in range(1, 6):  # as with a cache: the last n queries alone
+        np.testing.assert_allclose(tg.attention(Tensor(q[:, :, -n:]), k, v, causal=True).numpy(), whole[:, :, -n:])
+
+
+def test_masks_in_every_form() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (Tensor(rng.standard_normal((2, 2, 3, 4))) for _ in range(3))
+    mask = rng.random((3, 3)) < 0.6
+    expected = tg.attention(q, k, v, mask=mask).numpy()
+    for same in (Tensor(mask), mask.tolist(), np.asfortranarray(mask), mask[None], np.broadcast_to(mask, (2, 1, 3, 3))):
+        np.testing.assert_array_equal(tg.attention(q, k, v, mask=same).numpy(), expected)
+
+
+def test_axes_that_are_none_at_all() -> None:
+    x = np.array([[1.5, -2.0]])
+    for fn in (tg.sum, tg.max, tg.mean, tg.prod, tg.logsumexp):
+        np.testing.assert_allclose(fn(Tensor(x), axis=()).numpy(), x, rtol=1e-12)
+
+
+# --- the ends of the range ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_what_is_small_keeps_its_digits(dtype: Any) -> None:
+    x = np.array([-80, -40, -20, -5, 0, 5, 40], dtype)
+    exact = 1 / (1 + np.exp(-x.astype(np.longdouble)))
+    tolerance = 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(tg.sigmoid(Tensor(x)).numpy(), exact, rtol=tolerance)
+    np.testing.assert_allclose(tg.silu(Tensor(x)).numpy(), x * exact, rtol=tolerance)
+    np.testing.assert_allclose(tg.log(tg.sigmoid(Tensor(x[:4]))).numpy(), x[:4], rtol=0.02)
+
+
+def test_nothing_overflows() -> None:
+    """Warnings are errors here, so not even on the way."""
+    big = np.array([-1e4, -750.0, 0.0, 750.0, 1e4])
+    x = Tensor(big, requires_grad=True)
+    for fn in (tg.sigmoid, tg.silu, tg.tanh, tg.gelu, lambda x: tg.gelu(x, approximate="tanh"), tg.erf, tg.softmax,
+               tg.log_softmax, tg.logsumexp, tg.relu):  # fmt: skip
+        x.grad = None
+        y = fn(x)
+        y.backward(np.ones(y.shape))
+        assert np.isfinite(y.data).all()
+        assert np.isfinite(x.grad).all()
+    assert tg.sigmoid(x).tolist() == [0, 0, 0.5, 1, 1]
+    assert tg.logsumexp(x).item() == 1e4
+    assert tg.cross_entropy(x, np.array(0)).item() == 2e4
+
+
+def test_minus_infinity_is_the_logarithm_of_nothing() -> None:
+    x = Tensor(np.array([[-np.inf, 0.0, 0.0], [-np.inf] * 3]), requires_grad=True)
+    y = tg.logsumexp(x, axis=1)
+    assert y.tolist() == [math.log(2), -math.inf]
+    y.backward(np.ones(2))
+    assert x.grad.tolist() == [[0, 0.5, 0.5], [0, 0, 0]]
+    assert tg.softmax(x[0]).tolist() == [0, 0.5, 0.5]
+    assert tg.cross_entropy(x[0], np.array(1)).item() == pytest.approx(math.log(2))
+
+
+def test_a_quotient_whose_square_is_out_of_range() -> None:
+    a, b = (Tensor(np.array([value], np.float32), requires_grad=True) for value in (1e-30, 1e-25))
+    (a / b).backward(np.ones(1))
+    np.testing.assert_allclose(b.grad, [-1e20], rtol=1e-5)
+    a, b = (Tensor(np.array([value], np.float16), requires_grad=True) for value in (60000, 300))
+    (a / b).backward(np.ones(1))
+    np.testing.assert_allclose(b.grad.astype(float), [-2 / 3], rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["exp", "sin", "tanh", "abs", "sign", "square", "negative", "isnan", "isinf", "isfinite", "floor", "ceil", "round"],
+)
+def test_special_values_are_numpys(name: str) -> None:
+    x = np.array([np.nan, -0.0, 0.0, 1e-320, -2.5, 0.5, 1.5])
+    x = x if name == "sin" else np.append(x, [np.inf, -np.inf])
+    got, expected = getattr(tg, name)(Tensor(x)).numpy(), getattr(np, name)(x)
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(np.signbit(got), np.signbit(expected)) if got.dtype != bool else None
+
+
+def test_not_a_number_goes_through() -> None:
+    x = Tensor(np.array([np.nan, 1.0]))
+    for fn in (tg.sigmoid, tg.silu, tg.relu, tg.gelu, tg.erf, lambda x: tg.maximum(x, 0.0), lambda x: x.clip(min=0)):
+        assert np.isnan(fn(x).numpy()).tolist() == [True, False]
+    for fn in (tg.sum, tg.max, tg.min, tg.mean, tg.logsumexp, tg.var):
+        assert math.isnan(fn(x).item())
+    weight = tg.zeros((1, 3))
+    weight.data[0, 0] = np.nan
+    assert math.isnan(tg.cross_entropy(weight, np.array([1])).item())
+
+
+# --- empty arrays ---------------------------------------------------------------------------------
+
+
+def test_empty_operands() -> None:
+    def none(*shape: int) -> Any:
+        return Tensor(np.zeros(shape), requires_grad=True)
+
+    for fn, operands, shape in (
+        (tg.matmul, [none(2, 3, 4), none(4, 0)], (2, 3, 0)),
+        (tg.matmul, [none(2, 0, 4), none(4, 3)], (2, 0, 3)),
+        (tg.matmul, [none(2, 3, 0), none(0, 5)], (2, 3, 5)),
+        (tg.matmul, [none(0), none(0)], ()),
+        (tg.linear, [none(2, 0), none(3, 0), none(3)], (2, 3)),
+        (tg.linear, [none(0, 4), none(3, 4)], (0, 3)),
+        (tg.mlp, [none(2, 0), none(0, 0), none(0), none(3, 0), none(3)], (2, 3)),
+        (tg.embedding, [none(3, 0), np.array([0, 2])], (2, 0)),
+        (tg.embedding, [none(3, 2), np.zeros((2, 0), int)], (2, 0, 2)),
+        (tg.layer_norm, [none(0, 3), none(3), none(3)], (0, 3)),
+        (tg.attention, [none(0, 2, 3, 4), none(0, 2, 3, 4), none(0, 2, 3, 4)], (0, 2, 3, 4)),
+        (tg.attention, [none(1, 2, 0, 4), none(1, 1, 3, 4), none(1, 1, 3, 4)], (1, 2, 0, 4)),
+        (lambda x: tg.softmax(x), [none(0, 3)], (0, 3)),
+        (tg.sum, [none(0, 3)], ()),
+        (tg.prod, [none(0)], ()),
+        (lambda *x: tg.concat(x), [none(0, 2), none(3, 2)], (3, 2)),
+        (lambda x: tg.dropout(x), [none(0)], (0,)),
+    ):
+        y = fn(*operands)
+        assert y.shape == shape
+        y.backward(np.ones(shape))
+        for x in operands:
+            if isinstance(x, Tensor):
+                assert x.grad is not None
+                assert x.grad.shape == x.shape
+    assert tg.prod(none(0)).item() == 1
+
+
+def test_concat_flattens_without_an_axis() -> None:
+    x = leaf([1, 2], [3, 4])
+    y = tg.concat([x, np.array([[5.0]])], axis=None)
+    assert y.tolist() == [1, 2, 3, 4, 5]
+    y.backward(np.arange(5.0))
+    assert x.grad.tolist() == [[0, 1], [2, 3]]
+
+
+def test_padding_without_dimensions() -> None:
+    x = Tensor(3.0, requires_grad=True)
+    tg.pad(x, pad_width=2).backward()
+    assert x.grad == 1
+
+
+def test_repeats_and_shifts_in_any_integers() -> None:
+    x = leaf(1, 2, 3)
+    np.testing.assert_array_equal(tg.repeat(x, np.int64(2)).numpy(), [1, 1, 2, 2, 3, 3])
+    np.testing.assert_array_equal(tg.repeat(x, Tensor([0, 2, 1])).numpy(), [2, 2, 3])
+    np.testing.assert_array_equal(tg.roll(x, np.int64(1)).numpy(), [3, 1, 2])
+
+
+def test_bitwise_invert() -> None:
+    assert tg.bitwise_invert(Tensor([0, 5])).tolist() == [-1, -6]
+    assert tg.bitwise_invert(Tensor([True, False])).tolist() == [False, True]
