@@ -1,4 +1,4 @@
-"""Central differences in float64, along one random direction or along every axis."""
+"""Central differences in float64, along one random direction or for every input element."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from tensorgrad.backend import Array
 from tensorgrad.gradcheck.probe import Probe, Recorded
 from tensorgrad.random import Generator
 
-FLOOR = 1e-3  # the least that an error is measured against, for a dy of 1: curvature adds about eps^2 to a difference
+FLOOR = 1e-3  # smallest denominator of a relative error, for a dy of 1: curvature adds about eps^2 to a difference
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far apart two numbers are that should be one, as a relative error, and where."""
+    """The relative error between two numbers that should be equal, and where they are."""
 
     error: float
     where: str = ""
@@ -23,15 +23,15 @@ class Difference:
     expected: float = 0.0
 
     def describe(self, expected: str, got: str) -> str:
-        """One line, with what the two numbers are called."""
+        """One line with both numbers, under these names."""
         place = f"{self.where}: " if self.where else ""
         return f"{place}{expected} {self.expected:.9g}, {got} {self.got:.9g}, relative error {self.error:.2g}"
 
 
 def relative_error(got: Any, expected: Any, size: Any = 0.0) -> Array:
-    """|got - expected| over the largest of |got|, |expected| and `size`, elementwise; not a number counts as infinite.
+    """|got - expected| / max(|got|, |expected|, size), elementwise; NaN counts as infinite.
 
-    size: how large the terms are whose sum the numbers are, where rounding is to be measured against them.
+    size: the magnitude of the terms that were summed, where the rounding error is relative to them.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(got - expected)
@@ -42,7 +42,7 @@ def relative_error(got: Any, expected: Any, size: Any = 0.0) -> Array:
 
 
 def index_text(index: Sequence[Any]) -> str:
-    """An index as it is written: [1, 2]; nothing for a scalar."""
+    """An index as text: "[1, 2]"; "" for a scalar."""
     return f"[{', '.join(str(int(i)) for i in index)}]" if len(index) else ""
 
 
@@ -54,10 +54,10 @@ def total(terms: list[Array]) -> float:
 def directional(
     probe: Probe, values: list[Array], dys: list[Array], gradients: list[Array], eps: float, generator: Generator
 ) -> Difference:
-    """The derivative of sum(dy y) along one random direction, by two calls, against the gradients (all on the host).
+    """Compare the derivative of sum(dy y) along one random direction, by two calls, with the gradients (on the host).
 
-    The error is measured against the terms of both sums too, sum |dx step| and sum |dy y| (|dy| / 1000 where y is
-    smaller): the rounding of y alone moves the difference by about 1e-16 / eps of the latter.
+    The error is also relative to the terms of both sums, sum |dx step| and sum |dy y| (|dy| / 1000 where y is smaller):
+    the rounding error of y alone changes the difference by about 1e-16 / eps of the latter.
     """
     plus, minus = [], []
     for x in (probe.k.to_numpy(x) for x in probe.arrays):
@@ -65,7 +65,7 @@ def directional(
         plus.append(x + eps * direction)
         minus.append(x - eps * direction)
     with np.errstate(invalid="ignore"):
-        steps = [np.nan_to_num(p - m, nan=0.0) for p, m in zip(plus, minus, strict=True)]  # as rounded; inf stays inf
+        steps = [np.nan_to_num(p - m, nan=0.0) for p, m in zip(plus, minus, strict=True)]  # as rounded; inf stays
     above, below = probe.evaluate(plus), probe.evaluate(minus)
     rise = [dy * (a - b) / (2 * eps) for dy, a, b in zip(dys, above, below, strict=True)]
     slope = [dx * step / (2 * eps) for dx, step in zip(gradients, steps, strict=True)]
@@ -76,9 +76,9 @@ def directional(
 
 
 def jacobian(probe: Probe, recorded: Recorded, eps: float) -> Difference:
-    """The derivative of every result by every input element, by two calls an input; the worst of all.
+    """Compare the derivative of every result element by every input element; return the largest error.
 
-    An error is measured against the largest result and the largest derivative too, of which rounding is a share.
+    An error is also relative to the largest result and the largest derivative, which its rounding error comes from.
     """
     values = [probe.k.to_numpy(x) for x in probe.arrays]
     numeric = _by_differences(probe, values, eps)
@@ -89,12 +89,12 @@ def jacobian(probe: Probe, recorded: Recorded, eps: float) -> Difference:
     size = max(FLOOR, np.nan_to_num(np.abs(analytic), posinf=0).max(), *(np.abs(y).max(initial=0.0) for y in outputs))
     errors = relative_error(analytic, numeric, size)
     row, column = np.unravel_index(np.argmax(errors), errors.shape)
-    where = f"input {_place(values, int(column), probe.places)}, result {_place(outputs, int(row))}"
+    where = f"input {_locate(values, int(column), probe.places)}, result {_locate(outputs, int(row))}"
     return Difference(float(errors[row, column]), where, float(analytic[row, column]), float(numeric[row, column]))
 
 
 def jacobian_size(probe: Probe, recorded: Recorded) -> int:
-    """How many derivatives the Jacobian has."""
+    """The number of elements of the Jacobian."""
     return int(sum(x.size for x in probe.arrays)) * sum(y.size for y in recorded.outputs)
 
 
@@ -128,8 +128,8 @@ def _by_backward(recorded: Recorded) -> Array:
     return np.stack(rows) if rows else np.zeros((0, sum(leaf.size for leaf in recorded.leaves)))
 
 
-def _place(arrays: list[Array], flat: int, names: Sequence[int] | None = None) -> str:
-    """Which array an element of all of them, one after the other, is in, and where."""
+def _locate(arrays: list[Array], flat: int, names: Sequence[int] | None = None) -> str:
+    """The number of the array, and the index in it, of an element of all arrays one after the other."""
     for i, x in enumerate(arrays):
         if flat < x.size:
             return f"{names[i] if names else i} {index_text(np.unravel_index(flat, x.shape))}".strip()

@@ -22,7 +22,7 @@ TOLERANCE = {"float64": 1e-7, "float32": 1e-5, "float16": 8e-3, "bfloat16": 6.4e
 HALVES = ("float16", "bfloat16")
 # The same for a fused op and its composition in float64, which only add in another order.
 COMPOSITION_TOLERANCE = 1e-11
-SMALL = 0.25  # a gradient is measured against this share of dy at least: terms that cancel leave their rounding behind
+MIN_SHARE = 0.25  # of dy, that the error of a gradient is relative to at least: terms that cancel leave their rounding
 
 
 def compare(case: Case, example: Example, dtype: str, k: Backend) -> Difference:
@@ -65,7 +65,7 @@ def _against_float64(case: Case, example: Example, dtype: str, k: Backend) -> Di
         if dx.dtype != np.dtype(dtype):
             raise GradcheckError(f"{case.name}: the gradient of input {place} is {dx.dtype}, not {dtype}")
     forward = _largest("result", recorded.arrays, exact.arrays, 0.0)
-    backward = _largest("gradient of input", got, expected, SMALL * _root_mean_square(host), probe.places)
+    backward = _largest("gradient of input", got, expected, MIN_SHARE * _root_mean_square(host), probe.places)
     return max(forward, backward, key=lambda difference: difference.error)
 
 
@@ -85,7 +85,7 @@ def compare_composition(case: Case, example: Example, k: Backend) -> Difference:
         raise GradcheckError(f"{case.name}: the results are {results[0]}, its composition's {results[1]}")
     host = [Generator(1).normal(y.shape, dtype=y.dtype) for y in fused.outputs]
     dys = [k.asarray(dy) for dy in host]
-    size = SMALL * _root_mean_square(host)
+    size = MIN_SHARE * _root_mean_square(host)
     worst = max(
         _largest("result", fused.arrays, plain.arrays, 0.0),
         _largest("gradient of input", fused.pull(dys), plain.pull(dys), size, probes[0].places),
@@ -112,7 +112,7 @@ def _check_dtype(case: Case, got: Any, expected: Any) -> None:
 def _largest(
     what: str, got: list[Array], expected: list[Array], size: float, names: Sequence[int] | None = None
 ) -> Difference:
-    """The element with the largest error, relative to itself or, where it is small, to the root mean square of all."""
+    """The largest error, relative to the element or, where that is smaller, to the root mean square of all."""
     worst = Difference(0.0)
     for i, (a, b) in enumerate(zip(got, expected, strict=True)):
         if a.shape != b.shape:
