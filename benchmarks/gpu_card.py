@@ -26,7 +26,7 @@ class Ours:
         self.stack = ExitStack()
         atexit.register(self.stack.close)
         if stand_in:
-            sys.path.insert(0, str(common.ROOT / "tests" / "tensorgrad"))
+            sys.path.insert(0, str(common.ROOT / "tests" / "tensorgrad" / "backend" / "cupy"))
             from emulated_cuda import emulated_gpu
 
             self.k = self.stack.enter_context(emulated_gpu())

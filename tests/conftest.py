@@ -16,7 +16,8 @@ from hypothesis import settings
 from tensorgrad import backend
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(Path(__file__).parent / "tensorgrad"))  # emulated_cuda, fake_cupy and the tables of ops
+# The modules that tests share: the table of ops, and the stand-ins for CuPy, cuBLASLt and a GPU.
+sys.path[:0] = [str(ROOT / "tests" / "tensorgrad"), str(ROOT / "tests" / "tensorgrad" / "backend" / "cupy")]
 
 # A deadline would make the outcome depend on how busy the machine is.
 settings.register_profile("tensorgrad", settings(), deadline=None)

@@ -13,9 +13,9 @@ from tensorgrad.backend.cupy.attention import Attention
 from tensorgrad.backend.cupy.cross_entropy import CrossEntropy
 from tensorgrad.backend.cupy.driver import Allocator, first_line, why_no_gpu
 from tensorgrad.backend.cupy.embedding import Embedding
-from tensorgrad.backend.cupy.gemm import Products
 from tensorgrad.backend.cupy.graph import Graphs
 from tensorgrad.backend.cupy.launcher import CudaLauncher, Launcher
+from tensorgrad.backend.cupy.linear import Linear
 from tensorgrad.backend.cupy.normalization import Normalization
 from tensorgrad.backend.cupy.rotary_embedding import RotaryEmbedding
 from tensorgrad.backend.cupy.softmax import Softmax
@@ -26,7 +26,7 @@ EXTRAS = 'pip install -e ".[cuda13]" (cuda12 for a driver of CUDA 12)'
 
 
 class CupyBackend(
-    Activation, Attention, CrossEntropy, Embedding, Graphs, Normalization, Products, RotaryEmbedding, Softmax, Transfer
+    Activation, Attention, CrossEntropy, Embedding, Graphs, Linear, Normalization, RotaryEmbedding, Softmax, Transfer
 ):
     """Kernels over CuPy arrays."""
 

@@ -1,7 +1,7 @@
 // What the kernels share: numbers in half precision, 16 bytes at a time, and sums and maxima over a warp or a block.
 //
 // The same files are compiled by NVRTC for the GPU and, with CUDA_EMU defined, by a C++ compiler for the tests on a CPU
-// (tests/tensorgrad/cuda_emulation): what only one of them has is in this header and in mma.cuh.
+// (tests/tensorgrad/backend/cupy/cuda_emulation): what only one of them has is in this header and in mma.cuh.
 #pragma once
 
 #ifdef CUDA_EMU

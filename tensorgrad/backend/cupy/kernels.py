@@ -55,7 +55,7 @@ class Kernels(Backend):
         n_rows, n = x.shape
         per_lane = columns_a_lane(n, x) if sums.ndim == 2 else 1  # the second launch is small: more blocks, less each
         self.launcher.launch(
-            "column_sum", "column_sum", (-(-n // (32 * per_lane)), -(-n_rows // rows_a_block)), (THREADS,),
+            "linear", "column_sum", (-(-n // (32 * per_lane)), -(-n_rows // rows_a_block)), (THREADS,),
             (x, sums, np.int64(n_rows), np.int32(rows_a_block), np.int32(n), np.int32(per_lane)),
             defines={"T": c_type(x.dtype), "O": c_type(sums.dtype)},
         )  # fmt: skip

@@ -7,7 +7,7 @@
 //
 // and for RMS the same without mean(x), mean(g) and bias. One warp a row: it comes from memory once, for the first of the
 // passes, and from the cache for the others. The gradients of weight and bias are sums over blocks of rows here and then
-// over the blocks, in their order (column_sum.cu): the same bits in every run.
+// over the blocks, in their order (linear.cu): the same bits in every run.
 #include "common.cuh"
 
 using Real = Wide<T>;

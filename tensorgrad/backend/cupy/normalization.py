@@ -37,7 +37,7 @@ def defines(x: Array, *vectors: Array | None) -> dict[str, str]:
 
 
 class Normalization(Kernels):
-    """The kernels of normalization.cu, and of column_sum.cu."""
+    """The kernels of normalization.cu; its partial sums are added by linear.cu."""
 
     def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
         """x (..., n) -> y, and mean and 1/std (..., 1)."""
@@ -87,12 +87,6 @@ class Normalization(Kernels):
         if not takes(x, dy, (mean, rstd)):
             return super().layer_norm_backward_weight(dy, x, mean, rstd)
         return self._weight_sums(dy, x, self.contiguous(mean), rstd)
-
-    def linear_backward_bias(self, dy: Array) -> Array:
-        """The sum over all rows, as wide as it is computed: (n,)."""
-        if not claimed(dy):
-            return super().linear_backward_bias(dy)
-        return self.column_sums(as_rows(self.contiguous(dy)), wide_dtype(dy.dtype))
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
         """x (..., n) -> y, and 1/rms (..., 1)."""

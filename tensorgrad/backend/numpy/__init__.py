@@ -8,19 +8,19 @@ import numpy as np
 
 from tensorgrad.backend import blas
 from tensorgrad.backend.numpy.activation import Activation
-from tensorgrad.backend.numpy.addition import Addition
 from tensorgrad.backend.numpy.attention import Attention
 from tensorgrad.backend.numpy.cross_entropy import CrossEntropy
+from tensorgrad.backend.numpy.elementwise import Elementwise
 from tensorgrad.backend.numpy.embedding import Embedding
+from tensorgrad.backend.numpy.linear import Linear
 from tensorgrad.backend.numpy.normalization import Normalization
 from tensorgrad.backend.numpy.optimizer import Optimization
-from tensorgrad.backend.numpy.products import Products
 from tensorgrad.backend.runtime import Backend
 from tensorgrad.memory import keep_freed_memory
 
 
 class NumpyBackend(
-    Activation, Addition, Attention, CrossEntropy, Embedding, Normalization, Optimization, Products
+    Activation, Attention, CrossEntropy, Elementwise, Embedding, Linear, Normalization, Optimization
 ):  # fmt: skip
     """Kernels over NumPy arrays. NumPy lets go of the interpreter while it computes, so blocks run on all cores."""
 

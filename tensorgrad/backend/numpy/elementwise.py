@@ -13,7 +13,7 @@ def add(y: Array, a: Array, b: Array) -> None:
     np.add(a, b, out=y)
 
 
-class Addition(Blocks):
+class Elementwise(Blocks):
     """Large sums, for arrays of one shape."""
 
     def add(self, a: Array, b: Array) -> Array:

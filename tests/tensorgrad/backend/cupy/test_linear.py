@@ -9,7 +9,7 @@ from fake_cupy import FakeArray, FakeCupy, FakeDevice, FakeStream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorgrad.backend.cupy import gemm
+from tensorgrad.backend.cupy import linear
 from tensorgrad.backend.cupy.cublaslt import WORKSPACE_BYTES, CublasLtError, Matrix
 from tensorgrad.backend.runtime import Backend
 
@@ -30,7 +30,7 @@ class Plain(Backend):
     array_type = np.ndarray
 
 
-class OnMemory(gemm.Products):
+class OnMemory(linear.Linear):
     """The products under test."""
 
     name = "cupy"
@@ -127,7 +127,7 @@ def test_add_matmul_adds_in_place(dtype: Any, wide: bool, data: Any) -> None:
     assert len(k.cublaslt.asked) == 1
 
 
-def test_nothing_that_gemm_can_read_is_copied(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_that_cublaslt_can_read_is_copied(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """NN, NT and TN, a slice of a projection, and the heads of one sequence."""
     copied: list[Any] = []
     monkeypatch.setattr(k.xp, "ascontiguousarray", copied.append, raising=False)
@@ -151,7 +151,7 @@ def test_alignment_is_that_of_the_address() -> None:
     start = -whole.ctypes.data % 256 // 4
     for offset, alignment in ((0, 256), (1, 4), (2, 8), (4, 16), (32, 128), (64, 256)):
         x = memory(whole)[start + offset : start + offset + 12].reshape(3, 4)
-        assert gemm.by_columns(x) == (Matrix("float32", 4, 3, 4, 1, 0, alignment), False)
+        assert linear.by_columns(x) == (Matrix("float32", 4, 3, 4, 1, 0, alignment), False)
 
 
 @pytest.mark.parametrize(
@@ -233,12 +233,12 @@ def test_autotuning_times_a_new_shape_once_and_writes_beside_the_result(k: Any) 
     for total in (3, 5):
         k.add_matmul(c, x, x)
         assert c.tolist() == [[total] * 2] * 2  # the candidates did not add to it
-    assert len(k.cublaslt.asked) == (1 + gemm.TIMED_RUNS) + 2 and len(k.cublaslt.plans) == 1
+    assert len(k.cublaslt.asked) == (1 + linear.TIMED_RUNS) + 2 and len(k.cublaslt.plans) == 1
 
 
 def test_the_library_is_loaded_at_the_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    products = gemm.Products()
-    monkeypatch.setattr(gemm.cublaslt, "load", lambda: "loaded")
+    products = linear.Linear()
+    monkeypatch.setattr(linear.cublaslt, "load", lambda: "loaded")
     assert products.cublaslt == "loaded"
 
 

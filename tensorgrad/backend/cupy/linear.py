@@ -18,13 +18,13 @@ from tensorgrad.backend.cupy.cublaslt import (
     Matrix,
     Product,
 )
-from tensorgrad.backend.runtime import Backend
+from tensorgrad.backend.cupy.kernels import Kernels, claimed, wide_dtype
 
 AMPERE = 80  # compute capability, times ten, of the first tensor cores for bfloat16 and TF32
 TIMED_RUNS = 5  # of a candidate, when plans are autotuned
 
 
-class Products(Backend):
+class Linear(Kernels):
     """Matrix products in float64, float32, float16 and bfloat16; the plain mathematics for all else.
 
     Half precision is added up in float32. Gradients of weights come back in float32, for whoever adds them up.
@@ -108,6 +108,12 @@ class Products(Backend):
         dweight = self.xp.empty((dy.shape[1], x.shape[1]), self.wide(x[:0]).dtype)
         self._multiply(dy.T, x, dweight)
         return dweight
+
+    def linear_backward_bias(self, dy: Array) -> Array:
+        """The sum over all rows, as wide as it is computed: (n,)."""
+        if not claimed(dy):
+            return super().linear_backward_bias(dy)
+        return self.column_sums(as_rows(self.contiguous(dy)), wide_dtype(dy.dtype))
 
     # --- what they have in common ---------------------------------------------------------------
 

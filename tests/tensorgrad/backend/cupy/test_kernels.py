@@ -444,7 +444,7 @@ ANY_T = [{"T": t} for t in C_TYPES.values()]
 # every file, with the macros that it is compiled with
 BUILDS: dict[str, list[dict[str, str]]] = {
     "activation": ANY_T,
-    "column_sum": [{"T": t, "O": o} for t in C_TYPES.values() for o in ("float", "double")],
+    "linear": [{"T": t, "O": o} for t in C_TYPES.values() for o in ("float", "double")],
     "cross_entropy": [{**t, "I": i} for t, i in zip(ANY_T, 2 * ["int", "long long"], strict=True)],
     "dropout": ANY_T,
     "embedding": [{**t, "I": i} for t, i in zip(ANY_T, 2 * ["long long", "int"], strict=True)],

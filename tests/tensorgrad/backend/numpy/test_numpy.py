@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tensorgrad as tg
 from tensorgrad import backend
 from tensorgrad.backend import blas
-from tensorgrad.backend.numpy import attention, blocks, normalization, products
+from tensorgrad.backend.numpy import attention, blocks, linear, normalization
 from tensorgrad.backend.threads import Team, cpu_count, team
 
 
@@ -136,14 +136,14 @@ LAYOUTS = {
 def test_products_in_parts(m: int, n: int, p: int, stack: Any, both: bool, left: str, right: str) -> None:
     a, b = draw(*stack, m, n), draw(*(stack if both else ()), n, p, seed=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "SMALL", 64)
-        patch.setattr(products, "AHEAD", 32)
+        patch.setattr(linear, "SMALL", 64)
+        patch.setattr(linear, "AHEAD", 32)
         near(k.matmul(LAYOUTS[left](a), LAYOUTS[right](b)), a @ b)
 
 
 @pytest.mark.parametrize(("a", "b"), [((3, 4), (2, 4, 5)), ((2, 1, 3, 4), (3, 4, 5)), ((0, 4), (4, 5)), ((4,), (4, 5))])
 def test_products_of_other_shapes(a: Any, b: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "SMALL", 1)
+    monkeypatch.setattr(linear, "SMALL", 1)
     near(k.matmul(draw(*a), draw(*b, seed=1)), draw(*a) @ draw(*b, seed=1))
 
 
@@ -448,7 +448,7 @@ def test_the_same_bits_every_time() -> None:
         return [array.tobytes() for leaf in leaves for array in (leaf.grad, leaf.data)]
 
     with tg.use_backend("numpy"), pytest.MonkeyPatch.context() as patch:
-        for module, name in ((blocks, "SMALL"), (products, "SMALL"), (products, "AHEAD"), (normalization, "FEW")):
+        for module, name in ((blocks, "SMALL"), (linear, "SMALL"), (linear, "AHEAD"), (normalization, "FEW")):
             patch.setattr(module, name, 2**10)
         patch.setattr(blocks, "BLOCK", 2**14)
         first = gradients()

@@ -31,7 +31,7 @@ def sum_of_rows(y: Array, x: Array) -> None:
     np.sum(x, axis=0, out=y)
 
 
-class Products(Blocks):
+class Linear(Blocks):
     """Products by a matrix and of stacks, and sums over all rows, where all is of one dtype."""
 
     def matmul(self, a: Array, b: Array) -> Array:
