@@ -1,4 +1,4 @@
-"""Mixed precision: loss scaling, which keeps the small gradients of float16 from becoming 0."""
+"""Mixed precision: loss scaling, which keeps small gradients in float16 from underflowing to 0."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,16 +12,17 @@ from tensorgrad.tensor import Tensor
 
 
 class GradScaler:
-    """Multiplies the loss so that gradients fit float16, and steps only where none overflowed (PyTorch's GradScaler).
+    """Multiplies the loss so that gradients fit float16, and skips steps whose gradients overflow (as PyTorch's).
 
         scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)  # only to look at the gradients, or to clip them
+        scaler.unscale_(optimizer)  # only if gradients are clipped or looked at
         scaler.step(optimizer)
         scaler.update()
 
-    The scale falls by backoff_factor after an overflow and grows by growth_factor after growth_interval steps without
-    one (Micikevicius et al. 2018, arXiv:1710.03740). It stays on the backend, and a GPU is never waited for. Not
-    enabled, all of this does nothing but `optimizer.step()`. Raises ValueError for options out of their ranges.
+    The scale is multiplied by backoff_factor after an overflow, and by growth_factor after growth_interval steps
+    without one (Micikevicius et al. 2018, arXiv:1710.03740). It stays on the backend: no method waits for a GPU, except
+    `get_scale` and `state_dict`. If not enabled, `step` calls `optimizer.step()` and the other methods do nothing.
+    Raises ValueError for options out of range.
     """
 
     _scale: Any
@@ -38,12 +39,12 @@ class GradScaler:
             )
         self.enabled = enabled
         self.growth_factor, self.backoff_factor, self.growth_interval = growth_factor, backoff_factor, growth_interval
-        self._found: dict[int, Array] = {}  # by the optimiser: whether any of its gradients is not finite
+        self._found: dict[int, Array] = {}  # id of the optimiser -> whether any of its gradients is not finite
         self._stepped: set[int] = set()
         self._set(init_scale, 0)
 
     def overflowing(self) -> AbstractContextManager[Any]:
-        """In a `with`: NumPy does not warn where numbers grow too large for float16, since `step` looks for those."""
+        """A context in which NumPy does not warn of overflows in float16: `step` detects them."""
         return np.errstate(over="ignore", invalid="ignore") if self.enabled else nullcontext()
 
     def scale(self, loss: Tensor) -> Tensor:
@@ -53,12 +54,12 @@ class GradScaler:
     def unscale_(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the scale, in place.
 
-        Raises RuntimeError for a second time between two updates, ValueError for gradients in half precision.
+        Raises RuntimeError for a second call without `update` in between, ValueError for gradients in half precision.
         """
         if not self.enabled:
             return
         if id(optimizer) in self._found:
-            raise RuntimeError("GradScaler: unscale_ a second time since the last update")
+            raise RuntimeError("GradScaler: unscale_ was called a second time; call update in between")
         grads = [p.grad for p in optimizer.params if p.grad is not None]
         if any(is_half(grad.dtype) for grad in grads):
             raise ValueError("GradScaler: gradients in half precision cannot be unscaled: use master_weights")
@@ -70,53 +71,53 @@ class GradScaler:
         self._found[id(optimizer)] = found
 
     def step(self, optimizer: Optimizer, skip: bool | Array = False) -> None:
-        """`optimizer.step(skip)`, unless a gradient is not finite; gradients are unscaled first where they are not yet.
+        """Call `optimizer.step`, which skips the update if `skip`, or if a gradient is not finite.
 
-        Raises RuntimeError for a second time between two updates.
+        Unscales the gradients first unless `unscale_` has. Raises RuntimeError for a second call without `update`.
         """
         if not self.enabled:
             optimizer.step(skip)
             return
         if id(optimizer) in self._stepped:
-            raise RuntimeError("GradScaler: step a second time since the last update")
+            raise RuntimeError("GradScaler: step was called a second time; call update in between")
         if id(optimizer) not in self._found:
             self.unscale_(optimizer)
         self._stepped.add(id(optimizer))
         optimizer.step(self._found[id(optimizer)] | skip)
 
     def update(self) -> None:
-        """Adapt the scale to what was found since the last update. Raises RuntimeError where nothing was looked at."""
+        """Adapt the scale to the gradients since the last update. Raises RuntimeError before any step or unscale_."""
         if not self.enabled:
             return
         if not self._found:
-            raise RuntimeError("GradScaler: update before any step or unscale_")
+            raise RuntimeError("GradScaler: update was called before any step or unscale_")
         xp, found = self._xp, sum(self._found.values()) > 0
         grown = self._tracker + 1 >= self.growth_interval
         fits = self._scale <= float(np.finfo(np.float32).max) / self.growth_factor
         factor = xp.where(found, self.backoff_factor, xp.where(grown & fits, self.growth_factor, 1.0))
-        self._scale *= factor.astype(xp.float32)  # in place, as a step that is recorded needs it
+        self._scale *= factor.astype(xp.float32)  # in place: a recorded CUDA graph refers to this memory
         self._tracker[...] = xp.where(found | grown, 0, self._tracker + 1)
         self._found.clear()
         self._stepped.clear()
 
     def get_scale(self) -> float:
-        """The scale; on a GPU, waits for it. 1.0 where not enabled."""
+        """The scale, 1.0 if not enabled. On a GPU it waits for the last update."""
         return float(self._scale) if self.enabled else 1.0
 
     def state_dict(self) -> dict[str, Any]:
-        """As PyTorch's; {} where not enabled."""
+        """The scale, the options and the step counter under PyTorch's names; {} if not enabled."""
         if not self.enabled:
             return {}
         options = {name: getattr(self, name) for name in ("growth_factor", "backoff_factor", "growth_interval")}
         return {"scale": self.get_scale(), **options, "_growth_tracker": int(self._tracker)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`. Raises ValueError where it is not one."""
+        """Restore a `state_dict`. Raises ValueError if it is not valid."""
         if not self.enabled:
             return
-        wanted = self.state_dict()
-        if state.keys() != wanted.keys():
-            raise ValueError(f"GradScaler: {sorted(state.keys() ^ wanted.keys())[0]!r} is missing or unexpected")
+        own = self.state_dict()
+        if state.keys() != own.keys():
+            raise ValueError(f"GradScaler: {sorted(state.keys() ^ own.keys())[0]!r} is missing or unexpected")
         GradScaler(*(state[name] for name in ("scale", "growth_factor", "backoff_factor", "growth_interval")))
         self.growth_factor, self.backoff_factor = float(state["growth_factor"]), float(state["backoff_factor"])
         self.growth_interval = int(state["growth_interval"])
@@ -124,5 +125,5 @@ class GradScaler:
 
     def _set(self, scale: float, tracker: int) -> None:
         self._xp = get_backend().xp
-        self._scale = get_backend().asarray(scale, "float32")  # so that growing it rounds as PyTorch does
+        self._scale = get_backend().asarray(scale, "float32")  # the dtype of PyTorch's scale, for equal rounding
         self._tracker = get_backend().asarray(tracker, "int64")

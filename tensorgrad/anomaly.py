@@ -7,7 +7,7 @@ import numpy as np
 from tensorgrad.autograd import Edge, Leaf, Node, Observer
 from tensorgrad.backend import Array, backend_of
 from tensorgrad.backend.arrays import is_floating
-from tensorgrad.nn import Module, _walk
+from tensorgrad.nn import Module, walk
 from tensorgrad.tensor import Tensor
 
 
@@ -35,7 +35,7 @@ class detect_anomaly(Observer):
 
     def __init__(self, model: Module | None = None) -> None:
         self._names: dict[int, str] = {}  # by id: of modules, and of the nodes of parameters
-        for name, value in _walk("", model):
+        for name, value in walk("", model):
             self._names.setdefault(id(value.node if isinstance(value, Tensor) else value), name)
         self._model = model  # keeps these ids from standing for something else
         self._modules: list[str] = []  # that are running, the innermost last

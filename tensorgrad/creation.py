@@ -1,4 +1,4 @@
-"""Tensors from nothing: filled, counted, or drawn at random. float32 on the current backend unless told otherwise."""
+"""New tensors: filled, enumerated or drawn at random; on the current backend, in float32 unless a dtype is given."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Shape = int | tuple[int, ...]
 
 
 def asarray(data: Any, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
-    """A tensor of an array, a number, or nested lists of numbers; an array is not copied."""
+    """A tensor from an array, which is not copied, a number, or nested lists of numbers."""
     return Tensor(data, requires_grad, dtype=dtype)
 
 
@@ -27,7 +27,7 @@ def ones(shape: Shape, dtype: Any = np.float32, *, requires_grad: bool = False) 
 
 
 def empty(shape: Shape, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
-    """Whatever was in memory."""
+    """Uninitialised memory."""
     return Tensor(get_backend().xp.empty(shape, dtype), requires_grad)
 
 
@@ -49,7 +49,7 @@ def ones_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> T
 
 
 def empty_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
-    """Whatever was in memory, of x's shape, on its backend, and of its dtype unless another is given."""
+    """Uninitialised memory, of x's shape, on its backend, and of its dtype unless another is given."""
     out: Tensor = Tensor.wrap(kernels_of(x).xp.empty(x.shape, x.dtype if dtype is None else dtype))
     out.requires_grad = requires_grad
     return out
@@ -65,7 +65,7 @@ def full_like(x: Tensor, value: float, dtype: Any = None, *, requires_grad: bool
 def arange(
     start: float, stop: float | None = None, step: float = 1, dtype: Any = None, *, requires_grad: bool = False
 ) -> Tensor:
-    """start, start + step, ... below stop; with one argument from 0. int64 for ints, float32 where a float is given."""
+    """start, start + step, ... below stop; arange(n) starts at 0. int64 if all arguments are ints, else float32."""
     start, stop = (0, start) if stop is None else (start, stop)
     if dtype is None:
         dtype = np.int64 if all(isinstance(v, int | np.integer) for v in (start, stop, step)) else np.float32
@@ -73,7 +73,7 @@ def arange(
 
 
 def linspace(start: float, stop: float, num: int, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
-    """`num` numbers at equal distances from start to stop, both included."""
+    """`num` evenly spaced numbers from start to stop, both included."""
     return Tensor(get_backend().xp.linspace(start, stop, num, dtype=dtype), requires_grad)
 
 
@@ -85,12 +85,12 @@ def eye(n_rows: int, n_cols: int | None = None, dtype: Any = np.float32, *, requ
 def uniform(
     shape: Shape, low: float = 0.0, high: float = 1.0, dtype: Any = np.float32, *, requires_grad: bool = False
 ) -> Tensor:
-    """Uniform in [low, high), from the default generator's stream for initialisation: `tensorgrad.manual_seed`."""
+    """Uniformly distributed in [low, high), from the default generator's initialisation stream: see `manual_seed`."""
     return Tensor(default_generator.uniform(shape, low, high, dtype, stream=Stream.INIT), requires_grad)
 
 
 def normal(
     shape: Shape, mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32, *, requires_grad: bool = False
 ) -> Tensor:
-    """Normally distributed, from the default generator's stream for initialisation: `tensorgrad.manual_seed`."""
+    """Normally distributed, from the default generator's initialisation stream: see `manual_seed`."""
     return Tensor(default_generator.normal(shape, mean, std, dtype, stream=Stream.INIT), requires_grad)

@@ -1,9 +1,9 @@
 """Reuse of freed memory on the CPU.
 
-By default glibc gives a large array's pages back to the system as soon as it is freed, and the next array of that size
-is made of new pages, each cleared by the kernel at its first touch: that costs more than most arithmetic done on it. A
-training step frees and allocates the same sizes again and again, so the process keeps what it has freed. malloc hands
-out only what was freed, and an array is freed when nothing refers to it: no buffer can be in use twice.
+By default glibc returns the pages of a large array to the system as soon as it is freed. The next array of that size
+gets new pages, which the kernel clears at the first access: this costs more than most arithmetic on the array. Every
+training step frees and allocates the same sizes, so the process keeps freed memory instead. This is safe: malloc only
+reuses memory that was freed, and an array is freed when nothing refers to it.
 """
 
 import ctypes
@@ -12,18 +12,18 @@ import platform
 
 # mallopt's parameters, from glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-NEVER = 2**31 - 1  # bytes free at the top of the heap before any are given back: the largest that an int holds
-STEP = 64 * 2**20  # bytes to grow the heap by at a time
+TRIM_THRESHOLD_BYTES = 2**31 - 1  # free bytes at the top of the heap before any are returned: the largest int
+HEAP_GROWTH_BYTES = 64 * 2**20
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Have malloc keep freed memory for the next array, from now on, in the whole process.
+    """Make malloc keep freed memory for later arrays, in the whole process.
 
-    Returns whether it does: elsewhere than on glibc nothing is changed.
+    Returns whether it does: without glibc nothing is changed.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, STEP))
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES), (M_TOP_PAD, HEAP_GROWTH_BYTES))
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)

@@ -1,4 +1,4 @@
-"""Modules: tensors that belong together, and what is computed with them."""
+"""Modules: the parameters of a layer or a model, and the computation that uses them."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,13 +14,14 @@ from tensorgrad.tensor import Tensor
 
 
 class StateDictError(ValueError):
-    """A state_dict that does not fit its module; the message lists every missing, unexpected or misshapen entry."""
+    """A state_dict does not fit its module; the message lists every entry that is missing, unexpected or misshapen."""
 
 
 class Module:
-    """Holds parameters: every Tensor found in its attributes, in its modules, and in lists and dicts of them.
+    """Base class of layers and models. Its parameters are all tensors in its attributes.
 
-    A subclass sets attributes and defines `forward`. Names are the path to the tensor: "h.0.attn.c_attn.weight".
+    Tensors are also found in attributes that are modules, lists or dicts, however deeply nested. A subclass sets
+    attributes and defines `forward`. The name of a parameter is the path to it: "h.0.attn.c_attn.weight".
     """
 
     training = True
@@ -36,56 +37,56 @@ class Module:
                 observer.leave_module(self)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module computes; every subclass has its own."""
+        """Compute the module's result. Subclasses override it."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) for every parameter, one that is shared under its first name only."""
+        """(name, tensor) for every parameter; a shared tensor comes once, under its first name."""
         seen: set[int] = set()
-        for name, value in _walk("", self):
+        for name, value in walk("", self):
             if isinstance(value, Tensor) and id(value) not in seen:
                 seen.add(id(value))
                 yield name, value
 
     def parameters(self) -> Iterator[Tensor]:
-        """Every parameter once."""
+        """Every parameter, shared ones once."""
         return (tensor for _, tensor in self.named_parameters())
 
     def modules(self) -> Iterator["Module"]:
-        """This module and every one inside it."""
-        return (value for _, value in _walk("", self) if isinstance(value, Module))
+        """This module and every module inside it."""
+        return (value for _, value in walk("", self) if isinstance(value, Module))
 
     def num_params(self) -> int:
         """The number of elements of all parameters."""
         return sum(p.size for p in self.parameters())
 
     def train(self, mode: bool = True) -> "Module":
-        """Training mode: dropout drops."""
+        """Switch to training mode, in which dropout is applied."""
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> "Module":
-        """Evaluation mode: dropout does nothing."""
+        """Switch to evaluation mode, in which dropout is not applied."""
         return self.train(False)
 
     def astype(self, dtype: Any) -> "Module":
-        """Convert every floating parameter in place; gradients are dropped. Make optimisers afterwards."""
+        """Convert every floating parameter in place and drop its gradient. Create optimisers afterwards."""
         for p in self.parameters():
             if is_floating(p.dtype):
-                wanted, p.requires_grad = p.requires_grad, False
+                requires_grad, p.requires_grad = p.requires_grad, False
                 p.data = p.data.astype(dtype)
-                p.requires_grad = wanted
+                p.requires_grad = requires_grad
         return self
 
     def state_dict(self) -> dict[str, Array]:
-        """name -> array for every parameter; the arrays are the parameters' own memory."""
+        """name -> array for every parameter; the arrays are not copied."""
         return {name: p.data for name, p in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy arrays into the parameters.
 
-        Raises StateDictError, before anything is changed, where entries are missing, unexpected or of another shape.
+        Raises StateDictError, before it changes anything, if entries are missing, unexpected or of another shape.
         """
         parameters = dict(self.named_parameters())
         problems = [f"missing {name}" for name in parameters if name not in state]
@@ -103,8 +104,8 @@ class Module:
             note_write(p.data)
 
 
-def _walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """(path, object) for every Tensor and Module reachable through attributes, lists and dicts."""
+def walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (path, object) for every Tensor and Module reachable through attributes, lists and dicts."""
     if isinstance(value, Tensor):
         yield name, value
         return
@@ -117,14 +118,14 @@ def _walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple):
         inside = enumerate(value)
     for key, part in inside:
-        yield from _walk(f"{name}.{key}" if name else str(key), part)
+        yield from walk(f"{name}.{key}" if name else str(key), part)
 
 
 class Linear(Module):
     """x (..., n_in) @ weight (n_out, n_in)^T + bias (n_out) -> (..., n_out).
 
-    Weight and bias start uniform within 1 / sqrt(n_in), as PyTorch's do; with `std`, weight starts normal(0, std) and
-    bias 0.
+    Weight and bias are initialised uniformly in [-1, 1] / sqrt(n_in), as in PyTorch; with `std`, weight from
+    normal(0, std) and bias with 0.
     """
 
     def __init__(self, n_in: int, n_out: int, bias: bool = True, std: float | None = None) -> None:
@@ -142,7 +143,7 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """Rows of weight (n_entries, n_embd) by number: indices (...) -> (..., n_embd). Starts normal(0, std)."""
+    """Rows of weight (n_entries, n_embd) by index: indices (...) -> (..., n_embd). Initialised from normal(0, std)."""
 
     def __init__(self, n_entries: int, n_embd: int, std: float = 1.0) -> None:
         self.weight = normal((n_entries, n_embd), std=std, requires_grad=True)
@@ -153,7 +154,7 @@ class Embedding(Module):
 
 
 class LayerNorm(Module):
-    """Rows of n with mean 0 and variance 1, times weight (n) starting at 1, plus bias (n) starting at 0."""
+    """Rows (..., n) scaled to mean 0 and variance 1, times weight (n), initially 1, plus bias (n), initially 0."""
 
     def __init__(self, n: int, bias: bool = True, eps: float = 1e-5) -> None:
         self.weight = ones(n, requires_grad=True)
@@ -165,12 +166,12 @@ class LayerNorm(Module):
         return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
     def add(self, x: Tensor, residual: Tensor) -> Any:
-        """[x + residual, that normalised]: see `tensorgrad.add_layer_norm`."""
+        """[x + residual, self(x + residual)]. See `tensorgrad.add_layer_norm`."""
         return ops.add_layer_norm(x, residual, self.weight, self.bias, eps=self.eps)
 
 
 class RMSNorm(Module):
-    """Rows of n with mean square 1, times weight (n) starting at 1."""
+    """Rows (..., n) scaled to mean square 1, times weight (n), initially 1."""
 
     def __init__(self, n: int, eps: float = 1e-6) -> None:
         self.weight = ones(n, requires_grad=True)
@@ -181,12 +182,12 @@ class RMSNorm(Module):
         return ops.rms_norm(x, self.weight, eps=self.eps)
 
     def add(self, x: Tensor, residual: Tensor) -> Any:
-        """[x + residual, that normalised]: see `tensorgrad.add_rms_norm`."""
+        """[x + residual, self(x + residual)]. See `tensorgrad.add_rms_norm`."""
         return ops.add_rms_norm(x, residual, self.weight, eps=self.eps)
 
 
 class Dropout(Module):
-    """Zeroes with probability p while training; nothing otherwise."""
+    """In training mode, 0 with probability p and x / (1 - p) otherwise; in evaluation mode, x."""
 
     def __init__(self, p: float = 0.5) -> None:
         if not 0 <= p <= 1:

@@ -1,4 +1,4 @@
-"""Optimisers, the clipping of gradients, and the learning-rate schedule."""
+"""Optimisers, gradient clipping and the learning-rate schedule."""
 
 import math
 from collections.abc import Iterable
@@ -13,21 +13,21 @@ Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
 class Optimizer:
-    """Parameters in groups, each group with options of its own, and what is remembered of every parameter.
+    """Base class: groups of parameters, each with its own options, and the state of every parameter.
 
-    params: tensors, or dicts {"params": tensors, option: value ...}. Raises ValueError for none, for one that is given
-    twice or cannot have a gradient, and for an option out of its range; TypeError for an option that does not exist.
+    params: tensors, or dicts {"params": tensors, option: value ...}. Raises ValueError if there are none, for one that
+    is given twice or requires no gradient, and for an option out of range; TypeError for an unknown option.
     """
 
-    moments: tuple[str, ...] = ()  # names of the arrays remembered for every parameter
+    moments: tuple[str, ...] = ()  # names of the arrays in the state of every parameter
 
     def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
         if isinstance(params, Tensor | dict):
-            raise TypeError(f"{type(self).__name__}: a {type(params).__name__} is no list of parameters or groups")
+            raise TypeError(f"{type(self).__name__}: a {type(params).__name__} is not a list of parameters or groups")
         given: list[Any] = list(params)
         groups = given if given and isinstance(given[0], dict) else [{"params": given}]
-        self._calls: Any = 0  # of step; an int, or an array after `capturable`
-        self._skipped: Any = 0  # how many of them changed nothing; on a GPU an array, if one might have
+        self._calls: Any = 0  # calls of `step`: an int, or an array after `capturable`
+        self._skipped: Any = 0  # those that were skipped: an array on a GPU where the host does not know
         self.param_groups: list[dict[str, Any]] = []
         for group in groups:
             unknown = group.keys() - defaults.keys() - {"params"}
@@ -50,16 +50,16 @@ class Optimizer:
 
     @property
     def step_count(self) -> int:
-        """How many steps were taken; on a GPU, reading it waits for the last one where one might have been skipped."""
+        """The number of steps that were not skipped. On a GPU, reading it may wait for the last step."""
         return int(self._calls) - int(self._skipped)
 
     def step(self, skip: bool | Array = False) -> None:
         """Update every parameter that has a gradient, in place.
 
-        skip: leave everything as it is. It may be a scalar array: on a GPU its value is not waited for.
+        skip: change nothing. It may be a scalar array, which a GPU reads without the host waiting for it.
         """
         skip = backend_of("optimizer", [self.params[0].data]).decide(skip)
-        self._calls += 1  # in place, where they are arrays
+        self._calls += 1  # in place if they are arrays
         self._skipped += skip
         states = iter(self.state)
         for group in self.param_groups:
@@ -67,7 +67,7 @@ class Optimizer:
             self.update_group([member for member in members if member[1] is not None], group, skip)
 
     def update_group(self, members: list[Any], group: dict[str, Any], skip: bool | Array) -> None:
-        """One step of the parameters of a group: (parameter, gradient, state) of each."""
+        """Update the parameters of a group. members: (parameter, gradient, state) of each."""
         if skip:
             return
         for p, grad, state in members:
@@ -75,11 +75,11 @@ class Optimizer:
             note_write(p.data)
 
     def update(self, p: Tensor, grad: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
-        """One step of one parameter; every optimiser has its own."""
+        """Update one parameter. Subclasses override it, or `update_group`."""
         raise TypeError(f"{type(self).__name__} defines no update")
 
     def set_lr(self, lr: float) -> None:
-        """Give every group this learning rate, for the next step."""
+        """Set the learning rate of every group."""
         for group in self.param_groups:
             if hasattr(group["lr"], "fill"):
                 group["lr"].fill(lr)
@@ -87,19 +87,19 @@ class Optimizer:
                 group["lr"] = lr
 
     def capturable(self) -> None:
-        """Keep what changes from step to step in arrays, so that a step can be recorded once and replayed."""
+        """Keep the step count and learning rates in arrays, so that a step can be recorded as a CUDA graph."""
         xp = backend_of("optimizer", [self.params[0].data]).xp
         self._calls, self._skipped = (xp.asarray(n, "int64").reshape(()) for n in (self._calls, self._skipped))
         for group in self.param_groups:
             group["lr"] = xp.asarray(group["lr"], "float64").reshape(())
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Set the gradients of all parameters to None."""
         for p in self.params:
             p.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """{"step": int, "param_groups": [options], "state": {"moment.index of the parameter": array}}."""
+        """{"step": int, "param_groups": [options], "state": {"<moment>.<index of the parameter>": array}}."""
         options = [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
         for group in options:
             group["lr"] = float(group["lr"])
@@ -107,7 +107,7 @@ class Optimizer:
         return {"step": self.step_count, "param_groups": options, "state": arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`. Raises ValueError, before anything is changed, where it does not fit."""
+        """Restore a `state_dict`. Raises ValueError, before it changes anything, if it does not fit."""
         kind, own = type(self).__name__, self.state_dict()
         arrays, step = state["state"], int(state["step"])
         groups = [
@@ -117,10 +117,10 @@ class Optimizer:
             raise ValueError(f"{kind}: {len(groups)} groups, {len(own['param_groups'])} are needed")
         for group, options in zip(groups, own["param_groups"], strict=True):
             if group.keys() != options.keys():
-                raise ValueError(f"{kind}: option {_odd(group, options)} of a group is missing or unexpected")
+                raise ValueError(f"{kind}: option {_mismatch(group, options)} of a group is missing or unexpected")
             _check_options(kind, group)
         if arrays.keys() != own["state"].keys():
-            raise ValueError(f"{kind}: {_odd(arrays, own['state'])} is missing or unexpected")
+            raise ValueError(f"{kind}: {_mismatch(arrays, own['state'])} is missing or unexpected")
         for name, array in own["state"].items():
             if tuple(arrays[name].shape) != array.shape:
                 raise ValueError(f"{kind}: {name} {arrays[name].shape}, {array.shape} is needed")
@@ -131,7 +131,8 @@ class Optimizer:
             array[...] = backend_of("load_state_dict", [array]).asarray(arrays[name])
 
 
-def _odd(given: dict[str, Any], needed: dict[str, Any]) -> str:
+def _mismatch(given: dict[str, Any], needed: dict[str, Any]) -> str:
+    """The first key that is in only one of them."""
     return sorted(given.keys() ^ needed.keys())[0]
 
 
@@ -144,19 +145,19 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
     for key in ("lr", "eps", "weight_decay", "momentum"):
         if options.get(key, 0) < 0:
             raise ValueError(f"{name}: {key} {options[key]} is below 0")
-    for beta in options.get("betas", ()):
-        if not 0 <= beta < 1:
-            raise ValueError(f"{name}: betas {options['betas']} are not in [0, 1)")
+    if not all(0 <= beta < 1 for beta in options.get("betas", ())):
+        raise ValueError(f"{name}: betas {options['betas']} are not in [0, 1)")
 
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101).
 
-    lr, betas, eps, weight_decay: as PyTorch's AdamW, and so is the result. Moments are at least float32. One step count
-    corrects all biases: a parameter whose first gradient comes late starts with smaller steps than PyTorch's.
-    master_weights: update a float32 copy of every parameter in half precision, and round it into the parameter; its
-    gradients are collected in float32 from then on (Micikevicius et al. 2018, arXiv:1710.03740). Without, steps
-    smaller than half precision can tell apart are lost.
+    lr, betas, eps, weight_decay: those of PyTorch's AdamW, with equal results. Moments are at least float32. One step
+    count corrects the bias of all moments; PyTorch counts the steps of each parameter, so that results differ for one
+    that gets its first gradient later.
+    master_weights: keep a float32 copy of every parameter in half precision, update it, and round it into the
+    parameter; its gradients are then added up in float32 (Micikevicius et al. 2018, arXiv:1710.03740). Without it,
+    updates smaller than the spacing of half-precision numbers are lost.
     """
 
     moments = ("exp_avg", "exp_avg_sq")
@@ -172,7 +173,7 @@ class AdamW(Optimizer):
                 p.grad_dtype = "float32"
 
     def update_group(self, members: list[Any], group: dict[str, Any], skip: bool | Array) -> None:
-        """See `Backend.adamw_group`."""
+        """Update all parameters in one call of `Backend.adamw_group`."""
         if not members:
             return
         params, grads, states = zip(*members, strict=True)
@@ -188,9 +189,9 @@ class AdamW(Optimizer):
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum: v = momentum v + g; p -= lr v, or lr (g + momentum v) with nesterov.
+    """Stochastic gradient descent: v = momentum v + g; p -= lr v, or with nesterov p -= lr (g + momentum v).
 
-    weight_decay adds weight_decay p to g, as PyTorch's SGD does.
+    weight_decay adds weight_decay p to g, as in PyTorch's SGD.
     """
 
     moments = ("momentum_buffer",)
@@ -216,10 +217,10 @@ class SGD(Optimizer):
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Any:
-    """Scale all gradients down together so that their common Euclidean norm is at most max_norm.
+    """Scale all gradients by one factor so that the Euclidean norm of all their elements is at most max_norm.
 
-    Returns the norm before clipping, 0.0 without gradients: a float, or on a GPU a scalar array that nobody has waited
-    for yet. A norm that is not finite scales nothing: see what made it.
+    Returns the norm before clipping, 0.0 if there are no gradients: a float, or on a GPU a scalar array, for which the
+    host has not waited. If the norm is not finite, the gradients stay as they are.
     """
     if max_norm <= 0:
         raise ValueError(f"clip_grad_norm: max_norm {max_norm} is not above 0")
@@ -228,9 +229,9 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Any:
 
 
 def warmup_cosine(step: int, *, lr: float, min_lr: float, warmup_iters: int, lr_decay_iters: int) -> float:
-    """The learning rate of a step: a linear rise over warmup_iters, half a cosine down to min_lr, then min_lr.
+    """The learning rate of a step: linear warm-up, then half a cosine from lr down to min_lr, then min_lr.
 
-    Loshchilov and Hutter 2017, arXiv:1608.03983, as nanoGPT uses it.
+    Loshchilov and Hutter 2017, arXiv:1608.03983; nanoGPT's formula.
     """
     if step < warmup_iters:
         return lr * (step + 1) / (warmup_iters + 1)

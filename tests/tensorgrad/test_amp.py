@@ -1,4 +1,4 @@
-"""Mixed precision: the scaler step for step against PyTorch's, master weights, and gradients in float32."""
+"""Mixed precision: the scaler against PyTorch's, step by step; master weights; gradients in float32."""
 
 import json
 from typing import Any
@@ -18,7 +18,7 @@ HALVES = [np.dtype("float16"), BFLOAT16]
 OPTIONS: dict[str, Any] = {"init_scale": 64.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 3}
 
 
-def given(p: Any, value: float) -> Any:
+def with_gradient(p: Any, value: float) -> Any:
     p.grad = np.array([value, 1.0], np.float32)
     return p
 
@@ -26,15 +26,15 @@ def given(p: Any, value: float) -> Any:
 # --- GradScaler -----------------------------------------------------------------------------------
 
 
-def test_the_scaler_as_pytorchs(torch: Any) -> None:
-    """Twelve steps with overflows of each kind between them: the same scale, count and parameters after each."""
+def test_the_scaler_equals_pytorchs(torch: Any) -> None:
+    """Twelve steps, among them overflows of each kind: equal scale, counter and parameters after each."""
     ours, theirs = Tensor(np.ones(2, np.float32), requires_grad=True), torch.ones(2, requires_grad=True)
     optimizer, other = optim.AdamW([ours], lr=0.1), torch.optim.AdamW([theirs], lr=0.1)
     scaler, their_scaler = GradScaler(**OPTIONS), torch.amp.GradScaler("cpu", **OPTIONS)
-    their_scaler.scale(torch.ones(1))  # makes its scale
+    their_scaler.scale(torch.ones(1))  # creates its scale
     values = [3.0, -1.0, np.inf, 2.0, 4.0, np.nan, 1.0, 2.0, 3.0, 1.0, -np.inf, 5.0]
     for value in values:
-        given(ours, value)
+        with_gradient(ours, value)
         theirs.grad = torch.tensor([value, 1.0])
         scaler.step(optimizer)
         their_scaler.step(other)
@@ -47,31 +47,31 @@ def test_the_scaler_as_pytorchs(torch: Any) -> None:
 
 
 def test_unscale_divides_once() -> None:
-    p = given(Tensor(np.ones(2, np.float32), requires_grad=True), 32.0)
+    p = with_gradient(Tensor(np.ones(2, np.float32), requires_grad=True), 32.0)
     optimizer, scaler = optim.SGD([p], lr=1.0), GradScaler(**OPTIONS)
     scaler.unscale_(optimizer)
     assert p.grad is not None and p.grad.tolist() == [0.5, 1 / 64]
-    with pytest.raises(RuntimeError, match="unscale_ a second time"):
+    with pytest.raises(RuntimeError, match="unscale_ was called a second time"):
         scaler.unscale_(optimizer)
     scaler.step(optimizer)
     assert p.data.tolist() == [0.5, 1 - 1 / 64]
-    with pytest.raises(RuntimeError, match="step a second time"):
+    with pytest.raises(RuntimeError, match="step was called a second time"):
         scaler.step(optimizer)
     scaler.update()
     scaler.unscale_(optimizer)
 
 
-def test_the_scale_of_the_loss_reaches_the_gradient() -> None:
+def test_the_gradient_is_multiplied_by_the_scale() -> None:
     p = Tensor(np.array(3.0, np.float32), requires_grad=True)
     GradScaler(**OPTIONS).scale(p * p).backward()
     assert p.grad is not None and float(p.grad) == 6 * 64
 
 
-def test_a_step_is_skipped_where_one_of_many_gradients_is_not_finite() -> None:
+def test_a_step_is_skipped_if_one_of_many_gradients_is_not_finite() -> None:
     params = [Tensor(np.ones(2, np.float32), requires_grad=True) for _ in range(3)]
     optimizer, scaler = optim.AdamW([{"params": params[:1]}, {"params": params[1:]}], lr=0.1), GradScaler(**OPTIONS)
-    given(params[0], 1.0)
-    given(params[1], np.nan)  # and the third has none
+    with_gradient(params[0], 1.0)
+    with_gradient(params[1], np.nan)  # the third has no gradient
     scaler.step(optimizer)
     scaler.update()
     assert all(p.data.tolist() == [1, 1] for p in params)
@@ -80,8 +80,8 @@ def test_a_step_is_skipped_where_one_of_many_gradients_is_not_finite() -> None:
 
 
 def test_two_optimizers_share_a_scale() -> None:
-    """Each is skipped for its own gradients; one overflow is enough to lower the scale."""
-    params = [given(Tensor(np.ones(2, np.float32), requires_grad=True), value) for value in (np.inf, 1.0)]
+    """Each step is skipped for an overflow in its own gradients; any overflow lowers the scale."""
+    params = [with_gradient(Tensor(np.ones(2, np.float32), requires_grad=True), value) for value in (np.inf, 1.0)]
     optimizers, scaler = [optim.SGD([p], lr=1.0) for p in params], GradScaler(**OPTIONS)
     for optimizer in optimizers:
         scaler.step(optimizer)
@@ -98,16 +98,16 @@ def test_without_gradients_nothing_overflows() -> None:
     assert scaler.state_dict()["_growth_tracker"] == 1
 
 
-def test_a_scale_at_the_end_of_float32_stays() -> None:
-    p = given(Tensor(np.ones(2, np.float32), requires_grad=True), 1.0)
+def test_the_scale_does_not_grow_beyond_float32() -> None:
+    p = with_gradient(Tensor(np.ones(2, np.float32), requires_grad=True), 1.0)
     scaler = GradScaler(init_scale=2.0**127, growth_interval=1)
     scaler.step(optim.SGD([p], lr=1.0))
     scaler.update()
     assert scaler.get_scale() == 2.0**127
 
 
-def test_not_enabled_it_does_nothing() -> None:
-    p = given(Tensor(np.ones(2, np.float32), requires_grad=True), 1.0)
+def test_a_scaler_that_is_not_enabled_does_nothing() -> None:
+    p = with_gradient(Tensor(np.ones(2, np.float32), requires_grad=True), 1.0)
     optimizer, scaler = optim.SGD([p], lr=1.0), GradScaler(enabled=False)
     loss = tg.ones(())
     assert scaler.scale(loss) is loss
@@ -118,11 +118,11 @@ def test_not_enabled_it_does_nothing() -> None:
     scaler.load_state_dict({})
 
 
-def test_a_scaler_goes_on_from_its_state() -> None:
+def test_a_scaler_continues_from_its_state() -> None:
     scaler, other = GradScaler(init_scale=8.0, growth_interval=7), GradScaler()
     p = Tensor(np.ones(2, np.float32), requires_grad=True)
     for value in (1.0, 1.0):
-        scaler.step(optim.SGD([given(p, value)], lr=1.0))
+        scaler.step(optim.SGD([with_gradient(p, value)], lr=1.0))
         scaler.update()
     other.load_state_dict(json.loads(json.dumps(scaler.state_dict())))
     assert other.state_dict() == scaler.state_dict()
@@ -130,7 +130,7 @@ def test_a_scaler_goes_on_from_its_state() -> None:
 
 
 def test_wrong_use_and_wrong_options() -> None:
-    with pytest.raises(RuntimeError, match="update before any step"):
+    with pytest.raises(RuntimeError, match="update was called before any step"):
         GradScaler().update()
     for wrong in ({"init_scale": 0.0}, {"growth_factor": 1.0}, {"backoff_factor": 1.0}, {"growth_interval": 0}):
         with pytest.raises(ValueError, match="GradScaler: init_scale"):
@@ -152,8 +152,8 @@ def test_wrong_use_and_wrong_options() -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_gradients_collected_in_float32_lose_nothing(dtype: Any) -> None:
-    """1 + 2^-12 is no half-precision number: a sum of gradients that is kept in half precision stays at 1."""
+def test_gradients_in_float32_add_up_exactly(dtype: Any) -> None:
+    """1 + 2^-12 is not a half-precision number: in half precision the sum of the gradients would be 1."""
     p = Tensor(np.ones(1, dtype), requires_grad=True)
     p.grad_dtype = np.float32
     for factor in (1.0, 2.0**-12):
@@ -164,20 +164,20 @@ def test_gradients_collected_in_float32_lose_nothing(dtype: Any) -> None:
     assert p.grad.dtype == np.float32
 
 
-def test_grad_dtype_is_the_tensors_own_until_it_is_set() -> None:
+def test_grad_dtype_is_the_tensors_dtype_unless_set() -> None:
     p = Tensor(np.ones(1, np.float16), requires_grad=True)
     assert p.grad_dtype == np.float16
     p.grad = np.ones(1)
     p.grad_dtype = "float32"
     assert p.grad is not None and p.grad.dtype == np.float32
     assert tg.ones(2).grad_dtype is None
-    with pytest.raises(RuntimeError, match="grad_dtype: only tensors made with requires_grad"):
+    with pytest.raises(RuntimeError, match="grad_dtype: only tensors created with requires_grad"):
         tg.ones(2).grad_dtype = np.float32
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_gradients_of_weights_are_not_rounded_to_half(dtype: Any) -> None:
-    """Of a linear layer, a norm, an embedding and the output layer: as accurate as float64 from the same numbers."""
+    """Those of a linear layer, a norm, an embedding and the output layer are compared with float64's."""
     rng = np.random.default_rng(0)
     shapes = {"table": (7, 8), "scale": (8,), "shift": (8,), "weight": (8, 8), "bias": (8,)}
     numbers = {name: (rng.standard_normal(shape) / 4).astype(dtype) for name, shape in shapes.items()}
@@ -202,8 +202,8 @@ def test_gradients_of_weights_are_not_rounded_to_half(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_steps_too_small_for_half_precision_add_up_in_the_master(dtype: Any) -> None:
-    """A thousand steps of 1e-5 from 1: without a master every one of them rounds to nothing."""
+def test_updates_too_small_for_half_precision_add_up_in_the_master_weights(dtype: Any) -> None:
+    """A thousand updates of 1e-5 from 1: without master weights each of them is rounded away."""
     ends = {}
     for masters in (False, True):
         p = Tensor(np.ones(1, dtype), requires_grad=True)
@@ -218,7 +218,7 @@ def test_steps_too_small_for_half_precision_add_up_in_the_master(dtype: Any) -> 
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_the_master_takes_the_steps_of_a_float32_parameter(dtype: Any) -> None:
+def test_master_weights_equal_a_float32_parameter(dtype: Any) -> None:
     start = np.linspace(-1, 1, 12).astype(dtype)
     half, single = Tensor(start.copy(), requires_grad=True), Tensor(start.astype(np.float32), requires_grad=True)
     optimizers = [optim.AdamW([p], lr=0.01, master_weights=True) for p in (half, single)]
@@ -229,11 +229,11 @@ def test_the_master_takes_the_steps_of_a_float32_parameter(dtype: Any) -> None:
             optimizer.step()
         np.testing.assert_array_equal(optimizers[0].state[0]["master_weight"], single.data)
         np.testing.assert_array_equal(half.data, single.data.astype(dtype))
-    assert "master_weight" not in optimizers[1].state[0]  # float32 is its own master
+    assert "master_weight" not in optimizers[1].state[0]  # a float32 parameter needs no copy
 
 
-def test_masters_are_part_of_the_state() -> None:
-    def made() -> tuple[Any, Any]:
+def test_master_weights_are_part_of_the_state() -> None:
+    def create() -> tuple[Any, Any]:
         p = Tensor(np.ones(3, np.float16), requires_grad=True)
         return p, optim.AdamW([p], lr=1e-3, master_weights=True)
 
@@ -242,7 +242,7 @@ def test_masters_are_part_of_the_state() -> None:
             p.grad = np.random.default_rng(step).standard_normal(3)
             optimizer.step()
 
-    whole, first, second = made(), made(), made()
+    whole, first, second = create(), create(), create()
     run(*whole, 0, 8)
     run(*first, 0, 5)
     second[0].data[...] = first[0].data
@@ -256,20 +256,20 @@ def test_masters_are_part_of_the_state() -> None:
         optim.AdamW([Tensor(np.ones(3, np.float16), requires_grad=True)]).load_state_dict(first[1].state_dict())
 
 
-def test_skip_leaves_everything_as_it_is() -> None:
+def test_a_skipped_step_changes_nothing() -> None:
     for make in (optim.AdamW, optim.SGD):
         p = Tensor(np.ones(2, np.float32), requires_grad=True)
         optimizer = make([p], lr=0.1)
         for skip in (True, np.array(True)):
-            given(p, 1.0)
+            with_gradient(p, 1.0)
             optimizer.step(skip=skip)
         assert p.data.tolist() == [1, 1] and optimizer.step_count == 0
         optimizer.step(skip=np.array(False))
         assert optimizer.step_count == 1 and p.data.tolist() != [1, 1]
 
 
-def test_capturable_keeps_what_changes_in_arrays_and_changes_nothing_else() -> None:
-    """On any backend: step count and learning rate live in arrays that are written in place."""
+def test_capturable_keeps_the_results() -> None:
+    """It keeps the step count and the learning rate in arrays that are written in place, on any backend."""
     ends = []
     for capturable in (False, True):
         p = Tensor(np.ones(3, np.float32), requires_grad=True)

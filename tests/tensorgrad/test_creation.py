@@ -1,4 +1,4 @@
-"""Tensors from nothing."""
+"""Functions that create tensors."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("numpy_backend")
 
 
 @pytest.mark.parametrize(
-    ("got", "wanted"),
+    ("got", "expected"),
     [
         (lambda: tg.zeros((2, 3)), np.zeros((2, 3), np.float32)),
         (lambda: tg.zeros(2, np.int64), np.zeros(2, np.int64)),
@@ -38,12 +38,12 @@ pytestmark = pytest.mark.usefixtures("numpy_backend")
         (lambda: tg.asarray(np.arange(3), np.float64), np.arange(3.0)),
     ],
 )
-def test_values_and_dtypes(got: Any, wanted: Any) -> None:
+def test_values_and_dtypes(got: Any, expected: Any) -> None:
     x = got()
     assert isinstance(x, Tensor)
-    assert x.dtype == wanted.dtype
+    assert x.dtype == expected.dtype
     assert not x.requires_grad
-    np.testing.assert_array_equal(x.numpy(), wanted)
+    np.testing.assert_array_equal(x.numpy(), expected)
 
 
 def test_empty() -> None:
@@ -53,10 +53,10 @@ def test_empty() -> None:
 @pytest.mark.parametrize("dtype", [None, np.float32])
 def test_like(dtype: Any) -> None:
     x = Tensor(np.arange(6.0).reshape(2, 3))
-    wanted = np.dtype(dtype or np.float64)
-    made = [tg.zeros_like(x, dtype), tg.ones_like(x, dtype), tg.full_like(x, 2, dtype), tg.empty_like(x, dtype)]
-    assert [(y.shape, y.dtype, y.requires_grad) for y in made] == [((2, 3), wanted, False)] * 4
-    assert [y.tolist()[1][2] for y in made[:3]] == [0, 1, 2]
+    expected = np.dtype(dtype or np.float64)
+    ys = [tg.zeros_like(x, dtype), tg.ones_like(x, dtype), tg.full_like(x, 2, dtype), tg.empty_like(x, dtype)]
+    assert [(y.shape, y.dtype, y.requires_grad) for y in ys] == [((2, 3), expected, False)] * 4
+    assert [y.tolist()[1][2] for y in ys[:3]] == [0, 1, 2]
     assert tg.zeros_like(Tensor([True])).dtype == bool
     for fn in (tg.zeros_like, tg.ones_like, tg.empty_like):
         assert fn(x, requires_grad=True).requires_grad
@@ -87,9 +87,9 @@ def test_all_can_require_a_gradient(make: Any) -> None:
 def test_random_tensors_come_from_the_stream_for_initialisation() -> None:
     tg.manual_seed(5)
     u, n = tg.uniform((2, 3), -1.0, 2.0), tg.normal(4, 10.0, 0.5, np.float64)
-    again = tg.Generator(5)
-    np.testing.assert_array_equal(u.numpy(), again.uniform((2, 3), -1.0, 2.0, stream=Stream.INIT, step=0))
-    np.testing.assert_array_equal(n.numpy(), again.normal(4, 10.0, 0.5, np.float64, stream=Stream.INIT, step=1))
+    generator = tg.Generator(5)
+    np.testing.assert_array_equal(u.numpy(), generator.uniform((2, 3), -1.0, 2.0, stream=Stream.INIT, step=0))
+    np.testing.assert_array_equal(n.numpy(), generator.normal(4, 10.0, 0.5, np.float64, stream=Stream.INIT, step=1))
     assert (u.dtype, n.dtype) == (np.float32, np.float64)
     tg.manual_seed(5)
     np.testing.assert_array_equal(tg.uniform((2, 3), -1.0, 2.0).numpy(), u.numpy())

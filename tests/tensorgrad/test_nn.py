@@ -1,4 +1,4 @@
-"""Modules: finding, naming, saving and loading parameters; the layers against PyTorch's; training and evaluation."""
+"""Modules: finding, naming, saving and loading parameters; layers against PyTorch's; training and evaluation."""
 
 import math
 from typing import Any
@@ -22,16 +22,16 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Parameters everywhere that they can be."""
+    """Parameters in every kind of attribute."""
 
     def __init__(self) -> None:
         self.wte = nn.Embedding(3, 2)
         self.h = [Block(), Block()]
         self.heads = {"loss": nn.Linear(2, 3), "more": {"deep": (nn.LayerNorm(2, bias=False),)}}
         self.scale = Tensor(np.ones(1, np.float32), requires_grad=True)
-        self.table = Tensor(np.arange(3))  # held, but nothing to train
+        self.table = Tensor(np.arange(3))  # a parameter that is not trained
         self.name, self.size, self.nothing = "model", 3, None
-        self.head = self.heads["loss"]  # held twice
+        self.head = self.heads["loss"]  # a second path to the same module
         self.tied = self.wte.weight
 
 
@@ -39,7 +39,7 @@ NAMES = ["wte.weight", "h.0.attn.weight", "h.1.attn.weight", "heads.loss.weight"
          "heads.more.deep.0.weight", "scale", "table"]  # fmt: skip
 
 
-def test_names_are_paths_and_what_is_shared_comes_once() -> None:
+def test_names_are_paths_and_shared_parameters_come_once() -> None:
     model = Model()
     named = dict(model.named_parameters())
     assert list(named) == NAMES
@@ -60,7 +60,7 @@ def test_modules() -> None:
     model = Model()
     kinds = [type(module).__name__ for module in model.modules()]
     assert kinds[:4] == ["Model", "Embedding", "Block", "Linear"]
-    assert kinds.count("Linear") == 4  # one of them by two names
+    assert kinds.count("Linear") == 4  # one of them under two names
 
 
 def test_train_and_eval() -> None:
@@ -72,7 +72,7 @@ def test_train_and_eval() -> None:
     assert all(module.training for module in model.modules())
     model.h[0].eval()
     assert [block.drop.training for block in model.h] == [False, True]
-    assert Model().training  # no other model is concerned
+    assert Model().training  # other models are not affected
 
 
 def test_a_module_without_forward() -> None:
@@ -83,7 +83,7 @@ def test_a_module_without_forward() -> None:
 # --- saving and loading ---------------------------------------------------------------------------
 
 
-def test_state_goes_from_one_model_to_another() -> None:
+def test_the_state_of_one_model_is_loaded_into_another() -> None:
     a, b = Model(), Model()
     state = a.state_dict()
     assert list(state) == NAMES
@@ -102,7 +102,7 @@ def test_loading_keeps_dtypes_and_takes_tensors() -> None:
     arrays = model.state_dict()
     model.load_state_dict(state)
     for name, p in model.named_parameters():
-        assert p.data is arrays[name]  # written into, so that optimisers go on with it
+        assert p.data is arrays[name]  # written in place, so that optimisers keep updating it
         assert p.dtype == (np.int64 if name == "table" else np.float32)
         assert (p.data == 1).all()
 
@@ -125,7 +125,7 @@ def test_every_mismatch_is_named_and_nothing_is_changed() -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_a_shape_that_would_broadcast_is_refused() -> None:
+def test_a_shape_that_would_broadcast_raises() -> None:
     layer = nn.Linear(2, 3)
     for shape in ((1,), (), (1, 3)):
         with pytest.raises(nn.StateDictError, match="bias has shape"):
@@ -160,13 +160,13 @@ def test_astype() -> None:
         (lambda: nn.RMSNorm(4), lambda t: t.nn.RMSNorm(4, eps=1e-6), (2, 4)),
     ],
 )
-def test_layers_are_pytorchs(make: Any, theirs: Any, shape: Any, torch: Any) -> None:
+def test_layers_equal_pytorchs(make: Any, theirs: Any, shape: Any, torch: Any) -> None:
     layer, other = make(), theirs(torch)
     state = {name: tensor.detach().numpy() for name, tensor in other.state_dict().items()}
     rng = np.random.default_rng(0)
     for array in state.values():
         array[...] = rng.standard_normal(array.shape)
-    layer.load_state_dict(state)  # of the same names and shapes
+    layer.load_state_dict(state)  # names and shapes are PyTorch's
     values = rng.standard_normal(shape).astype(np.float32)
     x, their_x = Tensor(values, requires_grad=True), torch.tensor(values, requires_grad=True)
     y, their_y = layer(x), other(their_x)
@@ -187,7 +187,7 @@ def test_embedding() -> None:
     np.testing.assert_array_equal(layer.weight.grad, np.array([1, 0, 0, 0, 3])[:, None] * np.ones(3))
 
 
-def test_how_layers_start() -> None:
+def test_initial_values_of_layers() -> None:
     tg.manual_seed(0)
     layer = nn.Linear(100, 300)
     bound = 1 / math.sqrt(100)
@@ -221,14 +221,14 @@ def test_dropout_while_training() -> None:
     assert kept.mean() == pytest.approx(0.75, abs=0.01)
     np.testing.assert_allclose(y.data[kept], 2 / 0.75, rtol=1e-6)
     y.backward(np.ones(y.shape))
-    np.testing.assert_allclose(x.grad, kept / 0.75, rtol=1e-6)  # drawn again, the same
+    np.testing.assert_allclose(x.grad, kept / 0.75, rtol=1e-6)  # backward draws the same mask
     assert (layer(x).data != y.data).any()
     rows = kept.mean(axis=1)
-    assert abs(rows - 0.75).max() < 0.13  # 5 standard deviations: no row, no column is special
+    assert abs(rows - 0.75).max() < 0.13  # 5 standard deviations: rows and columns are independent
     assert abs(kept.mean(axis=0) - 0.75).max() < 0.16
 
 
-def test_dropout_does_nothing_otherwise() -> None:
+def test_dropout_is_the_identity_in_evaluation_mode() -> None:
     layer, x = nn.Dropout(0.5), Tensor(np.ones(50), requires_grad=True)
     before = tg.random.default_generator.state_dict()
     for y in (layer.eval()(x), tg.dropout(x, p=0.5, training=False), nn.Dropout(0.0)(x), tg.dropout(x, 0)):
@@ -252,7 +252,7 @@ def test_dropout_saves_no_mask() -> None:
     assert list(tg.autograd.saved_arrays(y.node.backward)) == []
 
 
-def test_dropout_masks_follow_the_seed_and_the_number_of_the_draw() -> None:
+def test_dropout_masks_depend_on_the_seed_and_the_number_of_the_draw() -> None:
     def masks(n: int) -> list[Any]:
         return [tg.dropout(tg.ones(64)).numpy() for _ in range(n)]
 
@@ -265,15 +265,15 @@ def test_dropout_masks_follow_the_seed_and_the_number_of_the_draw() -> None:
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.5, math.nan])
-def test_probabilities(p: float) -> None:
+def test_probabilities_out_of_range_raise(p: float) -> None:
     with pytest.raises(ValueError, match=f"Dropout: probability {p} is not between 0 and 1"):
         nn.Dropout(p)
     with pytest.raises(ValueError, match=f"dropout: probability {p} is not between 0 and 1"):
         tg.dropout(tg.ones(2), p=p)
 
 
-def test_attention_drops_weights_and_backward_draws_them_again() -> None:
-    """With v the identity, the result is the weights themselves."""
+def test_attention_drops_weights_and_backward_draws_the_same_mask() -> None:
+    """v is the identity matrix, so that the result is the attention weights."""
     n = 64
     q, key = (Tensor(np.zeros((1, 2, n, 4)), requires_grad=True) for _ in range(2))
     v = Tensor(np.broadcast_to(np.eye(n), (1, 2, n, n)), requires_grad=True)

@@ -1,4 +1,4 @@
-"""Optimisers step for step against PyTorch's, their state, clipping, and the schedule."""
+"""Optimisers against PyTorch's, step by step; their state; gradient clipping; the learning-rate schedule."""
 
 import json
 import math
@@ -21,13 +21,13 @@ def parameters(dtype: Any = np.float32) -> list[Any]:
 
 
 def gradients(step: int, dtype: Any = np.float32) -> list[Any]:
-    """Of very different sizes; the last one is missing."""
+    """Gradients of very different sizes; the last parameter has none."""
     rng = np.random.default_rng(step + 1)
-    made = [np.array(rng.standard_normal(shape) * 10.0 ** (i - 2), dtype) for i, shape in enumerate(SHAPES[:-1])]
-    return [*made, None]
+    arrays = [np.array(rng.standard_normal(shape) * 10.0 ** (i - 2), dtype) for i, shape in enumerate(SHAPES[:-1])]
+    return [*arrays, None]
 
 
-def give(params: list[Any], grads: list[Any]) -> None:
+def set_gradients(params: list[Any], grads: list[Any]) -> None:
     for p, g in zip(params, grads, strict=True):
         p.grad = g
 
@@ -45,15 +45,15 @@ CASES = [
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize(("kind", "options"), CASES)
-def test_twenty_steps_as_pytorchs(kind: str, options: Any, dtype: Any, torch: Any) -> None:
-    """Two groups with a schedule each."""
+def test_twenty_steps_equal_pytorchs(kind: str, options: Any, dtype: Any, torch: Any) -> None:
+    """With two groups, one of which has a schedule."""
     ours = parameters(dtype)
     theirs = [torch.tensor(p.data, requires_grad=True) for p in ours]
     optimizer = getattr(optim, kind)([{"params": ours[:2], "weight_decay": 0.5}, {"params": ours[2:]}], **options)
     other = getattr(torch.optim, kind)([{"params": theirs[:2], "weight_decay": 0.5}, {"params": theirs[2:]}], **options)
     for step in range(20):
-        give(ours, gradients(step, dtype))
-        give(theirs, [None if g is None else torch.from_numpy(g) for g in gradients(step, dtype)])
+        set_gradients(ours, gradients(step, dtype))
+        set_gradients(theirs, [None if g is None else torch.from_numpy(g) for g in gradients(step, dtype)])
         for groups in (optimizer.param_groups, other.param_groups):
             groups[0]["lr"] = options["lr"] / (step + 1)
         optimizer.step()
@@ -65,16 +65,16 @@ def test_twenty_steps_as_pytorchs(kind: str, options: Any, dtype: Any, torch: An
 
 
 def test_the_first_step_by_hand() -> None:
-    """Both moments are 1 - beta of what they will be, and corrected for it: the step is lr g / (|g| + eps)."""
+    """Bias correction cancels the factors 1 - beta of both moments: the step is lr g / (|g| + eps)."""
     p = Tensor(np.array([1.0, 2.0]), requires_grad=True)
     p.grad = np.array([0.3, -4.0])
     optim.AdamW([p], lr=0.1, weight_decay=0.5, eps=0.01).step()
-    wanted = np.array([1.0, 2.0]) * (1 - 0.1 * 0.5) - 0.1 * p.grad / (abs(p.grad) + 0.01)
-    np.testing.assert_allclose(p.data, wanted, rtol=1e-14)
+    expected = np.array([1.0, 2.0]) * (1 - 0.1 * 0.5) - 0.1 * p.grad / (abs(p.grad) + 0.01)
+    np.testing.assert_allclose(p.data, expected, rtol=1e-14)
 
 
 def test_decay_is_decoupled() -> None:
-    """It shrinks a parameter by 1 - lr decay whatever its gradient is, and leaves the moments alone."""
+    """It multiplies a parameter by 1 - lr decay whatever its gradient is, and does not enter the moments."""
     p = Tensor(np.array([3.0]), requires_grad=True)
     p.grad = np.zeros(1)
     optimizer = optim.AdamW([p], lr=0.1, weight_decay=0.2)
@@ -84,23 +84,23 @@ def test_decay_is_decoupled() -> None:
     assert not optimizer.state[0]["exp_avg"].any()
 
 
-def test_parameters_are_written_in_place_and_those_without_gradient_left_alone() -> None:
+def test_parameters_are_written_in_place_unless_they_have_no_gradient() -> None:
     for make in (optim.AdamW, optim.SGD):
         params = parameters()
         arrays = [p.data for p in params]
         before = [a.copy() for a in arrays]
         optimizer = make(params, lr=0.1)
-        give(params, gradients(0))
+        set_gradients(params, gradients(0))
         optimizer.step()
         for p, array, old in zip(params, arrays, before, strict=True):
             assert p.data is array
             assert (p.data != old).all() == (p.grad is not None)
-        np.testing.assert_array_equal(params[0].grad, gradients(0)[0])  # gradients are not touched
+        np.testing.assert_array_equal(params[0].grad, gradients(0)[0])  # gradients are not changed
         optimizer.zero_grad()
         assert all(p.grad is None for p in params)
 
 
-def test_a_parameter_frozen_later_on() -> None:
+def test_a_parameter_that_is_frozen_later() -> None:
     layer = nn.Linear(2, 2)
     optimizer = optim.AdamW(layer.parameters(), lr=0.1)
     layer.bias.requires_grad = False
@@ -117,30 +117,30 @@ def test_a_parameter_frozen_later_on() -> None:
 
 def run(optimizer: Any, params: list[Any], start: int, stop: int) -> None:
     for step in range(start, stop):
-        give(params, gradients(step))
+        set_gradients(params, gradients(step))
         optimizer.step()
 
 
 @pytest.mark.parametrize(("kind", "options"), CASES)
-def test_state_goes_on_bit_for_bit(kind: str, options: Any) -> None:
-    unbroken, make = parameters(), getattr(optim, kind)
-    optimizer = make(unbroken, **options)
-    run(optimizer, unbroken, 0, 5)
-    saved = [p.data.copy() for p in unbroken]
+def test_a_restored_state_continues_bit_for_bit(kind: str, options: Any) -> None:
+    params, make = parameters(), getattr(optim, kind)
+    optimizer = make(params, **options)
+    run(optimizer, params, 0, 5)
+    saved = [p.data.copy() for p in params]
     state = optimizer.state_dict()
     scalars = json.loads(json.dumps({"step": state["step"], "param_groups": state["param_groups"]}))
     state = {**scalars, "state": {name: array.copy() for name, array in state["state"].items()}}
-    run(optimizer, unbroken, 5, 10)
+    run(optimizer, params, 5, 10)
     resumed = [Tensor(array, requires_grad=True) for array in saved]
     other = make(resumed, lr=123.0)
     other.load_state_dict(state)
     assert other.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
     run(other, resumed, 5, 10)
-    for a, b in zip(unbroken, resumed, strict=True):
+    for a, b in zip(params, resumed, strict=True):
         np.testing.assert_array_equal(a.data, b.data)
 
 
-def test_what_state_is_called() -> None:
+def test_names_and_dtypes_of_the_state() -> None:
     params = parameters(np.float16)
     optimizer = optim.AdamW([{"params": params[:1], "lr": 0.5}, {"params": params[1:]}])
     state = optimizer.state_dict()
@@ -151,7 +151,7 @@ def test_what_state_is_called() -> None:
     assert list(state["state"]) == [f"{name}.{i}" for i in range(4) for name in ("exp_avg", "exp_avg_sq")]
     for name, array in state["state"].items():
         assert array.shape == SHAPES[int(name.split(".")[1])]
-        assert array.dtype == np.float32  # moments of half precision are kept in more
+        assert array.dtype == np.float32  # the moments of parameters in half precision
 
 
 def test_states_that_do_not_fit_change_nothing() -> None:
@@ -185,7 +185,7 @@ def test_states_that_do_not_fit_change_nothing() -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_states_that_do_not_fit_change_nothing() -> None:
     [
         (lambda p: optim.AdamW([]), ValueError, "AdamW: no parameters"),
         (lambda p: optim.AdamW([{"params": []}]), ValueError, "AdamW: no parameters"),
-        (lambda p: optim.AdamW(p), TypeError, "AdamW: a Tensor is no list of parameters or groups"),
-        (lambda p: optim.SGD({"params": [p]}), TypeError, "SGD: a dict is no list of parameters or groups"),
+        (lambda p: optim.AdamW(p), TypeError, "AdamW: a Tensor is not a list of parameters or groups"),
+        (lambda p: optim.SGD({"params": [p]}), TypeError, "SGD: a dict is not a list of parameters or groups"),
         (lambda p: optim.AdamW([p, p]), ValueError, "AdamW: a parameter is given twice"),
         (lambda p: optim.AdamW([{"params": [p]}, {"params": [p]}]), ValueError, "AdamW: a parameter is given twice"),
         (lambda p: optim.AdamW([p.detach()]), ValueError, "AdamW: a parameter does not require a gradient"),
@@ -230,11 +230,11 @@ def test_an_optimiser_needs_an_update() -> None:
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 1.0, 1e6, math.inf])
-def test_clipping_is_pytorchs(max_norm: float, torch: Any) -> None:
+def test_clipping_equals_pytorchs(max_norm: float, torch: Any) -> None:
     ours = parameters()
     theirs = [torch.tensor(p.data, requires_grad=True) for p in ours]
-    give(ours, gradients(0))
-    give(theirs, [None if g is None else torch.from_numpy(g) for g in gradients(0)])
+    set_gradients(ours, gradients(0))
+    set_gradients(theirs, [None if g is None else torch.from_numpy(g) for g in gradients(0)])
     norm = optim.clip_grad_norm(iter(ours), max_norm)
     assert type(norm) is float
     assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(theirs, max_norm)), rel=1e-6)
@@ -245,7 +245,7 @@ def test_clipping_is_pytorchs(max_norm: float, torch: Any) -> None:
 
 def test_the_norm_is_that_of_all_elements() -> None:
     params = parameters(np.float64)
-    give(params, gradients(0, np.float64))
+    set_gradients(params, gradients(0, np.float64))
     everything = np.concatenate([g.reshape(-1) for g in gradients(0, np.float64)[:-1]])
     norm = optim.clip_grad_norm(params, 0.1)
     assert norm == pytest.approx(np.sqrt((everything**2).sum()), rel=1e-12)
@@ -260,7 +260,7 @@ def test_gradients_in_half_precision_have_a_norm_beyond_its_range() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_norm_that_is_not_finite_is_reported_and_scales_nothing(bad: float) -> None:
+def test_a_norm_that_is_not_finite_is_returned_and_scales_nothing(bad: float) -> None:
     p = Tensor(np.ones(3), requires_grad=True)
     p.grad = np.array([1.0, bad, 2.0])
     assert not math.isfinite(optim.clip_grad_norm([p], 0.1))
@@ -288,7 +288,7 @@ def nanogpts_rate(it: int, top: float, bottom: float, warmup: int, decay: int) -
     return bottom + (top - bottom) * (1 + math.cos(math.pi * ratio)) / 2
 
 
-def test_the_schedule_is_nanogpts() -> None:
+def test_the_schedule_equals_nanogpts() -> None:
     rates = [optim.warmup_cosine(i, lr=1e-3, min_lr=1e-4, warmup_iters=10, lr_decay_iters=50) for i in range(60)]
     assert rates == pytest.approx([nanogpts_rate(i, 1e-3, 1e-4, 10, 50) for i in range(60)], rel=1e-12)
     assert rates[10] == max(rates) == pytest.approx(1e-3)

@@ -1,4 +1,4 @@
-"""The generator: Philox as published, streams that do not touch, and numbers that are distributed as they should be."""
+"""The generator: Philox's published vectors, independent streams, and the distributions of the numbers."""
 
 import json
 import math
@@ -23,7 +23,7 @@ KNOWN_ANSWERS = [
 
 
 def philox_by_hand(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
-    """Ten rounds on Python's integers."""
+    """Ten rounds, computed with Python's integers."""
     (a, b, c, d), (k, l) = counter, key  # noqa: E741
     for _ in range(10):
         p, q = 0xD2511F53 * a, 0xCD9E8D57 * c
@@ -32,17 +32,17 @@ def philox_by_hand(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int,
     return a, b, c, d
 
 
-@pytest.mark.parametrize(("counter", "key", "wanted"), KNOWN_ANSWERS)
-def test_known_answers(counter: Any, key: Any, wanted: Any) -> None:
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_known_answers(counter: Any, key: Any, expected: Any) -> None:
     words = philox4x32(np, tuple(np.array([word], np.uint64) for word in counter), key)
-    assert tuple(int(word[0]) for word in words) == wanted
-    assert philox_by_hand(counter, key) == wanted
+    assert tuple(int(word[0]) for word in words) == expected
+    assert philox_by_hand(counter, key) == expected
 
 
 @pytest.mark.parametrize("seed", [0, 1337, 2**32 + 5, 2**64 - 1])
 @pytest.mark.parametrize("stream", Stream)
 @pytest.mark.parametrize("step", [0, 7, 2**31])
-def test_words_are_philox_of_seed_stream_step_and_place(seed: int, stream: Stream, step: int) -> None:
+def test_words_are_philox_of_seed_stream_step_and_index(seed: int, stream: Stream, step: int) -> None:
     words = random_bits(np, 11, seed, stream, step)
     assert words.dtype == np.uint32
     for e, word in enumerate(words):
@@ -50,7 +50,7 @@ def test_words_are_philox_of_seed_stream_step_and_place(seed: int, stream: Strea
         assert int(word) == block[e % 4]
 
 
-def test_words_from_any_place_on() -> None:
+def test_words_from_any_index_on() -> None:
     whole = random_bits(np, 40, 3, 1, 4)
     for start in (0, 1, 4, 7, 30):
         np.testing.assert_array_equal(random_bits(np, 9, 3, 1, 4, start), whole[start : start + 9])
@@ -78,7 +78,7 @@ def test_a_draw_with_a_step_is_a_pure_function(draw: Any) -> None:
         draw(g, stream=other)
     np.testing.assert_array_equal(draw(g, stream=Stream.DATA, step=3), first)
     np.testing.assert_array_equal(draw(Generator(7), stream=Stream.DATA, step=3), first)
-    assert g.steps == dict.fromkeys(Stream, 1)  # those with a step were not counted
+    assert g.steps == dict.fromkeys(Stream, 1)  # draws with an explicit step are not counted
     for different in (
         draw(g, stream=Stream.DATA, step=4),
         draw(g, stream=Stream.INIT, step=3),
@@ -88,8 +88,8 @@ def test_a_draw_with_a_step_is_a_pure_function(draw: Any) -> None:
         assert (different != first).any()
 
 
-def test_many_numbers_are_few_numbers_continued() -> None:
-    """Large draws are made block by block; no block shows."""
+def test_a_large_draw_begins_with_the_numbers_of_a_small_one() -> None:
+    """A large draw is computed in blocks, which must not change the numbers."""
     n = 3 * 2**15 + 7
     for draw in (Generator(1).bits, Generator(1).uniform, Generator(1).normal):
         many = draw(n, step=2)
@@ -102,17 +102,17 @@ def test_many_numbers_are_few_numbers_continued() -> None:
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_each_stream_counts_its_own_draws(draw: Any) -> None:
     alone, mixed = Generator(1), Generator(1)
-    wanted = [draw(alone, stream=Stream.SAMPLING) for _ in range(3)]
+    expected = [draw(alone, stream=Stream.SAMPLING) for _ in range(3)]
     got = []
     for _ in range(3):
         draw(mixed, stream=Stream.INIT)
         got.append(draw(mixed, stream=Stream.SAMPLING))
         draw(mixed, stream=Stream.DROPOUT)
-    np.testing.assert_array_equal(got, wanted)
-    np.testing.assert_array_equal(wanted[2], draw(alone, stream=Stream.SAMPLING, step=2))
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(expected[2], draw(alone, stream=Stream.SAMPLING, step=2))
 
 
-def test_what_is_drawn_by_default() -> None:
+def test_default_streams() -> None:
     g = Generator(1)
     g.uniform(1), g.normal(1), g.bits(1), g.integers(0, 2, 1), g.permutation(3)
     assert g.steps == {Stream.INIT: 0, Stream.DROPOUT: 0, Stream.DATA: 2, Stream.SAMPLING: 3}
@@ -129,11 +129,11 @@ def test_streams_are_not_correlated() -> None:
 
 
 def largest_gap(sample: Any, distribution: Any) -> float:
-    """The statistic of Kolmogorov and Smirnov, times sqrt(n): above 1.95 once in a thousand times."""
+    """The Kolmogorov-Smirnov statistic times sqrt(n), which exceeds 1.95 with probability 0.001."""
     sample = np.sort(sample.reshape(-1).astype(np.float64))
     n = sample.size
-    wanted = distribution(sample)
-    return float(math.sqrt(n) * max((np.arange(1, n + 1) / n - wanted).max(), (wanted - np.arange(n) / n).max()))
+    expected = distribution(sample)
+    return float(math.sqrt(n) * max((np.arange(1, n + 1) / n - expected).max(), (expected - np.arange(n) / n).max()))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63])
@@ -147,8 +147,8 @@ def test_uniform(seed: int) -> None:
     np.testing.assert_allclose(wide, -3 + 8 * u.reshape(-1)[:1000], rtol=1e-6, atol=1e-6)
 
 
-class Extreme(Generator):
-    """Draws the smallest and the largest word only."""
+class ExtremeGenerator(Generator):
+    """Draws the smallest and the largest word in turn."""
 
     def _words(self, start: int, stop: int, stream: Stream, step: int) -> Any:
         return np.where(np.arange(start, stop) % 2, np.uint32(2**32 - 1), np.uint32(0))
@@ -156,10 +156,10 @@ class Extreme(Generator):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (1.0, 2.0), (-1.0, 1.0), (-3.0, -1.0), (100.0, 101.0), (2.0, 2.0)])
-def test_uniform_stays_below_its_upper_end_in_every_dtype(low: float, high: float, dtype: str) -> None:
+def test_uniform_is_below_its_upper_limit_in_every_dtype(low: float, high: float, dtype: str) -> None:
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
-    u = Extreme().uniform(4, low, high, np.dtype(dtype))
+    u = ExtremeGenerator().uniform(4, low, high, np.dtype(dtype))
     assert u.dtype == dtype
     numbers = u.astype(np.float64)
     assert numbers[0] == low
@@ -172,19 +172,19 @@ def test_normal(seed: int) -> None:
     z = Generator(seed).normal((100, 301), dtype=np.float64)
     n = z.size
     moments = [(z**power).mean() for power in (1, 2, 3, 4)]
-    for moment, wanted, variance in zip(moments, (0, 1, 0, 3), (1, 2, 15, 96), strict=True):
-        assert abs(moment - wanted) < 4 * math.sqrt(variance / n)
+    for moment, expected, variance in zip(moments, (0, 1, 0, 3), (1, 2, 15, 96), strict=True):
+        assert abs(moment - expected) < 4 * math.sqrt(variance / n)
     phi = np.vectorize(lambda x: 0.5 * math.erfc(-x / math.sqrt(2)))
     assert largest_gap(z, phi) < 1.95
     pairs = z.reshape(-1)[: n // 2 * 2].reshape(-1, 2)
-    assert abs(np.corrcoef(pairs.T)[0, 1]) < 4 / math.sqrt(n / 2)  # Box and Muller's pairs are independent
+    assert abs(np.corrcoef(pairs.T)[0, 1]) < 4 / math.sqrt(n / 2)  # the numbers of a pair are independent
     scaled = Generator(seed).normal((100, 301), 5.0, 0.1)
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled, 5 + 0.1 * z, rtol=1e-6)
 
 
-def test_normal_at_the_ends_of_its_words_is_finite() -> None:
-    z = Extreme().normal(6, dtype=np.float64)
+def test_normal_of_extreme_words_is_finite() -> None:
+    z = ExtremeGenerator().normal(6, dtype=np.float64)
     assert np.isfinite(z).all()
     assert abs(z).max() < 6.67  # sqrt(-2 log 2^-32)
 
@@ -203,21 +203,21 @@ def test_integers(low: int, high: int) -> None:
     assert drawn.dtype == np.int64
     values, counts = np.unique(drawn, return_counts=True)
     assert values.tolist() == list(range(low, high))
-    wanted = 20000 / (high - low)
-    assert ((counts - wanted) ** 2 / wanted).sum() < 40  # chi-squared with at most nine degrees of freedom
+    expected = 20000 / (high - low)
+    assert ((counts - expected) ** 2 / expected).sum() < 40  # chi-squared with at most nine degrees of freedom
 
 
-def test_integers_over_the_whole_range_of_a_word() -> None:
+def test_integers_over_the_range_of_a_word() -> None:
     g = Generator(4)
     low = -(2**31)
     drawn = g.integers(low, low + 2**32, 5000, step=0)
     np.testing.assert_array_equal(drawn, g.bits(5000, stream=Stream.DATA, step=0).astype(np.int64) + low)
-    assert Extreme().integers(0, 2**32, 2).tolist() == [0, 2**32 - 1]
-    assert Extreme().integers(-4, 3, 2).tolist() == [-4, 2]
+    assert ExtremeGenerator().integers(0, 2**32, 2).tolist() == [0, 2**32 - 1]
+    assert ExtremeGenerator().integers(-4, 3, 2).tolist() == [-4, 2]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0), (3, 2), (0, 2**32 + 1)])
-def test_integers_refuse_ranges(low: int, high: int) -> None:
+def test_bad_ranges_of_integers_raise(low: int, high: int) -> None:
     with pytest.raises(ValueError, match=rf"integers: \[{low}, {high}\) is empty or wider than 2\*\*32"):
         Generator().integers(low, high, 3)
 
@@ -229,7 +229,7 @@ def test_permutation(n: int) -> None:
     assert sorted(order.tolist()) == list(range(n))
 
 
-def test_permutations_are_all_as_likely() -> None:
+def test_all_permutations_are_equally_likely() -> None:
     g = Generator(6)
     counts = np.unique([g.permutation(3) @ [9, 3, 1] for _ in range(3000)], return_counts=True)[1]
     assert len(counts) == 6
@@ -249,7 +249,7 @@ def test_bad_seeds(seed: Any) -> None:
     assert tg.random.default_generator.state_dict() == before
 
 
-def test_manual_seed_starts_all_streams_anew() -> None:
+def test_manual_seed_resets_all_streams() -> None:
     assert tg.manual_seed(9) is tg.random.default_generator
     x = tg.normal(5).numpy()
     mask = tg.dropout(tg.ones(100)).numpy()
@@ -258,16 +258,16 @@ def test_manual_seed_starts_all_streams_anew() -> None:
     np.testing.assert_array_equal(tg.dropout(tg.ones(100)).numpy(), mask)
 
 
-def test_state_goes_through_json() -> None:
+def test_the_state_survives_json() -> None:
     g = Generator(2**64 - 1)
     for stream in (Stream.INIT, Stream.DATA, Stream.DATA, Stream.SAMPLING):
         g.normal(3, stream=stream)
     text = json.dumps(g.state_dict())
-    wanted = [g.uniform(4, stream=stream).tolist() for stream in Stream]
+    expected = [g.uniform(4, stream=stream).tolist() for stream in Stream]
     resumed = Generator(0)
     resumed.load_state_dict(json.loads(text))
     assert resumed.seed == 2**64 - 1
-    assert [resumed.uniform(4, stream=stream).tolist() for stream in Stream] == wanted
+    assert [resumed.uniform(4, stream=stream).tolist() for stream in Stream] == expected
     assert json.loads(text) == {"seed": 2**64 - 1, "steps": {"init": 1, "dropout": 0, "data": 2, "sampling": 1}}
 
 
