@@ -1,8 +1,11 @@
-"""GPT-2 in plain operations, to be read from top to bottom; gpt/fused.py is the same model, faster.
+"""GPT-2 in plain operations, to be read from top to bottom.
 
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", with the names of nanoGPT. In the shapes,
 B is the batch, T the time, C the width (n_embd), H the heads, D the size of a head (C / H), V the vocabulary, and S the
 number of keys: T, or more where a cache holds those of earlier tokens.
+
+gpt/fused.py computes the same faster. A class that is changed here has to leave the table FUSED there; a new class is
+used as it is written.
 """
 
 from __future__ import annotations
