@@ -1,4 +1,4 @@
-"""Finding what first made a nan or an infinity: every result and gradient is checked, with the module it belongs to."""
+"""Find the op that produced the first nan or infinity, by checking every result and gradient."""
 
 from typing import Any
 
@@ -12,10 +12,11 @@ from tensorgrad.tensor import Tensor
 
 
 class NonFiniteError(FloatingPointError):
-    """An op whose result, or whose gradient in backward, is the first that is not finite.
+    """The result of an op, or a gradient that its backward computed, is the first value that is not finite.
 
-    op: its name. module: the path of the module that called it, "" outside of any. parameter: the name of the parameter
-    that was not finite before, or whose gradient it is; None where there is none. phase: "forward" or "backward".
+    op: its name. module: the path of the module that called it, "" outside of modules. parameter: the name of the
+    parameter that was not finite before, or whose gradient it is; None if there is none. phase: "forward" or
+    "backward".
     """
 
     def __init__(self, message: str, *, op: str, module: str, parameter: str | None, phase: str) -> None:
@@ -27,19 +28,19 @@ class NonFiniteError(FloatingPointError):
 
 
 class detect_anomaly(Observer):
-    """In a `with`: the first op whose result or gradient has a nan or an infinity raises NonFiniteError.
+    """A context in which the first op whose result or gradient has a nan or an infinity raises NonFiniteError.
 
-    model: its modules and parameters are named in the error. Every array is read once more, so a step takes longer;
-    outside of the block nothing does. What is infinite on purpose, such as a mask, is found too.
+    model: the error names its modules and parameters. Every array is read once more, so a step takes longer inside the
+    context. Intended infinities, such as those of a mask, raise the error too.
     """
 
     def __init__(self, model: Module | None = None) -> None:
-        self._names: dict[int, str] = {}  # by id: of modules, and of the nodes of parameters
+        self._names: dict[int, str] = {}  # by the id of a module, or of the node of a parameter
         for name, value in walk("", model):
             self._names.setdefault(id(value.node if isinstance(value, Tensor) else value), name)
-        self._model = model  # keeps these ids from standing for something else
-        self._modules: list[str] = []  # that are running, the innermost last
-        self._module_of: dict[int, str] = {}  # the module of every node, by its sequence number
+        self._model = model  # while it exists, these ids belong to no other object
+        self._modules: list[str] = []  # the modules that are running, the innermost last
+        self._module_of: dict[int, str] = {}  # sequence number of a node -> its module
 
     def enter_module(self, module: Any) -> None:
         """See `Observer.enter_module`."""
@@ -50,7 +51,7 @@ class detect_anomaly(Observer):
         self._modules.pop()
 
     def after_op(self, name: str, operands: tuple[Any, ...], output: Any) -> None:
-        """Check what an op has returned."""
+        """Check the outputs of an op."""
         module = self._modules[-1] if self._modules else ""
         for out in output if isinstance(output, list) else [output]:
             if out.node is not None:
@@ -72,9 +73,9 @@ class detect_anomaly(Observer):
         return "", None
 
     def arrived(self, node: Node, dys: list[Array | None]) -> None:
-        """Check the sum of the gradients that have come to a node; each of them was finite."""
+        """Check the sums of the gradients that arrived at a node; each of the gradients was finite."""
         if not all(dy is None or _is_finite(dy) for dy in dys):
-            self._raise(node, None, "the gradients that arrive at its result are finite, and their sum is not")
+            self._raise(node, None, "the gradients that arrive at its result are finite, but their sum is not")
 
     def sent(self, node: Node, edge: Edge, gradient: Any, dys: list[Array | None]) -> None:
         """Check the gradient of one operand."""
@@ -83,15 +84,15 @@ class detect_anomaly(Observer):
         if not _is_finite(gradient):
             parameter = self._names.get(id(edge[0]))
             whose = f"parameter {parameter}" if parameter else "an operand"
-            came = _largest([dy for dy in dys if dy is not None], "the incoming gradient")
-            self._raise(node, parameter, f"the gradient of {whose} {_describe(gradient)}; {came}")
+            incoming = _largest([dy for dy in dys if dy is not None], "the incoming gradient")
+            self._raise(node, parameter, f"the gradient of {whose} {_describe(gradient)}; {incoming}")
 
     def added(self, node: Node | None, edge: Edge) -> None:
-        """Check a parameter's gradient after one more part was added to it."""
+        """Check the gradient of a parameter after an addition to it."""
         leaf = edge[0]
         if node is not None and isinstance(leaf, Leaf) and leaf.grad is not None and not _is_finite(leaf.grad):
             parameter = self._names.get(id(leaf))
-            self._raise(node, parameter, f"the parts of the gradient of {parameter} are finite, and their sum is not")
+            self._raise(node, parameter, f"the parts of the gradient of {parameter} are finite, but their sum is not")
 
     def _raise(self, node: Node, parameter: str | None, what: str) -> None:
         module = self._module_of.get(node.sequence, "")

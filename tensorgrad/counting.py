@@ -1,7 +1,7 @@
-"""Counting: the FLOPs, bytes and calls of every op, forward and backward.
+"""Count the FLOPs, bytes and calls of every op, forward and backward.
 
-While counting, ops run the plain mathematics of `backend/math.py` on arrays that see their own arithmetic, whether it
-is written with operators, with functions of NumPy or with kernels. So no op needs a formula for what it does.
+While counting, ops run the plain mathematics of `backend/math.py` on arrays that count their own arithmetic, whether it
+is written with operators, NumPy functions or kernels. So no op needs a formula for its cost.
 """
 
 import threading
@@ -20,9 +20,12 @@ from tensorgrad.backend.arrays import is_floating
 
 @dataclass
 class Cost:
-    """What an op did. flops: operations whose result is a floating-point number, 2 for each product in a sum of
-    products, 1 for a function such as exp. matmul_flops: those of them that are in matrix products. bytes: of what the
-    op read and wrote, each array once; nothing for one that returns a view."""
+    """The cost of the calls of an op.
+
+    flops: operations with a floating-point result: 2 for each product in a sum of products, 1 for a function such as
+    exp. matmul_flops: those in matrix products. bytes: the sizes of the arrays that were read and written, each counted
+    once; 0 for an op that returns a view.
+    """
 
     calls: int = 0
     flops: int = 0
@@ -31,17 +34,21 @@ class Cost:
 
 
 class count(Observer):
-    """In a `with`: counts what every op does. `with tg.count() as c: loss = model.loss(x, y); loss.backward()`.
+    """A context that counts the cost of every op.
 
-    c.forward and c.backward: op name -> Cost. In backward, "accumulate" is the addition of gradients that meet.
-    c.total is the sum of all. Results are those of the plain mathematics: slower than the kernels that are counted for,
-    and rounded differently. Raises TypeError for arrays that are not on the CPU.
+        with tg.count() as c:
+            model.loss(x, y).backward()
+        print(c)
+
+    c.forward and c.backward map the name of an op to its Cost; "accumulate" in c.backward is the addition of gradients
+    of one tensor. c.total is the sum of all. Results are computed by the plain mathematics: slower than by the kernels
+    of a backend, and rounded differently. Raises TypeError for arrays that are not on the CPU.
     """
 
     def __init__(self) -> None:
         self.forward: dict[str, Cost] = defaultdict(Cost)
         self.backward: dict[str, Cost] = defaultdict(Cost)
-        self._running: list[Cost] = []  # the innermost last: a checkpoint runs ops in backward
+        self._running: list[Cost] = []  # of the ops that are running, the innermost last: a checkpoint runs some
 
     @property
     def total(self) -> Cost:
@@ -59,20 +66,20 @@ class count(Observer):
         _counting.observers = tuple(c for c in _counting.observers if c is not self)
 
     def add(self, flops: int, is_matmul: bool) -> None:
-        """Count operations for the op that runs now."""
+        """Add operations to the cost of the op that is running."""
         if self._running:
             self._running[-1].flops += flops
             self._running[-1].matmul_flops += flops if is_matmul else 0
 
     def before_op(self, name: str, k: Backend, arrays: list[Any]) -> tuple[Backend, list[Any]]:
-        """Have the op run on counted arrays."""
+        """Let the op run on counted arrays."""
         if any(not isinstance(x, np.ndarray | np.generic) and hasattr(x, "dtype") for x in arrays):
             raise TypeError(f"count: {name} runs on {k.name}; only arrays on the CPU are counted: use .to('numpy')")
         self._running.append(self.forward[name])
         return _BACKEND, [_counted(x) for x in arrays]
 
     def after_op(self, name: str, operands: tuple[Any, ...], output: Any) -> None:
-        """Count the bytes, and give the caller ordinary arrays."""
+        """Count the bytes, and return ordinary arrays to the caller."""
         cost = self._running.pop()
         cost.calls += 1
         outputs = output if isinstance(output, list) else [output]
@@ -82,27 +89,27 @@ class count(Observer):
         cost.bytes += _moved([x for x in read if isinstance(x, np.ndarray)], [out.data for out in outputs])
 
     def arrived(self, node: Node, dys: list[Array | None]) -> None:
-        """Have the backward run on counted arrays."""
+        """Let the backward run on counted arrays."""
         dys[:] = [None if dy is None else _counted(dy) for dy in dys]
         self._running[:] = [self.backward[node.name]]
         self._running[0].calls += 1
         self._running[0].bytes += sum(x.nbytes for x in saved_arrays(node.saved()))
 
     def sent(self, node: Node, edge: Edge, gradient: Any, dys: list[Array | None]) -> None:
-        """Count the bytes of a gradient; adding it is no longer the op's work."""
+        """Count the bytes of a gradient. The addition that follows is "accumulate"."""
         array = getattr(gradient, "dy", gradient)
         self._running[0].bytes += _moved([dy for dy in dys if dy is not None], [array])
         self._running[:] = [self.backward["accumulate"]]
 
     def added(self, node: Node | None, edge: Edge) -> None:
-        """Give a leaf an ordinary array, and go on with the op's next gradient."""
+        """Turn the gradient of a leaf into an ordinary array, and go back to counting for the op."""
         leaf = edge[0]
         if isinstance(leaf, Leaf) and leaf.grad is not None:
             leaf.grad = _plain(leaf.grad)
         self._running[:] = [] if node is None else [self.backward[node.name]]
 
     def finished(self) -> None:
-        """What follows is forward again."""
+        """Backward has ended."""
         self._running.clear()
 
     def __str__(self) -> str:
@@ -115,13 +122,13 @@ class count(Observer):
 
 
 def _moved(read: list[Array], written: list[Array]) -> int:
-    """The bytes of all arrays, or 0 where what was written is memory that was read."""
+    """The bytes of all arrays, or 0 if an output shares memory with an input."""
     if any(np.may_share_memory(x, y) for x in read for y in written):
         return 0
     return sum({id(x): x.nbytes for x in (*read, *written)}.values())
 
 
-# --- arrays that see their arithmetic -------------------------------------------------------------
+# --- arrays that count their arithmetic -----------------------------------------------------------
 
 
 class _Counting(threading.local):
@@ -132,10 +139,10 @@ _counting = _Counting()
 
 
 class CountedArray(np.ndarray):
-    """An array that reports every floating-point operation it takes part in."""
+    """An array that reports every floating-point operation on it."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
-        """NumPy calls this for every operator and every function that works element by element, and for matmul."""
+        """NumPy calls this for operators, elementwise functions and matmul."""
         if out is not None:
             options["out"] = tuple(_plain(x) for x in out)
         plain = [_plain(x) for x in inputs]
@@ -153,7 +160,7 @@ class CountedArray(np.ndarray):
         return out[0] if out is not None and len(out) == 1 else _counted(result)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """NumPy calls this for all its other functions. Those written in Python come back to `__array_ufunc__`."""
+        """NumPy calls this for its other functions. Those written in Python call `__array_ufunc__` in turn."""
         result = super().__array_function__(func, types, args, kwargs)
         if func in (np.dot, np.inner):
             _report(2 * np.size(result) * np.shape(args[0])[-1], result, is_matmul=True)
@@ -165,7 +172,7 @@ class CountedArray(np.ndarray):
 
 
 def _einsum_flops(subscripts: str, *operands: Array) -> int:
-    """As the definition has it: for every combination of indices a product of all operands, added to the result."""
+    """By the definition of einsum: for every combination of indices, a product of all operands and an addition."""
     terms = subscripts.replace(" ", "").split("->")[0].split(",")
     sizes: dict[str, int] = {}
     for term, x in zip(terms, operands, strict=True):
@@ -183,7 +190,7 @@ def _report(flops: int, result: Any, is_matmul: bool) -> None:
 
 
 def _counted(x: Any) -> Any:
-    """Arrays as counted ones, also in tuples and lists; anything else as it is."""
+    """Convert arrays, also in tuples and lists, to counted ones; return anything else unchanged."""
     if isinstance(x, np.generic):
         x = np.asarray(x)
     if isinstance(x, tuple | list):

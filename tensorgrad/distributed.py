@@ -1,13 +1,13 @@
-"""Training in several processes at once: each has the whole model and takes its rows of every batch.
+"""Data-parallel training: every process has the whole model and computes some rows of every batch.
 
-    group = world()  # alone, or those that mpirun started
+    group = world()  # the process group that mpirun started
     reducer = GradientReducer(model.parameters(), group)
     with reducer.overlap():
-        loss.backward()  # gradients are exchanged as soon as each is complete, while backward goes on
-    reducer.wait()  # every .grad is the sum over all processes, the same on all
+        loss.backward()  # gradients are summed over the group while backward continues
+    reducer.wait()  # now every .grad is the sum over all processes
     optimizer.step()
 
-In a group of one nothing of this does anything.
+In a single process, whose group has size 1, all of this does nothing.
 """
 
 import functools
@@ -28,51 +28,51 @@ from tensorgrad.backend import Array, BackendUnavailable, backend_of
 from tensorgrad.backend.threads import cpu_count
 from tensorgrad.tensor import Tensor
 
-BUCKET_BYTES = 2**22  # gradients sent together: large enough to be fast, small enough to begin early
+BUCKET_BYTES = 2**22  # gradients sent together: large enough to be efficient, small enough to start early
 
-# What the launchers of MPI (MPICH and its kin, Open MPI, Slurm) tell the processes that they start.
-LAUNCHED_BY = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "MV2_COMM_WORLD_SIZE")
+# Environment variables that the launchers of MPI (MPICH and its derivatives, Open MPI, Slurm) set.
+LAUNCHER_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "MV2_COMM_WORLD_SIZE")
 
 
 class Exchange(Protocol):
-    """An exchange that is under way."""
+    """An exchange of arrays that has been started."""
 
     def wait(self) -> None:
-        """Return once its result is there; for arrays on a device, once whatever is computed next will find it."""
+        """Wait for the result. On a device it suffices that all later computations there will use the result."""
 
 
 class Communicator:
-    """A group of processes that exchange arrays; this one is a group of one, where nothing is to be done.
+    """A process group whose members exchange arrays. This class is the group of a single process.
 
-    Every method but `progress` and `abort` is called by all processes of the group, in the same order.
+    All processes of the group must call the methods in the same order, except `progress` and `abort`.
     """
 
     rank = 0  # of this process: 0 to size - 1
     size = 1
 
     def all_reduce(self, array: Array) -> Exchange:
-        """Begin to replace a contiguous array by its sum over the group, the same bits on every process."""
+        """Start to replace a contiguous array by its sum over the group, bitwise equal on every process."""
         return _DONE
 
     def progress(self) -> None:
-        """Let exchanges that are under way get on, where nothing does so by itself."""
+        """Advance exchanges that have been started, where the library only does so while it is called."""
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        """Overwrite a contiguous array with the one that process `root` has."""
+        """Overwrite a contiguous array with that of the process of rank `root`."""
 
     def gather(self, values: Sequence[float]) -> Any:
-        """Return as many numbers from every process: (size, len(values)) float64, the rows by rank."""
+        """Return the values of all processes: (size, len(values)) float64, one row for each rank."""
         return np.array([values], np.float64)
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has called this."""
 
     def threads(self) -> int:
-        """Return how many threads each process may take, so that those of one machine do not crowd each other."""
+        """Return how many threads each process should use, so that processes of one machine share its cores."""
         return cpu_count()
 
     def abort(self, status: int) -> NoReturn:
-        """End every process of the group, with that exit status: for errors of one, which others would wait for."""
+        """End all processes of the group with that exit status; after an error in one the others would wait forever."""
         sys.exit(status)
 
 
@@ -88,27 +88,27 @@ _DONE = _Done()
 
 
 class MPICommunicator(Communicator):
-    """The processes that mpirun started, over mpi4py; arrays are NumPy's."""
+    """The processes that mpirun started, which exchange NumPy arrays by mpi4py."""
 
     def __init__(self, comm: Any) -> None:
         self.comm = comm
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
-        self._under_way: list[Any] = []
+        self._pending: list[Any] = []
 
     def all_reduce(self, array: Array) -> Exchange:
         """See `Communicator.all_reduce`."""
         from mpi4py import MPI
 
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"MPICommunicator: all_reduce of {type(array).__name__}: only NumPy's arrays can be sent")
+            raise TypeError(f"MPICommunicator: all_reduce of {type(array).__name__}: only NumPy arrays can be sent")
         request = self.comm.Iallreduce(MPI.IN_PLACE, array)
-        self._under_way.append(request)
+        self._pending.append(request)
         return _Request(request)
 
     def progress(self) -> None:
         """See `Communicator.progress`: MPI moves data only while it is called."""
-        self._under_way = [request for request in self._under_way if not request.Test()]
+        self._pending = [request for request in self._pending if not request.Test()]
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         """See `Communicator.broadcast`."""
@@ -131,7 +131,7 @@ class MPICommunicator(Communicator):
 
         local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         first_cores = local.allgather(min(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else [0]
-        n_sharing: int = local.Get_size() if len(set(first_cores)) == 1 else 1  # otherwise each is bound to its own
+        n_sharing: int = local.Get_size() if len(set(first_cores)) == 1 else 1  # else each is bound to its own cores
         local.Free()
         return max(1, cpu_count() // n_sharing)
 
@@ -139,9 +139,9 @@ class MPICommunicator(Communicator):
         """See `Communicator.abort`."""
         sys.stdout.flush()
         sys.stderr.flush()
-        time.sleep(0.3)  # mpirun may throw away what it has not passed on by then
+        time.sleep(0.3)  # mpirun may drop output that it has not forwarded yet
         self.comm.Abort(status)
-        os._exit(status)  # some MPIs come back from there, for as long as it takes them to end the others
+        os._exit(status)  # some MPIs return from Abort and end the processes later
 
 
 class _Request:
@@ -154,25 +154,25 @@ class _Request:
 
 @functools.cache
 def world() -> Communicator:
-    """Return the group of all processes that were started together: by mpirun, or this one alone.
+    """Return the group of all processes that mpirun started, or of this process alone.
 
-    Under mpirun an exception that nothing catches ends all processes, not just the one that it happens in, which the
-    others would wait for without end. Raises BackendUnavailable where mpi4py is missing or is of another MPI.
+    Under mpirun, an uncaught exception in one process ends all of them: otherwise they would wait for it forever.
+    Raises BackendUnavailable if mpi4py is missing or belongs to another MPI than mpirun.
     """
-    if not any(name in os.environ for name in LAUNCHED_BY):
+    if not any(name in os.environ for name in LAUNCHER_VARIABLES):
         return ALONE
     try:
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # RuntimeError: there is no library of MPI to load
+    except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library can be loaded
         raise BackendUnavailable(
             f"started by mpirun, but MPI cannot be used ({error}): pip install mpi4py mpich brings both"
         ) from None
     group = MPICommunicator(MPI.COMM_WORLD)
-    started = max(int(os.environ.get(name, 1)) for name in LAUNCHED_BY if name.endswith("SIZE"))
+    started = max(int(os.environ.get(name, 1)) for name in LAUNCHER_VARIABLES if name.endswith("SIZE"))
     if started != group.size:
         raise BackendUnavailable(
-            f"mpirun started {started} processes, but mpi4py sees {group.size}: mpirun is of another MPI than mpi4py, "
-            f"which uses {MPI.Get_library_version().split(',')[0].splitlines()[0]}"
+            f"mpirun started {started} processes, but mpi4py sees {group.size}: they belong to different MPIs; mpi4py "
+            f"uses {MPI.Get_library_version().split(',')[0].splitlines()[0]}"
         )
     if group.size == 1:
         return ALONE
@@ -192,14 +192,14 @@ def _abort_all(
 
 
 class GradientReady(Observer):
-    """In a `with`: calls report(leaf) for every leaf as soon as backward has added all there is to its gradient."""
+    """Calls report(leaf) for every leaf as soon as backward has completed its gradient."""
 
     def __init__(self, report: Callable[[Leaf], None]) -> None:
         self.report = report
-        self._missing: Counter[Node] | None = None  # gradients that each leaf has yet to get; None between backwards
+        self._missing: Counter[Node] | None = None  # gradients that each leaf still expects; None between backwards
 
     def arrived(self, node: Node, dys: list[Array | None]) -> None:
-        """See `Observer.arrived`. The first node is the root of the graph: its leaves' uses are counted."""
+        """See `Observer.arrived`. The first node is the root of the graph, in which the uses of leaves are counted."""
         if self._missing is None:
             self._missing = _count_uses(node)
 
@@ -213,7 +213,7 @@ class GradientReady(Observer):
                 self.report(leaf)
 
     def finished(self) -> None:
-        """See `Observer.finished`. Fewer gradients come than there are uses where a checkpoint has unused results."""
+        """See `Observer.finished`. A leaf gets fewer gradients than it has uses if a checkpoint has unused results."""
         missing, self._missing = self._missing or Counter(), None
         for leaf, count in missing.items():
             if count > 0 and isinstance(leaf, Leaf) and leaf.grad is not None:
@@ -236,32 +236,31 @@ def _count_uses(root: Node) -> Counter[Node]:
 
 
 class GradientReducer:
-    """Adds up the gradients of all processes, in buckets, each as soon as backward has completed it.
+    """Sums the gradients of all processes in buckets, each as soon as backward has completed it.
 
-    Which parameters share a bucket, and the order of the buckets, depend on the list of parameters alone, so that sums
-    are the same in every run. Losses must be divided by the number of all rows, not of the process's own.
-    `with reducer.overlap():` goes around backward, of the last micro-batch only where gradients are accumulated.
-    Afterwards call `wait`.
+    The buckets and their order depend only on the list of parameters, so that sums are equal in every run. Divide the
+    loss by the number of rows of all processes. Call backward inside `with reducer.overlap():`, only for the last
+    micro-batch if gradients are accumulated, then call `wait`.
     """
 
     def __init__(self, parameters: Iterable[Tensor], group: Communicator, bucket_bytes: int = BUCKET_BYTES) -> None:
         self.group = group
         self._buckets: list[_Bucket] = []
-        self._places: dict[Leaf, tuple[_Bucket, int]] = {}
-        self._started = 0  # buckets that are under way
+        self._bucket_of: dict[Leaf, tuple[_Bucket, int]] = {}  # and the index in it
+        self._started = 0  # buckets whose exchange has been started
         if group.size > 1:
             self._fill_buckets(parameters, bucket_bytes)
 
     def overlap(self) -> AbstractContextManager[Any]:
-        """In a `with` around backward: each bucket is exchanged as soon as its gradients are complete."""
+        """Return a context for backward in which each bucket is exchanged as soon as it is complete."""
         return GradientReady(self._ready) if self.group.size > 1 else nullcontext()
 
     def _fill_buckets(self, parameters: Iterable[Tensor], bucket_bytes: int) -> None:
         leaves = [p for p in parameters if isinstance(p.node, Leaf)]
         members: list[Tensor] = []
-        for p in reversed(leaves):  # as backward completes them, more or less
-            same = members and (members[0].dtype, type(members[0].data)) == (p.dtype, type(p.data))
-            if members and (not same or sum(m.data.nbytes for m in members) + p.data.nbytes > bucket_bytes):
+        for p in reversed(leaves):  # roughly the order in which backward completes them
+            alike = members and (members[0].dtype, type(members[0].data)) == (p.dtype, type(p.data))
+            if members and (not alike or sum(m.data.nbytes for m in members) + p.data.nbytes > bucket_bytes):
                 self._buckets.append(_Bucket(members))
                 members = []
             members.append(p)
@@ -269,14 +268,14 @@ class GradientReducer:
             self._buckets.append(_Bucket(members))
         for bucket in self._buckets:
             for i, leaf in enumerate(bucket.leaves):
-                self._places[leaf] = bucket, i
+                self._bucket_of[leaf] = bucket, i
 
     def _ready(self, leaf: Leaf) -> None:
-        if leaf not in self._places:  # not of these parameters: whoever made it looks after it
+        if leaf not in self._bucket_of:  # a leaf that is none of these parameters
             return
-        bucket, i = self._places[leaf]
+        bucket, i = self._bucket_of[leaf]
         if bucket.has[i]:
-            raise RuntimeError("GradientReducer: a second backward before wait(): the first one's sums are under way")
+            raise RuntimeError("GradientReducer: backward was called a second time; call wait() after the first")
         bucket.take(i)
         while self._started < len(self._buckets) and all(self._buckets[self._started].has):
             self._start_next()
@@ -288,9 +287,9 @@ class GradientReducer:
         self._started += 1
 
     def wait(self) -> None:
-        """Return once every gradient is the sum over the group.
+        """Wait until every gradient is the sum over the group.
 
-        A parameter without a gradient counts as zeros, and has none afterwards only if it has none anywhere.
+        A parameter with a gradient on some processes only counts as zeros on the others, and gets the sum on all.
         """
         if self.group.size == 1:
             return
@@ -307,7 +306,7 @@ class GradientReducer:
 
 
 class _Bucket:
-    """Gradients of a few parameters in one flat array, half precision as float32."""
+    """The gradients of a few parameters in one flat array, those in half precision as float32."""
 
     def __init__(self, members: list[Tensor]) -> None:
         k = backend_of("GradientReducer", [p.data for p in members])
@@ -317,20 +316,20 @@ class _Bucket:
         self.parts = [
             self.sums[end - p.size : end].reshape(p.shape) for p, end in zip(members, ends, strict=True)
         ]  # fmt: skip
-        self.has = [False] * len(members)  # which of them have a gradient in this step
+        self.has = [False] * len(members)  # whether each has a gradient in this step
         self.exchange: Exchange = _DONE
 
     def take(self, i: int) -> None:
-        """Copy a gradient to its place, and let the parameter have it there."""
+        """Copy a gradient into the bucket and make the parameter's gradient a view of it."""
         gradient = self.leaves[i].grad
         self.has[i] = gradient is not None
         self.parts[i][...] = 0 if gradient is None else gradient
         self.leaves[i].grad = self.parts[i]
 
     def finish(self, anywhere: list[bool]) -> None:
-        """Wait, and hand out the sums to those that have a gradient anywhere in the group."""
+        """Wait, then set the gradients of the parameters that have one on any process, and None for the others."""
         self.exchange.wait()
-        for leaf, part, there in zip(self.leaves, self.parts, anywhere, strict=True):
-            leaf.grad = part.astype(leaf.dtypes[0], copy=False) if there else None
+        for leaf, part, has_any in zip(self.leaves, self.parts, anywhere, strict=True):
+            leaf.grad = part.astype(leaf.dtypes[0], copy=False) if has_any else None
         self.has = [False] * len(self.leaves)
         self.exchange = _DONE

@@ -31,7 +31,7 @@ class MLP(nn.Module):
 
 @op
 def exploding(k: Any, x: Any, *, at: int) -> Any:
-    """The same numbers; the gradient of one of them is too large."""
+    """Return x; one element of the gradient is infinite."""
 
     def backward(dy: Any) -> Any:
         dx = dy.copy()
@@ -43,7 +43,7 @@ def exploding(k: Any, x: Any, *, at: int) -> Any:
 
 @op
 def halves(k: Any, x: Any) -> Any:
-    """Two results, of which the second's gradient is lost in a division by zero."""
+    """Return both halves of x; the gradient of the second is divided by zero."""
     n = len(x) // 2
     return [x[:n].copy(), x[n:].copy()], lambda dys: np.concatenate([dys[0], dys[1] / 0])
 
@@ -56,7 +56,7 @@ def caught(model: nn.Module | None, compute: Any) -> tg.NonFiniteError:
     return error.value
 
 
-def test_a_step_without_fault_is_as_it_was_without_the_check() -> None:
+def test_the_check_does_not_change_finite_gradients() -> None:
     model, x = MLP(), tg.normal((3, 4))
     model(x).sum().backward()
     before = {name: p.grad for name, p in model.named_parameters()}
@@ -68,7 +68,7 @@ def test_a_step_without_fault_is_as_it_was_without_the_check() -> None:
         np.testing.assert_array_equal(p.grad, before[name])
 
 
-def test_the_first_result_that_is_not_finite() -> None:
+def test_the_first_result_that_is_not_finite_raises() -> None:
     model = MLP()
     model.layers[0].weight.data[...] = 1e30
     error = caught(model, lambda: model(tg.full((3, 4), 1e30)))
@@ -79,7 +79,7 @@ def test_the_first_result_that_is_not_finite() -> None:
     )
 
 
-def test_a_parameter_that_is_not_finite_is_named_where_it_is_used_first() -> None:
+def test_a_parameter_that_is_not_finite_is_named_at_its_first_use() -> None:
     model = MLP()
     model.layers[1].weight.data[2, 3] = np.nan
     error = caught(model, lambda: model(tg.ones((3, 4))))
@@ -92,7 +92,7 @@ def test_outside_of_modules_and_without_a_model() -> None:
     assert (error.op, error.module, error.parameter) == ("log", "", None)
     model = MLP()
     model.layers[1].weight.data[...] = np.inf
-    assert caught(None, lambda: model(tg.ones((3, 4)))).module == "Linear"  # no name, but its kind
+    assert caught(None, lambda: model(tg.ones((3, 4)))).module == "Linear"  # without a model, the class is named
 
 
 def test_the_gradient_of_an_operand() -> None:
@@ -119,7 +119,7 @@ def test_the_gradient_of_a_parameter() -> None:
     assert "backward of linear in layers.1: the gradient of parameter layers.1.weight of shape (4, 4) has" in str(error)
 
 
-def test_parts_that_are_finite_and_a_sum_that_is_not() -> None:
+def test_a_sum_of_finite_gradients_that_is_not_finite() -> None:
     model = MLP()
     model.w = tg.full((1,), 1.0, requires_grad=True)  # type: ignore[attr-defined]
     w: tg.Tensor = model.w  # type: ignore[attr-defined]
@@ -130,7 +130,7 @@ def test_parts_that_are_finite_and_a_sum_that_is_not() -> None:
 
     error = caught(model, sum_of_leaf)
     assert (error.op, error.parameter) == ("multiply", "w")
-    assert "the parts of the gradient of w are finite, and their sum is not" in str(error)
+    assert "the parts of the gradient of w are finite, but their sum is not" in str(error)
 
     w.grad = None
 
@@ -140,10 +140,10 @@ def test_parts_that_are_finite_and_a_sum_that_is_not() -> None:
 
     error = caught(model, sum_at_a_result)
     assert (error.op, error.phase) == ("exp", "backward")
-    assert "the gradients that arrive at its result are finite, and their sum is not" in str(error)
+    assert "the gradients that arrive at its result are finite, but their sum is not" in str(error)
 
 
-def test_ops_of_several_results() -> None:
+def test_multi_output_ops() -> None:
     model, x = MLP(), tg.ones((4,), requires_grad=True)
 
     def compute() -> None:
@@ -154,7 +154,7 @@ def test_ops_of_several_results() -> None:
     assert (error.op, error.phase) == ("halves", "backward")
 
 
-def test_what_is_made_again_in_backward_is_looked_at_by_its_module() -> None:
+def test_recomputed_ops_are_checked_and_named_by_their_module() -> None:
     model, x = MLP(), tg.ones((3, 4), requires_grad=True)
     error = caught(model, lambda: exploding(tg.checkpoint(model, x).reshape((12,)), at=0).sum().backward())
     assert error.op == "exploding"
@@ -171,13 +171,13 @@ def test_what_is_made_again_in_backward_is_looked_at_by_its_module() -> None:
     assert (error.op, error.phase) == ("exploding", "backward")
 
 
-def test_whole_numbers_and_empty_arrays_are_finite() -> None:
+def test_integers_and_empty_arrays_are_finite() -> None:
     with tg.detect_anomaly():
         tg.argmax(tg.ones((2, 2)))
         tg.sum(tg.zeros((0, 3)), axis=0)
 
 
-def test_blocks_within_blocks_and_after_an_error() -> None:
+def test_nested_contexts_and_an_op_after_an_error() -> None:
     with tg.detect_anomaly():
         with tg.detect_anomaly():
             pass

@@ -18,7 +18,7 @@ def leaf(*shape: int) -> Tensor:
 
 
 def counted(fn: Any, *inputs: Tensor) -> tuple[tg.Cost, tg.Cost]:
-    """What one op does forward and backward."""
+    """The cost of one op, forward and backward."""
     with tg.count() as c:
         y = fn(*inputs)
         y.backward(np.ones(y.shape))
@@ -32,14 +32,14 @@ def test_a_product() -> None:
     assert backward == tg.Cost(calls=1, flops=4 * 60, matmul_flops=4 * 60, bytes=8 * (12 + 20 + 15 + 12 + 15 + 20))
 
 
-def test_only_the_gradients_that_are_needed_count() -> None:
+def test_only_needed_gradients_count() -> None:
     frozen = Tensor(np.ones((4, 5)))
     _, backward = counted(lambda x: tg.matmul(x, frozen), leaf(3, 4))
     assert backward.flops == 2 * 60
 
 
 def test_arithmetic_with_operators() -> None:
-    """multiply: a b, dy b, dy a; of which db is summed over the broadcast axis."""
+    """multiply computes a b, dy b and dy a; db is summed over the broadcast axis."""
     forward, backward = counted(tg.multiply, leaf(3, 4), leaf(4))
     assert forward.flops == 12
     assert backward.flops == 12 + 12 + 2 * 4
@@ -58,7 +58,7 @@ def test_layer_norm() -> None:
     assert forward.flops == 5 * (4 + 4 + 4 + 4 + 1 + 1 + 1 + 4 + 4 + 4)
 
 
-def test_integers_and_comparisons_are_no_flops_and_views_no_bytes() -> None:
+def test_integers_and_comparisons_have_no_flops_and_views_no_bytes() -> None:
     x = leaf(3, 4)
     with tg.count() as c:
         tg.argmax(x)
@@ -73,7 +73,7 @@ def test_einsum() -> None:
     assert forward.matmul_flops == 2 * (2 * 3 * 4 * 5)
 
 
-def test_gradients_that_meet_are_counted_apart() -> None:
+def test_the_addition_of_gradients_is_counted_separately() -> None:
     x = leaf(3)
     with tg.count() as c:
         ((x * 2) + (x * 3)).backward(np.ones(3))
@@ -91,7 +91,8 @@ def test_a_checkpoint_is_computed_twice() -> None:
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 def test_the_products_of_a_gpt_step(backend: str) -> None:
-    """2 for every weight and token forward and 4 backward, and attention's two products with their four gradients."""
+    """2 FLOPs for every weight and token forward, 4 backward, and attention's two products with their four gradients.
+    """
     B, T, C, L, V = 3, 8, 16, 2, 11
     with tg.use_backend(backend):
         model = GPT({"vocab_size": V, "block_size": T, "n_layer": L, "n_head": 2, "n_embd": C, "dropout": 0.0})
@@ -126,7 +127,7 @@ def test_counting_changes_no_result(case: Case) -> None:
             np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)
 
 
-def test_two_counts_at_once_and_one_that_has_ended() -> None:
+def test_nested_counts_and_an_op_after_them() -> None:
     x = leaf(3, 4)
     with tg.count() as outer:
         with tg.count() as inner:

@@ -1,4 +1,4 @@
-"""Groups of processes: a group of one, gradients summed in buckets, and real processes over MPI."""
+"""Process groups: a single process, gradients summed in buckets, and real processes with MPI."""
 
 import threading
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ pytestmark = pytest.mark.usefixtures("numpy_backend")
 
 
 @pytest.fixture(autouse=True)
-def forget_the_world() -> Any:
+def clear_the_process_group() -> Any:
     world.cache_clear()
     yield
     world.cache_clear()
 
 
 class Threads(Communicator):
-    """Members of a group that are threads: what they exchange lies in common lists, and is there only after `wait`."""
+    """A group of threads, which exchange values in shared lists; a sum is there only after `wait`."""
 
     def __init__(self, rank: int, size: int, common: dict[Any, list[Any]], meeting: threading.Barrier) -> None:
         self.rank, self.size = rank, size
         self.common, self.meeting = common, meeting
-        self.calls: list[Any] = []  # sizes of what was reduced, in order
+        self.calls: list[Any] = []  # the sizes of the reduced arrays, in order
         self.exchanged = 0
 
     def _meet(self, value: Any) -> list[Any]:
@@ -45,20 +45,20 @@ class Threads(Communicator):
     def all_reduce(self, array: Any) -> Any:
         self.calls.append(array.size)
         sums = sum(self._meet(array.copy()))
-        array[...] = np.nan  # not there yet
+        array[...] = np.nan  # until `wait`
 
-        class Later:
+        class Pending:
             def wait(self) -> None:
                 array[...] = sums
 
-        return Later()
+        return Pending()
 
     def gather(self, values: Sequence[float]) -> Any:
         return np.array(self._meet(list(values)), np.float64)
 
 
 def in_threads(n: int, work: Any) -> list[Any]:
-    """What `work(group)` returns in each of n threads."""
+    """Return the results of `work(group)` in each of n threads."""
     common: dict[Any, list[Any]] = {i: [None] * n for i in range(1, 1000)}
     meeting = threading.Barrier(n)
     groups = [Threads(rank, n, common, meeting) for rank in range(n)]
@@ -72,7 +72,7 @@ def parameters(dtype: Any = np.float64) -> list[Any]:
 
 
 def loss_of(params: list[Any], rank: int, used: Sequence[int]) -> Any:
-    """A loss whose gradient for parameter i is (rank + 1) (i + 1), but for unused ones."""
+    """A loss whose gradient with respect to each used parameter i is (rank + 1) (i + 1)."""
     loss = None
     for i in used:
         term = params[i].sum() * float((rank + 1) * (i + 1))
@@ -85,7 +85,7 @@ def test_gradients_are_summed_over_the_group(bucket_bytes: int) -> None:
     def work(group: Threads) -> Any:
         params = parameters()
         reducer = GradientReducer(params, group, bucket_bytes)
-        for _ in range(2):  # buckets are used again
+        for _ in range(2):  # the second time, buckets are reused
             for p in params:
                 p.grad = None
             with reducer.overlap():
@@ -101,8 +101,8 @@ def test_gradients_are_summed_over_the_group(bucket_bytes: int) -> None:
     assert len(results[0][1]) == {1: 10, 100: 6, 2**22: 2}[bucket_bytes]
 
 
-def test_a_parameter_without_a_gradient_counts_as_zeros_and_has_none_only_if_nobody_has() -> None:
-    used = [[0, 1, 2], [1, 4]]  # by rank: parameter 3 by nobody
+def test_a_parameter_with_a_gradient_on_some_processes_counts_as_zeros_on_the_others() -> None:
+    used = [[0, 1, 2], [1, 4]]  # by rank; no process uses parameter 3
 
     def work(group: Threads) -> Any:
         params = parameters()
@@ -116,7 +116,7 @@ def test_a_parameter_without_a_gradient_counts_as_zeros_and_has_none_only_if_nob
 
 
 def test_accumulated_gradients_are_reduced_with_the_last_backward() -> None:
-    """Parameter 0 has its gradient from the first backward alone."""
+    """Parameter 0 gets its gradient in the first backward only."""
 
     def work(group: Threads) -> Any:
         params = parameters()
@@ -131,8 +131,8 @@ def test_accumulated_gradients_are_reduced_with_the_last_backward() -> None:
     assert in_threads(2, work) == [[3.0, 12.0, 18.0, 24.0, 30.0]] * 2
 
 
-def test_a_bucket_goes_before_backward_is_over() -> None:
-    """The last layer's gradient is complete first, and is sent while the first layer's is still to come."""
+def test_a_bucket_is_sent_before_backward_ends() -> None:
+    """The gradient of the last layer is complete first, and is sent before that of the first layer is computed."""
     seen: list[int] = []
 
     def work(group: Threads) -> Any:
@@ -156,7 +156,7 @@ def test_a_bucket_goes_before_backward_is_over() -> None:
 
 
 def test_half_precision_is_summed_as_float32() -> None:
-    """1 + 2**-8 + ... : a sum that bfloat16 would round at every addition."""
+    """1 + 2^-8 + 2^-8, which bfloat16 would round at every addition."""
 
     def work(group: Threads) -> Any:
         p = Tensor(np.ones(3, ml_dtypes.bfloat16), requires_grad=True)
@@ -170,20 +170,20 @@ def test_half_precision_is_summed_as_float32() -> None:
         np.testing.assert_array_equal(grad, np.full(3, 1 + 2.0**-7, ml_dtypes.bfloat16))
 
 
-def test_a_second_backward_before_wait_is_refused() -> None:
+def test_a_second_backward_before_wait_raises() -> None:
     def work(group: Threads) -> Any:
         params = parameters()
         reducer = GradientReducer(params, group, 1)
         with reducer.overlap():
             loss_of(params, 0, range(5)).backward()
-        refused = pytest.raises(RuntimeError, match=r"^GradientReducer: a second backward before wait\(\)")
-        with refused, reducer.overlap():
+        error = pytest.raises(RuntimeError, match=r"^GradientReducer: backward was called a second time; call wait\(\)")
+        with error, reducer.overlap():
             loss_of(params, 0, range(5)).backward()
 
     in_threads(2, work)
 
 
-def test_a_group_of_one_does_nothing() -> None:
+def test_in_a_single_process_nothing_is_exchanged() -> None:
     group = world()
     assert type(group) is Communicator
     assert (group.rank, group.size) == (0, 1)
@@ -207,7 +207,7 @@ def test_a_group_of_one_does_nothing() -> None:
     assert stopped.value.code == 3
 
 
-def test_without_mpi4py_mpirun_is_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mpirun_without_mpi4py_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setitem(distributed.sys.modules, "mpi4py", None)
     with pytest.raises(BackendUnavailable, match=r"^started by mpirun, but MPI cannot be used .*pip install mpi4py"):
@@ -235,16 +235,16 @@ group.broadcast(sent, root=2)
 assert (sent == 2).all()
 group.barrier()
 if group.rank == 1:
-    print("as it should be", group.size)
+    print("all exchanged", group.size)
 """
 
 
 def test_mpi_exchanges(mpirun: Any) -> None:
     result = mpirun(3, "-c", EXCHANGES)
-    assert (result.returncode, result.stdout) == (0, "as it should be 3\n"), result.stderr
+    assert (result.returncode, result.stdout) == (0, "all exchanged 3\n"), result.stderr
 
 
-def test_an_exception_of_one_process_ends_all(mpirun: Any) -> None:
+def test_an_exception_in_one_process_ends_all(mpirun: Any) -> None:
     program = """
 from tensorgrad.distributed import world
 group = world()
@@ -272,7 +272,7 @@ group.barrier()
     assert "KILLED BY SIGNAL: 9" in result.stdout + result.stderr or "signal 9" in result.stdout + result.stderr
 
 
-def test_one_process_under_mpirun_is_alone(mpirun: Any) -> None:
+def test_a_single_process_under_mpirun(mpirun: Any) -> None:
     result = mpirun(1, "-c", "from tensorgrad.distributed import world; print(type(world()).__name__)")
     assert (result.returncode, result.stdout) == (0, "Communicator\n"), result.stderr
 
@@ -284,7 +284,7 @@ def leaf(*values: float) -> Any:
     return Tensor(np.array(values, np.float64), requires_grad=True)
 
 
-def test_gradient_ready_reports_every_leaf_once_with_its_whole_gradient() -> None:
+def test_gradient_ready_reports_every_leaf_once_with_its_complete_gradient() -> None:
     a, b, c, unused = leaf(1, 2), leaf(3, 4), leaf(5, 6), leaf(7, 8)
     y = a * b
     loss = (y * c + a).sum() + (y * a).sum()  # `a` is used three times, at both ends of the graph
@@ -299,31 +299,31 @@ def test_gradient_ready_reports_every_leaf_once_with_its_whole_gradient() -> Non
     assert unused.grad is None
 
 
-def noting(calls: list[str], name: str) -> Any:
-    """An op that notes when its backward runs."""
+def logging_op(calls: list[str], name: str) -> Any:
+    """An op that appends its name to `calls` when its backward runs."""
 
     @op
-    def note(k: Any, x: Any) -> Any:
+    def logged(k: Any, x: Any) -> Any:
         def backward(dy: Any) -> Any:
             calls.append(name)
             return dy * 1
 
         return x * 1, backward
 
-    return note
+    return logged
 
 
-def test_gradient_ready_comes_while_backward_goes_on() -> None:
+def test_gradient_ready_reports_during_backward() -> None:
     first, second = leaf(1, 2), leaf(3, 4)
     order: list[str] = []
     names = {first.node: "first", second.node: "second"}
-    loss = (noting(order, "between")(first * first) * second).sum()
+    loss = (logging_op(order, "between")(first * first) * second).sum()
     with GradientReady(lambda node: order.append(names[node])):
         loss.backward()
     assert order == ["second", "between", "first"]
 
 
-def test_gradient_ready_of_a_leaf_alone_and_of_several_results() -> None:
+def test_gradient_ready_of_a_leaf_as_root_and_of_a_multi_output_node() -> None:
     x = leaf(0, 1, 2, 3, 4, 5)
     seen: list[Any] = []
     with GradientReady(seen.append):
@@ -336,7 +336,7 @@ def test_gradient_ready_of_a_leaf_alone_and_of_several_results() -> None:
 
 
 @given(st.data())
-def test_gradient_ready_knows_when_a_gradient_is_complete_in_any_graph(data: Any) -> None:
+def test_gradient_ready_reports_complete_gradients_in_any_graph(data: Any) -> None:
     leaves = [leaf(i + 1) for i in range(4)]
     values = list(leaves)
     for _ in range(data.draw(st.integers(1, 12))):
