@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.autograd import Edge, Leaf, Node, Observer
+from tensorgrad.autograd import Edge, Leaf, Node, Observer, SparseGradient
 from tensorgrad.backend import Array, backend_of
 from tensorgrad.backend.arrays import is_floating
 from tensorgrad.nn import Module, walk
@@ -79,7 +79,7 @@ class detect_anomaly(Observer):
 
     def sent(self, node: Node, edge: Edge, gradient: Any, dys: list[Array | None]) -> None:
         """Check the gradient of one operand."""
-        gradient = gradient.dense() if hasattr(gradient, "dense") else gradient
+        gradient = gradient.dense() if isinstance(gradient, SparseGradient) else gradient
         gradient = np.asarray(gradient) if isinstance(gradient, np.generic) else gradient
         if not _is_finite(gradient):
             parameter = self._names.get(id(edge[0]))

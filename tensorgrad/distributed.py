@@ -330,6 +330,6 @@ class _Bucket:
         """Wait, then set the gradients of the parameters that have one on any process, and None for the others."""
         self.exchange.wait()
         for leaf, part, has_any in zip(self.leaves, self.parts, anywhere, strict=True):
-            leaf.grad = part.astype(leaf.dtypes[0], copy=False) if has_any else None
+            leaf.grad = part.astype(leaf.dtype, copy=False) if has_any else None
         self.has = [False] * len(self.leaves)
         self.exchange = _DONE

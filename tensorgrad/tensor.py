@@ -111,7 +111,7 @@ class Tensor(Variable):
             raise RuntimeError("grad: only tensors created with requires_grad=True have a gradient")
         if gradient is not None:
             gradient = gradient.data if isinstance(gradient, Variable) else gradient
-            gradient = kernels_of(self).asarray(gradient, self.node.dtypes[0])
+            gradient = kernels_of(self).asarray(gradient, self.node.dtype)
             if gradient.shape != self.shape:
                 raise ValueError(f"grad: shape {gradient.shape} for a tensor of shape {self.shape}")
         self.node.grad = gradient
@@ -119,15 +119,15 @@ class Tensor(Variable):
     @property
     def grad_dtype(self) -> Any:
         """The dtype of the gradient: this tensor's own, unless set; None for tensors without a gradient."""
-        return self.node.dtypes[0] if isinstance(self.node, Leaf) else None
+        return self.node.dtype if isinstance(self.node, Leaf) else None
 
     @grad_dtype.setter
     def grad_dtype(self, dtype: Any) -> None:
         if not isinstance(self.node, Leaf):
             raise RuntimeError("grad_dtype: only tensors created with requires_grad=True have a gradient")
-        self.node.dtypes[0] = np.dtype(dtype)
+        self.node.dtype = np.dtype(dtype)
         if self.node.grad is not None:
-            self.node.grad = self.node.grad.astype(self.node.dtypes[0])
+            self.node.grad = self.node.grad.astype(self.node.dtype)
 
     def __repr__(self) -> str:
         k = kernels_of(self)

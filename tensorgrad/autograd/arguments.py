@@ -1,6 +1,7 @@
 """The arguments of an op: which are operands and which options, by position or by name."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,16 +20,15 @@ class Arguments:
         parameters = list(self.signature.parameters.values())
         self.is_variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self.operands = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}  # their defaults
+        self.n_operands = sys.maxsize if self.is_variadic else len(self.operands)
         self.options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         if not self.is_variadic:  # in a call, options may stand behind the operands
             self._by_position = inspect.Signature([p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in parameters])
 
-    def are_sorted(self, operands: tuple[Any, ...], options: dict[str, Any]) -> bool:
-        """Whether every operand was given by position and every option by name."""
-        return self.is_variadic or (len(operands) <= len(self.operands) and options.keys() <= self.options)
-
     def sort(self, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return operands and options. Raises TypeError for arguments that the op does not take, or that it misses."""
+        if len(positional) <= self.n_operands and named.keys() <= self.options:
+            return positional, named
         try:
             given = self._by_position.bind(*positional, **named).arguments
         except TypeError as error:

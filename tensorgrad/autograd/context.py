@@ -30,8 +30,7 @@ class Context:
 
     def __init__(self, arrays: list[Any], edges: Sequence[Any], n_operands: int, recording: bool) -> None:
         self._arrays, self._edges = arrays, edges
-        missing = [False] * (n_operands - len(edges))
-        self.needs_grad = (*[edge is not None and recording for edge in edges], *missing)
+        self.needs_grad = (*[edge is not None and recording for edge in edges], *[False] * (n_operands - len(edges)))
 
     def saved(self, i: int) -> Callable[[], Array]:
         """Return a function that gives operand i in backward: saved, or recomputed where its own op offers that."""

@@ -68,7 +68,7 @@ class CheckpointNode(Node):
         inside = _recorded_after(edges, since)
         uses = [*edges, *(edge for node in inside for edge in node.parents if edge is not None)]
         parents = tuple(edge for edge in uses if edge[0] not in inside)
-        super().__init__("checkpoint", [x.data for x in outputs], parents, recompute, is_list=True)
+        super().__init__("checkpoint", [x.data for x in outputs], parents, recompute)
         self.inputs = inputs
         self.since = getattr(_outermost, "since", 0) or self.sequence
 

@@ -12,12 +12,13 @@ which nobody keeps is freed at once. It saves for backward exactly what the back
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from tensorgrad.autograd import inplace
 from tensorgrad.autograd.accumulate import Accumulator
 from tensorgrad.autograd.arguments import Arguments
 from tensorgrad.autograd.context import Context
@@ -53,22 +54,20 @@ class Node:
     """One recorded op.
 
     sequence: a number that grows with every recorded op: the nodes of the operands have smaller ones.
-    shapes, dtypes: of its outputs. is_list: whether the op returned a list of outputs.
+    shape, dtype: of its output. outputs: where the op returned a list, the (shape, dtype) of each; else None.
     parents: for every operand the edge that its gradient flows to, None where no gradient is needed.
     backward: one function from dy to the gradients of all operands, or one for each operand; None once freed.
     """
 
-    __slots__ = ("backward", "dtypes", "is_list", "name", "parents", "sequence", "shapes")
+    __slots__ = ("backward", "dtype", "name", "outputs", "parents", "sequence", "shape")
     is_leaf = False
 
-    def __init__(
-        self, name: str, arrays: list[Array], parents: tuple[Edge | None, ...], backward: Any, is_list: bool = False
-    ) -> None:
+    def __init__(self, name: str, result: Any, parents: Sequence[Edge | None], backward: Any) -> None:
         self.sequence = next_sequence()
         self.name = name
-        self.shapes: list[tuple[int, ...]] = [y.shape for y in arrays]
-        self.dtypes = [y.dtype for y in arrays]
-        self.is_list = is_list
+        self.outputs = [(y.shape, y.dtype) for y in result] if type(result) is list else None
+        self.shape: Any = result.shape if self.outputs is None else None
+        self.dtype: Any = result.dtype if self.outputs is None else None
         self.parents = parents
         self.backward = backward
 
@@ -76,21 +75,15 @@ class Node:
         """What it keeps for backward: arrays, or anything that refers to them."""
         return self.backward
 
-    def pull(self, dys: list[Array | None], retain_graph: bool) -> Iterator[tuple[Edge, Any]]:
-        """Yield the edge and the gradient of each operand that needs one, from the gradients `dys` of the outputs."""
-        backward, parents, dy = self.backward, self.parents, dys if self.is_list else dys[0]
+    def pull(self, dys: list[Array | None], retain_graph: bool) -> Iterable[tuple[Edge | None, Any]]:
+        """Return the edge and the gradient of each operand, from the gradients `dys` of the outputs."""
+        backward, parents, dy = self.backward, self.parents, dys[0] if self.outputs is None else dys
         if not retain_graph:
             self.backward, self.parents = None, ()
-        if type(backward) is tuple:
-            gradients: Any = (function(dy) if function else None for function in backward)  # one at a time
-        else:
-            gradients = backward(dy)
-            gradients = gradients if type(gradients) is tuple else (gradients,)
-            if any(gradient is not None for gradient in gradients[len(parents) :]):
-                raise RuntimeError(f"{self.name}: {len(gradients)} gradients for {len(parents)} operands")
-        for edge, gradient in zip_longest(parents, gradients):
-            if edge is not None:
-                yield edge, gradient
+        if type(backward) is tuple:  # one gradient at a time
+            return ((edge, f and f(dy)) for edge, f in zip_longest(parents, backward) if edge is not None)
+        gradients = backward(dy)
+        return zip_longest(parents, gradients if type(gradients) is tuple else (gradients,))
 
 
 class Leaf(Node):
@@ -100,7 +93,7 @@ class Leaf(Node):
     is_leaf = True
 
     def __init__(self, array: Array) -> None:
-        super().__init__("leaf", [array], (), None)
+        super().__init__("leaf", array, (), None)
         self.grad: Array | None = None
 
 
@@ -115,9 +108,10 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
     """
     name = fn.__name__.lstrip("_")  # `_concat` is the op inside the function `concat`
     arguments = Arguments(name, fn)
+
     @functools.wraps(fn)
     def apply(*operands: Any, **options: Any) -> Any:
-        if not arguments.are_sorted(operands, options):
+        if options or len(operands) > arguments.n_operands:
             operands, options = arguments.sort(operands, options)
         arrays, edges = [], []
         kind, needs_grad, has_float = None, False, False
@@ -139,7 +133,7 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
         for observer in observers:
             k, arrays = observer.before_op(name, k, arrays)
         if arguments.takes_ctx:
-            options["ctx"] = Context(arrays, edges, len(arguments.operands), recording)
+            options["ctx"] = Context(arrays, edges, arguments.n_operands, recording)
         try:
             result, backward = fn(k, *arrays, **options)
         except ValueError as error:
@@ -151,22 +145,22 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
             backward = None
         elif type(backward) is tuple:  # what only the gradient of a frozen operand needs is freed here
             backward = tuple([f if edge else None for f, edge in zip(backward, edges, strict=False)])
-        output = _record(kind, name, result, tuple(edges), backward)
+        if type(result) is list:
+            result = [np.asarray(y) if isinstance(y, np.generic) else y for y in result]
+        elif isinstance(result, np.generic):  # NumPy makes scalars of 0-d arrays
+            result = np.asarray(result)
+        node = None if backward is None else Node(name, result, edges, backward)
+        if type(result) is list:
+            output: Any = [kind.wrap(y, None if node is None else (node, slot)) for slot, y in enumerate(result)]
+        else:
+            output = kind.__new__(kind)  # as wrap does: this is called for every op
+            output.data, output.edge = result, None if node is None else (node, 0)
         for observer in observers:
             observer.after_op(name, operands, output)
         return output
 
     apply.__signature__ = arguments.signature  # type: ignore[attr-defined]
     return apply
-
-
-def _record(kind: type[Variable], name: str, result: Any, edges: tuple[Edge | None, ...], backward: Any) -> Any:
-    """Return the result as a tensor, or as a list of them, with one node for the op where it has a backward."""
-    is_list = type(result) is list
-    arrays = [np.asarray(y) if isinstance(y, np.generic) else y for y in (result if is_list else [result])]
-    node = Node(name, arrays, edges, backward, is_list) if backward is not None else None
-    outputs = [kind.wrap(array, None if node is None else (node, slot)) for slot, array in enumerate(arrays)]
-    return outputs if is_list else outputs[0]
 
 
 def backward(root: Edge, dy: Array, retain_graph: bool = False) -> None:
@@ -186,8 +180,11 @@ def backward(root: Edge, dy: Array, retain_graph: bool = False) -> None:
         if node.backward is None:
             freed = "backward a second time through a graph that was freed; pass retain_graph=True to the first"
             raise RuntimeError(f"{node.name}: {freed}")
-        refuse_overwritten(node, node.sequence)
+        if node.sequence < inplace.last_write:
+            refuse_overwritten(node, node.sequence)
         for edge, gradient in node.pull(dys, retain_graph):
+            if edge is None:
+                continue
             if gradient is None:
                 raise RuntimeError(f"{node.name}: the gradient of an operand that requires one is None")
             for observer in observers:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.autograd import Edge, Node, Observer, saved_arrays
+from tensorgrad.autograd import Edge, Node, Observer, SparseGradient, saved_arrays
 from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.arrays import is_floating
 from tensorgrad.gradcheck import GradcheckError
@@ -40,15 +40,16 @@ class Audit(Observer):
         call = self._calls[node.sequence]
         call.check_unchanged(node)
         if type(node) is Node:  # a checkpoint passes on what has arrived
-            gradient = gradient.dense() if hasattr(gradient, "dense") else gradient
+            gradient = gradient.dense() if isinstance(gradient, SparseGradient) else gradient
             self._check(call, f"{node.name}: the gradient of operand {next(call.operands)}", node, edge, gradient)
 
     def _check(self, call: "_Call", whose: str, node: Node, edge: Edge, gradient: Any) -> None:
-        shape, dtype = edge[0].shapes[edge[1]], edge[0].dtypes[edge[1]]
+        operand, slot = edge
+        shape, dtype = (operand.shape, operand.dtype) if operand.outputs is None else operand.outputs[slot]
         if gradient.shape != shape:
             raise GradcheckError(f"{whose} has shape {gradient.shape}, the operand {shape}")
         # casts between dtypes are the tape's work: either side's dtype is right, and half may be added up in float32
-        sizes = node.dtypes[0].itemsize, dtype.itemsize
+        sizes = (node.dtype if node.outputs is None else node.outputs[0][1]).itemsize, dtype.itemsize
         if not is_floating(gradient.dtype) or not min(sizes) <= gradient.dtype.itemsize <= max(*sizes, FLOAT32_BYTES):
             raise GradcheckError(f"{whose} is {gradient.dtype}, the operand {dtype}")
         if isinstance(gradient, np.generic):

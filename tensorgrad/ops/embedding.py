@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tensorgrad.autograd import op
+from tensorgrad.autograd import SparseGradient, op
 from tensorgrad.backend import Array, Backend
 
 __all__ = ["embedding"]
 
 
 @dataclass(frozen=True, slots=True)
-class SparseGradient:
+class RowGradient(SparseGradient):
     """The gradient of a table (V, C): `dy`, to be added to the rows `indices`, and 0 elsewhere.
 
     If the table has a gradient already, as when an output layer shares it, only those rows are read and written.
@@ -44,4 +44,4 @@ def embedding(k: Backend, weight: Array, indices: Array) -> tuple[Array, Any]:
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices have dtype {indices.dtype}; an integer dtype is needed")
     k.check_indices("embedding", indices, shape[0], lowest=0)
-    return k.embedding(weight, indices), lambda dy: SparseGradient(k, dy, indices, shape, dtype)
+    return k.embedding(weight, indices), lambda dy: RowGradient(k, dy, indices, shape, dtype)

@@ -26,6 +26,7 @@ def load(name): return NUMPY
 '''
 
 AUTOGRAD = '''
+from tensorgrad.autograd.accumulate import SparseGradient
 from tensorgrad.autograd.context import Context
 from tensorgrad.autograd.inplace import note_write
 from tensorgrad.autograd.mode import is_grad_enabled

@@ -408,7 +408,7 @@ def test_a_wrong_gradient_of_an_op_is_named() -> None:
         return x * y, (lambda dy: dy, None)
 
     x, y = leaf(1, 2), leaf(3, 4)
-    with pytest.raises(RuntimeError, match=r"leaf: gradient of shape \(1,\) for an output of \(2,\)"):
+    with pytest.raises(RuntimeError, match=r"leaf: gradient of shape \(1,\) for an output of shape \(2,\)"):
         wrong_shape(x).sum().backward()
     for fn in (too_few, none_of_two):
         with pytest.raises(RuntimeError, match=rf"{fn.__name__}: the gradient of an operand that requires one is None"):
