@@ -5,14 +5,15 @@ import math
 import platform
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 
 from tensorgrad.gradcheck.cases import Case
-from tensorgrad.gradcheck.page import PAGE
 from tensorgrad.gradcheck.precision import TOLERANCE
 from tensorgrad.gradcheck.run import Row
 
+TEMPLATE = Path(__file__).with_name("report.html")
 HEADINGS = ("op", "example", "dtype", "backend", "error", "worst element")
 
 
@@ -59,7 +60,7 @@ def page(rows: Sequence[Row], seconds: float) -> str:
         "CHART": _chart(rows),
         "OPS": "\n".join(_op(op, list(of_op)) for op, of_op in groupby(rows, key=lambda row: row.op)),
     }
-    text = PAGE
+    text = TEMPLATE.read_text(encoding="utf-8")  # the parts stand between percent signs
     for name, part in parts.items():
         text = text.replace(f"%{name}%", part)
     return text
