@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gpt.config import GPTConfig, TrainConfig
 from tensorgrad.autograd.context import MIN_RECOMPUTE_BYTES
 from tensorgrad.backend import load
-from tensorgrad.backend.numpy.blocks import BLOCK as NUMPY_BLOCK
+from tensorgrad.backend.numpy.blocks import BLOCK_ELEMENTS as NUMPY_BLOCK
 from tensorgrad.backend.threads import cpu_count
 from tensorgrad.ops.cross_entropy import rows_at_a_time
 

@@ -18,7 +18,7 @@ def is_floating(dtype: Any) -> bool:
 
 
 def sum_dtype(dtype: Any) -> Any:
-    """What a sum of that dtype is returned as: itself, and int64 for bool and small integers."""
+    """The dtype of a sum over elements of that dtype: itself, but int64 or uint64 for bool and integers."""
     if dtype.kind == "u":
         return "uint64"
     return "int64" if dtype.kind in "bi" else dtype
@@ -30,7 +30,7 @@ def as_rows(x: Array) -> Array:
 
 
 def split_heads(x: Array, groups: int) -> Array:
-    """(B, H, T, S) -> (B, G, H / G, T, S): the query heads that share a key head side by side."""
+    """(B, H, T, S) -> (B, G, H / G, T, S): the query heads that share a key head get an axis of their own."""
     return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
 
 

@@ -1,7 +1,7 @@
-"""How many threads NumPy's own matrix products use: mostly one, as the threads of `team` each have one of their own.
+"""The number of threads of NumPy's matrix products: mostly one, since every thread of `team` computes products.
 
-NumPy's wheels bring OpenBLAS with them, which takes the number at any time. Where NumPy was built with something else
-there is none to be found, and `find` says so with None.
+NumPy's wheels contain OpenBLAS, whose number of threads can be set at any time. `find` returns None where
+NumPy was built with another BLAS.
 """
 
 import ctypes
@@ -15,27 +15,27 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Blas:
-    """OpenBLAS with 64-bit integers, and its number of threads."""
+    """OpenBLAS with 64-bit integers."""
 
     library: Any
 
     def get_num_threads(self) -> int:
-        """How many threads a single product uses."""
+        """The number of threads that a single product uses."""
         return int(self.library.scipy_openblas_get_num_threads64_())
 
     def set_num_threads(self, n: int) -> None:
-        """Use n threads for a single product from now on, in the whole process."""
+        """Use n threads for a single product, in the whole process."""
         self.library.scipy_openblas_set_num_threads64_(n)
 
 
 @functools.cache
 def find() -> Blas | None:
-    """The OpenBLAS of the installed NumPy, or None where it has none that can be reached."""
+    """The OpenBLAS of the installed NumPy, or None if it is not found."""
     package = Path(np.__file__).parent
     for folder in (package.parent / "numpy.libs", package / ".dylibs"):
         for path in sorted(folder.glob("*openblas64_*")):
             try:
-                library = ctypes.CDLL(str(path))  # loaded already: this only finds it again
+                library = ctypes.CDLL(str(path))  # already loaded: this only returns its handle
                 _ = library.scipy_openblas_set_num_threads64_, library.scipy_openblas_get_num_threads64_
             except (OSError, AttributeError):
                 continue
@@ -44,10 +44,7 @@ def find() -> Blas | None:
 
 
 def use_threads(n: int) -> bool:
-    """Let a single product use n threads from now on, in the whole process; returns whether NumPy's BLAS can be told.
-
-    Mostly one: OpenBLAS's own threads spin after a product, for what may come next, on the cores that other work needs.
-    """
+    """Use n threads for a single product, in the whole process; returns whether NumPy's BLAS is OpenBLAS."""
     library = find()
     if library is not None and library.get_num_threads() != n:
         library.set_num_threads(n)

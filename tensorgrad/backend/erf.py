@@ -1,13 +1,13 @@
 """The error function in plain array mathematics, for backends whose array module has none.
 
 W. J. Cody: "Rational Chebyshev approximations for the error function", Mathematics of Computation 23 (1969):
-relative error below 6e-19 on each of three intervals, so the result is good to the last place or two of float64.
+relative error below 6e-19 on each of three intervals, so all but the last place or two of float64 are exact.
 """
 
 import math
 from typing import Any
 
-Array = Any
+from tensorgrad.backend.arrays import Array
 
 # erf(x) = x P(x^2) / Q(x^2) for |x| <= 0.46875; coefficients from the highest power down.
 SMALL_P = (1.85777706184603153e-1, 3.16112374387056560, 1.13864154151050156e2, 3.77485237685302021e2,

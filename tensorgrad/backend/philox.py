@@ -1,13 +1,13 @@
 """Philox4x32-10: random bits as a pure function of a key and a counter.
 
-Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). There is no state
-to carry, so any element of any stream can be made again: dropout keeps no mask, and a resumed run draws
-exactly what the unbroken run would have drawn.
+Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). The
+generator has no state, so any element of any stream can be recomputed: dropout stores no mask, and a resumed run draws
+exactly the numbers of a run that was not interrupted.
 """
 
 from typing import Any
 
-Array = Any  # numpy.ndarray or cupy.ndarray
+from tensorgrad.backend.arrays import Array
 
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85  # golden ratio, sqrt(3) - 1

@@ -1,7 +1,7 @@
-"""Threads that take the parts of a piece of work, each the next one that nobody has begun.
+"""A pool of threads that share the parts of a task: a free thread takes the next part.
 
-NumPy lets go of the interpreter while it computes, and OpenBLAS's own threads spin for a while after each product, on
-the cores that these would need. So all work is cut up here, products too, and each call to NumPy is one thread's.
+NumPy releases the GIL while it computes. OpenBLAS's own threads spin for a while after each product, on cores that
+these threads need. So all work is split here, products too, and each call to NumPy runs on a single thread.
 """
 
 import collections
@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-# Who sleeps takes 40 microseconds to wake up. So the caller stays awake for a while when others have yet to finish: it
-# does, again and again, what takes 8 microseconds and lets go of the interpreter, which they need for that.
-PATIENCE = 20
-NUMBERS = np.ones(2**16, np.float32)
+# A sleeping thread needs 40 microseconds to wake up. So while other threads have yet to finish, the caller stays awake
+# for a while: it repeats a multiplication that takes 8 microseconds and releases the GIL, which the others need.
+MAX_SPINS = 20
+SPIN_ARRAY = np.ones(2**16, np.float32)
 
 
 def cpu_count() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Team:
-    """n threads, of which the caller's is one. The others are started at once, and sleep until there is work."""
+    """n threads, including the caller's. The others are started at once, and sleep until there is work."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -36,9 +36,9 @@ class Team:
             threading.Thread(target=self._listen, name=f"tensorgrad-{i}", daemon=True).start()
 
     def run(self, fn: Callable[..., None], parts: list[tuple[Any, ...]]) -> None:
-        """fn(*part) for every part. Raises what a part raised, once all are done.
+        """fn(*part) for every part. An exception of a part is raised when all parts are done.
 
-        Nobody is waited for who has not begun a part: where the others wake late, the caller does more.
+        A thread that has not begun a part is not waited for: where the others wake up late, the caller does more.
         """
         if self.n == 1 or len(parts) == 1:
             for part in parts:
@@ -63,10 +63,10 @@ class Team:
         for _ in range(min(self.n, len(parts)) - 1):
             self._calls.put(functools.partial(copy_context().run, work))  # with the caller's numpy.errstate
         work()
-        for _ in range(PATIENCE):
+        for _ in range(MAX_SPINS):
             if done.qsize() == len(parts):
                 break
-            np.multiply(NUMBERS, 1, out=NUMBERS)
+            np.multiply(SPIN_ARRAY, 1, out=SPIN_ARRAY)
         errors = [done.get() for _ in parts]
         for error in errors:
             if error is not None:
@@ -79,9 +79,9 @@ class Team:
 
 @functools.cache
 def team(n: int) -> Team:
-    """The n threads: started when they are first asked for, then kept."""
+    """A team of n threads, started at the first call and then kept."""
     return Team(n)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=team.cache_clear)  # a forked process has none of these threads
+    os.register_at_fork(after_in_child=team.cache_clear)  # a forked process does not inherit the threads

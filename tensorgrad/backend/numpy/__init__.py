@@ -1,7 +1,7 @@
-"""The plain mathematics on NumPy, and what NumPy does better another way: block by block, on all threads.
+"""The NumPy backend: the kernels of `math.py`, some of them faster because they work in blocks, on all threads.
 
-One file a family: its functions work on a block, in place, and a class says for which arrays they are. Everything else
-is the mathematics of `math.py` as it stands there.
+There is one file for each family of kernels. Its functions compute one block in place, and its class decides which
+arrays they are used for. All other arrays, and all other kernels, are computed by `math.py`.
 """
 
 import numpy as np
@@ -22,14 +22,14 @@ from tensorgrad.memory import keep_freed_memory
 class NumpyBackend(
     Activation, Attention, CrossEntropy, Elementwise, Embedding, Linear, Normalization, Optimization
 ):  # fmt: skip
-    """Kernels over NumPy arrays. NumPy lets go of the interpreter while it computes, so blocks run on all cores."""
+    """Kernels over NumPy arrays. NumPy releases the GIL while it computes, so blocks run on all cores."""
 
     name = "numpy"
     xp = np
     array_type = np.ndarray
 
     def activate(self) -> None:
-        """Keep freed memory for the next step, and use the threads of `team` alone."""
+        """Keep freed memory for the next step, and let only the threads of `team` compute."""
         keep_freed_memory()
         blas.use_threads(1)
 

@@ -1,4 +1,4 @@
-"""Activations, block by block; and GPT-2's GELU in as few passes over a block as it takes, each in place."""
+"""Activations, computed in blocks; GPT-2's GELU in few passes over a block, each of them in place."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.math import GELU_CUBIC, GELU_SCALE
-from tensorgrad.backend.numpy.blocks import FEW, Blocks, alike
+from tensorgrad.backend.numpy.blocks import MIN_BLOCKED_ELEMENTS, Blocks, same_layout
 
 
 def gelu_tanh(y: Array, x: Array) -> None:
@@ -19,37 +19,33 @@ def gelu_tanh(y: Array, x: Array) -> None:
 
 
 def gelu_tanh_backward(dx: Array, dy: Array, x: Array) -> None:
-    """dx = dy (1 + t) (1/2 + (1 - t) x/2 du/dx), with t = tanh u and x du/dx = scale (x + 3 cubic x^3)."""
-    t = np.empty_like(x)
-    fill_u(t, x)
-    np.tanh(t, out=t)
-    np.multiply(x, x, out=dx)
-    dx *= 1.5 * GELU_SCALE * GELU_CUBIC
-    dx += 0.5 * GELU_SCALE
-    dx *= x
-    dx *= 1 - t
-    dx += 0.5
-    t += 1
-    dx *= t
+    """dx = dy gelu_tanh'(x)."""
+    fill_derivative(dx, np.empty_like(x), x)
     dx *= dy
 
 
-def gelu_tanh_again(dx: Array, x: Array) -> None:
-    """x becomes gelu_tanh(x), and dx is dy before: both from one tanh."""
-    t, q = np.empty_like(x), np.empty_like(x)
+def gelu_tanh_again(dy: Array, x: Array) -> None:
+    """dy becomes dx and x becomes gelu_tanh(x); both need only one tanh."""
+    one_plus_t, derivative = np.empty_like(x), np.empty_like(x)
+    fill_derivative(derivative, one_plus_t, x)
+    dy *= derivative
+    x *= one_plus_t
+    x *= 0.5
+
+
+def fill_derivative(d: Array, one_plus_t: Array, x: Array) -> None:
+    """d = (1 + t) (1/2 + (1 - t) x/2 du/dx), with t = tanh u and x du/dx = scale (x + 3 cubic x^3); and 1 + t."""
+    t = one_plus_t
     fill_u(t, x)
     np.tanh(t, out=t)
-    np.multiply(x, x, out=q)
-    q *= 1.5 * GELU_SCALE * GELU_CUBIC
-    q += 0.5 * GELU_SCALE
-    q *= x
-    q *= 1 - t
-    q += 0.5
+    np.multiply(x, x, out=d)
+    d *= 1.5 * GELU_SCALE * GELU_CUBIC
+    d += 0.5 * GELU_SCALE
+    d *= x
+    d *= 1 - t
+    d += 0.5
     t += 1
-    q *= t
-    dx *= q
-    x *= t
-    x *= 0.5
+    d *= t
 
 
 def fill_u(u: Array, x: Array) -> None:
@@ -61,7 +57,7 @@ def fill_u(u: Array, x: Array) -> None:
 
 
 class Activation(Blocks):
-    """The functions above; the rest is the plain mathematics, where each element depends on its like only."""
+    """The functions above; the other activations apply the formula of `math.py` to each block."""
 
     def silu(self, x: Array) -> Array:
         """x sigmoid(x)."""
@@ -81,7 +77,7 @@ class Activation(Blocks):
 
     def gelu_tanh(self, x: Array) -> Array:
         """GPT-2's approximation of gelu."""
-        if x.size < FEW or not alike(x):
+        if x.size < MIN_BLOCKED_ELEMENTS or not same_layout(x):
             return super().gelu_tanh(x)
         y = np.empty(x.shape, x.dtype)
         self._in_blocks(gelu_tanh, y, x)
@@ -89,24 +85,24 @@ class Activation(Blocks):
 
     def gelu_tanh_backward(self, dy: Array, x: Array) -> Array:
         """dx of gelu_tanh."""
-        if x.size < FEW or not alike(dy, x):
+        if x.size < MIN_BLOCKED_ELEMENTS or not same_layout(dy, x):
             return super().gelu_tanh_backward(dy, x)
         dx = np.empty(x.shape, x.dtype)
         self._in_blocks(gelu_tanh_backward, dx, dy, x)
         return dx
 
     def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
-        """dx of gelu_tanh and gelu_tanh(x) once more, in place of dy and x."""
-        if x.size < FEW or not alike(dy, x) or not (dy.flags.writeable and x.flags.writeable):
+        """dx of gelu_tanh, and gelu_tanh(x) recomputed, written over dy and x."""
+        if x.size < MIN_BLOCKED_ELEMENTS or not same_layout(dy, x) or not (dy.flags.writeable and x.flags.writeable):
             return super().gelu_tanh_again(dy, x)
         self._in_blocks(gelu_tanh_again, dy, x)
         return dy, x
 
     def _elementwise(self, fn: Callable[..., Array], *arrays: Array) -> Array:
+        """fn(*arrays) in blocks, where the arrays are large, contiguous and of one shape and dtype."""
         first = arrays[0]
-        if first.size < FEW or any((x.shape, x.dtype) != (first.shape, first.dtype) for x in arrays):
-            return fn(*arrays)
-        if not all(x.flags.c_contiguous for x in arrays):
+        same = all(x.flags.c_contiguous and (x.shape, x.dtype) == (first.shape, first.dtype) for x in arrays)
+        if first.size < MIN_BLOCKED_ELEMENTS or not same:
             return fn(*arrays)
         y = np.empty(first.shape, first.dtype)
 

@@ -1,20 +1,20 @@
-"""Cross-entropy, a block of rows at a time: nothing as large as the logits is made on the way."""
+"""Cross-entropy, a block of rows at a time, so that no temporary array is as large as the logits."""
 
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numpy.blocks import FEW, Blocks
+from tensorgrad.backend.numpy.blocks import MIN_BLOCKED_ELEMENTS, Blocks
 
 
 class CrossEntropy(Blocks):
-    """The plain mathematics, in which each row stands for itself."""
+    """The formulas of `math.py` applied to blocks of rows: no row depends on another."""
 
     def cross_entropy(
         self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
     ) -> tuple[Array, Array]:
         """logits (N, V), targets (N) -> losses (N), 0 where ignored, and logsumexp (N), both at least float32."""
         plain = super().cross_entropy
-        if logits.size < FEW:
+        if logits.size < MIN_BLOCKED_ELEMENTS:
             return plain(logits, targets, ignore_index, label_smoothing)
         losses, lse = (np.empty(len(logits), self.wide(logits[:0]).dtype) for _ in range(2))
 
@@ -30,7 +30,7 @@ class CrossEntropy(Blocks):
     ) -> Array:  # fmt: skip
         """dlogits, into `out`, which may be the logits."""
         plain = super().cross_entropy_backward
-        if logits.size < FEW:
+        if logits.size < MIN_BLOCKED_ELEMENTS:
             return plain(dlosses, logits, targets, lse, ignore_index, label_smoothing, out)
         dlogits = np.empty(logits.shape, logits.dtype) if out is None else out
 

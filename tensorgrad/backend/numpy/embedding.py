@@ -1,4 +1,4 @@
-"""The gradient of an embedding: rows that belong together are put side by side first, and then added."""
+"""The gradient of an embedding: rows with the same index are sorted next to each other, then summed."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from tensorgrad.backend.numpy.blocks import Blocks
 
 
 class Embedding(Blocks):
-    """Where NumPy's `add.at` goes row by row."""
+    """Faster than NumPy's `add.at`, which adds row by row."""
 
     def embedding_backward(self, dy: Array, indices: Array, shape: tuple[int, ...]) -> Array:
         """dweight (V, C): every row's dy added to the row it was read from."""
@@ -16,7 +16,7 @@ class Embedding(Blocks):
         return dweight
 
     def add_embedding_backward(self, dweight: Array, dy: Array, indices: Array) -> None:
-        """Rows sorted by index and each run summed: the order of the additions is always the same."""
+        """dweight += the same; the order of the additions is always the same."""
         rows = as_rows(self.wide(dy))
         if rows.size:
             flat = indices.reshape(-1).astype(np.int64) % len(dweight)  # negative indices count from the end

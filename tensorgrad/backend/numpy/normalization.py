@@ -1,7 +1,7 @@
-"""Layer norm, a block of rows at a time: passes in place, and every sum over a row a product of vectors.
+"""Layer norm, a block of rows at a time: passes are in place, and every sum over a row is a product of vectors.
 
-BLAS takes a quarter of the time that NumPy takes for the sums of rows. In the functions x is (rows, n), and mean and
-rstd are (rows, 1).
+BLAS needs a quarter of the time that NumPy needs to sum rows. In the functions x is (rows, n), and mean and rstd are
+(rows, 1).
 """
 
 import functools
@@ -9,7 +9,7 @@ import functools
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numpy.blocks import FEW, Blocks, alike
+from tensorgrad.backend.numpy.blocks import MIN_BLOCKED_ELEMENTS, Blocks, same_layout
 
 
 def layer_norm(
@@ -40,12 +40,12 @@ def backward_x(
     weight: Array | None, dx: Array, dy: Array, x: Array, mean: Array, rstd: Array, dsum: Array | None = None
 ) -> None:
     """dx = rstd (g - mean(g) - xhat mean(g xhat)), with g = dy weight and xhat = (x - mean) rstd; plus dsum."""
-    centred = x - mean
+    centered = x - mean
     np.multiply(dy, 1 if weight is None else weight, out=dx)
     mean_of_g = np.matmul(dx, one_nth(x))[:, None]
-    centred *= rstd**2 * np.vecdot(dx, centred)[:, None] / x.shape[1]  # xhat mean(g xhat)
+    centered *= rstd**2 * np.vecdot(dx, centered)[:, None] / x.shape[1]  # xhat mean(g xhat)
     dx -= mean_of_g
-    dx -= centred
+    dx -= centered
     dx *= rstd
     if dsum is not None:
         dx += dsum
@@ -53,24 +53,24 @@ def backward_x(
 
 def backward_weight(dweight: Array, dy: Array, x: Array, mean: Array, rstd: Array) -> None:
     """dweight (n) = the sum of dy xhat over the rows."""
-    centred = x - mean
-    centred *= dy
-    np.matmul(rstd[:, 0], centred, out=dweight)
+    centered = x - mean
+    centered *= dy
+    np.matmul(rstd[:, 0], centered, out=dweight)
 
 
 def one_nth(x: Array) -> Array:
-    """(n): a row times that is its mean."""
+    """(n,), every element 1 / n: the product of a row and this is the mean of the row."""
     return np.full(x.shape[1], 1 / x.shape[1], x.dtype)
 
 
 class Normalization(Blocks):
-    """The functions above, where all is of one dtype and rows are contiguous."""
+    """The functions above, for contiguous arrays of one dtype."""
 
     def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
         """x (..., n) -> y, and mean and 1/std (..., 1)."""
-        if not takes([x], weight, bias):
+        if not supported([x], weight, bias):
             return super().layer_norm(x, weight, bias, eps)
-        y, mean, rstd = np.empty(x.shape, x.dtype), per_row(x), per_row(x)
+        y, mean, rstd = np.empty(x.shape, x.dtype), empty_per_row(x), empty_per_row(x)
         fn = functools.partial(layer_norm, weight=weight, bias=bias, eps=eps)
         self._in_blocks_of_rows(fn, y, mean, rstd, x)
         return y, mean, rstd
@@ -79,9 +79,10 @@ class Normalization(Blocks):
         self, x: Array, residual: Array, weight: Array | None, bias: Array | None, eps: float
     ) -> tuple[Array, Array, Array, Array]:
         """x + residual, and layer_norm of that."""
-        if not takes([x, residual], weight, bias):
+        if not supported([x, residual], weight, bias):
             return super().add_layer_norm(x, residual, weight, bias, eps)
-        total, y, mean, rstd = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype), per_row(x), per_row(x)
+        total, y = (np.empty(x.shape, x.dtype) for _ in range(2))
+        mean, rstd = empty_per_row(x), empty_per_row(x)
         fn = functools.partial(add_layer_norm, weight=weight, bias=bias, eps=eps)
         self._in_blocks_of_rows(fn, total, y, mean, rstd, x, residual)
         return total, y, mean, rstd
@@ -90,9 +91,9 @@ class Normalization(Blocks):
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None,
         needs: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-        """dx plus dsum, dweight and dbias: a block of dy and x is read for all three while it is in the cache."""
+        """dx plus dsum, dweight and dbias, all three computed while a block of dy and x is in the cache."""
         added = [] if dsum is None else [dsum]
-        if not all(needs[:2]) or not takes([dy, x, *added], weight, mean, rstd):
+        if not all(needs[:2]) or not supported([dy, x, *added], weight, mean, rstd):
             return super().layer_norm_backward(dy, x, weight, mean, rstd, dsum, needs)
         dx = np.empty(x.shape, x.dtype)
         rows = [part.reshape(-1, part.shape[-1]) for part in (dx, dy, x, mean, rstd, *added)]
@@ -113,15 +114,15 @@ class Normalization(Blocks):
     ) -> Array:
         """dx of layer_norm, plus dsum."""
         added = [] if dsum is None else [dsum]
-        if not takes([dy, x, *added], weight, mean, rstd):
+        if not supported([dy, x, *added], weight, mean, rstd):
             return super().layer_norm_backward_x(dy, x, weight, mean, rstd, dsum)
         dx = np.empty(x.shape, x.dtype)
         self._in_blocks_of_rows(functools.partial(backward_x, weight), dx, dy, x, mean, rstd, *added)
         return dx
 
     def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
-        """dweight: what the blocks sum to, added up in their order."""
-        if not takes([dy, x], mean, rstd):
+        """dweight: the sums of the blocks, added in a fixed order."""
+        if not supported([dy, x], mean, rstd):
             return super().layer_norm_backward_weight(dy, x, mean, rstd)
         rows = [part.reshape(-1, part.shape[-1]) for part in (dy, x, mean, rstd)]
         blocks = self._blocks(*rows[0].shape)
@@ -131,14 +132,14 @@ class Normalization(Blocks):
         return np.sum(sums, axis=0)
 
 
-def takes(wholes: list[Array], *others: Array | None) -> bool:
-    """Whether the functions above are for these: wholes (..., n), and others of their dtype."""
-    first = wholes[0]
-    if first.ndim < 2 or first.size < FEW or not alike(*wholes):
+def supported(arrays: list[Array], *others: Array | None) -> bool:
+    """Whether the functions above can be used: arrays (..., n) of one shape, and others of the same dtype."""
+    first = arrays[0]
+    if first.ndim < 2 or first.size < MIN_BLOCKED_ELEMENTS or not same_layout(*arrays):
         return False
     return all(x is None or (x.dtype == first.dtype and x.flags.c_contiguous) for x in others)
 
 
-def per_row(x: Array) -> Array:
-    """Room for a number for every row of x (..., n): (..., 1)."""
+def empty_per_row(x: Array) -> Array:
+    """An uninitialised array with one number for every row of x (..., n): (..., 1)."""
     return np.empty((*x.shape[:-1], 1), x.dtype)

@@ -1,4 +1,4 @@
-"""The update and the clipping of gradients: blocks of all parameters, whichever thread is free takes the next."""
+"""AdamW and the clipping of gradients, in blocks of all parameters: a free thread takes the next block."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ def adamw(
     p: Array, g: Array, m: Array, v: Array, *,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
 ) -> None:  # fmt: skip
-    """The formula of `Backend.adamw`, in place, with one array for all that is made on the way.
+    """The formula of `Backend.adamw`, in place, with a single temporary array.
 
     lr mhat / (sqrt(vhat) + eps) is c lr mhat / (sqrt(v) + c eps), with c = sqrt(1 - beta2^step).
     """
@@ -40,7 +40,7 @@ def scale(x: Array, factor: float) -> None:
 
 
 class Optimization(Blocks):
-    """The functions above, where an update is of one dtype; masters of half precision are updated one by one."""
+    """The functions above, where all arrays have one dtype; parameters in half precision are updated one by one."""
 
     def adamw(
         self, p: Array, g: Array, m: Array, v: Array, *,
@@ -78,4 +78,4 @@ class Optimization(Blocks):
             squares.append(float(np.vdot(flat, flat)))
 
         self._in_blocks_of_each(square, map(self.wide, arrays))
-        return math.sqrt(sum(sorted(squares)))  # in one order, whichever they arrive in
+        return math.sqrt(sum(sorted(squares)))  # in a fixed order, so that the result does not depend on the threads

@@ -1,4 +1,4 @@
-"""What the NumPy backend does another way than the plain mathematics: in blocks, in place, on several threads."""
+"""The NumPy backend, in blocks, in place and on several threads, checked against the kernels of `math.py`."""
 
 import os
 import sys
@@ -19,19 +19,19 @@ from tensorgrad.backend.threads import Team, cpu_count, team
 
 
 class Plain(backend.Backend):
-    """The plain mathematics and nothing else."""
+    """The kernels of `math.py` and nothing else."""
 
     xp = np
     array_type = np.ndarray
 
 
-k, plainly = backend.load("numpy"), Plain()
-LARGE = 2 * blocks.BLOCK + 5  # two blocks and a bit
+k, reference = backend.load("numpy"), Plain()
+LARGE = 2 * blocks.BLOCK_ELEMENTS + 5  # two blocks and a bit
 
 
 @pytest.fixture(autouse=True)
-def as_many_threads_as_ever() -> Any:
-    """Three, whatever the machine has, so that shares are unequal."""
+def three_threads() -> Any:
+    """Three threads on every machine, so that parts are unequal."""
     before = type(k).threads
     type(k).threads = 3
     yield
@@ -42,9 +42,9 @@ def draw(*shape: int, dtype: Any = np.float64, seed: int = 0) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def near(got: Any, wanted: Any, rtol: float = 1e-10, atol: float = 1e-12) -> None:
-    assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
-    np.testing.assert_allclose(got, wanted, rtol=rtol, atol=atol)
+def assert_near(got: Any, expected: Any, rtol: float = 1e-10, atol: float = 1e-12) -> None:
+    assert (got.shape, got.dtype) == (expected.shape, expected.dtype)
+    np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol)
 
 
 # --- threads --------------------------------------------------------------------------------------
@@ -57,13 +57,13 @@ def test_every_part_is_done_once(n_threads: int, n_parts: int) -> None:
     assert sorted(done) == list(range(n_parts))
 
 
-def test_others_take_parts_too() -> None:
+def test_other_threads_take_parts() -> None:
     meeting = threading.Barrier(3)  # passes only if three threads are there at once
     team(3).run(lambda: meeting.wait(30) and None, [()] * 3)
 
 
-def test_nobody_is_waited_for_who_has_not_begun() -> None:
-    """As of threads that a fork has not taken along, or that are too busy to come."""
+def test_threads_that_have_not_begun_are_not_waited_for() -> None:
+    """Such as threads that a fork has not inherited, or that are busy."""
     alone = Team(1)
     alone.n = 5
     done: list[int] = []
@@ -71,24 +71,23 @@ def test_nobody_is_waited_for_who_has_not_begun() -> None:
     assert done == list(range(7))
 
 
-@pytest.mark.parametrize("who", [0, 1])
-def test_what_a_part_raises_is_raised_when_all_are_done(who: int) -> None:
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_exception_of_a_part_is_raised_when_all_parts_are_done(failing: int) -> None:
     meeting, done = threading.Barrier(2), []
 
     def work(i: int) -> None:
         if i < 2:
-            meeting.wait(30)  # each of the two has one of these
-        if i == who:
+            meeting.wait(30)  # each thread has one of these
+        if i == failing:
             raise ZeroDivisionError(f"part {i}")
         done.append(i)
 
-    with pytest.raises(ZeroDivisionError, match=f"^part {who}$"):
+    with pytest.raises(ZeroDivisionError, match=f"^part {failing}$"):
         team(2).run(work, [(i,) for i in range(5)])
-    assert sorted(done) == [i for i in range(5) if i != who]
+    assert sorted(done) == [i for i in range(5) if i != failing]
 
 
-def test_threads_warn_as_the_caller_wants() -> None:
-    """numpy.errstate is the caller's own, and so is what a warning becomes."""
+def test_threads_inherit_errstate_and_warning_filters() -> None:
     x = np.full(LARGE, 1e38, np.float32)
     with np.errstate(over="raise"), pytest.raises(FloatingPointError, match="overflow"):
         k.add_to(3 * x, 3 * x)
@@ -97,7 +96,7 @@ def test_threads_warn_as_the_caller_wants() -> None:
         assert np.isinf(k.add(3 * x, 3 * x)).all()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="there is no fork here to rely on")
+@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="os.fork is not reliable here")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12's, of threads and fork
 def test_a_forked_process_has_threads_of_its_own() -> None:
     team(2).run(lambda: None, [()] * 2)
@@ -110,8 +109,8 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 
 
 @given(st.integers(0, 100), st.integers(1, 9), st.integers(0, 20))
-def test_parts_lie_end_to_end(n: int, n_parts: int, ahead: int) -> None:
-    parts = blocks.cut(n, n_parts, ahead)
+def test_parts_cover_the_range_in_order(n: int, n_parts: int, ahead: int) -> None:
+    parts = blocks.split(n, n_parts, ahead)
     assert [i for part in parts for i in range(n)[part]] == list(range(n))
     sizes = [part.stop - part.start for part in parts]
     assert n == 0 or min(sizes) > 0
@@ -136,68 +135,68 @@ LAYOUTS = {
 def test_products_in_parts(m: int, n: int, p: int, stack: Any, both: bool, left: str, right: str) -> None:
     a, b = draw(*stack, m, n), draw(*(stack if both else ()), n, p, seed=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "SMALL", 64)
-        patch.setattr(linear, "AHEAD", 32)
-        near(k.matmul(LAYOUTS[left](a), LAYOUTS[right](b)), a @ b)
+        patch.setattr(linear, "MIN_PART_MULTIPLICATIONS", 64)
+        patch.setattr(linear, "HEAD_START_MULTIPLICATIONS", 32)
+        assert_near(k.matmul(LAYOUTS[left](a), LAYOUTS[right](b)), a @ b)
 
 
 @pytest.mark.parametrize(("a", "b"), [((3, 4), (2, 4, 5)), ((2, 1, 3, 4), (3, 4, 5)), ((0, 4), (4, 5)), ((4,), (4, 5))])
 def test_products_of_other_shapes(a: Any, b: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "SMALL", 1)
-    near(k.matmul(draw(*a), draw(*b, seed=1)), draw(*a) @ draw(*b, seed=1))
+    monkeypatch.setattr(linear, "MIN_PART_MULTIPLICATIONS", 1)
+    assert_near(k.matmul(draw(*a), draw(*b, seed=1)), draw(*a) @ draw(*b, seed=1))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_large_products(dtype: Any) -> None:
     x, weight, dy = draw(4, 130, 300, dtype=dtype), draw(520, 300, dtype=dtype, seed=1), draw(4, 130, 520, dtype=dtype)
     eps = 300 * np.finfo(dtype).eps
-    near(k.linear(x, weight, weight[:, 0]), x @ weight.T + weight[:, 0], eps, eps)
-    near(k.linear_backward_x(dy, weight), dy @ weight, eps, eps)
-    wanted = np.tensordot(dy, x, ((0, 1), (0, 1)))
+    assert_near(k.linear(x, weight, weight[:, 0]), x @ weight.T + weight[:, 0], eps, eps)
+    assert_near(k.linear_backward_x(dy, weight), dy @ weight, eps, eps)
+    expected = np.tensordot(dy, x, ((0, 1), (0, 1)))
     dweight = k.linear_backward_weight(dy, x)
-    near(dweight, wanted, eps, eps)
+    assert_near(dweight, expected, eps, eps)
     k.add_matmul(dweight, dy[0].T, x[0])
-    near(dweight, wanted + dy[0].T @ x[0], eps, eps)
-    monkey = draw(700, 400, dtype=dtype)
-    near(k.linear_backward_bias(monkey), monkey.sum(axis=0), eps, eps)
+    assert_near(dweight, expected + dy[0].T @ x[0], eps, eps)
+    large = draw(700, 400, dtype=dtype)
+    assert_near(k.linear_backward_bias(large), large.sum(axis=0), eps, eps)
 
 
-def test_a_product_is_one_threads_own() -> None:
-    """OpenBLAS's threads and those of a team would be in each other's way."""
+def test_a_product_uses_one_thread_of_openblas() -> None:
+    """OpenBLAS's threads and those of a team would compete for the cores."""
     library = blas.find()
     if library is None:
-        pytest.skip("NumPy was built with another BLAS, which decides about its threads itself")
+        pytest.skip("NumPy was built with another BLAS, which manages its threads itself")
     library.set_num_threads(cpu_count())
     k.matmul(draw(300, 300), draw(300, 300))
     assert library.get_num_threads() == 1
 
 
-def test_a_few_rows_are_multiplied_by_openblas_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When text is written: nobody else has anything to do, and a product is over before another thread is awake."""
-    asked: list[int] = []
-    monkeypatch.setattr(blas, "use_threads", lambda n: asked.append(n) or True)
+def test_skinny_products_use_the_threads_of_openblas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a product is over before a thread of the team is awake."""
+    requested: list[int] = []
+    monkeypatch.setattr(blas, "use_threads", lambda n: requested.append(n) or True)
     x, weight = draw(1, 2, 700), draw(800, 700)
-    near(k.linear(x, weight, None), x @ weight.T, 1e-5, 1e-4)
-    assert asked == [k.threads, 1]
+    assert_near(k.linear(x, weight, None), x @ weight.T, 1e-5, 1e-4)
+    assert requested == [k.threads, 1]
     with pytest.raises(ValueError):
         k.matmul(x, weight)
-    assert asked[-1] == 1
+    assert requested[-1] == 1
 
 
-def test_another_blas_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_with_another_blas_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "find", lambda: None)
-    monkeypatch.setattr(type(k), "_on_all_threads", lambda *_: pytest.fail("cut up"))
-    near(k.matmul(draw(300, 300), draw(300, 300)), draw(300, 300) @ draw(300, 300))
+    monkeypatch.setattr(type(k), "_on_all_threads", lambda *_: pytest.fail("split"))
+    assert_near(k.matmul(draw(300, 300), draw(300, 300)), draw(300, 300) @ draw(300, 300))
 
 
 @pytest.mark.parametrize("lay_out", [lambda x: x, lambda x: x.T, lambda x: x[::2]])
 def test_large_sums(lay_out: Any) -> None:
     a, b = lay_out(draw(800, 700)), lay_out(draw(800, 700, seed=1))
-    wanted = a + b
-    near(k.add(a, b), wanted, 0, 0)
+    expected = a + b
+    assert_near(k.add(a, b), expected, 0, 0)
     k.add_to(a, b)
-    near(a, wanted, 0, 0)
-    near(k.add(a, b[:1]), wanted + b[:1], 0, 0)
+    assert_near(a, expected, 0, 0)
+    assert_near(k.add(a, b[:1]), expected + b[:1], 0, 0)
 
 
 # --- activations ----------------------------------------------------------------------------------
@@ -208,22 +207,22 @@ def test_large_sums(lay_out: Any) -> None:
 @pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
 def test_activations_in_blocks(name: str, dtype: Any, lay_out: Any) -> None:
     x, dy = (lay_out(draw(3 * (LARGE // 3), dtype=dtype, seed=seed)) for seed in range(2))
-    # gelu_tanh is written another way: the same to rounding. All else is the same to the bit.
+    # gelu_tanh is computed by another formula, equal up to rounding; the others are equal bit by bit.
     off = 16 * np.finfo(dtype).eps if name == "gelu_tanh" else 0
-    near(getattr(k, name)(x), getattr(plainly, name)(x), off, off)
+    assert_near(getattr(k, name)(x), getattr(reference, name)(x), off, off)
     backwards = f"{name}_backward"
-    wanted = getattr(plainly, backwards)(dy, x)
-    near(getattr(k, backwards)(dy, x), wanted, off, off)
+    expected = getattr(reference, backwards)(dy, x)
+    assert_near(getattr(k, backwards)(dy, x), expected, off, off)
     if name == "gelu_tanh":
-        y = plainly.gelu_tanh(x)
-        for array, right in zip(k.gelu_tanh_again(dy, x), (wanted, y), strict=True):  # dy and x are given away
-            near(array, right, off, off)
+        y = reference.gelu_tanh(x)
+        for array, right in zip(k.gelu_tanh_again(dy, x), (expected, y), strict=True):  # overwrites dy and x
+            assert_near(array, right, off, off)
 
 
-def test_gelu_far_out() -> None:
+def test_gelu_of_large_numbers() -> None:
     x = np.repeat(np.float32([-1e12, -1e4, -90, -12, 0, 12, 90, 1e4, 1e12]), 1000)
-    near(k.gelu_tanh(x), np.where(x > 0, x, np.float32(0)), 1e-6, 0)
-    near(k.gelu_tanh_backward(np.ones_like(x), x), np.heaviside(x, np.float32(0.5)), 1e-6)
+    assert_near(k.gelu_tanh(x), np.where(x > 0, x, np.float32(0)), 1e-6, 0)
+    assert_near(k.gelu_tanh_backward(np.ones_like(x), x), np.heaviside(x, np.float32(0.5)), 1e-6)
 
 
 # --- layer norm -----------------------------------------------------------------------------------
@@ -236,41 +235,41 @@ def test_layer_norm_in_blocks(shape: Any, dtype: Any) -> None:
     weight, bias = (draw(shape[-1], dtype=dtype, seed=seed) for seed in (4, 5))
     off = {np.float32: 3e-5, np.float64: 1e-12}[dtype]
     for scales in ((weight, bias), (weight, None), (None, bias), (None, None)):
-        got, wanted = (each.layer_norm(x, *scales, 1e-5) for each in (k, plainly))
-        for a, b in zip(got, wanted, strict=True):
-            near(a, b, off, off)
+        got, expected = (each.layer_norm(x, *scales, 1e-5) for each in (k, reference))
+        for a, b in zip(got, expected, strict=True):
+            assert_near(a, b, off, off)
         added = k.add_layer_norm(x, residual, *scales, 1e-5)
-        for a, b in zip(added, plainly.add_layer_norm(x, residual, *scales, 1e-5), strict=True):
-            near(a, b, off, off)
-        _, mean, rstd = wanted
+        for a, b in zip(added, reference.add_layer_norm(x, residual, *scales, 1e-5), strict=True):
+            assert_near(a, b, off, off)
+        _, mean, rstd = expected
         for more in ((), (dsum,)):
-            dx = [each.layer_norm_backward_x(dy, x, scales[0], mean, rstd, *more) for each in (k, plainly)]
-            near(*dx, off * 100, off * 100)
-    dweight = [each.layer_norm_backward_weight(dy, x, mean, rstd) for each in (k, plainly)]
-    near(*dweight, off * 100, off * shape[0])
+            dx = [each.layer_norm_backward_x(dy, x, scales[0], mean, rstd, *more) for each in (k, reference)]
+            assert_near(*dx, off * 100, off * 100)
+    dweight = [each.layer_norm_backward_weight(dy, x, mean, rstd) for each in (k, reference)]
+    assert_near(*dweight, off * 100, off * shape[0])
     for needs in ((True, True, True), (True, True, False), (True, False, True), (False, True, True)):
-        got, wanted = (each.layer_norm_backward(dy, x, weight, mean, rstd, dsum, needs) for each in (k, plainly))
-        for a, b, need in zip(got, wanted, needs, strict=True):
+        got, expected = (each.layer_norm_backward(dy, x, weight, mean, rstd, dsum, needs) for each in (k, reference))
+        for a, b, need in zip(got, expected, needs, strict=True):
             assert (a is not None) == (b is not None) == need
             if need:
-                near(a, b, off * 100, off * max(shape[0], 100))
+                assert_near(a, b, off * 100, off * max(shape[0], 100))
 
 
 @pytest.mark.parametrize("lay_out", [lambda x: x.swapaxes(0, 1), lambda x: x[..., ::2], lambda x: x.astype(np.float16)])
 def test_layer_norm_of_other_layouts(lay_out: Any) -> None:
     x, dy = (lay_out(draw(100, 40, 32, dtype=np.float32, seed=seed)) for seed in range(2))
     weight = draw(x.shape[-1], dtype=x.dtype)
-    got, wanted = (each.layer_norm(x, weight, None, 1e-5) for each in (k, plainly))
-    near(got[0], wanted[0], 1e-5, 1e-5)
-    near(*(each.layer_norm_backward_x(dy, x, weight, *wanted[1:]) for each in (k, plainly)), 1e-5, 1e-5)
-    near(*(each.layer_norm_backward_weight(dy, x, *wanted[1:]) for each in (k, plainly)), 1e-4, 1e-4)
+    got, expected = (each.layer_norm(x, weight, None, 1e-5) for each in (k, reference))
+    assert_near(got[0], expected[0], 1e-5, 1e-5)
+    assert_near(*(each.layer_norm_backward_x(dy, x, weight, *expected[1:]) for each in (k, reference)), 1e-5, 1e-5)
+    assert_near(*(each.layer_norm_backward_weight(dy, x, *expected[1:]) for each in (k, reference)), 1e-4, 1e-4)
 
 
-def test_layer_norm_is_no_less_exact() -> None:
-    """Against float64: far from 0, where the mean has to be right to the last digit, and over a long row."""
+def test_layer_norm_is_as_accurate_as_the_reference() -> None:
+    """Against float64, far from 0, where the mean has to be exact to the last digit, and over a long row."""
     for x in (1000 + draw(64, 512, dtype=np.float32), draw(4, 100_000, dtype=np.float32)):
-        exact = plainly.layer_norm(x.astype(np.float64), None, None, 1e-5)[0]
-        error, of_plain = (np.abs(each.layer_norm(x, None, None, 1e-5)[0] - exact).max() for each in (k, plainly))
+        exact = reference.layer_norm(x.astype(np.float64), None, None, 1e-5)[0]
+        error, of_plain = (np.abs(each.layer_norm(x, None, None, 1e-5)[0] - exact).max() for each in (k, reference))
         assert error <= 2 * of_plain + 1e-6
 
 
@@ -284,14 +283,14 @@ def test_cross_entropy_in_blocks(shape: Any, smoothing: float) -> None:
     logits, dlosses = draw(*shape), draw(shape[0], seed=1)
     targets = rng.integers(0, shape[1], shape[0])
     targets[::5] = -100
-    outcomes = [each.cross_entropy(logits, targets, -100, smoothing) for each in (k, plainly)]
-    for got, wanted in zip(*outcomes, strict=True):
-        near(got, wanted)
+    outcomes = [each.cross_entropy(logits, targets, -100, smoothing) for each in (k, reference)]
+    for got, expected in zip(*outcomes, strict=True):
+        assert_near(got, expected)
     given_ = (dlosses, logits, targets, outcomes[1][1], -100, smoothing)
-    wanted = plainly.cross_entropy_backward(*given_)
-    near(k.cross_entropy_backward(*given_), wanted)
+    expected = reference.cross_entropy_backward(*given_)
+    assert_near(k.cross_entropy_backward(*given_), expected)
     assert k.cross_entropy_backward(*given_, out=logits) is logits
-    near(logits, wanted)
+    assert_near(logits, expected)
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -302,7 +301,7 @@ def attended(each: Any, dy: Any, q: Any, key: Any, v: Any, scale: float = 0.3) -
     return [y, lse, *each.attention_backward(dy, q, key, v, y, lse, True, None, None, scale)]
 
 
-@pytest.mark.parametrize("factor", [1, 100])  # scores that are safe and ones that are not
+@pytest.mark.parametrize("factor", [1, 100])  # safe and unsafe scores
 @pytest.mark.parametrize("heads", [(4, 2), (3, 3), (4, 1)])
 @pytest.mark.parametrize(
     ("n_query", "n_key"), [(150, 150), (150, 40), (70, 200), (1, 90), (64, 64), (65, 65), (128, 1)]
@@ -310,19 +309,19 @@ def attended(each: Any, dy: Any, q: Any, key: Any, v: Any, scale: float = 0.3) -
 def test_causal_attention_in_blocks(n_query: int, n_key: int, heads: Any, factor: float) -> None:
     q, dy = (draw(2, heads[0], n_query, 8, seed=seed) for seed in range(2))
     key, v = (draw(2, heads[1], n_key, 8, seed=seed) for seed in range(2, 4))
-    for got, wanted in zip(*(attended(each, dy, factor * q, key, v) for each in (k, plainly)), strict=True):
-        near(got, wanted, 1e-9, 1e-11)
+    for got, expected in zip(*(attended(each, dy, factor * q, key, v) for each in (k, reference)), strict=True):
+        assert_near(got, expected, 1e-9, 1e-11)
 
 
 @pytest.mark.parametrize(("batch", "heads"), [(1, 12), (7, 6), (5, 1)])
 def test_causal_attention_in_parts(batch: int, heads: int) -> None:
-    """Parts of the batch, and where that is small, of the heads; operands that lie in a projection's result."""
+    """Parts of the batch and, where that is small, of the heads; the operands are parts of a joint projection."""
     projected = draw(batch, 200, 3 * heads * 16, dtype=np.float32)
     parts = np.split(projected, 3, axis=-1)
     q, key, v = (x.reshape(batch, 200, heads, 16).transpose(0, 2, 1, 3) for x in parts)
     dy = draw(batch, heads, 200, 16, dtype=np.float32, seed=1)
-    for got, wanted in zip(*(attended(each, dy, q, key, v) for each in (k, plainly)), strict=True):
-        near(got, wanted, 1e-4, 1e-4)
+    for got, expected in zip(*(attended(each, dy, q, key, v) for each in (k, reference)), strict=True):
+        assert_near(got, expected, 1e-4, 1e-4)
 
 
 @pytest.mark.parametrize("size", [39.9, 41, 80, 1000])
@@ -332,21 +331,21 @@ def test_large_scores_of_both_signs(size: float) -> None:
     q[..., 0], key[..., 0] = np.where(np.arange(70) % 2, size, -size), 1
     narrow = [x.astype(np.float32) for x in (v, q, key, v)]
     got = attended(k, *narrow, scale=1.0)
-    wanted = attended(plainly, *(x.astype(np.float64) for x in narrow), scale=1.0)
-    for a, b in zip(got, wanted, strict=True):
-        off = 1e-5 + 2e-7 * size  # a score is rounded to so much
+    expected = attended(reference, *(x.astype(np.float64) for x in narrow), scale=1.0)
+    for a, b in zip(got, expected, strict=True):
+        off = 1e-5 + 2e-7 * size  # the rounding of a score
         np.testing.assert_allclose(a, b, rtol=off, atol=off * np.abs(b).max())
 
 
-def test_a_nan_stays_where_it_is_seen() -> None:
+def test_a_nan_reaches_only_the_queries_that_see_it() -> None:
     q, key, v = (draw(1, 1, 130, 4, seed=seed) for seed in range(3))
     key[0, 0, 100] = np.nan
     y, _ = k.attention(q, key, v, True, None, None, 0.5)
-    wanted, _ = plainly.attention(q, key, v, True, None, None, 0.5)
-    np.testing.assert_array_equal(np.isnan(y), np.isnan(wanted))
+    expected, _ = reference.attention(q, key, v, True, None, None, 0.5)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
 
 
-def test_gradients_of_one_projection_lie_side_by_side() -> None:
+def test_gradients_of_a_joint_projection_share_one_array() -> None:
     q, key, v, dy = (draw(2, 3, 70, 4, seed=seed) for seed in range(4))
     *_, dq, dkey, dv = attended(k, dy, q, key, v)
     assert dq.base is dkey.base is dv.base
@@ -354,21 +353,21 @@ def test_gradients_of_one_projection_lie_side_by_side() -> None:
 
 
 def test_the_mask_of_a_block() -> None:
-    assert attention.unseen(3, 2, np.dtype(np.float32)).tolist() == [[-np.inf, -np.inf], [0, -np.inf], [0, 0]]
+    assert attention.causal_bias(3, 2, np.dtype(np.float32)).tolist() == [[-np.inf, -np.inf], [0, -np.inf], [0, 0]]
 
 
 # --- embedding ------------------------------------------------------------------------------------
 
 
-def test_embedding_gradients_are_those_of_one_by_one() -> None:
+def test_embedding_gradients_equal_those_added_row_by_row() -> None:
     rng = np.random.default_rng(0)
     dy, indices = rng.standard_normal((4, 50, 3)), rng.integers(0, 7, (4, 50))
-    got, wanted = (each.embedding_backward(dy, indices, (9, 3)) for each in (k, plainly))
-    near(got, wanted, 1e-12, 1e-14)
+    got, expected = (each.embedding_backward(dy, indices, (9, 3)) for each in (k, reference))
+    assert_near(got, expected, 1e-12, 1e-14)
     assert not got[7:].any()
 
 
-# --- optimisation ---------------------------------------------------------------------------------
+# --- optimizer ---------------------------------------------------------------------------------
 
 OPTIONS = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "step": 3}
 
@@ -380,42 +379,42 @@ def states(*shape: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("shape", [(LARGE // 3, 3), (5,), ()])
 def test_adamw_in_blocks(shape: Any) -> None:
-    got, wanted = states(*shape), states(*shape)
+    got, expected = states(*shape), states(*shape)
     k.adamw(*got.values(), **OPTIONS)
-    plainly.adamw(*wanted.values(), **OPTIONS)
+    reference.adamw(*expected.values(), **OPTIONS)
     for name, x in got.items():
-        near(x, wanted[name], 1e-14, 1e-15)
+        assert_near(x, expected[name], 1e-14, 1e-15)
 
 
 @pytest.mark.parametrize("odd", ["p", "g", "m", "v"])
 def test_blocks_of_adamw_write_into_arrays_of_any_layout(odd: str) -> None:
     """Larger than a block, and one array transposed: nothing is written into a copy."""
-    got, wanted = states(LARGE // 200, 200), states(LARGE // 200, 200)
-    plainly.adamw(*wanted.values(), **OPTIONS)
+    got, expected = states(LARGE // 200, 200), states(LARGE // 200, 200)
+    reference.adamw(*expected.values(), **OPTIONS)
     got[odd] = np.asfortranarray(got[odd])
     k.adamw(*got.values(), **OPTIONS)
     for name, x in got.items():
-        np.testing.assert_allclose(x, wanted[name], rtol=1e-14, atol=1e-15)
+        np.testing.assert_allclose(x, expected[name], rtol=1e-14, atol=1e-15)
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_a_group_is_updated_as_one_by_one(skip: bool) -> None:
+def test_a_group_is_updated_like_single_parameters(skip: bool) -> None:
     shapes = [(600, 500), (7,), (), (0, 3), (400, 300)]
-    got, wanted = ([states(*shape) for shape in shapes] for _ in range(2))
+    got, expected = ([states(*shape) for shape in shapes] for _ in range(2))
     got[0]["g"] = np.asfortranarray(got[0]["g"])
-    for each, group in ((k, got), (plainly, wanted)):
+    for each, group in ((k, got), (reference, expected)):
         lists = ([state[name] for state in group] for name in "pgmv")
         each.adamw_group(*lists, [None] * len(shapes), skip=skip, **OPTIONS)
-    for state, expected in zip(got, wanted, strict=True):
+    for state, other in zip(got, expected, strict=True):
         for name, x in state.items():
-            np.testing.assert_allclose(x, expected[name], rtol=1e-14, atol=1e-15)
+            np.testing.assert_allclose(x, other[name], rtol=1e-14, atol=1e-15)
 
 
 def test_norm_and_scale_of_many_arrays() -> None:
     arrays = [draw(700, 800), draw(3).astype(np.float16), draw(), draw(0, 2), draw(300, 200).T, draw(60)[::2]]
     arrays = [np.asarray(x) for x in arrays]
-    wanted = np.sqrt(sum((x.astype(np.float64) ** 2).sum() for x in arrays))
-    assert k.global_norm(arrays) == pytest.approx(wanted, rel=1e-12)
+    expected = np.sqrt(sum((x.astype(np.float64) ** 2).sum() for x in arrays))
+    assert k.global_norm(arrays) == pytest.approx(expected, rel=1e-12)
     assert len({k.global_norm(arrays) for _ in range(20)}) == 1
     expected = [x * 0.5 for x in arrays]
     k.scale(arrays, 0.5)
@@ -423,11 +422,11 @@ def test_norm_and_scale_of_many_arrays() -> None:
         np.testing.assert_array_equal(x, y)
 
 
-# --- all together ---------------------------------------------------------------------------------
+# --- a training step ---------------------------------------------------------------------------------
 
 
-def test_the_same_bits_every_time() -> None:
-    """Whichever thread takes which part."""
+def test_a_step_is_reproducible_bit_by_bit() -> None:
+    """It does not depend on which thread computes which part."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 65, (4, 128))
     table = draw(65, 96, dtype=np.float32)
@@ -448,8 +447,10 @@ def test_the_same_bits_every_time() -> None:
         return [array.tobytes() for leaf in leaves for array in (leaf.grad, leaf.data)]
 
     with tg.use_backend("numpy"), pytest.MonkeyPatch.context() as patch:
-        for module, name in ((blocks, "SMALL"), (linear, "SMALL"), (linear, "AHEAD"), (normalization, "FEW")):
-            patch.setattr(module, name, 2**10)
-        patch.setattr(blocks, "BLOCK", 2**14)
+        patch.setattr(blocks, "MIN_PARALLEL_ELEMENTS", 2**10)
+        patch.setattr(linear, "MIN_PART_MULTIPLICATIONS", 2**10)
+        patch.setattr(linear, "HEAD_START_MULTIPLICATIONS", 2**10)
+        patch.setattr(normalization, "MIN_BLOCKED_ELEMENTS", 2**10)
+        patch.setattr(blocks, "BLOCK_ELEMENTS", 2**14)
         first = gradients()
         assert all(gradients() == first for _ in range(10))
