@@ -1,7 +1,7 @@
-"""Choosing a backend: a name -> its kernels, an array -> the kernels that understand it.
+"""Choosing a backend by its name, or by the arrays of an operation.
 
-`numpy` and `numba` work on the same NumPy arrays, so one of them is current; CuPy arrays always belong to `cupy`.
-Neither Numba nor CuPy is imported before it is asked for.
+`numpy` and `numba` both work on NumPy arrays, so one of them is current; CuPy arrays always belong to `cupy`. Numba and
+CuPy are imported only when their backend is loaded.
 """
 
 import difflib
@@ -41,7 +41,7 @@ _current: Backend = _loaded["numpy"]
 def load(name: str) -> Backend:
     """The backend of that name, imported at the first call.
 
-    Raises ValueError for a name that is none, BackendUnavailable where it cannot run here.
+    Raises ValueError for an unknown name, BackendUnavailable where it cannot run.
     """
     if name not in NAMES:
         near = difflib.get_close_matches(name, (*NAMES, "auto"), 1)
@@ -54,7 +54,7 @@ def load(name: str) -> Backend:
 
 
 def register(backend: Backend) -> None:
-    """Have arrays of that backend's type computed by it, without making it current."""
+    """Use the backend for arrays of its type, without making it current."""
     _by_type.setdefault(backend.array_type, backend)
 
 
@@ -68,25 +68,25 @@ def check(name: str) -> str | None:
 
 
 def choose() -> tuple[Backend, str]:
-    """The fastest backend that runs here, and why the faster ones do not."""
-    passed: list[str] = []
+    """The fastest backend that runs here, and the reason: why faster ones do not."""
+    skipped: list[str] = []
     for name in reversed(NAMES):
         why = check(name)
         if why is None:
-            return load(name), "; ".join([f"auto took {name}", *passed])
-        passed.append(f"not {name}: {why}")
+            return load(name), "; ".join([f"auto chose {name}", *skipped])
+        skipped.append(f"not {name}: {why}")
     raise AssertionError("numpy always works")
 
 
 class use_backend:
-    """Make a backend current: at once, and until the end of the block where it is used in a `with`.
+    """Make a backend current: at once, and in a `with` statement until the end of the block.
 
-    name: "numpy", "numba", "cupy", or "auto" for the fastest that runs here. `.backend` is what was taken and
-    `.reason` says why. Raises ValueError for an unknown name, BackendUnavailable where it cannot run.
+    name: "numpy", "numba", "cupy", or "auto" for the fastest that runs here. `.backend` is the backend that was chosen
+    and `.reason` says why. Raises ValueError for an unknown name, BackendUnavailable where it cannot run.
     """
 
     def __init__(self, name: str) -> None:
-        self.backend, self.reason = choose() if name == "auto" else (load(name), f"{name} was asked for")
+        self.backend, self.reason = choose() if name == "auto" else (load(name), f"{name} was requested")
         self._before = _current, dict(_by_type)
         _make_current(self.backend)
 
@@ -110,9 +110,9 @@ def _make_current(backend: Backend) -> None:
 
 
 def set_num_threads(n: int) -> None:
-    """Compute on n CPU threads from now on: matrix products and all other kernels alike.
+    """Compute on n CPU threads from now on, in matrix products and in all other kernels.
 
-    At first it is as many as there are cores. Raises ValueError for n below 1 or above the number of cores.
+    The default is the number of cores. Raises ValueError for n below 1 or above the number of cores.
     """
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= cpu_count():
         raise ValueError(f"threads: {n!r} is not a number from 1 to {cpu_count()}, the cores of this machine")
@@ -121,27 +121,27 @@ def set_num_threads(n: int) -> None:
 
 
 def set_float32_matmul_precision(precision: str) -> None:
-    """Multiply float32 on the current backend as it is, "highest", or on tensor cores, rounded to TF32, "high".
+    """Multiply float32 on the current backend exactly ("highest"), or rounded to TF32 on tensor cores ("high").
 
-    Raises ValueError for another word, and for "high" where there are no tensor cores.
+    Raises ValueError for any other value, and for "high" where there are no tensor cores.
     """
     if precision not in ("highest", "high"):
         raise ValueError(f"set_float32_matmul_precision: {precision!r} is not 'highest' or 'high'")
-    lacks = _current.lacks("tf32") if precision == "high" else None
-    if lacks:
-        raise ValueError(f"set_float32_matmul_precision: high is tf32, {lacks}")
+    reason = _current.lacks("tf32") if precision == "high" else None
+    if reason:
+        raise ValueError(f"set_float32_matmul_precision: high is tf32, {reason}")
     _current.set_float32_precision(tf32=precision == "high")
 
 
 def get_backend() -> Backend:
-    """The backend that new tensors are made on."""
+    """The current backend, on which new tensors are created."""
     return _current
 
 
 def backend_of(name: str, arrays: Sequence[Any]) -> Backend:
-    """The backend of an op's operands; Python and NumPy scalars go with any.
+    """The backend of an op's operands; Python and NumPy scalars are allowed on every backend.
 
-    Raises TypeError where operands live on two backends, naming the op.
+    Raises TypeError, naming the op, where operands are on two backends.
     """
     found = None
     for x in arrays:
@@ -149,7 +149,7 @@ def backend_of(name: str, arrays: Sequence[Any]) -> Backend:
         if k is not None and k is not found:
             if found is not None:
                 raise TypeError(
-                    f"{name}: operands live on two backends, {found.name} and {k.name}; "
+                    f"{name}: operands are on two backends, {found.name} and {k.name}; "
                     f"move one with .to({found.name!r}) or .to({k.name!r})"
                 )
             found = k

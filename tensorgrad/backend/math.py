@@ -1,4 +1,4 @@
-"""Every kernel once, in plain array mathematics over `xp` (NumPy or CuPy): the reference for all faster kernels.
+"""Every kernel once, in plain array code over `xp` (NumPy or CuPy): the reference for all faster kernels.
 
 Each backward follows its forward. `dx` is dloss/dx and `dy` the incoming gradient. Kernels take and return arrays,
 never tensors. Half precision (float16, bfloat16) is computed in float32 and rounded once at the end.
@@ -18,20 +18,21 @@ class Math:
     """Kernels over the arrays of one module, `xp`. A backend overrides those that it computes faster."""
 
     xp: Any
-    logits_block = 2**24  # logits, or gradients of logits, that `linear_cross_entropy` has at a time
+    logits_block = 2**24  # elements of the logits that `linear_cross_entropy` has in memory at a time
 
     def wide(self, x: Array) -> Array:
         """Half precision as float32, anything else as it is."""
         return x.astype(self.xp.float32) if is_half(x.dtype) else x
 
     def narrow(self, x: Array, dtype: Any) -> Array:
-        """What was computed from `wide` arrays of that dtype: half precision again, anything else as it is."""
+        """Round a result that was computed from `wide` arrays to half precision, if that is the dtype."""
         return x.astype(dtype) if is_half(dtype) else x
 
     def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
-        """Sum; half precision adds up in float32."""
+        """Sum; half precision is added up in float32."""
         return self.wide(x).sum(axis=axis, keepdims=keepdims).astype(sum_dtype(x.dtype), copy=False)
 
+    # --- elementwise ---
     def add(self, a: Array, b: Array) -> Array:
         """a + b, broadcast."""
         return a + b
@@ -44,13 +45,9 @@ class Math:
         """a where condition holds, b elsewhere; broadcast, in the dtype of both."""
         return self.xp.where(condition, a, b)
 
-    def random_bits(self, n: int, seed: int, stream: int, step: int) -> Array:
-        """The first n words of a Philox stream: (n,) uint32."""
-        return random_bits(self.xp, n, seed, stream, step)
-
-    # --- matrix products ---
+    # --- linear ---
     def matmul(self, a: Array, b: Array) -> Array:
-        """a (..., m, n) @ b (..., n, p) -> (..., m, p). One large product where b is a single matrix."""
+        """a (..., m, n) @ b (..., n, p) -> (..., m, p). If b is a single matrix, it is one large product."""
         dtype = self.xp.result_type(a, b)
         a, b = self.wide(a), self.wide(b)
         if b.ndim == 2 and a.ndim > 2 and a.size and b.size:
@@ -60,7 +57,7 @@ class Math:
         return y.astype(dtype, copy=False)
 
     def add_matmul(self, c: Array, a: Array, b: Array) -> None:
-        """c += a @ b, in place, for matrices; the product of half precision stays wide where c is."""
+        """c += a @ b, in place, for matrices; the product of half precision is float32 where c is."""
         c += self.matmul(a, b) if is_half(c.dtype) else self.matmul(self.wide(a), self.wide(b))
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
@@ -75,14 +72,14 @@ class Math:
         return self.matmul(dy, weight)
 
     def linear_backward_weight(self, dy: Array, x: Array) -> Array:
-        """dweight = dy^T @ x, over all rows of both; at least float32: so much is added up that half would lose it."""
+        """dweight = dy^T @ x, over all rows of both; at least float32, since half precision would lose digits."""
         return self.matmul(as_rows(self.wide(dy)).T, as_rows(self.wide(x)))
 
     def linear_backward_bias(self, dy: Array) -> Array:
         """dbias = the sum of dy over all rows; at least float32."""
         return self.wide(as_rows(dy)).sum(axis=0)
 
-    # --- activations ---
+    # --- activation ---
     def sigmoid(self, x: Array) -> Array:
         """1 / (1 + e^-x), as e^x / (1 + e^x) below 0 so that nothing overflows and small results keep their digits."""
         wide = self.wide(x)
@@ -91,8 +88,7 @@ class Math:
 
     def silu(self, x: Array) -> Array:
         """x sigmoid(x)."""
-        wide = self.wide(x)
-        return self.narrow(wide * self.sigmoid(wide), x.dtype)
+        return self.narrow(self.wide(x) * self.sigmoid(self.wide(x)), x.dtype)
 
     def silu_backward(self, dy: Array, x: Array) -> Array:
         """d/dx = s + x s (1 - s), with s = sigmoid(x)."""
@@ -129,8 +125,8 @@ class Math:
         du = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
         return (dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)).astype(dtype, copy=False)
 
-    def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
-        """dx of gelu_tanh, and gelu_tanh(x), recomputed. Takes both arrays over: dx may be dy, and the other x."""
+    def gelu_tanh_recompute(self, dy: Array, x: Array) -> tuple[Array, Array]:
+        """dx of gelu_tanh, and gelu_tanh(x) recomputed. The results may be written over dy and x."""
         return self.gelu_tanh_backward(dy, x), self.gelu_tanh(x)
 
     # --- softmax ---
@@ -165,7 +161,7 @@ class Math:
         wide, dy = self.wide(y), self.wide(dy)
         return (dy - self.xp.exp(wide) * dy.sum(axis=axis, keepdims=True)).astype(y.dtype, copy=False)
 
-    # --- normalisation ---
+    # --- normalization ---
     def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
         """Each row with mean 0 and variance 1, scaled and shifted: x (..., n) -> y, and mean and 1/std (..., 1)."""
         wide = self.wide(x)
@@ -205,7 +201,7 @@ class Math:
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None,
         needs: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-        """dx plus dsum, dweight and dbias, those that are needed: for backends that read dy and x once for all."""
+        """dx plus dsum, dweight and dbias, those that are needed; some backends read dy and x only once."""
         return (
             self.layer_norm_backward_x(dy, x, weight, mean, rstd, dsum) if needs[0] else None,
             self.layer_norm_backward_weight(dy, x, mean, rstd) if needs[1] else None,
@@ -241,7 +237,7 @@ class Math:
         """dweight = the sum of dy xhat over all rows: (n,)."""
         return as_rows(self.wide(x) * rrms * dy).sum(axis=0)
 
-    # --- embedding and dropout ---
+    # --- embedding ---
     def embedding(self, weight: Array, indices: Array) -> Array:
         """Row `indices` of weight (V, C): indices (...) -> (..., C)."""
         return self.xp.take(weight, indices, axis=0)
@@ -256,8 +252,13 @@ class Math:
         """dweight += the same, in place."""
         dweight += self.embedding_backward(dy, indices, dweight.shape)
 
+    # --- dropout ---
+    def random_bits(self, n: int, seed: int, stream: int, step: int) -> Array:
+        """The first n words of a Philox stream: (n,) uint32."""
+        return random_bits(self.xp, n, seed, stream, step)
+
     def dropout_scale(self, shape: tuple[int, ...], dropout: Dropout, dtype: Any) -> Array:
-        """0 with probability p, 1 / (1 - p) otherwise: the same for the same Philox counter, so it is never stored."""
+        """0 with probability p, 1 / (1 - p) otherwise; recomputed from the Philox counter, so it is never stored."""
         p, seed, stream, step = dropout
         bits = self.random_bits(math.prod(shape), seed, stream, step)
         keep = bits >= self.xp.uint32(min(round(p * 2**32), 2**32 - 1))
@@ -285,7 +286,7 @@ class Math:
         self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float,
         out: Array | None = None,
     ) -> Array:  # fmt: skip
-        """dlogits = dloss (softmax - (1 - s) onehot - s / V), and 0 where ignored; into `out`, maybe the logits."""
+        """dlogits = dloss (softmax - (1 - s) onehot - s / V), 0 where ignored; written to `out`, maybe the logits."""
         xp, wide = self.xp, self.wide(logits)
         kept = targets != ignore_index
         dlosses = xp.where(kept, dlosses, xp.zeros_like(dlosses)).astype(wide.dtype, copy=False)
@@ -332,8 +333,7 @@ class Math:
             kept = self.dropout_scale(p.shape, dropout, p.dtype)
             dropped = p * kept
             dp *= kept
-        dscores = p * (dp - (self.wide(dy) * self.wide(y)).sum(axis=-1, keepdims=True))
-        dscores *= scale
+        dscores = p * (dp - (self.wide(dy) * self.wide(y)).sum(axis=-1, keepdims=True)) * scale
         dv = self.matmul(transpose(split_heads(dropped, groups)), split_heads(self.wide(dy), groups)).sum(axis=2)
         dkey = self.matmul(transpose(split_heads(dscores, groups)), split_heads(self.wide(q), groups)).sum(axis=2)
         dq = merge_heads(self.matmul(split_heads(dscores, groups), self.wide(key)[:, :, None]))
@@ -352,8 +352,9 @@ class Math:
     def _weights(self, scores: Array, lse: Array) -> Array:
         return self.xp.exp(scores - self.xp.where(self.xp.isfinite(lse), lse, 0))
 
+    # --- rotary_embedding ---
     def rotary_embedding(self, x: Array, positions: Array, base: float, inverse: bool = False) -> Array:
-        """Rotate the pairs (x[i], x[i + D/2]) by positions * base^(-2i / D); `inverse` turns back, which is backward.
+        """Rotate the pairs (x[i], x[i + D/2]) by positions * base^(-2i / D); `inverse` rotates back, for the backward.
 
         x (..., T, D), positions (T) or broadcastable to (..., T).
         """
@@ -361,10 +362,9 @@ class Math:
         angle = positions[..., None] * base ** (-xp.arange(half, dtype=xp.float64) / half)
         cos, sin = xp.cos(angle).astype(wide.dtype), xp.sin(-angle if inverse else angle).astype(wide.dtype)
         first, second = wide[..., :half], wide[..., half:]
-        y = xp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
-        return y.astype(x.dtype, copy=False)
+        return self.narrow(xp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1), x.dtype)
 
-    # --- optimisation ---
+    # --- optimizer ---
     def adamw(
         self, p: Array, g: Array, m: Array, v: Array, *,
         lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,

@@ -17,16 +17,16 @@ class BackendUnavailable(RuntimeError):
 
 
 class Backend(Math):
-    """A device: the kernels of `Math`, and how arrays and numbers reach it and come back. Subclasses override both."""
+    """A device: the kernels of `Math`, and the transfer of arrays and numbers. Subclasses override both."""
 
     name = "base"
     array_type: type
 
     def activate(self) -> None:
-        """Called when this backend becomes the current one, and when the number of threads has changed."""
+        """Called when this backend becomes the current one, and when the number of threads changes."""
 
     def lacks(self, what: str) -> str | None:
-        """Why this backend cannot compute in a dtype, or has no "tf32" or "cuda_graph", in one line; None if it can."""
+        """Why a dtype, "tf32" or "cuda_graph" is not supported, in one line; None if it is."""
         if what == "cuda_graph":
             return f"{self.name} is not on a GPU, where a step could be recorded: leave it out, or choose backend cupy"
         if what == "tf32":
@@ -39,53 +39,53 @@ class Backend(Math):
         return None
 
     def set_float32_precision(self, tf32: bool) -> None:
-        """Whether products of float32 may round their operands to TF32; only asked where it is not lacking."""
+        """Set whether float32 products may round their operands to TF32. Called only where `lacks("tf32")` is None."""
 
     def to_numpy(self, x: Array) -> Any:
         """The same numbers as a NumPy array on the host."""
         return x
 
     def compile_ahead(self) -> None:
-        """A training step in float32 is to come: compile what takes long, if there is such, beside what comes first."""
+        """Start to compile, in the background, the kernels that a training step in float32 needs."""
 
     def communicator(self, group: Any) -> Any:
-        """The group of processes that arrays of this backend are exchanged by; group: one that exchanges the host's."""
+        """The process group that exchanges arrays of this backend; group: the one that exchanges host arrays."""
         return group
 
     def sum_over(self, group: Any, value: Any) -> Any:
-        """The sum over a group of processes of what `number` made."""
+        """The sum over a process group of a value that `number` returned."""
         return float(group.gather([value]).sum())
 
     def numbers(self, values: list[Any]) -> list[float]:
-        """What `number` made of many arrays, as Python floats; a GPU is waited for once."""
+        """Values that `number` returned, as Python floats; waits for a GPU once."""
         return [float(x) for x in values]
 
     def number(self, x: Array) -> Any:
-        """The only element of an array: a Python number, or on a GPU the array itself, so that nobody waits for it."""
+        """The only element of an array: a Python number, or on a GPU the array itself, to avoid synchronisation."""
         return x.item()
 
     def stage(self, *arrays: Any) -> tuple[Array, ...]:
-        """Host arrays on their way to this backend; valid until `stage` was called twice more."""
+        """Copy host arrays to this backend; the results are valid until `stage` has been called twice more."""
         return tuple(self.asarray(x) for x in arrays)
 
     def record(self, fn: Function, advance: Advance) -> Function:
-        """`fn(*arrays)` as a CUDA graph: recorded in one of the first calls and then replayed, without a call of fn.
+        """`fn(*arrays)` as a CUDA graph: recorded in one of the first calls and then replayed, without calling fn.
 
-        All that fn changes from call to call has to lie in arrays. advance(n): count n masks of dropout, and return how
-        many had been drawn before. Raises BackendUnavailable where there is no GPU.
+        State that fn changes from call to call has to be in arrays. advance(n): count n dropout masks, and return how
+        many were drawn before. Raises BackendUnavailable where there is no GPU.
         """
         raise BackendUnavailable(f"a CUDA graph: {self.lacks('cuda_graph')}")
 
     def decide(self, flag: bool | Array) -> bool | Array:
-        """A flag that kernels act on: its value, or on a GPU the array itself, so that nobody waits for it."""
+        """A flag for kernels: its value, or on a GPU the array itself, to avoid synchronisation."""
         return bool(flag)
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
-        """An array of this backend, without a copy where it is one already."""
+        """An array of this backend; x itself where it is one already."""
         return self.xp.asarray(x, dtype=dtype)
 
     def weak_scalars(self, operands: list[Any]) -> list[Any]:
-        """The operands, with Python floats as bfloat16 where all arrays are: NumPy would promote them to float32."""
+        """The operands, with Python floats as bfloat16 if all arrays are bfloat16: NumPy would promote to float32."""
         dtypes = {x.dtype for x in operands if hasattr(x, "dtype") and x.dtype != bool}
         if len(dtypes) != 1 or (dtype := dtypes.pop()).name != "bfloat16":
             return operands
@@ -103,7 +103,7 @@ class Backend(Math):
     ) -> None:  # fmt: skip
         """`adamw`, with its options, on all parameters of a group, unless `skip` is true.
 
-        Where a parameter has a master, of float32, that is what is updated, and the parameter its rounding.
+        A parameter in half precision has a float32 master copy, which is updated and then rounded to the parameter.
         """
         if skip:
             return
@@ -114,7 +114,7 @@ class Backend(Math):
                 p[...] = master
 
     def clip_norm(self, arrays: list[Array], max_norm: float) -> Any:
-        """Scale all arrays down together until their norm is at most max_norm; returns what it was, a number.
+        """Scale all arrays down together until their norm is at most max_norm; returns the norm before.
 
         A norm that is not finite scales nothing.
         """

@@ -42,7 +42,7 @@ def mlp(
     def backward(dy: Array) -> tuple[Array | None, ...]:
         h = saved_h.pop() if saved_h else k.linear(saved_x(), weight1, bias1)
         dactivation = k.linear_backward_x(dy, weight2)
-        dh, activation = k.gelu_tanh_again(dactivation, h) if tanh else (k.gelu_backward(dactivation, h), k.gelu(h))
+        dh, activation = k.gelu_tanh_recompute(dactivation, h) if tanh else (k.gelu_backward(dactivation, h), k.gelu(h))
         dweight2 = k.linear_backward_weight(dy, activation) if needs_weight2 else None
         del h, dactivation, activation  # frees the largest arrays before the next products need memory
         dweight1 = k.linear_backward_weight(dh, saved_x()) if needs_weight1 else None

@@ -80,7 +80,7 @@ def test_no_arguments(checkpoint: Path, call: Callable) -> None:
     assert status == 0
     expected = expected_text(checkpoint, "", 500, seed=1337, temperature=0.8, top_k=200)
     assert out == expected + "\n" and len(expected) == 500
-    assert "numpy was asked for" in err and "checkpoints/run/step-000005" in err
+    assert "numpy was requested" in err and "checkpoints/run/step-000005" in err
 
 
 def test_every_flag(checkpoint: Path, call: Callable) -> None:

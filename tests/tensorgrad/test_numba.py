@@ -127,7 +127,7 @@ ELEMENTWISE: dict[str, Call] = {
     "gelu_backward": lambda k, a: k.gelu_backward(a.dy, a.x),
     "gelu_tanh": lambda k, a: k.gelu_tanh(a.x),
     "gelu_tanh_backward": lambda k, a: k.gelu_tanh_backward(a.dy, a.x),
-    "gelu_tanh_again": lambda k, a: k.gelu_tanh_again(a.dy.copy(), a.x.copy()),
+    "gelu_tanh_recompute": lambda k, a: k.gelu_tanh_recompute(a.dy.copy(), a.x.copy()),
     "dropout": lambda k, a: k.dropout(a.x, DROP),
     "dropout all": lambda k, a: k.dropout(a.x, (1.0, 7, 1, 5)),
     "dropout_scale": lambda k, a: k.dropout_scale(a.x.shape, DROP, a.x.dtype),

@@ -66,7 +66,7 @@ from tensorgrad.backend.numba import activation, ahead, normalization, optimizer
 from tensorgrad.backend.numba.attention_backward import backward
 
 ahead.compile_backward()
-kernels = [activation.gelu_tanh_again, normalization.layer_norm_backward, optimizer.adamw, optimizer.scale,
+kernels = [activation.gelu_tanh_recompute, normalization.layer_norm_backward, optimizer.adamw, optimizer.scale,
            optimizer.sums_of_squares]
 found = lambda: [set(fn.signatures) for kernel in kernels for fn in (kernel.serial, kernel.parallel)]
 before = found()

@@ -124,7 +124,7 @@ extern "C" __global__ void gelu_tanh_backward(
 }
 
 // dy becomes dx, and x becomes y once more: who saved x alone has both from one reading of it.
-extern "C" __global__ void gelu_tanh_again(T* __restrict__ dy, T* __restrict__ x, long long n) {
+extern "C" __global__ void gelu_tanh_recompute(T* __restrict__ dy, T* __restrict__ x, long long n) {
     constexpr int N = PER_16_BYTES<T>;
     const long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N;
     if (i + N <= n && aligned(0, dy, x)) again<N>(dy, x, i, GeluTanh());

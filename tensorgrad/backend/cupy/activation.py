@@ -44,11 +44,11 @@ class Activation(Kernels):
         """dx of gelu_tanh."""
         return self._map("gelu_tanh_backward", super().gelu_tanh_backward, dy, x)
 
-    def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
+    def gelu_tanh_recompute(self, dy: Array, x: Array) -> tuple[Array, Array]:
         """dx of gelu_tanh and gelu_tanh(x) once more, in place of dy and x."""
         if not claimed(dy, x) or dy.shape != x.shape or not (dy.flags.c_contiguous and x.flags.c_contiguous):
-            return super().gelu_tanh_again(dy, x)
-        self._start_elementwise("gelu_tanh_again", dy, x)
+            return super().gelu_tanh_recompute(dy, x)
+        self._start_elementwise("gelu_tanh_recompute", dy, x)
         return dy, x
 
     def _map(self, kernel: str, plain: Callable[..., Array], *arrays: Array) -> Array:

@@ -93,7 +93,7 @@ def gelu_tanh_backward(dy: Any, x: Any, dx: Any) -> None:
 
 
 @kernel
-def gelu_tanh_again(dy: Any, x: Any) -> None:
+def gelu_tanh_recompute(dy: Any, x: Any) -> None:
     """dy becomes dx, and x gelu_tanh(x), from one exponential."""
     scale, cubic = x.dtype.type(2 * GELU_SCALE), x.dtype.type(GELU_CUBIC)
     for block in prange(n_blocks(x)):
@@ -139,9 +139,9 @@ class Activation(NumpyBackend):
         """dx of gelu_tanh."""
         return elementwise(gelu_tanh_backward, super().gelu_tanh_backward, dy, x)
 
-    def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
+    def gelu_tanh_recompute(self, dy: Array, x: Array) -> tuple[Array, Array]:
         """dx of gelu_tanh and gelu_tanh(x) once more, in place of dy and x."""
         if not claimed(dy, x) or dy.shape != x.shape or not (dy.flags.carray and x.flags.carray):
-            return super().gelu_tanh_again(dy, x)
-        gelu_tanh_again(dy.reshape(-1), x.reshape(-1))
+            return super().gelu_tanh_recompute(dy, x)
+        gelu_tanh_recompute(dy.reshape(-1), x.reshape(-1))
         return dy, x

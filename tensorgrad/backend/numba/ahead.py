@@ -41,7 +41,7 @@ def compile_backward() -> None:
     for n_rows in (2 * SMALL // WIDTH, 8):  # shared among threads, and on one
         x, row = np.ones((n_rows, WIDTH), np.float32), np.ones((n_rows, 1), np.float32)
         k.layer_norm_backward(x, x, x[0], row, row, None, (True, True, False))
-        k.gelu_tanh_again(x.copy(), x.copy())
+        k.gelu_tanh_recompute(x.copy(), x.copy())
         if n_rows > 8:
             q = np.ones((4, 4, 64, 64), np.float32)
             k.attention_backward(q, q, q, q, q, q[..., :1], True, None, None, 1.0)

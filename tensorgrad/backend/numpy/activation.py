@@ -24,7 +24,7 @@ def gelu_tanh_backward(dx: Array, dy: Array, x: Array) -> None:
     dx *= dy
 
 
-def gelu_tanh_again(dy: Array, x: Array) -> None:
+def gelu_tanh_recompute(dy: Array, x: Array) -> None:
     """dy becomes dx and x becomes gelu_tanh(x); both need only one tanh."""
     one_plus_t, derivative = np.empty_like(x), np.empty_like(x)
     fill_derivative(derivative, one_plus_t, x)
@@ -91,11 +91,11 @@ class Activation(Blocks):
         self._in_blocks(gelu_tanh_backward, dx, dy, x)
         return dx
 
-    def gelu_tanh_again(self, dy: Array, x: Array) -> tuple[Array, Array]:
+    def gelu_tanh_recompute(self, dy: Array, x: Array) -> tuple[Array, Array]:
         """dx of gelu_tanh, and gelu_tanh(x) recomputed, written over dy and x."""
         if x.size < MIN_BLOCKED_ELEMENTS or not same_layout(dy, x) or not (dy.flags.writeable and x.flags.writeable):
-            return super().gelu_tanh_again(dy, x)
-        self._in_blocks(gelu_tanh_again, dy, x)
+            return super().gelu_tanh_recompute(dy, x)
+        self._in_blocks(gelu_tanh_recompute, dy, x)
         return dy, x
 
     def _elementwise(self, fn: Callable[..., Array], *arrays: Array) -> Array:

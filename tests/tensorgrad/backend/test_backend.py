@@ -1,4 +1,4 @@
-"""Choosing a backend, and the one for CuPy on a stand-in for CuPy that is made of NumPy."""
+"""Choosing a backend; and the CuPy backend on a stand-in for CuPy that is made of NumPy."""
 
 import builtins
 import subprocess
@@ -22,7 +22,7 @@ from tensorgrad.backend.cupy import CupyBackend, driver
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backends as they are at first; what a test loads and makes current is forgotten after it."""
+    """The initial state of the backends; what a test loads and makes current is undone after it."""
     loaded = {"numpy": backend.load("numpy")}
     monkeypatch.setattr(backend, "_loaded", loaded)
     monkeypatch.setattr(backend, "_by_type", {np.ndarray: loaded["numpy"]})
@@ -59,7 +59,7 @@ def test_unknown_names(name: str, message: str, registry: None) -> None:
     assert tg.get_backend().name == "numpy"
 
 
-def test_numpy_is_current_at_first() -> None:
+def test_numpy_is_the_default() -> None:
     code = "import tensorgrad as tg; print(tg.get_backend().name, tg.get_backend().xp.__name__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["numpy", "numpy"]
@@ -86,12 +86,12 @@ def test_a_backend_is_current_at_once_and_until_the_end_of_its_block(cupy: Any) 
 
 
 def test_reasons(cupy: Any) -> None:
-    assert tg.use_backend("numpy").reason == "numpy was asked for"
+    assert tg.use_backend("numpy").reason == "numpy was requested"
     chosen = tg.use_backend("auto")
-    assert (chosen.backend.name, chosen.reason) == ("cupy", "auto took cupy")
+    assert (chosen.backend.name, chosen.reason) == ("cupy", "auto chose cupy")
 
 
-def test_auto_says_what_it_passed_over(registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_says_which_backends_it_skipped(registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str) -> Any:
         if name == "numpy":
             return backend._loaded["numpy"]
@@ -100,12 +100,12 @@ def test_auto_says_what_it_passed_over(registry: None, monkeypatch: pytest.Monke
     monkeypatch.setattr(backend, "load", load)
     chosen = tg.use_backend("auto")
     assert chosen.backend.name == "numpy"
-    assert chosen.reason == "auto took numpy; not cupy: no cupy today; not numba: no numba today"
+    assert chosen.reason == "auto chose numpy; not cupy: no cupy today; not numba: no numba today"
     assert backend.check("cupy") == "no cupy today"
     assert backend.check("numpy") is None
 
 
-# --- when CuPy cannot be had ----------------------------------------------------------------------
+# --- when CuPy cannot be used ----------------------------------------------------------------------
 
 
 def refused() -> str:
@@ -174,7 +174,7 @@ def test_there_is_no_driver_or_an_old_one(
     assert refused() == message
 
 
-def test_the_driver_says_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_version(monkeypatch: pytest.MonkeyPatch) -> None:
     class Library:
         status = 0
 
@@ -192,7 +192,7 @@ def test_the_driver_says_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_memory_left_on_the_gpu(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CuPy's own error says how much was asked for; ours also what there is."""
+    """CuPy's own error says only how much was requested; ours also how much is free."""
 
     def malloc(size: int) -> Any:
         raise cupy.cuda.memory.OutOfMemoryError(f"Out of memory allocating {size} bytes")
@@ -230,7 +230,7 @@ def test_cupy_without_ml_dtypes(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(backend.load("cupy"), CupyBackend)
 
 
-# --- the plain mathematics on another array module ------------------------------------------------
+# --- the kernels of math.py on another array module ------------------------------------------------
 
 
 def outcome(row: Row, inputs: list[Any], options: Any, k: Any) -> tuple[list[Any], list[Any]]:
@@ -252,15 +252,15 @@ def test_every_op_runs_on_arrays_that_are_not_numpys(row: Row, gpu: Any, data: A
     call = data.draw(row.calls)
     assert tg.get_backend() is gpu
     there = [Tensor(x, x.dtype.kind == "f") if isinstance(x, np.ndarray) else x for x in call.arrays()]
-    with tg.use_backend("numpy") as plainly:
-        here = outcome(row, call.tensors(), call.options, plainly.backend)
+    with tg.use_backend("numpy") as reference:
+        here = outcome(row, call.tensors(), call.options, reference.backend)
     options = dict(call.options)
     if row.name == "attention" and options["mask"] is not None:
         options["mask"] = Tensor(options["mask"])
     if row.name == "getitem":
         options["key"] = tg.ops.indexing.index_key(on_device(options["key"]))
-    for got, wanted in zip(outcome(row, there, options, gpu), here, strict=True):
-        for a, b in zip(got, wanted, strict=True):
+    for got, expected in zip(outcome(row, there, options, gpu), here, strict=True):
+        for a, b in zip(got, expected, strict=True):
             assert type(a) is np.ndarray
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
@@ -271,7 +271,7 @@ def on_device(key: Any) -> Any:
     return Tensor(key) if isinstance(key, np.ndarray) else key
 
 
-def test_tensors_are_made_where_the_current_backend_is(gpu: Any) -> None:
+def test_tensors_are_created_on_the_current_backend(gpu: Any) -> None:
     made = [Tensor([1.0]), Tensor(np.ones(2)), tg.zeros(2), tg.arange(3), tg.normal(2), tg.eye(2), tg.linspace(0, 1, 3),
             tg.full(2, 1.0), tg.empty(2), tg.uniform(2), tg.zeros_like(tg.ones(2)), nn.Linear(2, 2).weight]  # fmt: skip
     assert all(isinstance(x.data, FakeArray) for x in made)
@@ -283,8 +283,8 @@ def test_tensors_are_made_where_the_current_backend_is(gpu: Any) -> None:
         assert not isinstance(tg.ones(2).data, FakeArray)
 
 
-def test_tensors_stay_where_they_are(gpu: Any) -> None:
-    """What is made of a tensor is made on its backend, whichever is current."""
+def test_results_are_on_the_backend_of_the_operands(gpu: Any) -> None:
+    """Whichever backend is current."""
     with tg.use_backend("numpy"):
         here = Tensor(np.ones(2), requires_grad=True)
     like = [tg.zeros_like(here), tg.ones_like(here), tg.full_like(here, 3), tg.empty_like(here)]
@@ -305,15 +305,15 @@ def test_backends_do_not_mix(gpu: Any) -> None:
     with tg.use_backend("numpy"):
         here = Tensor(np.ones(2))
     there = tg.ones(2)
-    cupy_first = r"operands live on two backends, cupy and numpy; move one with .to\('cupy'\) or .to\('numpy'\)$"
+    cupy_first = r"operands are on two backends, cupy and numpy; move one with .to\('cupy'\) or .to\('numpy'\)$"
     with pytest.raises(TypeError, match="^add: " + cupy_first):
         _ = there + np.ones(2)
     with pytest.raises(TypeError, match="^concat: " + cupy_first):
         tg.concat([there, here])
-    with pytest.raises(TypeError, match="^multiply: operands live on two backends, numpy and cupy"):
+    with pytest.raises(TypeError, match="^multiply: operands are on two backends, numpy and cupy"):
         _ = here * there
     np.testing.assert_array_equal((there + here.to("cupy")).numpy(), [2, 2])
-    np.testing.assert_array_equal((there * np.float32(3) + 1).numpy(), [4, 4])  # numbers go with any
+    np.testing.assert_array_equal((there * np.float32(3) + 1).numpy(), [4, 4])  # scalars are allowed on every backend
 
 
 def test_gradients_move_back_with_to(cupy: Any) -> None:
@@ -328,8 +328,8 @@ def test_gradients_move_back_with_to(cupy: Any) -> None:
     np.testing.assert_array_equal(x.grad, [2, 4])
 
 
-def test_indices_are_not_looked_at(gpu: Any) -> None:
-    """Looking would mean waiting for the GPU."""
+def test_indices_are_not_checked_on_the_gpu(gpu: Any) -> None:
+    """A check would have to wait for the GPU."""
     gpu.check_indices("take", object(), 3)
     gpu.check_indices("cross_entropy", object(), 3, lowest=0)
     before = gpu.xp.copied_to_host
@@ -364,13 +364,13 @@ def train(k: Any) -> list[float]:
     return losses
 
 
-def test_a_seed_trains_the_same_model_everywhere(gpu: Any) -> None:
+def test_a_seed_trains_the_same_model_on_every_backend(gpu: Any) -> None:
     there = train(gpu)
-    with tg.use_backend("numpy") as plainly:
-        here = train(plainly.backend)
+    with tg.use_backend("numpy") as reference:
+        here = train(reference.backend)
     np.testing.assert_allclose(there, here, rtol=1e-5)
 
 
-def test_what_has_no_backend() -> None:
+def test_operands_without_a_backend() -> None:
     with pytest.raises(TypeError, match="^exp: no backend for list, float$"):
         backend.backend_of("exp", [[1], 2.0])

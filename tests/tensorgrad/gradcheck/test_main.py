@@ -108,7 +108,7 @@ def test_bfloat16_without_ml_dtypes(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_auto_takes_the_fastest_backend(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "choose", lambda: (backend.load("numpy"), "auto took numpy"))
+    monkeypatch.setattr(backend, "choose", lambda: (backend.load("numpy"), "auto chose numpy"))
     assert main(["--op", "exp", "--dtype", "float32", "--backend", "auto", "--backend", "numpy"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(cases["exp"].examples) + 3
 

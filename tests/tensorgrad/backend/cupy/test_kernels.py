@@ -94,7 +94,7 @@ CALLS: dict[str, Call] = {
     "gelu_backward": lambda k, a: k.gelu_backward(a.dy, a.x),
     "gelu_tanh": lambda k, a: k.gelu_tanh(a.x),
     "gelu_tanh_backward": lambda k, a: k.gelu_tanh_backward(a.dy, a.x),
-    "gelu_tanh_again": lambda k, a: k.gelu_tanh_again(a.dy.copy(), a.x.copy()),
+    "gelu_tanh_recompute": lambda k, a: k.gelu_tanh_recompute(a.dy.copy(), a.x.copy()),
     "softmax": lambda k, a: k.softmax(a.x, -1),
     "softmax_backward": lambda k, a: k.softmax_backward(a.dy, a.positive(), a.x.ndim - 1),
     "log_softmax": lambda k, a: k.log_softmax(a.x, -1),
