@@ -5,7 +5,8 @@
 
 The run is a small GPT with dropout and accumulated gradients that saves every five steps. It is killed with SIGKILL at
 random moments of three kinds in turn: after some steps, while a checkpoint is being written, and while it starts; each
-time the same command with --resume goes on. Exits with 1 where anything differs in the end.
+time the same command with --resume continues it. Then it runs a few steps more and ends; a second run,
+never killed, takes as many steps. Exits with 1 if the two differ.
 """
 
 import argparse
@@ -29,28 +30,29 @@ SETTINGS = [
     "--n-layer=2", "--n-head=2", "--n-embd=64", "--block-size=32", "--batch-size=4", "--grad-accum=2", "--dropout=0.1",
     "--eval-interval=40", "--eval-iters=2", "--checkpoint-interval=5", "--warmup-iters=20", "--lr=1e-2",
 ]  # fmt: skip
-STEPS_A_KILL = 60  # more than a run takes between two kills, so that it does not end before the last
+ENDLESS = 1_000_000  # steps: no run ends by itself before it is killed, however busy the machine is
+MORE_STEPS = 10  # after the last kill
 MOMENTS = ("after some steps", "while saving", "while starting")
-DEADLINE_S = 300  # of one process
+DEADLINE_S = 600  # of one process: only for one that hangs
 TEXT = "".join(f"{i} times {j} is {i * j}.\n" for i in range(100) for j in range(20))
 
 
 class Killed:
     """A run in a folder that is started, killed and resumed, always by the same two commands."""
 
-    def __init__(self, folder: Path, backend: str, max_iters: int, settings: list[str], rng: random.Random) -> None:
+    def __init__(self, folder: Path, backend: str, settings: list[str], rng: random.Random) -> None:
         self.folder = folder
-        self.settings = [f"--data={folder.parent / 'text.txt'}", f"--backend={backend}", *settings]
-        self.max_iters = max_iters
+        data = folder.parent / "text.txt"
+        self.settings = [f"--data={data}", f"--backend={backend}", "--lr-decay-iters=1000", *settings]
         self.rng = rng
         self.kills: list[dict[str, Any]] = []
         self.output = ""
 
-    def start(self) -> subprocess.Popen[str]:
-        """Begin, or go on from the newest checkpoint there is."""
+    def start(self, max_iters: int = ENDLESS) -> subprocess.Popen[str]:
+        """Begin, or continue from the newest checkpoint there is."""
         begun = any(self.folder.glob("step-*"))
         words = ["--resume", str(self.folder)] if begun else [*self.settings, f"--out={self.folder}"]
-        command = [sys.executable, str(common.ROOT / "train.py"), *words, f"--max-iters={self.max_iters}"]
+        command = [sys.executable, str(common.ROOT / "train.py"), *words, f"--max-iters={max_iters}"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def kill(self, moment: str) -> None:
@@ -69,31 +71,32 @@ class Killed:
         self.output += process.communicate()[0]
         if process.returncode >= 0:
             raise RuntimeError(f"ended by itself with {process.returncode}, before it was killed:\n{self.output}")
-        kill = {"moment": moment, "steps": self._steps(), "half_saved": any(self.folder.glob(".*.writing"))}
+        kill = {"moment": moment, "steps": self.steps(), "half_saved": any(self.folder.glob(".*.writing"))}
         self.kills.append(kill)
 
-    def finish(self) -> None:
-        """Start it once more, to its end."""
-        process = self.start()
+    def finish(self, max_iters: int) -> None:
+        """Start it once more, and let it end after that many steps in all."""
+        process = self.start(max_iters)
         self.output += process.communicate(timeout=DEADLINE_S)[0]
         if process.returncode != 0:
             raise RuntimeError(f"ended with {process.returncode}:\n{self.output}")
 
     def results(self) -> dict[str, bytes]:
         """What has to be the same in the end."""
-        step = self.folder / f"step-{self.max_iters:06d}"
+        step = self.folder / f"step-{self.steps():06d}"
         state = json.loads((step / "state.json").read_text())
         kept = {name: state[name] for name in ("step", "rng", "best_val_loss", "best_step", "skipped")}
         files = [step / "model.safetensors", step / "optimizer.safetensors", self.folder / "metrics.jsonl"]
         return {"state": json.dumps(kept).encode(), **{file.name: file.read_bytes() for file in files}}
 
+    def steps(self) -> int:
+        """How many it has taken, by its metrics."""
+        metrics = self.folder / "metrics.jsonl"
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
     def _size(self) -> int:
         metrics = self.folder / "metrics.jsonl"
         return metrics.stat().st_size if metrics.exists() else 0
-
-    def _steps(self) -> int:
-        metrics = self.folder / "metrics.jsonl"
-        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
     def _wait(self, process: subprocess.Popen[str], holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + DEADLINE_S
@@ -104,22 +107,19 @@ class Killed:
             time.sleep(0.0005)
 
 
-def compare(
-    backend: str, kills: int, seed: int, settings: list[str], steps_a_kill: int, folder: Path
-) -> dict[str, Any]:
-    """Let one run in peace and kill the other, and say what differs between them."""
+def compare(backend: str, kills: int, seed: int, settings: list[str], folder: Path) -> dict[str, Any]:
+    """Kill one run and let another run in peace for as many steps, and say what differs between them."""
     (folder / "text.txt").write_text(TEXT)
-    rng, max_iters = random.Random(seed), max(kills * steps_a_kill, 10)
-    whole = Killed(folder / "whole", backend, max_iters, settings, rng)
-    whole.finish()
-    killed = Killed(folder / "killed", backend, max_iters, settings, rng)
+    rng = random.Random(seed)
+    killed, whole = (Killed(folder / name, backend, settings, rng) for name in ("killed", "whole"))
     for i in range(kills):
         killed.kill(MOMENTS[i % len(MOMENTS)])
-    killed.finish()
+    steps = killed.steps() + MORE_STEPS
+    for run in (killed, whole):
+        run.finish(steps)
     expected, found = whole.results(), killed.results()
     return {
-        "backend": backend, "steps": max_iters, "kills": killed.kills,
-        "passed_over": killed.output.count("passed over"),
+        "backend": backend, "steps": steps, "kills": killed.kills, "passed_over": killed.output.count("passed over"),
         "differs": [name for name in expected if found[name] != expected[name]],
     }  # fmt: skip
 
@@ -137,7 +137,7 @@ def main() -> int:
     rows = []
     for backend in options.backends:
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(compare(backend, options.kills, options.seed, SETTINGS, STEPS_A_KILL, Path(folder)))
+            rows.append(compare(backend, options.kills, options.seed, SETTINGS, Path(folder)))
         print(line_of(rows[-1]), flush=True)
     common.write_json(
         common.result_path("kill_resume", options.out), {"program": "kill_resume", "environment": env, "runs": rows}

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from tensorgrad import backend
+from tests.processes import HANG_S
 
 ROOT = Path(__file__).parent.parent
 # The modules that tests share: the table of ops, and the stand-ins for CuPy, cuBLASLt and a GPU.
@@ -84,12 +85,12 @@ def mpirun() -> Mpirun:
     more = {"OMPI_MCA_rmaps_base_oversubscribe": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
 
     def run(
-        n: int, *arguments: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 120
+        n: int, *arguments: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         command = [launcher, "-n", str(n), sys.executable, *map(str, arguments)]
         environment = {**os.environ, **threads, **as_root, **more, "PYTHONPATH": str(ROOT), **(env or {})}
         return subprocess.run(
-            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=HANG_S, stdin=subprocess.DEVNULL
         )  # fmt: skip
 
     return run

@@ -22,6 +22,7 @@ from benchmarks.watching import Profiler
 from benchmarks.workers import Unavailable, Worker, alternate
 from gpt.config import UserError
 from gpt.model import GPT
+from tests.processes import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = SETUPS["tiny"]
@@ -30,7 +31,7 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{program}.py"), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
 def result_of(program: str, out: Path, *arguments: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ TINY = [
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 def test_a_run_that_was_killed_is_the_same(backend: str, tmp_path: Path) -> None:
-    row = compare(backend, len(MOMENTS), 7, TINY, 400, tmp_path)
+    row = compare(backend, len(MOMENTS), 7, TINY, tmp_path)
     assert row["differs"] == []
     assert row["passed_over"] == 0
     assert [kill["moment"] for kill in row["kills"]] == list(MOMENTS)
@@ -27,14 +27,14 @@ def test_a_run_that_was_killed_is_the_same(backend: str, tmp_path: Path) -> None
 def test_a_difference_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish = Killed.finish
 
-    def finish_and_tamper(self: Killed) -> None:
-        finish(self)
+    def finish_and_tamper(self: Killed, max_iters: int) -> None:
+        finish(self, max_iters)
         if self.folder.name == "killed":
             metrics = self.folder / "metrics.jsonl"
             metrics.write_bytes(metrics.read_bytes().replace(b'"step": 9,', b'"step": 8,'))
 
     monkeypatch.setattr(Killed, "finish", finish_and_tamper)
-    row = compare("numpy", 0, 7, TINY, 0, tmp_path)
+    row = compare("numpy", 0, 7, TINY, tmp_path)
     assert row["differs"] == ["metrics.jsonl"]
     assert "DIFFERENT: metrics.jsonl" in line_of(row)
 
@@ -44,6 +44,6 @@ def test_a_run_that_ends_before_it_is_killed_is_no_proof(tmp_path: Path, monkeyp
         return subprocess.Popen([sys.executable, "-c", "print('done')"], stdout=subprocess.PIPE, text=True)
 
     monkeypatch.setattr(Killed, "start", start)
-    run = Killed(tmp_path / "run", "numpy", 1, TINY, random.Random(0))
+    run = Killed(tmp_path / "run", "numpy", TINY, random.Random(0))
     with pytest.raises(RuntimeError, match="ended by itself with 0, before it was killed:\ndone"):
         run.kill("while saving")

@@ -19,9 +19,21 @@ def test_a_small_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result["resident_mb"] >= result["proportional_mb"] > 30
 
 
-def test_memory_of_a_family_is_that_of_all_its_members() -> None:
-    """A process that holds 50 MB, and starts another that does."""
-    one = "import time; x = bytearray(50_000_000); time.sleep(0.4)"
+def test_memory_of_a_family_is_that_of_all_its_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that holds 50 MB, and starts another that does, until both have been seen."""
+    large: set[int] = set()
+    memory_of = prepare.memory_of
+
+    def noting(pid: int) -> tuple[float, float]:
+        resident, proportional = memory_of(pid)
+        large.update([pid] if resident > 50 else [])
+        if len(large) == 2:
+            (tmp_path / "seen").touch()
+        return resident, proportional
+
+    monkeypatch.setattr(prepare, "memory_of", noting)
+    holds = f"while not pathlib.Path({str(tmp_path / 'seen')!r}).exists(): time.sleep(0.01)"
+    one = f"import pathlib, time; x = bytearray(50_000_000)\n{holds}"
     two = f"import subprocess, sys; x = bytearray(50_000_000); subprocess.run([sys.executable, '-c', {one!r}])"
     _, resident, proportional = prepare.watched([sys.executable, "-c", two])
     assert 100 < proportional <= resident < 200

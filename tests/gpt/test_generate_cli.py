@@ -19,6 +19,7 @@ from gpt.config import TrainConfig
 from gpt.generate import generate_text
 from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
+from tests.processes import HANG_S, finish
 
 SCRIPT = Path(program.__file__)
 TEXT = "\n To be, or not to be: that is th\u00e9 question."
@@ -254,7 +255,7 @@ def test_a_closed_pipe_ends_quietly(checkpoint: Path) -> None:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.read(10)
         process.stdout.close()
-        assert process.wait(timeout=60) == 141
+        assert process.wait(timeout=HANG_S) == 141
         assert all(line.startswith(b"generate.py: ") for line in process.stderr)
 
 
@@ -264,7 +265,7 @@ def test_ctrl_c_ends_quietly(checkpoint: Path) -> None:
         assert process.stdout is not None and process.stderr is not None
         assert len(process.stdout.read(10)) == 10  # streaming: there long before the end
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = finish(process)
         assert process.returncode == 130
         assert len(out) < 100000
         assert all(line.startswith("generate.py: ") for line in err.decode().splitlines() if line)
@@ -274,5 +275,5 @@ def test_a_terminal_that_cannot_show_every_character(checkpoint: Path, monkeypat
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     Path("prompt.txt").write_text("th\u00e9", encoding="utf-8")
     with start("--prompt=FILE:prompt.txt", "--max-new-tokens=0") as process:
-        out, _ = process.communicate(timeout=60)
+        out, _ = finish(process)
         assert (process.returncode, out.strip()) == (0, b"th?")

@@ -252,7 +252,7 @@ if group.rank == 1:
     raise RuntimeError("this one fails")
 group.barrier()
 """
-    result = mpirun(2, "-c", program, timeout=60)
+    result = mpirun(2, "-c", program)
     assert result.returncode != 0
     assert "RuntimeError: this one fails" in result.stderr
     assert "process 1 of 2 failed: ending all of them" in result.stderr
@@ -267,7 +267,7 @@ if group.rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 group.barrier()
 """
-    result = mpirun(2, "-c", program, timeout=60)
+    result = mpirun(2, "-c", program)
     assert result.returncode != 0
     assert "KILLED BY SIGNAL: 9" in result.stdout + result.stderr or "signal 9" in result.stdout + result.stderr
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import tensorgrad as tg
+from tests.processes import HANG_S
 
 numba = pytest.importorskip("numba")
 
@@ -84,5 +85,5 @@ assert found() == before
 
 
 def test_what_it_compiles_is_what_a_step_needs() -> None:
-    done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr

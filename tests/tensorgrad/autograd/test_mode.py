@@ -11,6 +11,7 @@ import pytest
 
 import tensorgrad as tg
 from tensorgrad import Tensor, nn, optim
+from tests.processes import HANG_S
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 
@@ -140,7 +141,7 @@ def test_threads_train_as_one_after_another() -> None:
 
 
 def test_threads_share_one_decorated_function() -> None:
-    barrier = threading.Barrier(4, timeout=10)
+    barrier = threading.Barrier(4, timeout=HANG_S)
 
     @tg.no_grad()
     def meet() -> None:

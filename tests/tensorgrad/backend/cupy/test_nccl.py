@@ -16,6 +16,7 @@ from tensorgrad.backend.cupy.nccl import NcclGroup
 from tensorgrad.backend.cupy.transfer import Transfer
 from tensorgrad.backend.runtime import BackendUnavailable
 from tensorgrad.distributed import Communicator, GradientReducer
+from tests.processes import HANG_S
 
 KEY = bytes(range(192, 256)) + bytes(range(64))
 
@@ -24,7 +25,7 @@ class Meeting:
     """Where threads meet and leave something for the others."""
 
     def __init__(self, size: int) -> None:
-        self.barrier, self.left = threading.Barrier(size, timeout=20), [None] * size
+        self.barrier, self.left = threading.Barrier(size, timeout=HANG_S), [None] * size
 
     def exchange(self, rank: int, value: Any) -> list[Any]:
         self.left[rank] = value
