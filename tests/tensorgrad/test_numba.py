@@ -489,6 +489,7 @@ def test_mathematics_in_python(value: float) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
+@pytest.mark.skipif(not compiling.has_instructions("fma"), reason="without FMA it is a function of the C library")
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("name", ["gelu_backward", "softmax"])
 def test_loops_are_vectorised(name: str, parallel: bool) -> None:

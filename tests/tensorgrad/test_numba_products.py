@@ -143,7 +143,13 @@ def test_weights_that_backward_reads_where_they_lie(
 
 @pytest.mark.parametrize(
     ("n_rows", "m", "n", "takes"),
-    [(32, 4096, 9, True), (32, 4096, 7, False), (600, 4096, 9, False), (32, 256, 32, True), (32, 255, 32, False)],
+    [
+        (32, 4096, tile.ROWS + 1, True),
+        (32, 4096, tile.ROWS - 1, False),
+        (600, 4096, tile.ROWS + 1, False),
+        (32, 256, 32, True),
+        (32, 255, 32, False),
+    ],
 )
 def test_backward_of_a_much_larger_matrix(n_rows: int, m: int, n: int, takes: bool) -> None:
     dy, weight = normal(2, n_rows // 2, m, dtype=np.float32), normal(m, n, dtype=np.float32)

@@ -32,9 +32,19 @@ def use_whole_vectors() -> None:
 
     LLVM takes half of them on Intel's, the first of which slowed down for all. What the user has set stays.
     """
-    features = llvm.get_host_cpu_features()
-    if numba.config.CPU_FEATURES is None and numba.config.ENABLE_AVX and features.get("avx512f"):
-        numba.config.CPU_FEATURES = f"{features.flatten()},-prefer-256-bit"
+    if numba.config.CPU_FEATURES is None and has_instructions("avx512f"):
+        numba.config.CPU_FEATURES = f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
+
+
+def has_instructions(feature: str) -> bool:
+    """Whether kernels are compiled for an instruction set extension, by LLVM's name: "avx512f", "avx2", "fma" ...
+
+    It is the processor's unless the user has set NUMBA_CPU_FEATURES or NUMBA_ENABLE_AVX.
+    """
+    if numba.config.CPU_FEATURES is not None:
+        return f"+{feature}" in numba.config.CPU_FEATURES.split(",")
+    has_it = llvm.get_host_cpu_features().get(feature, False)
+    return bool(has_it and (numba.config.ENABLE_AVX or not feature.startswith("avx")))
 
 
 class Kernel:

@@ -7,17 +7,16 @@ High-Performance Matrix Multiplication").
 
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from tensorgrad.backend.numba.compile import apart, compiled
+from tensorgrad.backend.numba.compile import apart, compiled, has_instructions
 from tensorgrad.backend.numba.sums import spread
 
-AVX512 = bool(llvm.get_host_cpu_features().get("avx512f"))
+AVX512 = has_instructions("avx512f")
 ROWS = 8 if AVX512 else 4  # of a tile: 8 x 2 of 32 vector registers, or 4 x 2 of 16, hold it
 VECTORS = 2
 VECTOR = 64 if AVX512 else 32  # bytes
