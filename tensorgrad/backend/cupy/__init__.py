@@ -1,7 +1,7 @@
-"""An NVIDIA GPU: CuPy's arrays, and kernels of our own where they are faster than the plain mathematics.
+"""The backend for NVIDIA GPUs: CuPy's arrays, and CUDA kernels where they are faster than `math.py` on CuPy.
 
-One .cu file a family, and beside it a class with the methods that start its kernels; what they do not take is left to
-the plain mathematics. CuPy is imported when this backend is asked for, never before.
+Every family of kernels has a .cu file, and beside it a class with the methods that launch them. Arrays that the kernels
+do not support are left to `math.py`. CuPy is imported only when this backend is loaded.
 """
 
 import contextlib
@@ -38,19 +38,19 @@ class CupyBackend(
         self.launcher = launcher
 
     def to_numpy(self, x: Array) -> Any:
-        """The same numbers as a NumPy array on the host; waits for the GPU."""
+        """Copy to a NumPy array on the host; waits for the GPU."""
         return self.xp.asnumpy(x)
 
     def check_indices(self, name: str, indices: Array, n: int, lowest: int | None = None) -> None:
-        """Nothing: to look at indices on the GPU is to wait for it. CuPy wraps those that are out of range around."""
+        """Do nothing: a check would have to wait for the GPU. CuPy wraps indices around that are out of range."""
 
     def where(self, condition: Array, a: Any, b: Any) -> Array:
-        """a where condition holds, b elsewhere; CuPy would make float32 of bfloat16."""
+        """a where condition holds, b elsewhere; CuPy would convert bfloat16 to float32."""
         return self.xp.where(condition, a, b).astype(self.xp.result_type(a, b), copy=False)
 
 
 def create() -> Backend:
-    """The backend, for `tensorgrad.backend.load`. Raises BackendUnavailable without CuPy, or a GPU that it can use."""
+    """The backend, for `tensorgrad.backend.load`. Raises BackendUnavailable without CuPy or without a usable GPU."""
     with contextlib.suppress(ModuleNotFoundError):
         import ml_dtypes
     try:

@@ -1,11 +1,11 @@
-"""Activation functions: one pass over memory, 16 bytes a thread."""
+"""Activation functions: one pass over memory, 16 bytes per thread."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.cupy.kernels import THREADS, Kernels, claimed
+from tensorgrad.backend.cupy.kernels import THREADS, Kernels, supported
 from tensorgrad.backend.cupy.launcher import c_type
 
 
@@ -45,15 +45,15 @@ class Activation(Kernels):
         return self._map("gelu_tanh_backward", super().gelu_tanh_backward, dy, x)
 
     def gelu_tanh_recompute(self, dy: Array, x: Array) -> tuple[Array, Array]:
-        """dx of gelu_tanh and gelu_tanh(x) once more, in place of dy and x."""
-        if not claimed(dy, x) or dy.shape != x.shape or not (dy.flags.c_contiguous and x.flags.c_contiguous):
+        """dx of gelu_tanh, and gelu_tanh(x) recomputed, written over dy and x."""
+        if not supported(dy, x) or dy.shape != x.shape or not (dy.flags.c_contiguous and x.flags.c_contiguous):
             return super().gelu_tanh_recompute(dy, x)
         self._start_elementwise("gelu_tanh_recompute", dy, x)
         return dy, x
 
     def _map(self, kernel: str, plain: Callable[..., Array], *arrays: Array) -> Array:
-        """Start an elementwise kernel on arrays of one shape and dtype, or leave it to the plain mathematics."""
-        if not claimed(*arrays) or any(x.shape != arrays[0].shape for x in arrays):
+        """Launch an elementwise kernel on arrays of one shape and dtype; compute other arrays by `plain`."""
+        if not supported(*arrays) or any(x.shape != arrays[0].shape for x in arrays):
             return plain(*arrays)
         y = self.xp.empty(arrays[0].shape, arrays[0].dtype)
         self._start_elementwise(kernel, *(self.contiguous(x) for x in arrays), y)

@@ -1,29 +1,29 @@
-"""Cross-entropy of logits, one block a row."""
+"""Cross-entropy of logits, one block per row."""
 
 from typing import Any
 
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.cupy.kernels import Kernels, claimed, threads_for, wide_dtype
+from tensorgrad.backend.cupy.kernels import Kernels, supported, threads_for, wide_dtype
 from tensorgrad.backend.cupy.launcher import c_type
 
 
 class CrossEntropy(Kernels):
     """The kernels of cross_entropy.cu."""
 
-    logits_block = 2**26  # each block reads and writes all of the head's gradient, which is to take less than products
+    logits_block = 2**26  # every block of rows adds to the head's whole gradient: fewer blocks, less traffic
 
     def cross_entropy(
         self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
     ) -> tuple[Array, Array]:
         """logits (N, V), targets (N) -> losses (N), 0 where ignored, and logsumexp (N)."""
-        if not claimed(logits):
+        if not supported(logits):
             return super().cross_entropy(logits, targets, ignore_index, label_smoothing)
         wide = wide_dtype(logits.dtype)
         losses, lse = self.xp.empty(len(logits), wide), self.xp.empty(len(logits), wide)
         self._start_cross_entropy(
-            "cross_entropy", logits, (self.contiguous(logits), self._indices(targets), losses, lse), ignore_index,
+            "cross_entropy", logits, (self.contiguous(logits), self.indices(targets), losses, lse), ignore_index,
             label_smoothing,
         )  # fmt: skip
         return losses, lse
@@ -32,17 +32,17 @@ class CrossEntropy(Kernels):
         self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float,
         out: Array | None = None,
     ) -> Array:  # fmt: skip
-        """dlogits of cross_entropy; into `out`, which may be the logits themselves."""
-        if not claimed(logits) or (out is not None and not out.flags.c_contiguous):
+        """dlogits of cross_entropy; written to `out`, which may be the logits."""
+        if not supported(logits) or (out is not None and not out.flags.c_contiguous):
             return super().cross_entropy_backward(dlosses, logits, targets, lse, ignore_index, label_smoothing, out)
         whole, wide = self.contiguous(logits), wide_dtype(logits.dtype)
         dlogits = self.xp.empty(logits.shape, logits.dtype) if out is None else out
-        if dlogits.data.ptr % 16 != whole.data.ptr % 16:  # a kernel reads and writes 16 bytes at the same places
+        if dlogits.data.ptr % 16 != whole.data.ptr % 16:  # the kernel needs arrays with the same misalignment
             whole = self.xp.array(whole)
         if dlogits.data.ptr % 16 != whole.data.ptr % 16:
             return super().cross_entropy_backward(dlosses, logits, targets, lse, ignore_index, label_smoothing, out)
         dlosses = self.contiguous(dlosses.astype(wide, copy=False))
-        arrays = (dlosses, whole, self._indices(targets), self.contiguous(lse), dlogits)
+        arrays = (dlosses, whole, self.indices(targets), self.contiguous(lse), dlogits)
         self._start_cross_entropy("cross_entropy_backward", logits, arrays, ignore_index, label_smoothing)
         return dlogits
 
@@ -56,9 +56,3 @@ class CrossEntropy(Kernels):
             "cross_entropy", kernel, (rows,), (threads_for(logits),), (*arrays, *options),
             defines={"T": c_type(logits.dtype), "I": "int" if targets.dtype.itemsize == 4 else "long long"},
         )  # fmt: skip
-
-    def _indices(self, targets: Array) -> Array:
-        """Targets as int32 or int64, whichever they are, without gaps."""
-        if targets.dtype.name not in ("int32", "int64"):
-            targets = targets.astype(np.int64)
-        return self.contiguous(targets)

@@ -1,8 +1,8 @@
-"""cuBLASLt through ctypes: one matrix product, with every choice in our hands.
+"""Matrix products by cuBLASLt, called through ctypes.
 
-CuPy does not expose it. It reads transposed operands as they lie, adds into what is there, adds half precision up in
-float32 and the bias while the result is in registers, and can be captured into a CUDA graph. A product is described
-once, in a plan that is kept; running a plan is one call. Names and numbers are those of `cublasLt.h`.
+CuPy does not expose cuBLASLt. It reads transposed operands without a copy, can add to the output array, sums half
+precision in float32, adds the bias while the result is in registers, and can be captured into a CUDA graph. A product
+is described once, in a plan that is cached; running a plan is one call. Names and numbers are those of `cublasLt.h`.
 """
 
 import ctypes
@@ -12,27 +12,27 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType
-COMPUTE = {"float32": 68, "tf32": 77, "float64": 70}  # cublasComputeType: what products are added up in
-# attributes, each with the type of its value: of a product
+COMPUTE = {"float32": 68, "tf32": 77, "float64": 70}  # cublasComputeType: the type of the sum
+# Attributes with the types of their values. Of a product:
 COMPUTE_TYPE, SCALE_TYPE, TRANSA, TRANSB = ((i, c_int32) for i in (0, 1, 3, 4))
 EPILOGUE, BIAS_POINTER, BIAS_DATA_TYPE = (7, c_int32), (8, c_void_p), (26, c_int32)
-# of a layout
+# Of a layout:
 TYPE, ORDER, ROWS, COLS, LD = (0, c_int32), (1, c_int32), (2, c_uint64), (3, c_uint64), (4, c_int64)
 BATCH_COUNT, STRIDED_BATCH_OFFSET = (5, c_int32), (6, c_int64)
-# of a preference
+# Of a preference:
 MAX_WORKSPACE_BYTES, REDUCTION_SCHEME_MASK = (1, c_uint64), (3, c_int32)
 MIN_ALIGNMENT = [(i, c_int32) for i in (5, 6, 7, 8)]  # bytes, of A, B, C and D
-IN_COMPUTE_TYPE = 2  # reduction scheme: where the inner axis is split, parts are added in float32 and rounded once
+IN_COMPUTE_TYPE = 2  # reduction scheme: where the inner axis is split, partial sums are added in the compute type
 TRANSPOSED = 1
 WITH_BIAS = 4  # epilogue
 NOT_SUPPORTED = 15
 
-WORKSPACE_BYTES = 32 << 20  # what NVIDIA advises for Hopper
-MOST_PLANS = 4096  # a cache that grows by a token at a time asks for a plan a token
+WORKSPACE_BYTES = 32 << 20  # NVIDIA's recommendation for Hopper
+MAX_PLANS = 4096  # a key cache that grows by a token at a time needs a new plan for each token
 
 
 class CublasLtError(RuntimeError):
-    """A call of cuBLASLt that failed; the message names the call, its status and the product."""
+    """A failed call of cuBLASLt; the message names the call, its status and the product."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -40,19 +40,19 @@ class CublasLtError(RuntimeError):
 
 
 class Matrix(NamedTuple):
-    """Memory as cuBLASLt reads it: by columns. A stack of them has `batch` matrices, each `stride` elements further."""
+    """A column-major matrix, or a stack of `batch` matrices that are `stride` elements apart."""
 
     dtype: str
     rows: int
     cols: int
-    ld: int  # elements from a column to the next
+    ld: int  # leading dimension: elements from a column to the next
     batch: int = 1
     stride: int = 0
     alignment: int = 256  # bytes that the address is a multiple of
 
 
 class Product(NamedTuple):
-    """d = op(a) op(b) + beta d, plus a bias (rows of d) on every column: all that a plan depends on."""
+    """d = op(a) op(b) + beta d, plus a bias (rows of d) on every column; the key of a plan."""
 
     a: Matrix
     b: Matrix
@@ -69,7 +69,7 @@ class Product(NamedTuple):
 
 
 class Algorithm(ctypes.Structure):
-    """What the heuristic proposes: `cublasLtMatmulHeuristicResult_t`, which begins with the algorithm."""
+    """A result of the heuristic: `cublasLtMatmulHeuristicResult_t`, which begins with the algorithm."""
 
     _fields_ = (
         ("algo", c_uint64 * 8), ("workspace", c_size_t), ("state", c_int), ("waves", c_float), ("reserved", c_int * 4),
@@ -77,7 +77,7 @@ class Algorithm(ctypes.Structure):
 
 
 class Plan(NamedTuple):
-    """A product ready to run: descriptors of the product and of its matrices, and the algorithm."""
+    """A product that is ready to run: descriptors of the product and of its matrices, and the algorithm."""
 
     product: Product
     operation: c_void_p
@@ -87,8 +87,7 @@ class Plan(NamedTuple):
     algorithm: Algorithm
 
 
-# How long a run takes, in any unit.
-Stopwatch = Callable[[Callable[[], None]], float]
+Stopwatch = Callable[[Callable[[], None]], float]  # returns how long a function takes, in any unit
 
 SIGNATURES: dict[str, list[Any]] = {
     "Create": [POINTER(c_void_p)],
@@ -110,9 +109,9 @@ SIGNATURES: dict[str, list[Any]] = {
 
 
 class CublasLt:
-    """A handle of the library, and the plans made with it so far.
+    """A cuBLASLt handle and a cache of plans.
 
-    library: `libcublasLt`, loaded. Every method raises CublasLtError where a call of it fails.
+    library: the loaded `libcublasLt`. Every method raises CublasLtError if a call fails.
     """
 
     def __init__(self, library: Any) -> None:
@@ -126,7 +125,7 @@ class CublasLt:
 
     @cached_property
     def handle(self) -> c_void_p:
-        """What algorithms are chosen and run with; made for the GPU that is current. Descriptors need none."""
+        """The handle, created for the current GPU; needed to choose and run algorithms, but not for descriptors."""
         return self._create("Create")
 
     def version(self) -> int:
@@ -138,9 +137,9 @@ class CublasLt:
     def multiply(
         self, product: Product, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int
     ) -> None:  # fmt: skip
-        """Run the product on a stream; a, b, d, bias and the workspace, of WORKSPACE_BYTES, are addresses.
+        """Run the product on a stream, planning it at the first call.
 
-        A product that is new is planned first. Raises CublasLtError.
+        a, b, d, bias and workspace (of WORKSPACE_BYTES) are addresses. Raises CublasLtError.
         """
         plan = self.plans.get(product) or self._keep(self.plan(product))
         self.run(plan, a, b, d, bias, beta, workspace, stream)
@@ -149,7 +148,7 @@ class CublasLt:
         self, product: Product, a: int, b: int, d: int, bias: int, workspace: int, stream: int, stopwatch: Stopwatch,
         count: int = 8,
     ) -> None:  # fmt: skip
-        """Plan the product with the fastest of the heuristic's candidates, by the stopwatch; d is overwritten."""
+        """Plan the product with the fastest of `count` candidates, as timed by the stopwatch; overwrites d."""
         described = self.describe(product)
 
         def time(candidate: Plan) -> float:
@@ -166,13 +165,13 @@ class CublasLt:
         real = c_double if plan.product.compute == "float64" else c_float
         self._call(
             "Matmul", self.handle, plan.operation, byref(real(1)), a, plan.a, b, plan.b, byref(real(beta)), d, plan.d,
-            d, plan.d, byref(plan.algorithm), workspace, WORKSPACE_BYTES, stream, about=plan.product,
+            d, plan.d, byref(plan.algorithm), workspace, WORKSPACE_BYTES, stream, product=plan.product,
         )  # fmt: skip
 
     # --- planning -------------------------------------------------------------------------------
 
     def plan(self, product: Product) -> Plan:
-        """Describe the product, and take the algorithm that the heuristic thinks the fastest."""
+        """Describe the product, and choose the first algorithm that the heuristic proposes."""
         described = self.describe(product)
         return described._replace(algorithm=self.candidates(described, 1)[0])
 
@@ -197,7 +196,7 @@ class CublasLt:
         return layout
 
     def preference(self, product: Product) -> c_void_p:
-        """What algorithms may ask for: the workspace there is, and addresses as they are aligned."""
+        """The limits of algorithms: the size of the workspace, and the alignment of the addresses."""
         preference = self._create("MatmulPreferenceCreate")
         self.set(preference, "MatmulPreference", MAX_WORKSPACE_BYTES, WORKSPACE_BYTES)
         self.set(preference, "MatmulPreference", REDUCTION_SCHEME_MASK, IN_COMPUTE_TYPE)
@@ -207,27 +206,27 @@ class CublasLt:
         return preference
 
     def candidates(self, plan: Plan, count: int) -> list[Algorithm]:
-        """At most `count` algorithms for a described product, the most promising first; at least one."""
+        """1 to `count` algorithms for a described product, the one expected to be the fastest first."""
         results, found = (Algorithm * count)(), c_int()
         preference = self.preference(plan.product)
         self._call(
             "MatmulAlgoGetHeuristic", self.handle, plan.operation, plan.a, plan.b, plan.d, plan.d, preference, count,
-            results, byref(found), about=plan.product,
+            results, byref(found), product=plan.product,
         )  # fmt: skip
         self._call("MatmulPreferenceDestroy", preference)
-        able = [result for result in results[: found.value] if result.state == 0]
-        if not able:
+        usable = [result for result in results[: found.value] if result.state == 0]
+        if not usable:
             raise self._error("MatmulAlgoGetHeuristic", NOT_SUPPORTED, plan.product)
-        return able
+        return usable
 
     def _keep(self, plan: Plan) -> Plan:
-        if len(self.plans) >= MOST_PLANS:
-            self.forget(next(iter(self.plans)))  # the oldest
+        if len(self.plans) >= MAX_PLANS:
+            self.forget(next(iter(self.plans)))  # the least recently planned
         self.plans[plan.product] = plan
         return plan
 
     def forget(self, product: Product) -> None:
-        """Give the descriptors of a plan back."""
+        """Destroy the descriptors of a plan."""
         plan = self.plans.pop(product)
         self._call("MatmulDescDestroy", plan.operation)
         for layout in (plan.a, plan.b, plan.d):
@@ -236,35 +235,35 @@ class CublasLt:
     # --- calls ----------------------------------------------------------------------------------
 
     def set(self, descriptor: c_void_p, kind: str, attribute: tuple[int, Any], value: int) -> None:
-        """Write an attribute; kind: MatmulDesc, MatrixLayout or MatmulPreference."""
+        """Set an attribute; kind: MatmulDesc, MatrixLayout or MatmulPreference."""
         number, ctype = attribute
         self._call(f"{kind}SetAttribute", descriptor, number, byref(ctype(value)), ctypes.sizeof(ctype))
 
     def get(self, descriptor: c_void_p, kind: str, attribute: tuple[int, Any]) -> int:
-        """Read an attribute back."""
+        """The value of an attribute."""
         number, ctype = attribute
         value, size = ctype(), c_size_t()
         self._call(f"{kind}GetAttribute", descriptor, number, byref(value), ctypes.sizeof(ctype), byref(size))
         return int(value.value or 0)
 
     def _create(self, function: str, *arguments: Any) -> c_void_p:
-        made = c_void_p()
-        self._call(function, byref(made), *arguments)
-        return made
+        descriptor = c_void_p()
+        self._call(function, byref(descriptor), *arguments)
+        return descriptor
 
-    def _call(self, function: str, *arguments: Any, about: Product | None = None) -> None:
+    def _call(self, function: str, *arguments: Any, product: Product | None = None) -> None:
         status = getattr(self.library, f"cublasLt{function}")(*arguments)
         if status != 0:
-            raise self._error(function, status, about)
+            raise self._error(function, status, product)
 
-    def _error(self, function: str, status: int, about: Product | None) -> CublasLtError:
+    def _error(self, function: str, status: int, product: Product | None) -> CublasLtError:
         name = self.library.cublasLtGetStatusName(status).decode()
-        message = f"cublasLt{function}: {name} ({status})" + (f" for {about}" if about else "")
+        message = f"cublasLt{function}: {name} ({status})" + (f" for {product}" if product else "")
         return CublasLtError(message, status)
 
 
 def load() -> CublasLt:
-    """cuBLASLt where NVIDIA's packages or the system have it. Raises CublasLtError where it cannot be loaded."""
+    """cuBLASLt from NVIDIA's packages or from the system. Raises CublasLtError if it cannot be loaded."""
     from cuda import pathfinder
 
     try:

@@ -1,4 +1,4 @@
-"""What goes wrong between CuPy and a GPU, in words: no driver, one that is too old, no memory left."""
+"""Error messages for a missing or outdated driver, and for a GPU without free memory."""
 
 import ctypes
 from typing import Any
@@ -8,7 +8,7 @@ GIB = 2**30
 
 
 def driver_version() -> tuple[int, int] | None:
-    """The newest CUDA that the installed driver can run, such as (13, 0); None where there is no driver."""
+    """The newest CUDA version that the installed driver supports, such as (13, 0); None without a driver."""
     number = ctypes.c_int()
     try:
         if ctypes.CDLL(LIBRARY).cuDriverGetVersion(ctypes.byref(number)):
@@ -19,53 +19,53 @@ def driver_version() -> tuple[int, int] | None:
 
 
 def why_no_gpu(cupy: Any, error: Exception) -> str:
-    """Why CuPy finds no GPU, and what to do, in one line. error: what it said."""
-    driver, wanted = driver_version(), cupy.cuda.runtime.runtimeGetVersion() // 1000
+    """Why CuPy finds no GPU, and what to do, in one line. error: the exception that CuPy raised."""
+    driver, required = driver_version(), cupy.cuda.runtime.runtimeGetVersion() // 1000
     if driver is None:
         return (
             f"there is no NVIDIA driver here ({LIBRARY} cannot be loaded): install one and check that nvidia-smi shows "
             "the GPU, or choose numba or numpy"
         )
-    if driver[0] < wanted:
-        extra = f', or pip install -e ".[cuda{driver[0]}]" for the driver as it is' if driver[0] == 12 else ""
+    if driver[0] < required:
+        extra = f', or pip install -e ".[cuda{driver[0]}]" for the installed driver' if driver[0] == 12 else ""
         return (
-            f"the NVIDIA driver is too old: it runs CUDA {driver[0]}.{driver[1]}, and this CuPy is of CUDA {wanted}: "
+            f"the NVIDIA driver is too old: it runs CUDA {driver[0]}.{driver[1]}, and this CuPy needs CUDA {required}: "
             f"update the driver{extra}"
         )
     return (
-        f"CuPy is installed but finds no GPU that it can use ({first_line(error)}): check that nvidia-smi shows one, "
+        f"CuPy is installed but finds no usable GPU ({first_line(error)}): check that nvidia-smi shows one, "
         "and that CUDA_VISIBLE_DEVICES does not hide it"
     )
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message that may have many."""
+    """The first line of the message of an exception, or the name of its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class OutOfMemory(MemoryError):
-    """An array that does not fit on the GPU; the message says what was asked for, what is free, and what would fit.
+    """An array does not fit on the GPU; the message says how much was requested and how much is free.
 
-    share: how much of all that is needed there is room for, at most.
+    share: the fraction of the memory in use and requested that the GPU can hold.
     """
 
-    def __init__(self, asked: int, free: int, used: int, total: int) -> None:
-        self.share = (used + free) / (used + asked)
+    def __init__(self, requested: int, free: int, used: int, total: int) -> None:
+        self.share = (used + free) / (used + requested)
         super().__init__(
-            f"GPU memory: {_size(asked)} were asked for, {_size(free)} of {_size(total)} are free and {_size(used)} "
-            f"hold this program's arrays: {_size(free)} would fit"
+            f"GPU memory: {_size(requested)} were requested, {_size(free)} of {_size(total)} are free and "
+            f"{_size(used)} hold this program's arrays: {_size(free)} would fit"
         )
 
 
 class Allocator:
-    """CuPy's memory pool, or the one given, with an error that says what would fit."""
+    """Allocates from CuPy's memory pool, or from the one given, with an error that says what would fit."""
 
     def __init__(self, cupy: Any, pool: Any = None) -> None:
         self.cupy = cupy
         self.pool = cupy.get_default_memory_pool() if pool is None else pool
 
     def __call__(self, size: int) -> Any:
-        """Memory for an array. Raises OutOfMemory, after the pool has given back all that it kept for later."""
+        """Memory for an array. Raises OutOfMemory, after freeing the unused blocks of the pool."""
         try:
             return self.pool.malloc(size)
         except self.cupy.cuda.memory.OutOfMemoryError:

@@ -1,21 +1,21 @@
-"""Dropout and the random bits behind it: made where they are used, so that no mask reaches memory."""
+"""Dropout; its random bits are computed in the kernel, so that no mask is written to memory."""
 
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.arrays import Dropout as Draw
-from tensorgrad.backend.cupy.kernels import THREADS, Kernels, claimed, wide_dtype
+from tensorgrad.backend.arrays import Dropout as DropoutOptions
+from tensorgrad.backend.cupy.kernels import THREADS, Kernels, supported, wide_dtype
 from tensorgrad.backend.cupy.launcher import c_type
 
 
 class Dropout(Kernels):
     """The kernels of dropout.cu.
 
-    drawn: a uint32 on the device that is added to the number of every draw, or None. What is recorded once and run many
-    times, as a CUDA graph is, gets new masks by counting it up.
+    step_offset: a uint32 on the device that is added to the step of every Philox counter, or None. A CUDA graph, which
+    is recorded once and run many times, gets new masks when it is increased.
     """
 
-    drawn: Array | None = None
+    step_offset: Array | None = None
 
     def random_bits(self, n: int, seed: int, stream: int, step: int) -> Array:
         """The first n words of a Philox stream: (n,) uint32."""
@@ -27,12 +27,12 @@ class Dropout(Kernels):
             )  # fmt: skip
         return words
 
-    def dropout(self, x: Array, dropout: Draw) -> Array:
+    def dropout(self, x: Array, dropout: DropoutOptions) -> Array:
         """x with elements zeroed at random, the rest scaled up; its own backward, applied to dy."""
-        if not claimed(x):
+        if not supported(x):
             return super().dropout(x, dropout)
         p, seed, stream, step = dropout
-        scale = x.dtype.type(1 / (1 - p) if p < 1 else 0.0)  # rounded as the plain mathematics rounds it
+        scale = x.dtype.type(1 / (1 - p) if p < 1 else 0.0)  # rounded like in `math.py`
         y, per_thread = self.xp.empty(x.shape, x.dtype), max(4, 16 // x.dtype.itemsize)
         self.launcher.launch(
             "dropout", "dropout", (-(-x.size // (per_thread * THREADS)),), (THREADS,),
@@ -42,4 +42,4 @@ class Dropout(Kernels):
         return y
 
     def _stream(self, seed: int, stream: int, step: int) -> tuple[np.uint64, np.uint32, np.uint32, Array | None]:
-        return np.uint64(seed), np.uint32(stream & 0xFFFFFFFF), np.uint32(step & 0xFFFFFFFF), self.drawn
+        return np.uint64(seed), np.uint32(stream & 0xFFFFFFFF), np.uint32(step & 0xFFFFFFFF), self.step_offset

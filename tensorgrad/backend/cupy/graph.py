@@ -1,4 +1,4 @@
-"""A step recorded once as a CUDA graph and then replayed: the CPU has one launch to do instead of hundreds."""
+"""A step recorded once as a CUDA graph and then replayed: the CPU launches one graph instead of hundreds of kernels."""
 
 import contextlib
 from functools import cached_property
@@ -10,13 +10,11 @@ from tensorgrad.backend.cupy.dropout import Dropout
 from tensorgrad.backend.cupy.optimizer import Optimization
 from tensorgrad.backend.runtime import Advance, Function
 
-EAGER_RUNS = (
-    3  # before recording: kernels are compiled, products planned, and the pool has the memory that a step needs
-)
+EAGER_RUNS = 3  # before recording: they compile kernels, plan products and fill the memory pool
 
 
 class Graphs(Dropout, Optimization):
-    """Recording what a function does with arrays."""
+    """Recording of CUDA graphs."""
 
     def record(self, fn: Function, advance: Advance) -> Function:
         """See `Backend.record`."""
@@ -24,15 +22,15 @@ class Graphs(Dropout, Optimization):
 
     @cached_property
     def graph_stream(self) -> Any:
-        """Where graphs are recorded, as the default stream cannot be."""
+        """The stream on which graphs are recorded; CUDA cannot record on the default stream."""
         return self.xp.cuda.Stream()
 
 
 class CudaGraph:
-    """`fn(*arrays)`: run EAGER_RUNS times, then recorded, and from then on replayed and called no more.
+    """`fn(*arrays)`: called EAGER_RUNS times, then recorded, and from then on replayed.
 
-    Its arguments are copied into arrays of its own, and what it returns is overwritten by the next run. Its memory
-    comes from a pool that nobody else takes from: what it freed while it was recorded is still its own in every replay.
+    Arguments are copied into arrays of the graph, and results are overwritten by the next run. Memory comes from a pool
+    of the graph's own: memory that fn freed while it was recorded stays reserved for every replay.
     """
 
     def __init__(self, k: Graphs, fn: Function, advance: Advance) -> None:
@@ -42,21 +40,21 @@ class CudaGraph:
         self.inputs: tuple[Array, ...] = ()
         self.results: tuple[Array, ...] = ()
         self.graph: Any = None
-        self.drawn: Any = None  # on the GPU: how many masks of dropout were drawn since the recording
-        self.first_draw = self.draws = 0  # the number of the first mask that was recorded, and how many were
-        self.tables: list[Any] = []  # that recorded kernels read, and others might push out of the cache
+        self.step_offset: Any = None  # on the GPU: how many dropout masks were drawn since the recording
+        self.first_mask = self.n_masks = 0  # the number of the first recorded mask, and the number of recorded masks
+        self.tables: list[Any] = []  # read by recorded kernels: keeps them alive when the cache drops them
 
     def __call__(self, *arrays: Array) -> tuple[Array, ...]:
-        """What fn returns. Raises ValueError for arrays of other shapes, RuntimeError where fn cannot be recorded."""
+        """The results of fn. Raises ValueError for arrays of other shapes, RuntimeError if fn cannot be recorded."""
         caller = self.k.xp.cuda.get_current_stream()
-        self.stream.wait_event(caller.record())  # a batch that is on its way there, above all
+        self.stream.wait_event(caller.record())  # for example for a batch that is being copied
         results = self._run(arrays)
         caller.wait_event(self.stream.record())
         return results
 
     def _run(self, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
         with self.stream:
-            self._take(arrays)
+            self._copy_inputs(arrays)
             if self.graph is None and self.runs < EAGER_RUNS:
                 self.runs += 1
                 with self.k.xp.cuda.using_allocator(self.memory):
@@ -64,35 +62,35 @@ class CudaGraph:
             if self.graph is None:
                 self._record()
             else:
-                self.drawn.fill((self.advance(self.draws) - self.first_draw) % 2**32)
+                self.step_offset.fill((self.advance(self.n_masks) - self.first_mask) % 2**32)
             self.graph.launch(self.stream)
             return self.results
 
-    def _take(self, arrays: tuple[Array, ...]) -> None:
+    def _copy_inputs(self, arrays: tuple[Array, ...]) -> None:
         if not self.inputs:
             self.inputs = tuple(x.copy() for x in arrays)
-            self.k.xp.get_default_memory_pool().free_all_blocks()  # what it keeps for later is of no use to our own
+            self.k.xp.get_default_memory_pool().free_all_blocks()  # which the graph's own pool cannot use
             return
-        shapes, own = ([(x.shape, x.dtype.name) for x in some] for some in (arrays, self.inputs))
-        if shapes != own:
-            raise ValueError(f"CUDA graph: made for arrays {own}, called with {shapes}")
-        for mine, x in zip(self.inputs, arrays, strict=True):
-            mine[...] = x
+        shapes, recorded = ([(x.shape, x.dtype.name) for x in some] for some in (arrays, self.inputs))
+        if shapes != recorded:
+            raise ValueError(f"CUDA graph: recorded for arrays {recorded}, called with {shapes}")
+        for own, x in zip(self.inputs, arrays, strict=True):
+            own[...] = x
 
     def _record(self) -> None:
         k = self.k
-        self.drawn = k.drawn = k.xp.zeros((), "uint32")
-        self.first_draw = self.advance(0)
+        self.step_offset = k.step_offset = k.xp.zeros((), "uint32")
+        self.first_mask = self.advance(0)
         with k.xp.cuda.using_allocator(self.memory):
             self.stream.begin_capture()
             try:
                 self.results = self.fn(*self.inputs)
             except Exception as error:
-                with contextlib.suppress(Exception):  # the driver may have given it up already
+                with contextlib.suppress(Exception):  # the capture may have been invalidated already
                     self.stream.end_capture()
                 raise RuntimeError(f"CUDA graph: the step cannot be recorded: {error}") from error
             finally:
-                k.drawn = None
+                k.step_offset = None
             self.graph = self.stream.end_capture()
-        self.draws = self.advance(0) - self.first_draw
+        self.n_masks = self.advance(0) - self.first_mask
         self.tables = list(k.tables.values())

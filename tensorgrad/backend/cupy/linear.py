@@ -1,7 +1,7 @@
-"""Matrix products through cuBLASLt: operands as they lie, a plan a shape, the bias added on the way.
+"""Matrix products by cuBLASLt, which adds the bias in the same kernel, and sums over rows.
 
-cuBLASLt reads memory by columns, where our rows are columns and a matrix is its own transpose. So d = a @ b is asked
-for as d^T = b^T @ a^T, and nothing is moved: the operands change places, and what is transposed stays a flag.
+cuBLASLt is column-major: it reads a row-major matrix as its transpose. So d = a @ b is computed as d^T = b^T @ a^T. The
+operands are swapped, a transpose is a flag, and nothing is copied.
 """
 
 from collections.abc import Callable
@@ -18,20 +18,20 @@ from tensorgrad.backend.cupy.cublaslt import (
     Matrix,
     Product,
 )
-from tensorgrad.backend.cupy.kernels import Kernels, claimed, wide_dtype
+from tensorgrad.backend.cupy.kernels import Kernels, supported, wide_dtype
 
 AMPERE = 80  # compute capability, times ten, of the first tensor cores for bfloat16 and TF32
-TIMED_RUNS = 5  # of a candidate, when plans are autotuned
+TIMED_RUNS = 5  # of a candidate, when a plan is autotuned
 
 
 class Linear(Kernels):
-    """Matrix products in float64, float32, float16 and bfloat16; the plain mathematics for all else.
+    """Matrix products in float64, float32, float16 and bfloat16; `math.py` computes other dtypes.
 
-    Half precision is added up in float32. Gradients of weights come back in float32, for whoever adds them up.
+    Half precision is summed in float32. The gradients of its weights are float32, since they are added up.
     """
 
-    tf32 = False  # multiply float32 with the 10 bits of mantissa that the tensor cores take: `set_float32_precision`
-    autotune = False  # time the candidates for every new shape, once; else the heuristic's first choice is taken
+    tf32 = False  # round float32 to TF32, with 10 bits of mantissa, for the tensor cores
+    autotune = False  # time several algorithms for every new shape, instead of using the heuristic's first choice
 
     @cached_property
     def cublaslt(self) -> CublasLt:
@@ -40,23 +40,23 @@ class Linear(Kernels):
 
     @cached_property
     def workspaces(self) -> dict[int, Array]:
-        """A workspace for every stream that products have run on."""
+        """The workspace of every stream that products have run on."""
         return {}
 
     @cached_property
     def unfused(self) -> set[Product]:
-        """Products whose bias has to be added in a kernel of its own."""
+        """Products whose bias has to be added by a separate kernel."""
         return set()
 
     def lacks(self, what: str) -> str | None:
-        """Why this GPU cannot compute in a dtype, in one line; None where it can."""
+        """Why this GPU does not support a dtype, in one line; None if it does."""
         capability = self.xp.cuda.Device().compute_capability
         if what in ("bfloat16", "tf32") and int(capability) < AMPERE:
             return f"needs a GPU of compute capability 8.0, and this one has {int(capability) / 10}: choose float16"
         return None if what in ("tf32", "cuda_graph") else super().lacks(what)
 
     def set_float32_precision(self, tf32: bool) -> None:
-        """Whether float32 products may use TF32."""
+        """Set whether float32 products may use TF32."""
         self.tf32 = tf32
 
     # --- the backend's methods ------------------------------------------------------------------
@@ -68,8 +68,8 @@ class Linear(Kernels):
             y = self.matmul(left, right)
             y = y[..., 0] if b.ndim == 1 else y
             return y[..., 0] if a.ndim == b.ndim == 1 else y[..., 0, :] if a.ndim == 1 else y
-        a, b = self._alike(a, b)
-        if not self._takes(a, b):
+        a, b = self._same_dtype(a, b)
+        if not self._supports(a, b):
             return super().matmul(a, b)
         if b.ndim == 2:
             y = self.xp.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
@@ -83,83 +83,83 @@ class Linear(Kernels):
 
     def add_matmul(self, c: Array, a: Array, b: Array) -> None:
         """c += a @ b, in place, for matrices; c may be float32 where a and b are half precision."""
-        if not self._takes(a, b) or c.dtype not in (a.dtype, self.wide(a[:0]).dtype) or not c.flags.c_contiguous:
+        if not self._supports(a, b) or c.dtype not in (a.dtype, self.wide(a[:0]).dtype) or not c.flags.c_contiguous:
             super().add_matmul(c, a, b)
         else:
             self._multiply(a, b, c, beta=1.0)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m)."""
-        x, weight = self._alike(x, weight)
-        if not self._takes(x, weight):
+        x, weight = self._same_dtype(x, weight)
+        if not self._supports(x, weight):
             return super().linear(x, weight, bias)
         y = self.xp.empty((*x.shape[:-1], len(weight)), x.dtype)
         if bias is not None:
             bias = self.xp.ascontiguousarray(bias, dtype=x.dtype)
-            bias = bias if bias.data.ptr % 16 == 0 else bias.copy()  # no attribute tells cuBLASLt of its alignment
+            bias = bias if bias.data.ptr % 16 == 0 else bias.copy()  # cuBLASLt has no attribute for its alignment
         self._multiply(as_rows(x), weight.T, as_rows(y), bias=bias)
         return y
 
     def linear_backward_weight(self, dy: Array, x: Array) -> Array:
         """dweight = dy^T @ x, over all rows of both; float32 where they are half precision."""
-        dy, x = self._alike(as_rows(dy), as_rows(x))
-        if not self._takes(dy.T, x):
+        dy, x = self._same_dtype(as_rows(dy), as_rows(x))
+        if not self._supports(dy.T, x):
             return super().linear_backward_weight(dy, x)
         dweight = self.xp.empty((dy.shape[1], x.shape[1]), self.wide(x[:0]).dtype)
         self._multiply(dy.T, x, dweight)
         return dweight
 
     def linear_backward_bias(self, dy: Array) -> Array:
-        """The sum over all rows, as wide as it is computed: (n,)."""
-        if not claimed(dy):
+        """The sum over all rows, at least float32: (n,)."""
+        if not supported(dy):
             return super().linear_backward_bias(dy)
         return self.column_sums(as_rows(self.contiguous(dy)), wide_dtype(dy.dtype))
 
-    # --- what they have in common ---------------------------------------------------------------
+    # --- shared ---------------------------------------------------------------
 
-    def _takes(self, a: Array, b: Array) -> bool:
+    def _supports(self, a: Array, b: Array) -> bool:
         return a.dtype == b.dtype and a.dtype.name in TYPES and a.size > 0 and b.size > 0
 
-    def _alike(self, a: Array, b: Array) -> tuple[Array, Array]:
-        """Both in the dtype that their product has."""
+    def _same_dtype(self, a: Array, b: Array) -> tuple[Array, Array]:
+        """Both converted to the dtype of their product."""
         if a.dtype == b.dtype:
             return a, b
         dtype = self.xp.result_type(a, b)
         return a.astype(dtype, copy=False), b.astype(dtype, copy=False)
 
     def _leading(self, a: Array, b: Array) -> tuple[int, ...]:
-        """The axes before those of the matrices, broadcast."""
+        """The broadcast shape of the axes before those of the matrices."""
         return tuple(self.xp.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
 
     def _stack(self, x: Array, leading: tuple[int, ...]) -> Array:
-        """x (..., m, n) -> (s, m, n): a view where the leading axes have one stride between them, else a copy."""
+        """x (..., m, n) -> (s, m, n): a view where the leading axes can be joined, else a copy."""
         return self.xp.broadcast_to(x, (*leading, *x.shape[-2:])).reshape(-1, *x.shape[-2:])
 
     def _multiply(self, a: Array, b: Array, d: Array, beta: float = 0.0, bias: Array | None = None) -> None:
         """d = a @ b + beta d, plus bias on every row; (m, k), (k, n), (m, n), or stacks of them (s, ...)."""
         a, b = self._readable(a), self._readable(b)
-        (left, turn_left), (right, turn_right), (result, _) = by_columns(b), by_columns(a), by_columns(d)
-        product = Product(left, right, result, turn_left, turn_right, self._compute(a), bias is not None)
+        (left, transpose_left), (right, transpose_right), (result, _) = map(column_major, (b, a, d))
+        product = Product(left, right, result, transpose_left, transpose_right, self._compute(a), bias is not None)
         if product in self.unfused:
             self._multiply(a, b, d, beta)
             d += bias
             return
         stream = self.xp.cuda.get_current_stream().ptr
         space = self._workspace(stream)
-        bias_at = 0 if bias is None else bias.data.ptr
+        bias_address = 0 if bias is None else bias.data.ptr
         try:
             if self.autotune and product not in self.cublaslt.plans:
-                at = self.xp.empty_like(d).data.ptr  # the candidates write here
-                self.cublaslt.tune(product, b.data.ptr, a.data.ptr, at, bias_at, space, stream, self._milliseconds)
-            self.cublaslt.multiply(product, b.data.ptr, a.data.ptr, d.data.ptr, bias_at, beta, space, stream)
+                at = self.xp.empty_like(d).data.ptr  # the candidates write to a temporary array
+                self.cublaslt.tune(product, b.data.ptr, a.data.ptr, at, bias_address, space, stream, self._milliseconds)
+            self.cublaslt.multiply(product, b.data.ptr, a.data.ptr, d.data.ptr, bias_address, beta, space, stream)
         except CublasLtError as error:
             if bias is None or error.status != NOT_SUPPORTED:
                 raise
-            self.unfused.add(product)  # no algorithm adds a bias to such matrices: a single row, say
+            self.unfused.add(product)  # no algorithm adds a bias to such matrices, for example to a single row
             self._multiply(a, b, d, beta, bias)
 
     def _readable(self, x: Array) -> Array:
-        """x, copied where cuBLASLt could not read it as it lies."""
+        """x, or a contiguous copy where cuBLASLt cannot read its layout."""
         return x if packed(x) else self.xp.ascontiguousarray(x)
 
     def _compute(self, a: Array) -> str:
@@ -173,7 +173,7 @@ class Linear(Kernels):
         return int(self.workspaces[stream].data.ptr)
 
     def _milliseconds(self, run: Callable[[], None]) -> float:
-        """How long a run takes on the GPU, after one to warm up."""
+        """The time of a run on the GPU, after a run to warm up."""
         start, end = (self.xp.cuda.Event() for _ in range(2))
         run()
         start.record()
@@ -185,7 +185,7 @@ class Linear(Kernels):
 
 
 def packed(x: Array) -> bool:
-    """Whether rows or columns of the matrices in x lie together in memory, and the matrices in their order."""
+    """Whether rows or columns of the matrices in x are contiguous, and strides are not negative."""
     m, n = x.shape[-2:]
     down, right = x.strides[-2:]
     size = x.itemsize
@@ -194,11 +194,10 @@ def packed(x: Array) -> bool:
     return bool((rows or columns) and (x.ndim == 2 or x.strides[0] >= 0) and all(s % size == 0 for s in x.strides))
 
 
-def by_columns(x: Array) -> tuple[Matrix, bool]:
-    """What cuBLASLt, reading by columns, finds where the transpose of packed x (..., m, n) is asked for.
+def column_major(x: Array) -> tuple[Matrix, bool]:
+    """The transpose of packed x (..., m, n) as a column-major matrix, and whether it still has to be transposed.
 
-    Rows of x that lie together are the columns of its transpose already. Where its columns do, the memory is x itself
-    by columns, and has to be turned: True.
+    Contiguous rows of x are the columns of its transpose. Where columns of x are contiguous instead, the matrix is x.
     """
     m, n = x.shape[-2:]
     down, right = (stride // x.itemsize for stride in x.strides[-2:])

@@ -1,4 +1,4 @@
-"""Several GPUs, one a process: NCCL adds up what lies on them while they compute; MPI does the rest."""
+"""Several GPUs, one per process: NCCL sums their arrays while they compute; host arrays go through MPI."""
 
 import importlib
 import os
@@ -9,17 +9,17 @@ import numpy as np
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.runtime import BackendUnavailable
 
-# What the launchers of MPI (Open MPI, MPICH and its kin, Slurm) say of where a process stands on its machine.
+# The rank of a process on its machine, as set by Open MPI, MPICH and its derivatives, and Slurm.
 LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
-UNIQUE_ID_BYTES = 128  # NCCL_UNIQUE_ID_BYTES of nccl.h, which CuPy does not hand on
+UNIQUE_ID_BYTES = 128  # NCCL_UNIQUE_ID_BYTES of nccl.h, which CuPy does not export
 EXTRA = "pip install nvidia-nccl-cu13 (-cu12 for a driver of CUDA 12)"
 
 
 class NcclGroup:
-    """A group of processes as `tensorgrad.distributed.Communicator` is one, with a GPU for each.
+    """A process group, like `tensorgrad.distributed.Communicator`, with a GPU for each process.
 
-    group: of the same processes, by which they find each other; arrays of the host and numbers go by it from then on,
-    too. Makes this process's GPU the current one. Raises BackendUnavailable where NCCL or a GPU is missing.
+    group: the same processes on the host; it exchanges the NCCL key, and host arrays. Makes this process's GPU the
+    current one. Raises BackendUnavailable where NCCL or a GPU is missing.
     """
 
     def __init__(self, cupy: Any, group: Any) -> None:
@@ -35,28 +35,27 @@ class NcclGroup:
             key[:] = np.frombuffer(self.nccl.get_unique_id(), np.uint8)
         group.broadcast(key)
         self.comm = self.nccl.NcclCommunicator(self.size, key.tobytes(), self.rank)
-        self.stream = cupy.cuda.Stream(non_blocking=True)  # sums are made here, while backward goes on
+        self.stream = cupy.cuda.Stream(non_blocking=True)  # sums run here, beside backward
         self.types = {
             "float16": self.nccl.NCCL_FLOAT16, "bfloat16": self.nccl.NCCL_BFLOAT16,
             "float32": self.nccl.NCCL_FLOAT32, "float64": self.nccl.NCCL_FLOAT64,
         }  # fmt: skip
 
     def _own_gpu(self) -> Any:
-        named = [int(os.environ[name]) for name in LOCAL_RANK if name in os.environ]
-        n_gpus = self.cupy.cuda.runtime.getDeviceCount()
-        place = named[0] if named else self.rank
-        # All find out together: one that gave up alone would be waited for without end.
-        places = self.group.gather([place, n_gpus])
-        for rank, (where, gpus) in enumerate(places):
-            if where >= gpus:
+        local_ranks = [int(os.environ[name]) for name in LOCAL_RANK if name in os.environ]
+        local_rank = local_ranks[0] if local_ranks else self.rank
+        # All processes check all ranks: if only one of them failed, the others would wait for it for ever.
+        gathered = self.group.gather([local_rank, self.cupy.cuda.runtime.getDeviceCount()])
+        for rank, (local, n_gpus) in enumerate(gathered):
+            if local >= n_gpus:
                 raise BackendUnavailable(
-                    f"process {rank} is number {int(where) + 1} of its machine, which has {int(gpus)} GPUs: "
-                    "start at most one process a GPU"
+                    f"process {rank} is number {int(local) + 1} of its machine, which has {int(n_gpus)} GPUs: "
+                    "start at most one process per GPU"
                 )
-        return self.cupy.cuda.Device(place)
+        return self.cupy.cuda.Device(local_rank)
 
     def all_reduce(self, array: Array) -> Any:
-        """Begin to replace a contiguous array by its sum over the group, the same bits on every process."""
+        """Start to replace a contiguous array by its sum over the group, equal bit by bit on every process."""
         if not isinstance(array, self.cupy.ndarray):
             return self.group.all_reduce(array)
         self.stream.wait_event(self.cupy.cuda.get_current_stream().record())
@@ -65,7 +64,7 @@ class NcclGroup:
         return Sum(self.cupy, self.stream.record())
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        """Overwrite a contiguous array with the one that process `root` has."""
+        """Overwrite a contiguous array with that of process `root`."""
         if not isinstance(array, self.cupy.ndarray):
             self.group.broadcast(array, root)
             return
@@ -73,16 +72,16 @@ class NcclGroup:
         self.comm.broadcast(at, at, array.size, kind, root, self.cupy.cuda.get_current_stream().ptr)
 
     def __getattr__(self, name: str) -> Any:
-        """What else a group can do: gather, barrier, progress, abort ..."""
+        """All other methods of the group: gather, barrier, progress, abort ..."""
         return getattr(self.group, name)
 
 
 class Sum:
-    """A sum that is under way."""
+    """A sum in progress."""
 
     def __init__(self, cupy: Any, done: Any) -> None:
         self.cupy, self.done = cupy, done
 
     def wait(self) -> None:
-        """Let whatever is computed next on the current stream find the sum; the host does not wait."""
+        """Make later work on the current stream wait for the sum; the host does not wait."""
         self.cupy.cuda.get_current_stream().wait_event(self.done)

@@ -1,4 +1,4 @@
-"""Layer normalisation and RMS normalisation: one warp a row."""
+"""Layer normalization and RMS normalization: one warp per row."""
 
 from typing import Any
 
@@ -10,23 +10,23 @@ from tensorgrad.backend.cupy.kernels import (
     WARPS,
     Kernels,
     blocks_of_rows,
-    claimed,
-    columns_a_lane,
+    columns_per_lane,
     n_rows,
+    supported,
     wide_dtype,
 )
 from tensorgrad.backend.cupy.launcher import c_type
 
 
-def takes(x: Array, like_x: Array | None = None, per_row: tuple[Array, ...] = (), *vectors: Array | None) -> bool:
-    """Whether kernels may have x (..., n), an array of its shape, arrays with a number a row, and vectors (n)."""
+def has_kernel(x: Array, like_x: Array | None = None, per_row: tuple[Array, ...] = (), *vectors: Array | None) -> bool:
+    """Whether kernels support x (..., n), an array of its shape, arrays of one number per row, and vectors (n)."""
     given = [v for v in vectors if v is not None]
     return (
-        claimed(x, like_x)
+        supported(x, like_x)
         and (like_x is None or like_x.shape == x.shape)
         and all(stat.size == n_rows(x) and stat.dtype == wide_dtype(x.dtype) for stat in per_row)
         and all(v.shape == x.shape[-1:] for v in given)
-        and (not given or (claimed(*given) and given[0].dtype in (x.dtype, wide_dtype(x.dtype))))
+        and (not given or (supported(*given) and given[0].dtype in (x.dtype, wide_dtype(x.dtype))))
     )
 
 
@@ -41,7 +41,7 @@ class Normalization(Kernels):
 
     def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
         """x (..., n) -> y, and mean and 1/std (..., 1)."""
-        if not takes(x, None, (), weight, bias):
+        if not has_kernel(x, None, (), weight, bias):
             return super().layer_norm(x, weight, bias, eps)
         return self._layer_norm(x, None, None, weight, bias, eps)
 
@@ -49,7 +49,7 @@ class Normalization(Kernels):
         self, x: Array, residual: Array, weight: Array | None, bias: Array | None, eps: float
     ) -> tuple[Array, Array, Array, Array]:
         """x + residual, and layer_norm of that, in one pass."""
-        if not takes(x, residual, (), weight, bias):
+        if not has_kernel(x, residual, (), weight, bias):
             return super().add_layer_norm(x, residual, weight, bias, eps)
         total = self.xp.empty(x.shape, x.dtype)
         return total, *self._layer_norm(x, residual, total, weight, bias, eps)
@@ -61,9 +61,9 @@ class Normalization(Kernels):
         wide = wide_dtype(x.dtype)
         y = self.xp.empty(x.shape, x.dtype)
         mean, rstd = (self.xp.empty((*x.shape[:-1], 1), wide) for _ in range(2))
-        vectors = self._given(weight), self._given(bias)
+        vectors = self.contiguous(weight), self.contiguous(bias)
         self._start_rows(
-            "layer_norm", x, (self.contiguous(x), self._given(residual), total, *vectors, y, mean, rstd),
+            "layer_norm", x, (self.contiguous(x), self.contiguous(residual), total, *vectors, y, mean, rstd),
             defines(x, weight, bias), wide.type(eps),
         )  # fmt: skip
         return y, mean, rstd
@@ -72,31 +72,31 @@ class Normalization(Kernels):
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None
     ) -> Array:
         """dx of layer_norm, plus dsum."""
-        if not takes(x, dy, (mean, rstd), weight) or not takes(x, dsum):
+        if not has_kernel(x, dy, (mean, rstd), weight) or not has_kernel(x, dsum):
             return super().layer_norm_backward_x(dy, x, weight, mean, rstd, dsum)
         dx = self.xp.empty(x.shape, x.dtype)
         self._start_rows(
             "layer_norm_backward_x", x,
-            (self.contiguous(dy), self.contiguous(x), self._given(weight), self.contiguous(mean),
-             self.contiguous(rstd), self._given(dsum), dx), defines(x, weight),
+            (self.contiguous(dy), self.contiguous(x), self.contiguous(weight), self.contiguous(mean),
+             self.contiguous(rstd), self.contiguous(dsum), dx), defines(x, weight),
         )  # fmt: skip
         return dx
 
     def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
         """dweight of layer_norm: (n,)."""
-        if not takes(x, dy, (mean, rstd)):
+        if not has_kernel(x, dy, (mean, rstd)):
             return super().layer_norm_backward_weight(dy, x, mean, rstd)
         return self._weight_sums(dy, x, self.contiguous(mean), rstd)
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
         """x (..., n) -> y, and 1/rms (..., 1)."""
-        if not takes(x, None, (), weight):
+        if not has_kernel(x, None, (), weight):
             return super().rms_norm(x, weight, eps)
         return self._rms_norm(x, None, None, weight, eps)
 
     def add_rms_norm(self, x: Array, residual: Array, weight: Array | None, eps: float) -> tuple[Array, Array, Array]:
         """x + residual, and rms_norm of that, in one pass."""
-        if not takes(x, residual, (), weight):
+        if not has_kernel(x, residual, (), weight):
             return super().add_rms_norm(x, residual, weight, eps)
         total = self.xp.empty(x.shape, x.dtype)
         return total, *self._rms_norm(x, residual, total, weight, eps)
@@ -107,7 +107,7 @@ class Normalization(Kernels):
         wide = wide_dtype(x.dtype)
         y, rrms = self.xp.empty(x.shape, x.dtype), self.xp.empty((*x.shape[:-1], 1), wide)
         self._start_rows(
-            "rms_norm", x, (self.contiguous(x), self._given(residual), total, self._given(weight), y, rrms),
+            "rms_norm", x, (self.contiguous(x), self.contiguous(residual), total, self.contiguous(weight), y, rrms),
             defines(x, weight), wide.type(eps),
         )  # fmt: skip
         return y, rrms
@@ -116,24 +116,23 @@ class Normalization(Kernels):
         self, dy: Array, x: Array, weight: Array | None, rrms: Array, dsum: Array | None = None
     ) -> Array:
         """dx of rms_norm, plus dsum."""
-        if not takes(x, dy, (rrms,), weight) or not takes(x, dsum):
+        if not has_kernel(x, dy, (rrms,), weight) or not has_kernel(x, dsum):
             return super().rms_norm_backward_x(dy, x, weight, rrms, dsum)
         dx = self.xp.empty(x.shape, x.dtype)
         self._start_rows(
             "rms_norm_backward_x", x,
-            (self.contiguous(dy), self.contiguous(x), self._given(weight), self.contiguous(rrms), self._given(dsum),
-             dx), defines(x, weight),
+            (*map(self.contiguous, (dy, x, weight, rrms, dsum)), dx), defines(x, weight),
         )  # fmt: skip
         return dx
 
     def rms_norm_backward_weight(self, dy: Array, x: Array, rrms: Array) -> Array:
         """dweight of rms_norm: (n,)."""
-        if not takes(x, dy, (rrms,)):
+        if not has_kernel(x, dy, (rrms,)):
             return super().rms_norm_backward_weight(dy, x, rrms)
         return self._weight_sums(dy, x, None, rrms)
 
     def _start_rows(self, kernel: str, x: Array, arrays: tuple[Any, ...], types: dict[str, str], *options: Any) -> None:
-        """Start a kernel that has a warp for every row of x."""
+        """Launch a kernel with a warp for every row of x."""
         rows = n_rows(x)
         self.launcher.launch(
             "normalization", kernel, (-(-rows // WARPS),), (THREADS,),
@@ -141,17 +140,14 @@ class Normalization(Kernels):
         )  # fmt: skip
 
     def _weight_sums(self, dy: Array, x: Array, mean: Array | None, rstd: Array) -> Array:
-        """The sum of dy (x - mean) rstd over all rows: blocks of rows first, then the blocks."""
+        """The sum of dy (x - mean) rstd over all rows: over blocks of rows first, then over the blocks."""
         dy, x = as_rows(self.contiguous(dy)), as_rows(self.contiguous(x))
         (rows, n), wide = x.shape, wide_dtype(x.dtype)
-        blocks, rows_a_block = blocks_of_rows(rows)
-        partial, per_lane = self.xp.empty((blocks, n), wide), columns_a_lane(n, dy, x)
+        blocks, rows_per_block = blocks_of_rows(rows)
+        partial, per_lane = self.xp.empty((blocks, n), wide), columns_per_lane(n, dy, x)
         self.launcher.launch(
             "normalization", "layer_norm_backward_weight", (-(-n // (32 * per_lane)), blocks), (THREADS,),
-            (dy, x, mean, self.contiguous(rstd), partial, np.int64(rows), np.int32(rows_a_block), np.int32(n),
+            (dy, x, mean, self.contiguous(rstd), partial, np.int64(rows), np.int32(rows_per_block), np.int32(n),
              np.int32(per_lane)), defines=defines(x),
         )  # fmt: skip
         return self.column_sums(partial, wide)
-
-    def _given(self, x: Array | None) -> Array | None:
-        return None if x is None else self.contiguous(x)

@@ -1,7 +1,7 @@
-"""NVRTC, NVIDIA's compiler at run time: CUDA source -> machine code of one kind of GPU, with no GPU and no driver.
+"""NVRTC, NVIDIA's run-time compiler: CUDA source -> machine code for one architecture, without a GPU or a driver.
 
-CuPy has NVRTC too, but asks the device before it compiles. Called like this, the tests of a machine without a GPU
-compile what a machine with one runs.
+CuPy uses NVRTC too, but needs a device to compile. Called through ctypes, the tests on a machine without a GPU compile
+the same code.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ SONAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 
 
 class CompilationError(RuntimeError):
-    """Source that does not compile; the message is the compiler's."""
+    """Source does not compile; the message is that of the compiler."""
 
 
 class Missing(RuntimeError):
-    """No NVRTC, or no CUDA headers; the message says what to install."""
+    """NVRTC or the CUDA headers are missing; the message says what to install."""
 
 
 def _folders() -> Iterator[Path]:
-    """Where NVIDIA's packages, and CUDA itself, put libraries and headers: folders that hold lib/ or include/."""
+    """The folders of NVIDIA's packages and of CUDA that may contain lib/ or include/."""
     spec = importlib.util.find_spec("nvidia")
     for place in map(Path, (spec.submodule_search_locations or []) if spec else []):
         yield from sorted((folder for folder in place.glob("*") if folder.is_dir()), reverse=True)
@@ -37,11 +37,11 @@ def _folders() -> Iterator[Path]:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """NVRTC itself: from NVIDIA's packages, else from an installed CUDA. Raises Missing."""
-    wanted = [folder / lib / name for folder in _folders() for lib in ("lib", "lib64") for name in SONAMES]
-    for path in [*(path for path in wanted if path.exists()), *map(Path, SONAMES)]:
+    """The NVRTC library, from NVIDIA's packages or an installed CUDA. Raises Missing."""
+    candidates = [folder / lib / name for folder in _folders() for lib in ("lib", "lib64") for name in SONAMES]
+    for path in [*(path for path in candidates if path.exists()), *map(Path, SONAMES)]:
         with contextlib.suppress(OSError):
-            for part in sorted(path.parent.glob("libnvrtc-builtins.so*")):  # it looks for this by name, and not here
+            for part in sorted(path.parent.glob("libnvrtc-builtins.so*")):  # NVRTC would not find it
                 ctypes.CDLL(str(part))
             return ctypes.CDLL(str(path))
     raise Missing(f"NVRTC, which compiles the kernels, is not installed: {MISSING}")
@@ -49,7 +49,7 @@ def library() -> ctypes.CDLL:
 
 @functools.cache
 def include_folders() -> tuple[str, ...]:
-    """The folders of CUDA's own headers. Raises Missing."""
+    """The folder of CUDA's headers. Raises Missing."""
     found = [str(folder / "include") for folder in _folders() if (folder / "include" / "cuda_fp16.h").exists()]
     if not found:
         raise Missing(f"CUDA's headers (cuda_fp16.h) are not installed: {MISSING}")
@@ -66,7 +66,7 @@ def version() -> tuple[int, int]:
 
 @functools.cache
 def architectures() -> tuple[int, ...]:
-    """The compute capabilities that this NVRTC compiles for, times ten: (75, 80, 86 ...)."""
+    """The compute capabilities that this NVRTC supports, times ten: (75, 80, 86 ...)."""
     count = ctypes.c_int()
     _check(library().nvrtcGetNumSupportedArchs(ctypes.byref(count)), "nvrtcGetNumSupportedArchs")
     numbers = (ctypes.c_int * count.value)()
@@ -75,10 +75,9 @@ def architectures() -> tuple[int, ...]:
 
 
 def compile_cubin(name: str, source: str, options: Sequence[str]) -> tuple[bytes, str]:
-    """Machine code of `source`, and what the compiler said.
+    """Machine code of `source`, and the log of the compiler.
 
-    name: what its messages call the source. options: with -arch=sm_NN, which is what makes it machine code.
-    Raises CompilationError with the compiler's messages.
+    name: the name of the source in messages. options: must include -arch=sm_NN. Raises CompilationError with the log.
     """
     nvrtc, program = library(), ctypes.c_void_p()
     text = source.encode()

@@ -1,7 +1,7 @@
-"""The update of all parameters in one launch, and the norm of all gradients in two; nothing waits for the GPU.
+"""The update of all parameters in one launch, and the norm of all gradients in two, without synchronisation.
 
-Arrays are handed over as a table of their addresses. It is copied to the GPU where it has changed since the last time:
-not in a training step whose arrays lie where they lay in the step before.
+Kernels get a table of the addresses of all arrays. Tables are cached on the GPU, so nothing is copied in a training
+step whose arrays have the same addresses as in the step before.
 """
 
 import math
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.cupy.kernels import THREADS, Kernels, claimed, wide_dtype
+from tensorgrad.backend.cupy.kernels import THREADS, Kernels, supported, wide_dtype
 from tensorgrad.backend.cupy.launcher import c_type
 
-CHUNK = 16384  # elements of a block: CHUNK of optimizer.cu
-TABLES = 64  # how many are kept on the GPU
+CHUNK = 16384  # elements per block: CHUNK of optimizer.cu
+MAX_TABLES = 64  # that are cached on the GPU
 
-Row = tuple[Array | None, ...]  # what belongs to one parameter
+Row = tuple[Array | None, ...]  # the arrays of one parameter
 Table = tuple[Array, Array, Array]  # addresses, sizes, chunks
 
 
@@ -39,10 +39,10 @@ class Optimization(Kernels):
         self, ps: list[Array], gs: list[Array], ms: list[Array], vs: list[Array], masters: list[Array | None], *,
         skip: bool | Array, grad_scale: Array | None = None, **options: Any,
     ) -> None:  # fmt: skip
-        """AdamW on all parameters of a group; where one has a master, that is updated and the parameter its rounding.
+        """AdamW on all parameters of a group; a master copy, if any, is updated and then rounded to the parameter.
 
         skip (bool), lr (float64) and step (int64) may be arrays of one element, which are read when the kernel runs;
-        grad_scale (float32, or float64 for parameters in that) multiplies the gradients.
+        grad_scale (float32, or float64 for float64 parameters) multiplies the gradients.
         """
         if skip is True:
             return
@@ -63,11 +63,11 @@ class Optimization(Kernels):
             self.launch_over("adamw", rows, {"T": t, "G": g_type}, *numbers)
 
     def decide(self, flag: bool | Array) -> bool | Array:
-        """A flag that kernels act on: the array itself, so that nobody waits for it."""
+        """A flag for kernels: the array itself, to avoid synchronisation."""
         return flag if isinstance(flag, self.array_type) else bool(flag)
 
     def clip_norm(self, arrays: list[Array], max_norm: float) -> Any:
-        """Scale all arrays down together until their norm is at most max_norm; returns what it was, on the GPU.
+        """Scale all arrays down together until their norm is at most max_norm; returns the norm before, on the GPU.
 
         A norm that is not finite scales nothing.
         """
@@ -76,7 +76,7 @@ class Optimization(Kernels):
         return norm
 
     def scale(self, arrays: list[Array], factor: Any) -> None:
-        """All arrays times one number, in place; it may lie on the GPU."""
+        """All arrays times one number, in place; the number may be on the GPU."""
         factor = self.xp.asarray(factor, np.float64)
         for dtype, members in grouped(arrays, in_place=True).items():
             if dtype is None:
@@ -111,7 +111,7 @@ class Optimization(Kernels):
     # --- many arrays in one launch --------------------------------------------------------------
 
     def launch_over(self, kernel: str, rows: list[Row], defines: dict[str, str], *args: Any) -> None:
-        """Start a kernel on all rows of a table: a block for each CHUNK elements of each."""
+        """Launch a kernel on all rows of a table: a block for each CHUNK elements of each array."""
         addresses, sizes, chunks = self._table(rows)
         self.launcher.launch(
             "optimizer", kernel, (len(chunks),), (THREADS,), (addresses, sizes, chunks, *args), defines=defines
@@ -119,11 +119,11 @@ class Optimization(Kernels):
 
     @cached_property
     def tables(self) -> OrderedDict[tuple[int, ...], Table]:
-        """Those that are on the GPU, the one that was used last at the end."""
+        """The cached tables, the most recently used last."""
         return OrderedDict()
 
     def _table(self, rows: list[Row]) -> Table:
-        """The table of these arrays on the GPU, from an earlier step if nothing has moved."""
+        """The table of these arrays on the GPU, from the cache if no address has changed."""
         key = tuple(number for row in rows for number in (row_size(row), *map(address, row)))
         table = self.tables.pop(key, None)
         if table is None:
@@ -133,7 +133,7 @@ class Optimization(Kernels):
             addresses, sizes, chunks = (self.upload(x) for x in host)
             table = addresses, sizes, chunks
         self.tables[key] = table
-        if len(self.tables) > TABLES:
+        if len(self.tables) > MAX_TABLES:
             self.tables.popitem(last=False)
         return table
 
@@ -141,7 +141,7 @@ class Optimization(Kernels):
         self, p: Array, g: Array, m: Array, v: Array, master: Array | None, skip: bool | Array,
         grad_scale: Array | None, options: dict[str, Any],
     ) -> None:  # fmt: skip
-        """The plain mathematics, for arrays that no kernel takes; waits for numbers that lie on the GPU."""
+        """The update by `math.py`, for arrays that no kernel supports; waits for numbers that are on the GPU."""
         if skip:
             return
         g = self.wide(g) if grad_scale is None else self.wide(g) * grad_scale
@@ -152,11 +152,11 @@ class Optimization(Kernels):
 
 
 def updatable(p: Array, g: Array, m: Array, v: Array, master: Array | None) -> bool:
-    """Whether the kernel can update the parameter: contiguous arrays, moments and master as wide as it computes."""
+    """Whether the kernel supports the parameter: contiguous arrays, moments and master in the wide dtype."""
     wide = [x for x in (m, v, master) if x is not None]
     return (
-        claimed(p)
-        and claimed(g)
+        supported(p)
+        and supported(g)
         and g.shape == p.shape
         and all(x.shape == p.shape and x.dtype == wide_dtype(p.dtype) for x in wide)
         and all(x.flags.c_contiguous for x in (p, *wide))
@@ -164,25 +164,25 @@ def updatable(p: Array, g: Array, m: Array, v: Array, master: Array | None) -> b
 
 
 def grouped(arrays: list[Array], in_place: bool) -> dict[Any, list[Array]]:
-    """Arrays by dtype; under None those that no kernel takes. Empty ones are left out."""
+    """Arrays by dtype, without empty ones; the key None is for arrays that no kernel supports."""
     groups: dict[Any, list[Array]] = {}
     for x in arrays:
-        takes = claimed(x) and (x.flags.c_contiguous or not in_place)
+        has_kernel = supported(x) and (x.flags.c_contiguous or not in_place)
         if x.size:
-            groups.setdefault(x.dtype if takes else None, []).append(x)
+            groups.setdefault(x.dtype if has_kernel else None, []).append(x)
     return groups
 
 
 def address(x: Array | None) -> int:
-    """Where an array lies; 0 for none."""
+    """The address of an array; 0 for None."""
     return 0 if x is None else int(x.data.ptr)
 
 
 def row_size(row: Row) -> int:
-    """How many elements the arrays of a row have."""
+    """The number of elements of each array of a row."""
     return int(row[0].size)  # type: ignore[union-attr]
 
 
 def n_chunks(x: Array) -> int:
-    """How many blocks an array keeps busy."""
+    """The number of blocks for an array."""
     return int(-(-x.size // CHUNK))

@@ -1,4 +1,4 @@
-"""Rotary positions: a thread turns a pair."""
+"""Rotary position embedding: one thread per pair."""
 
 import math
 from functools import cached_property
@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.cupy.kernels import THREADS, Kernels, claimed, n_rows
+from tensorgrad.backend.cupy.kernels import THREADS, Kernels, n_rows, supported
 from tensorgrad.backend.cupy.launcher import c_type
 from tensorgrad.backend.cupy.signature import DTYPES
 
@@ -18,7 +18,7 @@ class RotaryEmbedding(Kernels):
 
     def rotary_embedding(self, x: Array, positions: Array, base: float, inverse: bool = False) -> Array:
         """Rotate the pairs (x[i], x[i + D/2]) of x (..., T, D) by positions * base^(-2i / D), or back."""
-        if not claimed(x) or positions.dtype.name not in POSITIONS or not positions.size:
+        if not supported(x) or positions.dtype.name not in POSITIONS or not positions.size:
             return super().rotary_embedding(x, positions, base, inverse)
         rows, half, shape = n_rows(x), x.shape[-1] // 2, x.shape[:-1]
         if positions.size not in (1, shape[-1]) or (positions.ndim and positions.shape[-1] != positions.size):
@@ -37,5 +37,5 @@ class RotaryEmbedding(Kernels):
 
     @cached_property
     def _turns(self) -> dict[tuple[int, float], Array]:
-        """Turns per position of every pair, on the device: made once for a head size and a base."""
+        """The turns per position of every pair, on the GPU, for each head size and base."""
         return {}

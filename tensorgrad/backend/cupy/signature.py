@@ -1,4 +1,4 @@
-"""What a kernel of a .cu file takes, read from its source, so that every launch can be checked against it."""
+"""The parameters of kernels, parsed from the .cu files, so that every launch can be checked against them."""
 
 import functools
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 
-# C's names for the dtypes that a kernel may take, as NumPy names them
+# C types of kernel parameters, and NumPy's names for them
 DTYPES = {
     "bool": "bool",
     "char": "int8",
@@ -34,12 +34,12 @@ KERNEL = re.compile(
     r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)', re.DOTALL
 )
 ALIAS = re.compile(r"\busing\s+(\w+)\s*=\s*(Wide<\s*\w+\s*>|[\w ]+);")
-SIDE_WORDS = re.compile(r"\b(?:const|volatile|__restrict__|__grid_constant__)\b")
+QUALIFIERS = re.compile(r"\b(?:const|volatile|__restrict__|__grid_constant__)\b")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a kernel: its C type without const, whether it is a pointer, and the dtype that fits."""
+    """One parameter of a kernel: its C type without const, whether it is a pointer, and its dtype."""
 
     name: str
     c_type: str
@@ -48,7 +48,7 @@ class Parameter:
 
 
 def path_of(source: str) -> Path:
-    """The file of `source`, a name without .cu."""
+    """The path of a .cu file; source: its name without .cu."""
     return FOLDER / f"{source}.cu"
 
 
@@ -57,14 +57,14 @@ def dependencies(path: Path) -> list[Path]:
     found, waiting = [path], [path]
     while waiting:
         for name in INCLUDE.findall(waiting.pop().read_text(encoding="utf-8")):
-            if name and (FOLDER / name) not in found and (FOLDER / name).exists():  # the emulation's is elsewhere
+            if name and (FOLDER / name) not in found and (FOLDER / name).exists():  # cuda_emulation.h does not
                 found.append(FOLDER / name)
                 waiting.append(FOLDER / name)
     return found
 
 
 def with_defines(text: str, defines: Mapping[str, str]) -> str:
-    """The source with its macros defined: behind its #include lines, for a header may name a template's type T."""
+    """The source with macros defined after its #include lines, since headers may use a macro's name, such as T."""
     if not defines:
         return text
     lines = "\n".join(f"#define {name} {value}" for name, value in sorted(defines.items()))
@@ -76,7 +76,7 @@ def with_defines(text: str, defines: Mapping[str, str]) -> str:
 
 @functools.cache
 def signatures(text: str, defines: tuple[tuple[str, str], ...]) -> dict[str, tuple[Parameter, ...]]:
-    """The parameters of every kernel of a source: those declared extern "C" __global__ void."""
+    """The parameters of every kernel of a source, declared as extern "C" __global__ void."""
     names, plain = dict(defines), COMMENT.sub(" ", text)
     for alias, meant in ALIAS.findall(plain):
         wide = re.fullmatch(r"Wide<\s*(\w+)\s*>", meant)
@@ -90,7 +90,7 @@ def signatures(text: str, defines: tuple[tuple[str, str], ...]) -> dict[str, tup
 
 
 def _parameter(kernel: str, declared: str, names: Mapping[str, str]) -> Parameter:
-    words = SIDE_WORDS.sub(" ", declared.replace("*", " * ")).split()
+    words = QUALIFIERS.sub(" ", declared.replace("*", " * ")).split()
     *kind, name = words
     stars = kind.count("*")
     c_type = " ".join(word for word in kind if word != "*")

@@ -1,11 +1,11 @@
-"""Softmax and its logarithm along the last axis, one block a row."""
+"""Softmax and its logarithm along the last axis, one block per row."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.cupy.kernels import Kernels, claimed, n_rows, threads_for
+from tensorgrad.backend.cupy.kernels import Kernels, n_rows, supported, threads_for
 from tensorgrad.backend.cupy.launcher import c_type
 
 
@@ -14,24 +14,24 @@ class Softmax(Kernels):
 
     def softmax(self, x: Array, axis: int) -> Array:
         """exp(x) / sum exp(x)."""
-        return self._along("softmax", super().softmax, axis, x)
+        return self._over_last_axis("softmax", super().softmax, axis, x)
 
     def softmax_backward(self, dy: Array, y: Array, axis: int) -> Array:
         """dx of softmax."""
-        return self._along("softmax_backward", super().softmax_backward, axis, dy, y)
+        return self._over_last_axis("softmax_backward", super().softmax_backward, axis, dy, y)
 
     def log_softmax(self, x: Array, axis: int) -> Array:
         """x - logsumexp(x)."""
-        return self._along("log_softmax", super().log_softmax, axis, x)
+        return self._over_last_axis("log_softmax", super().log_softmax, axis, x)
 
     def log_softmax_backward(self, dy: Array, y: Array, axis: int) -> Array:
         """dx of log_softmax."""
-        return self._along("log_softmax_backward", super().log_softmax_backward, axis, dy, y)
+        return self._over_last_axis("log_softmax_backward", super().log_softmax_backward, axis, dy, y)
 
-    def _along(self, kernel: str, plain: Callable[..., Array], axis: int, *arrays: Array) -> Array:
-        """Start a kernel on the rows of arrays of one shape and dtype, or leave it to the plain mathematics."""
+    def _over_last_axis(self, kernel: str, plain: Callable[..., Array], axis: int, *arrays: Array) -> Array:
+        """Launch a kernel on the rows of arrays of one shape and dtype; compute other arrays by `plain`."""
         first = arrays[0]
-        whole = [self.contiguous(x) for x in arrays] if claimed(*arrays) and axis in (-1, first.ndim - 1) else []
+        whole = [self.contiguous(x) for x in arrays] if supported(*arrays) and axis in (-1, first.ndim - 1) else []
         if not whole or any(x.shape != first.shape or x.data.ptr % 16 for x in whole):
             return plain(*arrays, axis)
         y = self.xp.empty(first.shape, first.dtype)

@@ -1,4 +1,4 @@
-"""Batches to the GPU while it computes: from pinned memory, on a stream of their own; nobody waits."""
+"""Transfers between host and GPU that overlap with computation: pinned memory, and a separate stream."""
 
 from functools import cached_property
 from typing import Any
@@ -9,11 +9,11 @@ from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.cupy.kernels import Kernels
 from tensorgrad.backend.cupy.nccl import NcclGroup
 
-SLOTS = 2  # batches on their way or in use: one is computed with while the next is copied
+MAX_SLOTS = 2  # one batch is computed with while the next is copied
 
 
 class Slot:
-    """Pinned memory on the host, memory on the GPU, and when they may be written into again."""
+    """Pinned memory on the host, memory on the GPU, and the events after which they may be overwritten."""
 
     def __init__(self, cupy: Any, like: tuple[Any, ...]) -> None:
         self.pinned = []
@@ -22,12 +22,12 @@ class Slot:
             self.pinned.append(np.frombuffer(memory, x.dtype, x.size).reshape(x.shape))
         self.arrays = tuple(cupy.empty(x.shape, x.dtype) for x in like)
         self.copied: Any = None  # event: the GPU has read the pinned memory
-        # event: whatever was computed with the arrays; or with those before them, whose memory the pool gave out again
+        # event: kernels that read the arrays, or earlier arrays at the same memory, have finished
         self.used: Any = cupy.cuda.get_current_stream().record()
 
 
 class Transfer(Kernels):
-    """The ways between host and GPU, and from GPU to GPU, that keep nobody waiting."""
+    """Transfers between host and GPU, and between GPUs, without synchronisation."""
 
     _group: NcclGroup | None = None
 
@@ -36,7 +36,7 @@ class Transfer(Kernels):
         return {}
 
     def communicator(self, group: Any) -> Any:
-        """The same processes with a GPU each."""
+        """The same process group, with one GPU per process."""
         if group.size == 1:
             return group
         if self._group is None or self._group.group is not group:
@@ -44,34 +44,34 @@ class Transfer(Kernels):
         return self._group
 
     def sum_over(self, group: Any, value: Array) -> Array:
-        """The same on the GPU; nobody waits."""
+        """The sum of a value over a process group, on the GPU, without synchronisation."""
         value = value.reshape(1).copy()
         group.all_reduce(value).wait()
         return value.reshape(())
 
     def numbers(self, values: list[Any]) -> list[float]:
-        """Python floats of arrays on the GPU, which are gathered there and copied at once."""
+        """Values of arrays on the GPU as Python floats, copied to the host together."""
         arrays = [self.xp.asarray(x, "float64").reshape(()) for x in values]
         return self.to_numpy(self.xp.stack(arrays)).tolist() if arrays else []
 
     def number(self, x: Array) -> Any:
-        """The array itself: to know its number would be to wait for it."""
+        """The array itself: reading its value would wait for the GPU."""
         return x
 
     def stage(self, *arrays: Any) -> tuple[Array, ...]:
-        """Host arrays on the GPU, copied while the step before is computed.
+        """Copy host arrays to the GPU while the step before is computed.
 
-        They are valid until `stage` was called twice more for arrays of these shapes.
+        The results are valid until `stage` has been called twice more for arrays of these shapes.
         """
         key = tuple((x.shape, x.dtype) for x in arrays)
         slots = self._slots.setdefault(key, [])
-        slot = Slot(self.xp, arrays) if len(slots) < SLOTS else slots.pop(0)
+        slot = Slot(self.xp, arrays) if len(slots) < MAX_SLOTS else slots.pop(0)
         compute = self.xp.cuda.get_current_stream()
-        if slots:  # what the current stream has been given so far works with the slot before
+        if slots:  # kernels that are already queued read the previous slot
             slots[-1].used = compute.record()
         slots.append(slot)
         if slot.copied is not None:
-            slot.copied.synchronize()  # long since done: that was two steps ago
+            slot.copied.synchronize()  # usually done long ago: it was two steps ago
         self.copy_stream.wait_event(slot.used)
         for x, pinned, on_gpu in zip(arrays, slot.pinned, slot.arrays, strict=True):
             pinned[...] = x

@@ -144,9 +144,9 @@ def test_something_that_cupy_needs_is_missing(registry: None, monkeypatch: pytes
     ("n_gpus", "message"),
     [
         (FakeCudaError("cudaErrorNoDevice: no CUDA-capable device is detected\nmore"),
-         "CuPy is installed but finds no GPU that it can use (cudaErrorNoDevice: no CUDA-capable device is detected): "
+         "CuPy is installed but finds no usable GPU (cudaErrorNoDevice: no CUDA-capable device is detected): "
          "check that nvidia-smi shows one, and that CUDA_VISIBLE_DEVICES does not hide it"),
-        (FakeCudaError(""), "CuPy is installed but finds no GPU that it can use (FakeCudaError): check"),
+        (FakeCudaError(""), "CuPy is installed but finds no usable GPU (FakeCudaError): check"),
         (0, "CuPy is installed but there is no GPU: choose numba or numpy"),
     ],
 )  # fmt: skip
@@ -161,9 +161,9 @@ def test_there_is_no_gpu(n_gpus: Any, message: str, cupy: Any, monkeypatch: pyte
     [
         (None, "there is no NVIDIA driver here (libcuda.so.1 cannot be loaded): install one and check that nvidia-smi "
                "shows the GPU, or choose numba or numpy"),
-        ((12, 4), "the NVIDIA driver is too old: it runs CUDA 12.4, and this CuPy is of CUDA 13: update the driver, or "
-                  'pip install -e ".[cuda12]" for the driver as it is'),
-        ((11, 8), "the NVIDIA driver is too old: it runs CUDA 11.8, and this CuPy is of CUDA 13: update the driver"),
+        ((12, 4), "the NVIDIA driver is too old: it runs CUDA 12.4, and this CuPy needs CUDA 13: update the driver, or "
+                  'pip install -e ".[cuda12]" for the installed driver'),
+        ((11, 8), "the NVIDIA driver is too old: it runs CUDA 11.8, and this CuPy needs CUDA 13: update the driver"),
     ],
 )  # fmt: skip
 def test_there_is_no_driver_or_an_old_one(
@@ -205,11 +205,11 @@ def test_no_memory_left_on_the_gpu(cupy: Any, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(driver.OutOfMemory) as caught:
         cupy.allocator(3 * 2**30)
     assert str(caught.value) == (
-        "GPU memory: 3.00 GiB were asked for, 0.50 GiB of 80.00 GiB are free and 70.00 GiB hold this program's arrays: "
+        "GPU memory: 3.00 GiB were requested, 0.50 GiB of 80.00 GiB are free and 70.00 GiB hold this program's arrays: "
         "0.50 GiB would fit"
     )
     assert caught.value.share == pytest.approx(70.5 / 73)
-    assert "8.0 MiB were asked for" in str(driver.OutOfMemory(2**23, 0, 1, 2**30))
+    assert "8.0 MiB were requested" in str(driver.OutOfMemory(2**23, 0, 1, 2**30))
 
 
 def test_bfloat16_is_registered_before_cupy_is_imported(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

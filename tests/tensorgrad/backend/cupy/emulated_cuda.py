@@ -27,7 +27,7 @@ import tensorgrad as tg
 from tensorgrad import backend
 from tensorgrad.backend import cupy as cupy_backend
 from tensorgrad.backend.cupy import CupyBackend, cublaslt, launcher
-from tensorgrad.backend.cupy.launcher import CheckedLauncher, Defines, Grid
+from tensorgrad.backend.cupy.launcher import Defines, Grid, Launcher
 from tensorgrad.backend.cupy.signature import FOLDER, Parameter, dependencies, path_of, signatures, with_defines
 
 HEADERS = Path(__file__).parent / "cuda_emulation"
@@ -54,7 +54,7 @@ class Launch:
     defines: Defines
 
 
-class RecordingLauncher(CheckedLauncher):
+class RecordingLauncher(Launcher):
     """Checks every launch, writes it down and runs nothing."""
 
     def __init__(self) -> None:

@@ -245,7 +245,7 @@ def test_errors_describe_stacks_transposes_and_biases(recorder: Recorder) -> Non
 
 
 def test_the_oldest_plan_makes_room(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cublaslt, "MOST_PLANS", 2)
+    monkeypatch.setattr(cublaslt, "MAX_PLANS", 2)
     library = CublasLt(recorder)
     sizes = [SMALL._replace(d=matrix("float32", 2, 4, ld)) for ld in (2, 3, 4)]
     for product in sizes:

@@ -13,7 +13,7 @@ from fake_cupy import FakeArray, FakeCupy, fake
 
 from tensorgrad import backend
 from tensorgrad.backend.cupy import CupyBackend, launcher, nvrtc
-from tensorgrad.backend.cupy.kernels import columns_a_lane
+from tensorgrad.backend.cupy.kernels import columns_per_lane
 from tensorgrad.backend.cupy.signature import C_TYPES, FOLDER
 from tensorgrad.backend.runtime import Backend
 
@@ -272,7 +272,7 @@ def test_random_bits_and_draws_that_are_counted_on_the_gpu() -> None:
         np.testing.assert_array_equal(
             k.random_bits(n, 2**63 + 1, 2, 9).view(np.ndarray), PLAIN.random_bits(n, 2**63 + 1, 2, 9)
         )
-    k.drawn = fake(np.array(4, np.uint32))
+    k.step_offset = fake(np.array(4, np.uint32))
     np.testing.assert_array_equal(k.random_bits(9, 1, 2, 5).view(np.ndarray), PLAIN.random_bits(9, 1, 2, 9))
     x = np.ones(50, np.float32)
     np.testing.assert_array_equal(k.dropout(fake(x), (0.5, 1, 1, 5)).view(np.ndarray), PLAIN.dropout(x, (0.5, 1, 1, 9)))
@@ -433,9 +433,9 @@ def test_the_tables_on_the_gpu_are_not_kept_for_ever() -> None:
 
 def test_columns_are_read_16_bytes_at_a_time_where_rows_begin_there() -> None:
     x = fake(np.zeros((4, 8), np.float16))
-    assert columns_a_lane(8, x) == 8
-    assert columns_a_lane(8, x, misaligned(np.zeros((4, 8), np.float16))) == 1
-    assert columns_a_lane(7, x) == 1
+    assert columns_per_lane(8, x) == 8
+    assert columns_per_lane(8, x, misaligned(np.zeros((4, 8), np.float16))) == 1
+    assert columns_per_lane(7, x) == 1
 
 
 # --- compiled for the GPU -------------------------------------------------------------------------

@@ -87,8 +87,8 @@ def test_an_array_with_gaps_is_for_a_kernel_that_takes_its_strides(source: Path)
 @pytest.mark.parametrize(
     ("kernel", "grid", "block", "message"),
     [
-        ("scales", (1,), (1,), "kernel scales: scale.cu has none of that name; it has scale, nothing"),
-        ("commented_out", (1,), (1,), "kernel commented_out: scale.cu has none of that name; it has scale, nothing"),
+        ("scales", (1,), (1,), "kernel scales: scale.cu does not define it; it defines scale, nothing"),
+        ("commented_out", (1,), (1,), "kernel commented_out: scale.cu does not define it; it defines scale, nothing"),
         ("scale", (1,), (2000,), r"kernel scale: block \(2000,\) is not 1 to 1024 threads"),
         ("scale", (1,), (32, 64), r"kernel scale: block \(32, 64\) is not 1 to 1024 threads"),
         ("scale", (0,), (64,), r"kernel scale: grid \(0,\) is not 1 to .* blocks"),

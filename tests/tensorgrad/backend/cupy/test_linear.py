@@ -151,7 +151,7 @@ def test_alignment_is_that_of_the_address() -> None:
     start = -whole.ctypes.data % 256 // 4
     for offset, alignment in ((0, 256), (1, 4), (2, 8), (4, 16), (32, 128), (64, 256)):
         x = memory(whole)[start + offset : start + offset + 12].reshape(3, 4)
-        assert linear.by_columns(x) == (Matrix("float32", 4, 3, 4, 1, 0, alignment), False)
+        assert linear.column_major(x) == (Matrix("float32", 4, 3, 4, 1, 0, alignment), False)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_the_function_is_called_until_it_is_recorded_and_no_more(gpu: Any) -> No
     assert len(calls) == EAGER_RUNS + 1
     assert results == [[10 * i * (i + 1) / 2] * 2 for i in range(1, EAGER_RUNS + 4)]
     assert graph(gpu.asarray(np.zeros(2, np.float32)))[0] is graph.results[0]
-    with pytest.raises(ValueError, match=r"CUDA graph: made for arrays \[\(\(2,\), 'float32'\)\], called with"):
+    with pytest.raises(ValueError, match=r"CUDA graph: recorded for arrays \[\(\(2,\), 'float32'\)\], called with"):
         graph(gpu.asarray(np.zeros(3, np.float32)))
 
 
@@ -117,7 +117,7 @@ def test_a_step_that_waits_for_the_gpu_cannot_be_recorded(gpu: Any) -> None:
         graph(x)
     with pytest.raises(RuntimeError, match="CUDA graph: the step cannot be recorded: .*not permitted when stream is"):
         graph(x)
-    assert not gpu.graph_stream.is_capturing() and gpu.drawn is None
+    assert not gpu.graph_stream.is_capturing() and gpu.step_offset is None
     with pytest.raises(RuntimeError, match="CUDA graph"):  # and not half of one the next time
         graph(x)
 
