@@ -1,4 +1,4 @@
-// Activation functions and their derivatives, element by element: 16 bytes a thread.
+// Activation functions and their derivatives, elementwise, 16 bytes per thread.
 //
 //   sigmoid    s(x) = 1 / (1 + e^-x)
 //   silu       x s(x)                            derivative s + x s (1 - s)
@@ -6,12 +6,12 @@
 //   gelu_tanh  x (1 + tanh u) / 2 = x s(2u)                   s + x s (1 - s) d(2u)/dx
 //              with u = sqrt(2 / pi) (x + 0.044715 x^3)       (Hendrycks, Gimpel 2016, arXiv:1606.08415)
 //
-// s(2u) and (1 + tanh u) / 2 are one function; in this form nothing cancels.
+// s(2u) equals (1 + tanh u) / 2, without cancellation.
 #include "common.cuh"
 
 using Real = Wide<T>;
 
-// Of the exponential of -|x|, so that nothing overflows and small results keep their digits.
+// Computed from exp(-|x|), so that nothing overflows and small results keep their digits.
 __device__ __forceinline__ Real logistic(Real x) {
     const Real e = exponential<T>(x < 0 ? x : -x);
     return divide<T>(x < 0 ? e : Real(1), 1 + e);
@@ -65,7 +65,7 @@ template <int N, typename Function> __device__ void backward(const T* dy, const 
     store<N>(dx + i, gradient);
 }
 
-template <int N, typename Function> __device__ void again(T* dy, T* x, long long i, Function f) {
+template <int N, typename Function> __device__ void backward_recompute(T* dy, T* x, long long i, Function f) {
     Real part[N], gradient[N];
     load<N>(x + i, part);
     load<N>(dy + i, gradient);
@@ -123,11 +123,11 @@ extern "C" __global__ void gelu_tanh_backward(
     map_backward(dy, x, dx, n, GeluTanh());
 }
 
-// dy becomes dx, and x becomes y once more: who saved x alone has both from one reading of it.
+// dy becomes dx, and x becomes gelu_tanh(x), recomputed while x is in registers.
 extern "C" __global__ void gelu_tanh_recompute(T* __restrict__ dy, T* __restrict__ x, long long n) {
     constexpr int N = PER_16_BYTES<T>;
     const long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N;
-    if (i + N <= n && aligned(0, dy, x)) again<N>(dy, x, i, GeluTanh());
+    if (i + N <= n && aligned(0, dy, x)) backward_recompute<N>(dy, x, i, GeluTanh());
     else
-        for (long long j = i; j < n && j < i + N; ++j) again<1>(dy, x, j, GeluTanh());
+        for (long long j = i; j < n && j < i + N; ++j) backward_recompute<1>(dy, x, j, GeluTanh());
 }

@@ -1,9 +1,8 @@
-// What the attention kernels share: which keys a query sees, tiles in shared memory, products on tensor cores, dropout.
+// Shared by the attention kernels: which keys a query sees, tiles in shared memory, products on tensor cores.
 //
-// Every head of every sequence is a problem of its own: y = softmax(scale q k^T) v, with q (T, D), k and v (S, D). The
-// T x S matrix of scores would be the largest array of the whole model, so it is never stored: it is computed one small
-// tile at a time, in registers, used at once and forgotten (Dao et al. 2022, arXiv:2205.14135; Dao 2023,
-// arXiv:2307.08691).
+// Every head of every sequence is independent: y = softmax(scale q k^T) v, with q (T, D), k and v (S, D). The T x S
+// matrix of scores would be the largest array of the whole model, so it is never stored: one small tile at a time is
+// computed in registers and used at once (Dao et al. 2022, arXiv:2205.14135; Dao 2023, arXiv:2307.08691).
 //
 // A tensor core multiplies 16 x 16 by 16 x 8 and adds the product to 16 x 8 numbers in float32. A warp's 32 lanes hold
 // the three matrices together, each lane a *fragment*. Of the 16 x 8 result, lane 4 i + j holds four numbers:
@@ -11,18 +10,18 @@
 //     c[0], c[1]: row i,     columns 2 j and 2 j + 1
 //     c[2], c[3]: row i + 8, the same columns
 //
-// and two such results side by side, narrowed to half precision, are laid out exactly as the left operand (16 x 16) of
-// the next product. That is why scores can go from the first product of attention to the second without ever leaving
-// the registers: `to_operand` below is all it takes.
+// and two adjacent results, narrowed to half precision, have exactly the layout of the left operand (16 x 16) of the
+// next product. So scores go from the first product of attention to the second without leaving the registers: see
+// `to_operand` below.
 #pragma once
 
 #include "mma.cuh"
 
 constexpr float LOG2_E = 1.4426950408889634f;  // 2^x is one instruction, e^x is two: exponents are scaled by this
 
-// --- who sees whom ---------------------------------------------------------------------------------------------------
+// --- causal visibility -----------------------------------------------------------------------------------------------
 
-// How many keys a query may see: causally, the last query sees all.
+// The number of keys that a query may see: with causal attention, the last query sees all.
 __device__ __forceinline__ int n_seen(int query, int n_query, int n_key, int causal) {
     return causal ? min(n_key, max(0, query + 1 + n_key - n_query)) : n_key;
 }
@@ -32,15 +31,15 @@ __device__ __forceinline__ int first_seeing(int key, int n_query, int n_key, int
     return causal ? max(0, key - (n_key - n_query)) : 0;
 }
 
-struct Place {
+struct Assignment {
     int head, block;
 };
 
-// What a thread block works on: a head (of all sequences), and a block of its rows. HEADS_TOGETHER heads are worked on
-// at a time, so that what they read stays in the L2 cache; all their blocks number 0 come first, then all numbers 1.
+// The work of a thread block: a head (of all sequences), and a block of its rows. HEADS_TOGETHER heads are processed at
+// a time, so that their operands stay in the L2 cache: first block 0 of all these heads, then block 1 ...
 constexpr int HEADS_TOGETHER = 64;
 
-__device__ __forceinline__ Place place_of(int index, int n_heads, int n_blocks) {
+__device__ __forceinline__ Assignment assignment_of(int index, int n_heads, int n_blocks) {
     const int first = index / (HEADS_TOGETHER * n_blocks) * HEADS_TOGETHER;
     const int together = min(HEADS_TOGETHER, n_heads - first);
     const int rest = index - first * n_blocks;
@@ -49,9 +48,9 @@ __device__ __forceinline__ Place place_of(int index, int n_heads, int n_blocks) 
 
 // --- tiles in shared memory ------------------------------------------------------------------------------------------
 
-// Rows of HEAD numbers (D rounded up to 16, zeros behind D) lie 16 bytes further apart than they are long: HEAD is even
-// in units of 16 bytes, so the distance is odd, and eight rows' pieces of 16 bytes lie in eight different groups of the
-// 32 banks. ldmatrix reads just such eights, each in one go.
+// Rows of HEAD numbers (D rounded up to 16, zeros after D) are padded by 16 bytes: HEAD is even in units of 16 bytes,
+// so the stride is odd, and 16 bytes of each of eight rows are in eight different groups of the 32 banks. ldmatrix
+// reads eight rows at a time without bank conflicts.
 template <int HEAD> constexpr int row_size = HEAD + 8;
 
 // Start copying rows first ... first + ROWS - 1 of x (n, d) into a tile, 16 bytes at a time; zeros beyond n and d.
@@ -65,8 +64,9 @@ __device__ __forceinline__ void load_tile(Number* tile, const Number* x, long lo
     }
 }
 
-// Write a warp's M * 16 rows of results, each row times its factor, to rows first ... of y (n, d). They go by way of
-// the warp's rows of a tile: a lane holds two neighbours in every row, and memory is written best 16 bytes at a time.
+// Write a warp's M * 16 rows of results, each row times its factor, to rows first ... of y (n, d). They are first
+// stored in the warp's rows of a tile, since a lane holds two adjacent numbers and memory is best written 16 bytes at a
+// time.
 template <int M, int HEAD, typename Number>
 __device__ __forceinline__ void store_rows(
     Number* y, long long stride, int first, int n, int d, Number* tile, const float (&c)[M][HEAD / 8][4],
@@ -97,7 +97,7 @@ __device__ __forceinline__ void store_rows(
 
 // --- products --------------------------------------------------------------------------------------------------------
 
-// Two neighbouring 16 x 8 results += a 16 x 16 left operand times 16 x 16 of the right one, as ldmatrix gives it.
+// Two adjacent 16 x 8 results += a 16 x 16 left operand times 16 x 16 of the right one, as loaded by ldmatrix.
 template <typename Number>
 __device__ __forceinline__ void add_product(
     float (&c)[4], float (&next)[4], const Register (&a)[4], const Register (&b)[4]
@@ -107,8 +107,8 @@ __device__ __forceinline__ void add_product(
     mma_m16n8k16<Number>(next, a, second, next);
 }
 
-// c (M * 16, N) += a b^T, with a and b (N, HEAD) in tiles: the scores of M * 16 queries with N keys. (Queries kept in
-// registers would save a fifth of what is read, but registers are what is short.)
+// c (M * 16, N) += a b^T, with a and b (N, HEAD) in tiles: the scores of M * 16 queries with N keys. (Queries in
+// registers would save a fifth of the reads, but there are not enough registers.)
 template <int M, int N, int HEAD, typename Number>
 __device__ __forceinline__ void add_product_nt(float (&c)[M][N / 8][4], const Number* a, const Number* b) {
     const int lane = threadIdx.x % WARP;
@@ -143,7 +143,7 @@ __device__ __forceinline__ void to_operand(Register (&a)[M][N / 16][4], const fl
             }
 }
 
-// c (M * 16, HEAD) += a b, with b (K, HEAD) a tile, whose 8 x 8 pieces ldmatrix transposes on the way.
+// c (M * 16, HEAD) += a b, with b (K, HEAD) a tile, whose 8 x 8 matrices ldmatrix transposes.
 template <int M, int K, int HEAD, typename Number>
 __device__ __forceinline__ void add_product_nn(
     float (&c)[M][HEAD / 8][4], const Register (&a)[M][K / 16][4], const Number* b

@@ -1,6 +1,6 @@
 // Attention, backward, on tensor cores (see attention.cuh), in two kernels.
 //
-// With p the weights, made again from the scores and each row's logsumexp, and delta = the sum of dy y over a row,
+// With p the weights, recomputed from the scores and each row's logsumexp, and delta = the sum of dy y over a row,
 //
 //     dv   = p^T dy
 //     ds   = p (dy v^T - delta)              the gradient of scale q k^T, from that of the softmax
@@ -8,23 +8,23 @@
 //     dkey = scale ds^T q
 //
 // dq is a sum over keys, dv and dkey are sums over queries. FlashAttention-2 computes ds once and adds its part of dq
-// into memory with atomics, in whatever order thread blocks happen to come by. Here every sum has one owner, so that
-// the same input gives the same bits: attention_backward_query has blocks of queries and walks over the keys,
-// attention_backward_key has blocks of keys and walks over the queries. The price is two more products than the five.
+// to memory with atomics, in a random order of thread blocks. Here a single block computes every sum, so that results
+// are reproducible bit by bit: attention_backward_query has blocks of queries and loops over the keys,
+// attention_backward_key has blocks of keys and loops over the queries. This costs seven products instead of five.
 //
-// In the second kernel a warp's rows are keys: scores come out transposed, p^T and ds^T, as just what has to be
-// multiplied from the left. So in both kernels nothing of size T x S goes even to shared memory.
+// In the second kernel a warp's rows are keys: it computes p^T and ds^T, the left operands of the next products. So in
+// both kernels nothing of size T x S is stored, not even in shared memory.
 #include "attention_dropout.cuh"
 #include "attention.cuh"
 
 // --- dq, and delta ---------------------------------------------------------------------------------------------------
 
 constexpr int WARPS = 4, THREADS = WARP * WARPS;
-constexpr int Q_M = HEAD > 96 ? 1 : 2, Q_ROWS = 16 * Q_M * WARPS;  // 16 Q_M queries a warp
+constexpr int Q_M = HEAD > 96 ? 1 : 2, Q_ROWS = 16 * Q_M * WARPS;  // 16 Q_M queries per warp
 constexpr int Q_KEYS = 32;
 
-// What a warp knows of its rows: delta, and what is subtracted from their scores, logsumexp in base 2. A row that saw
-// nothing, or that is not there, has +inf, which makes all its weights 0.
+// The rows of a warp: delta, and shift, their logsumexp in base 2, which is subtracted from their scores. For a row
+// that sees no key, or does not exist, shift is +inf, so that all its weights are 0.
 struct Rows {
     float delta[Q_M][2], shift[Q_M][2];
 };
@@ -77,8 +77,8 @@ __device__ __forceinline__ void score_gradients(
         }
 }
 
-// dy, q, y, dq (B, H, T, D) and key, v (B, G, S, D), with their strides in numbers, and lse (B, H, T) -> dq, and what
-// the other kernel needs of every row: shift and delta, (B, H, T). grid: B * H * blocks of Q_ROWS queries. For the rest
+// dy, q, y, dq (B, H, T, D) and key, v (B, G, S, D), with their strides in numbers, and lse (B, H, T) -> dq, and for
+// the other kernel shift and delta, (B, H, T). grid: B * H * blocks of Q_ROWS queries. For the rest
 // see attention_forward.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_query(
     const T* dy, long long dy_stride_b, long long dy_stride_h, long long dy_stride_t,
@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_query(
     T* dq, long long dq_stride_b, long long dq_stride_h, long long dq_stride_t,
     const float* lse, float* shift, float* delta, int n_batch, int n_head, int n_group, int n_query, int n_key, int d,
     int causal, float scale, unsigned threshold, float kept_scale, unsigned long long seed, unsigned stream,
-    unsigned step, const unsigned* counted
+    unsigned step, const unsigned* step_offset
 ) {
     DYNAMIC_SHARED(T, memory);
     constexpr int TILE = Q_KEYS * row_size<HEAD>;
@@ -99,26 +99,26 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_query(
     T* v_tiles = key_tiles + 2 * TILE;
 
     const int n_blocks = (n_query + Q_ROWS - 1) / Q_ROWS;
-    Place place = place_of(blockIdx.x, n_batch * n_head, n_blocks);
-    place.block = n_blocks - 1 - place.block;  // the last queries see most: they start first
-    const int b = place.head / n_head, h = place.head % n_head, g = h / (n_head / n_group);
+    Assignment work = assignment_of(blockIdx.x, n_batch * n_head, n_blocks);
+    work.block = n_blocks - 1 - work.block;  // the last queries see the most keys: they start first
+    const int b = work.head / n_head, h = work.head % n_head, g = h / (n_head / n_group);
     dy += b * dy_stride_b + h * dy_stride_h;
     q += b * q_stride_b + h * q_stride_h;
     key += b * key_stride_b + g * key_stride_h;
     v += b * v_stride_b + g * v_stride_h;
     y += b * y_stride_b + h * y_stride_h;
     dq += b * dq_stride_b + h * dq_stride_h;
-    lse += (long long)place.head * n_query;
-    shift += (long long)place.head * n_query;
-    delta += (long long)place.head * n_query;
-    const int block_query = place.block * Q_ROWS, last_query = min(block_query + Q_ROWS, n_query) - 1;
+    lse += (long long)work.head * n_query;
+    shift += (long long)work.head * n_query;
+    delta += (long long)work.head * n_query;
+    const int block_query = work.block * Q_ROWS, last_query = min(block_query + Q_ROWS, n_query) - 1;
     const int n_tiles = (n_seen(last_query, n_query, n_key, causal) + Q_KEYS - 1) / Q_KEYS;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int query = block_query + warp * 16 * Q_M;  // the warp's first
     const int warp_sees = n_seen(query + 16 * Q_M - 1, n_query, n_key, causal);
     T* q_rows = q_tile + warp * 16 * Q_M * row_size<HEAD>;
     T* dy_rows = dy_tile + warp * 16 * Q_M * row_size<HEAD>;
-    const WeightDropout dropout{threshold, kept_scale, seed, stream, draw(step, counted), n_key};
+    const WeightDropout dropout{threshold, kept_scale, seed, stream, offset_step(step, step_offset), n_key};
 
     load_tile<Q_ROWS, HEAD, THREADS>(q_tile, q, q_stride_t, block_query, n_query, d);
     load_tile<Q_ROWS, HEAD, THREADS>(dy_tile, dy, dy_stride_t, block_query, n_query, d);
@@ -156,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_query(
         if (first + Q_KEYS > n_seen(query, n_query, n_key, causal))
             hide<Q_M, Q_KEYS>(s, query, first, n_query, n_key, causal);
         add_product_nt<Q_M, Q_KEYS, HEAD>(dp, dy_rows, v_tiles + now);
-        const unsigned long long corner = ((unsigned long long)place.head * n_query + query) * n_key + first;
+        const unsigned long long corner = ((unsigned long long)work.head * n_query + query) * n_key + first;
         score_gradients(s, dp, rows, scale * LOG2_E, dropout, corner);
         Register ds[Q_M][Q_KEYS / 16][4];
         to_operand<T, Q_M, Q_KEYS>(ds, s);
@@ -172,12 +172,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_query(
 
 // --- dkey and dv -----------------------------------------------------------------------------------------------------
 
-constexpr int K_M = HEAD > 64 || DROPOUT ? 1 : 2, K_ROWS = 16 * K_M * WARPS;  // 16 K_M keys a warp
-constexpr int K_BLOCKS = HEAD <= 64 && DROPOUT ? 3 : 2;  // on a multiprocessor at once, at least: bounds the registers
+constexpr int K_M = HEAD > 64 || DROPOUT ? 1 : 2, K_ROWS = 16 * K_M * WARPS;  // 16 K_M keys per warp
+constexpr int K_BLOCKS = HEAD <= 64 && DROPOUT ? 3 : 2;  // minimum on a multiprocessor: limits the registers
 constexpr int QUERIES = 32;
 
-// Of s^T (keys, queries), scores of queries that may not see a key become -inf: only causality hides anything here, for
-// keys that are not there are rows that are not stored.
+// Of s^T (keys, queries), scores of queries that may not see a key become -inf: only causality hides keys here,
+// since the rows of keys that do not exist are not stored.
 __device__ __forceinline__ void hide_queries(
     float (&s)[K_M][QUERIES / 8][4], int key, int query, int n_query, int n_key
 ) {
@@ -197,7 +197,7 @@ __device__ __forceinline__ void hide_queries(
 }
 
 // s^T becomes p^T. shift: of every query.
-__device__ __forceinline__ void weights_again(float (&s)[K_M][QUERIES / 8][4], const float* shift, float scale) {
+__device__ __forceinline__ void recompute_weights(float (&s)[K_M][QUERIES / 8][4], const float* shift, float scale) {
     const int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int n = 0; n < QUERIES / 8; ++n)
@@ -212,8 +212,8 @@ __device__ __forceinline__ void weights_again(float (&s)[K_M][QUERIES / 8][4], c
         }
 }
 
-// dp^T, v dy^T, becomes ds^T; what is dropped of p^T becomes 0.
-__device__ __forceinline__ void score_gradients_again(
+// dp^T, v dy^T, becomes ds^T; dropped weights of p^T become 0.
+__device__ __forceinline__ void transposed_score_gradients(
     float (&dp)[K_M][QUERIES / 8][4], float (&p)[K_M][QUERIES / 8][4], const float* delta,
     const WeightDropout& dropout, unsigned long long corner
 ) {
@@ -236,7 +236,8 @@ __device__ __forceinline__ void score_gradients_again(
     }
 }
 
-// As the other kernel, with shift and delta from it -> dkey and dv (B, G, S, D). grid: B * G * blocks of K_ROWS keys.
+// Like the other kernel, which computes shift and delta -> dkey and dv (B, G, S, D). grid: B * G * blocks of K_ROWS
+// keys.
 extern "C" __global__ void __launch_bounds__(THREADS, K_BLOCKS) attention_backward_key(
     const T* dy, long long dy_stride_b, long long dy_stride_h, long long dy_stride_t,
     const T* q, long long q_stride_b, long long q_stride_h, long long q_stride_t,
@@ -246,7 +247,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, K_BLOCKS) attention_backwa
     T* dv, long long dv_stride_b, long long dv_stride_h, long long dv_stride_t,
     const float* shift, const float* delta, int n_batch, int n_head, int n_group, int n_query, int n_key, int d,
     int causal, float scale, unsigned threshold, float kept_scale, unsigned long long seed, unsigned stream,
-    unsigned step, const unsigned* counted
+    unsigned step, const unsigned* step_offset
 ) {
     DYNAMIC_SHARED(T, memory);
     constexpr int TILE = QUERIES * row_size<HEAD>;
@@ -258,21 +259,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, K_BLOCKS) attention_backwa
     float* deltas = shifts + 2 * QUERIES;
 
     const int n_blocks = (n_key + K_ROWS - 1) / K_ROWS;
-    const Place place = place_of(blockIdx.x, n_batch * n_group, n_blocks);  // the first keys are seen most
-    const int b = place.head / n_group, g = place.head % n_group, sharing = n_head / n_group;
+    // The first keys are seen by the most queries, and their blocks start first.
+    const Assignment work = assignment_of(blockIdx.x, n_batch * n_group, n_blocks);
+    const int b = work.head / n_group, g = work.head % n_group, sharing = n_head / n_group;
     dy += b * dy_stride_b + g * sharing * dy_stride_h;
     q += b * q_stride_b + g * sharing * q_stride_h;
     key += b * key_stride_b + g * key_stride_h;
     v += b * v_stride_b + g * v_stride_h;
     const long long first_head = (long long)b * n_head + g * sharing;
-    const int block_key = place.block * K_ROWS;
+    const int block_key = work.block * K_ROWS;
     const int first_query = first_seeing(block_key, n_query, n_key, causal) / QUERIES * QUERIES;
     const int warp = threadIdx.x / WARP, key_row = block_key + warp * 16 * K_M;  // the warp's first
     T* key_rows = key_tile + warp * 16 * K_M * row_size<HEAD>;
     T* v_rows = v_tile + warp * 16 * K_M * row_size<HEAD>;
-    const WeightDropout dropout{threshold, kept_scale, seed, stream, draw(step, counted), n_key};
+    const WeightDropout dropout{threshold, kept_scale, seed, stream, offset_step(step, step_offset), n_key};
 
-    auto fetch = [&](int head, int query, int to) {  // of one of the heads that share these keys; zeros beyond
+    auto fetch = [&](int head, int query, int to) {  // load a tile of one of the heads that share these keys
         T* tile = q_tiles + to * TILE;
         load_tile<QUERIES, HEAD, THREADS>(tile, q + head * q_stride_h, q_stride_t, query, n_query, d);
         load_tile<QUERIES, HEAD, THREADS>(tile + 2 * TILE, dy + head * dy_stride_h, dy_stride_t, query, n_query, d);
@@ -304,9 +306,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, K_BLOCKS) attention_backwa
             add_product_nt<K_M, QUERIES, HEAD>(p, key_rows, q_tile);
             if (query < first_seeing(key_row + 16 * K_M - 1, n_query, n_key, causal))
                 hide_queries(p, key_row, query, n_query, n_key);
-            weights_again(p, shifts + now * QUERIES, scale * LOG2_E);
+            recompute_weights(p, shifts + now * QUERIES, scale * LOG2_E);
             add_product_nt<K_M, QUERIES, HEAD>(ds, v_rows, dy_tile);
-            score_gradients_again(ds, p, deltas + now * QUERIES, dropout,
+            transposed_score_gradients(ds, p, deltas + now * QUERIES, dropout,
                                   ((unsigned long long)(first_head + head) * n_query + query) * n_key + key_row);
             Register left[K_M][QUERIES / 16][4];
             to_operand<T, K_M, QUERIES>(left, p);

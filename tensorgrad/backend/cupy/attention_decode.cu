@@ -1,23 +1,23 @@
-// Attention of a few queries over many keys, as text is written with a cache of keys and values.
+// Attention of a few queries over many keys, for generation with a cache of keys and values.
 //
-// There is nothing to multiply that would not first have to be read, so this is about reading keys and values once and
-// fast. One query alone would keep one multiprocessor busy; so the keys are cut into parts, a thread block for each
-// (Dao et al. 2023, "Flash-Decoding"). A key is read by a few neighbouring lanes, 16 bytes each, which share the sum of
-// its score; every such group of lanes carries its own top, sum and y along, as in attention_forward.cu, and at the end
-// they are merged: over the warp, over the warps, over the parts. The block that comes last merges the parts, but the
-// order in which it adds them up is always the same, and so are the bits.
+// Reading the keys and values takes longer than all arithmetic, so they are read once and fast. A single query would
+// occupy only one multiprocessor, so the keys are split into parts, one per thread block (Dao et al. 2023,
+// "Flash-Decoding"). A key is read by a few adjacent lanes, 16 bytes each, which sum its score together. Every such
+// group of lanes keeps its own top, sum and y, as in attention_forward.cu; they are merged over the warp, over the
+// warps and over the parts. The last block to finish merges the parts in a fixed order, so results are reproducible bit
+// by bit.
 //
-// A mask says which keys may be seen, where the rows of a batch hold texts of different lengths.
+// A mask says which keys may be seen, where the rows of a batch are texts of different lengths.
 #include "common.cuh"
 
 constexpr int WARPS = 4, THREADS = WARP * WARPS;
 constexpr int PIECE = PER_16_BYTES<T>;  // numbers that a lane reads at a time
 __host__ __device__ constexpr int lanes_for(int pieces) { return pieces <= 1 ? 1 : 2 * lanes_for((pieces + 1) / 2); }
 constexpr int LANES = lanes_for(HEAD / PIECE), GROUPS = WARP / LANES;  // lanes of a key, keys of a warp
-constexpr int AHEAD = 4;  // keys that a lane asks for before it works on the first of them
+constexpr int PREFETCH = 4;  // keys that a lane loads before it uses the first of them
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// What is known after some of the keys, with exponents of 2: y and sum are to be multiplied by 2^top.
+// The result over some of the keys, with powers of 2: y and sum have to be multiplied by 2^top.
 struct State {
     float top, sum, y[PIECE];
 };
@@ -32,16 +32,16 @@ __device__ __forceinline__ void merge(State& a, const State& b) {
     for (int i = 0; i < PIECE; ++i) a.y[i] = a.y[i] * of_a + b.y[i] * of_b;
 }
 
-// AHEAD keys, from `first` on, `step` apart: all are read before the first of them is worked on. Those at `end` and
-// behind, and those that the mask hides, are not read at all.
+// Add PREFETCH keys, `step` apart, starting at `first`; all are loaded before the first is used. Keys from `end` on,
+// and keys that the mask hides, are not loaded.
 __device__ __forceinline__ void add_keys(
     State& state, const float (&q)[PIECE], const T* key, long long key_stride_t, const T* v, long long v_stride_t,
     const bool* mask, long long mask_stride_s, int first, int step, int end, bool inside
 ) {
-    float keys[AHEAD][PIECE] = {}, values[AHEAD][PIECE] = {}, s[AHEAD], top = state.top;
-    bool seen[AHEAD];
+    float keys[PREFETCH][PIECE] = {}, values[PREFETCH][PIECE] = {}, s[PREFETCH], top = state.top;
+    bool seen[PREFETCH];
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) {
+    for (int i = 0; i < PREFETCH; ++i) {
         const long long at = first + i * step;
         seen[i] = at < end && (mask == nullptr || mask[at * mask_stride_s]);
         if (!seen[i] || !inside) continue;
@@ -49,7 +49,7 @@ __device__ __forceinline__ void add_keys(
         load<PIECE>(v + at * v_stride_t, values[i]);
     }
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) {
+    for (int i = 0; i < PREFETCH; ++i) {
         s[i] = 0;
 #pragma unroll
         for (int j = 0; j < PIECE; ++j) s[i] = fmaf(q[j], keys[i][j], s[i]);
@@ -65,7 +65,7 @@ __device__ __forceinline__ void add_keys(
 #pragma unroll
     for (int j = 0; j < PIECE; ++j) state.y[j] *= shrink;
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) {
+    for (int i = 0; i < PREFETCH; ++i) {
         const float p = weight(s[i], top);
         state.sum += p;
 #pragma unroll
@@ -122,9 +122,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
 #pragma unroll
     for (int i = 0; i < PIECE; ++i) own[i] *= scale * LOG2_E;
     State state = {-INFINITY, 0, {}};
-    constexpr int STEP = WARPS * GROUPS;  // keys that the block reads at a time
+    constexpr int STEP = WARPS * GROUPS;  // keys that the block loads at a time
     const int offset = threadIdx.x / WARP * GROUPS + lane / LANES;
-    for (int first = blockIdx.y * part_size; first < end; first += AHEAD * STEP)
+    for (int first = blockIdx.y * part_size; first < end; first += PREFETCH * STEP)
         add_keys(state, own, key, key_stride_t, v, v_stride_t, mask, mask_stride_s, first + offset, STEP, end, inside);
     state = merge_block(state, states);
 
@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
 #pragma unroll
             for (int i = 0; i < PIECE; ++i) mine[2 + column + i] = state.y[i];
         }
-        __threadfence();  // what was written is there for whoever sees the counter go up
+        __threadfence();  // the writes are visible to a block that sees the counter increased
         __syncthreads();
         if (threadIdx.x == 0) last = atomicInc(n_done + row, n_parts - 1) == n_parts - 1;
         __syncthreads();
@@ -153,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
     }
     if (threadIdx.x >= LANES) return;
     if (threadIdx.x == 0) lse[row] = state.sum > 0 ? state.top / LOG2_E + logf(state.sum) : -INFINITY;
-    const float factor = state.sum > 0 ? 1 / state.sum : 0;  // a query that saw nothing: zeros
+    const float factor = state.sum > 0 ? 1 / state.sum : 0;  // a query that sees no key gives zeros
 #pragma unroll
     for (int i = 0; i < PIECE; ++i) state.y[i] *= factor;
     if (inside) store<PIECE>(y + b * y_stride_b + h * y_stride_h + t * y_stride_t + column, state.y);

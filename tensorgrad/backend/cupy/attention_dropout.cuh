@@ -1,15 +1,15 @@
-// Dropout of attention's weights: which of them are dropped is drawn anew wherever it is needed, and never stored.
+// Dropout of attention's weights: the mask is recomputed wherever it is needed, and never stored.
 //
-// Weight (i, j) of head h, of n heads in the batch, is element e = (h T + i) S + j of a Philox stream, as math.py
-// numbers them: word e % 4 of block e / 4. A block costs some sixty instructions and gives four neighbouring weights,
-// so the lanes that hold those four share it: each draws one block, and each block's four bits go around by shuffles.
+// Weight (i, j) of head h, of all heads in the batch, is element e = (h T + i) S + j of a Philox stream, as in math.py:
+// word e % 4 of block e / 4. A block costs some sixty instructions and serves four adjacent weights, so the lanes that
+// hold these four share it: each lane computes one block, and the four bits of each block are exchanged by shuffles.
 #pragma once
 
 #include "philox.cuh"
 
 struct WeightDropout {
-    unsigned threshold;  // a word below it drops its weight
-    float scale;         // of what is kept
+    unsigned threshold;  // a weight is dropped where its word is below
+    float scale;         // of the weights that are kept
     unsigned long long seed;
     unsigned stream, step;
     int n_key;
@@ -32,7 +32,7 @@ struct WeightDropout {
         const unsigned long long first = corner + (unsigned long long)n_key * (lane / 4) + lane % 4 * 2;
         const unsigned long long second = first + 8ull * n_key;
         if (n_key % 4) return keep(first) | keep(first + 1) << 1 | keep(second) << 2 | keep(second + 1) << 3;
-        // An even lane draws for the upper row, its odd neighbour for the lower one; a block is two lanes wide.
+        // An even lane computes the block of the upper row, its odd neighbour that of the lower row.
         const unsigned own = keep_four(lane % 2 ? second : first), other = __shfl_xor_sync(ALL_LANES, own, 1);
         const unsigned upper = lane % 2 ? other : own, lower = lane % 2 ? own : other;
         const int word = lane % 2 * 2;
@@ -49,7 +49,7 @@ struct WeightDropout {
             for (int i = 0; i < 4; ++i) bits |= keep(first + i / 2 * 8 + (unsigned long long)n_key * (i % 2)) << i;
             return bits;
         }
-        // The lane with word i draws the block of everybody's c[i].
+        // The lane with word i computes the block of c[i] for all four lanes.
         const unsigned own = keep_four(first - word + word / 2 * 8 + (unsigned long long)n_key * (word % 2));
 #pragma unroll
         for (int i = 0; i < 4; ++i) bits |= (__shfl_sync(ALL_LANES, own, (lane & ~12) | i * 4) >> word & 1) << i;

@@ -1,20 +1,19 @@
 // Attention, forward and backward, without tensor cores: for float32, and for rows that are not aligned to 16 bytes.
 //
-// The same walk over tiles as in attention_forward.cu and attention_backward.cu, which say what is computed, with tiles
-// of TILE x TILE scores and float32 throughout. 256 threads stand in a square of 16 x 16; the one at (i, j) has rows
-// i, i + 16, ... and columns j, j + 16, ... of the scores, and columns j, j + 16, ... of the sums of its rows. A row
-// thus belongs to 16 neighbouring lanes.
+// The algorithms are those of attention_forward.cu and attention_backward.cu, with tiles of TILE x TILE scores, in
+// float32. 256 threads form a square of 16 x 16; thread (i, j) has rows i, i + 16, ... and columns j, j + 16, ... of
+// the scores, and columns j, j + 16, ... of the sums of its rows. So a row belongs to 16 adjacent lanes.
 #include "attention_dropout.cuh"
 
 constexpr int SIDE = 16, THREADS = SIDE * SIDE;
 constexpr int TILE = HEAD <= 64 ? 64 : 32, R = TILE / SIDE, C = HEAD / SIDE;  // rows, and columns of sums, of a thread
-constexpr int ROW = HEAD + 4;  // the length of a tile's row: 16 bytes more, so that 8 rows lie in different banks
+constexpr int ROW = HEAD + 4;  // a tile's rows are padded by 16 bytes, so that 8 rows are in different banks
 constexpr int P_ROW = TILE + 1;
 
 __device__ __forceinline__ int thread_row() { return threadIdx.x / SIDE; }
 __device__ __forceinline__ int thread_column() { return threadIdx.x % SIDE; }
 
-// How many keys a query may see: causally, the last query sees all.
+// The number of keys that a query may see: with causal attention, the last query sees all.
 __device__ __forceinline__ int n_seen(int query, int n_query, int n_key, int causal) {
     return causal ? min(n_key, max(0, query + 1 + n_key - n_query)) : n_key;
 }
@@ -54,7 +53,7 @@ __device__ __forceinline__ void products(float (&s)[R][R], const float* a, const
 __device__ __forceinline__ void add_products(
     float (&sum)[R][C], const float (&p)[R][R], const float* b, float* p_tile
 ) {
-    __syncthreads();  // the last p has been read
+    __syncthreads();  // the previous p has been read
 #pragma unroll
     for (int i = 0; i < R; ++i)
 #pragma unroll
@@ -101,7 +100,7 @@ __device__ __forceinline__ float row_max(float x) {
 }
 
 // q, y (B, H, T, D), key, v (B, G, S, D) with strides in numbers -> y and lse (B, H, T). grid: B * H * blocks of TILE
-// queries. threshold ... counted: of dropout.
+// queries. threshold ... step_offset: dropout.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_forward_float(
     const T* q, long long q_stride_b, long long q_stride_h, long long q_stride_t,
     const T* key, long long key_stride_b, long long key_stride_h, long long key_stride_t,
@@ -109,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_forward_float
     T* y, long long y_stride_b, long long y_stride_h, long long y_stride_t,
     float* lse, int n_batch, int n_head, int n_group, int n_query, int n_key, int d, int causal, float scale,
     unsigned threshold, float kept_scale, unsigned long long seed, unsigned stream, unsigned step,
-    const unsigned* counted
+    const unsigned* step_offset
 ) {
     DYNAMIC_SHARED(float, memory);
     float* q_tile = memory;
@@ -125,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_forward_float
     y += b * y_stride_b + h * y_stride_h;
     const int query = block * TILE, row = query + thread_row();
     const int n_visible = n_seen(min(query + TILE, n_query) - 1, n_query, n_key, causal);
-    const WeightDropout dropout{threshold, kept_scale, seed, stream, draw(step, counted), n_key};
+    const WeightDropout dropout{threshold, kept_scale, seed, stream, offset_step(step, step_offset), n_key};
 
     load_tile(q_tile, q, q_stride_t, query, n_query, d);
     float sum[R][C] = {}, top[R], total[R] = {};
@@ -168,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_forward_float
 #pragma unroll
     for (int i = 0; i < R; ++i) {
         const float all = row_sum(total[i]);
-        factor[i] = all > 0 ? (DROPOUT ? kept_scale : 1.0f) / all : 0;  // a query that saw nothing: zeros
+        factor[i] = all > 0 ? (DROPOUT ? kept_scale : 1.0f) / all : 0;  // a query that sees no key gives zeros
         if (thread_column() == 0 && row + SIDE * i < n_query)
             lse[(long long)head * n_query + row + SIDE * i] = all > 0 ? top[i] + logf(all) : -INFINITY;
     }
@@ -199,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_quer
     T* dq, long long dq_stride_b, long long dq_stride_h, long long dq_stride_t,
     const float* lse, float* delta, int n_batch, int n_head, int n_group, int n_query, int n_key, int d, int causal,
     float scale, unsigned threshold, float kept_scale, unsigned long long seed, unsigned stream, unsigned step,
-    const unsigned* counted
+    const unsigned* step_offset
 ) {
     DYNAMIC_SHARED(float, memory);
     float* q_tile = memory;
@@ -218,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_quer
     dq += b * dq_stride_b + h * dq_stride_h;
     const int query = block * TILE, row = query + thread_row();
     const int n_visible = n_seen(min(query + TILE, n_query) - 1, n_query, n_key, causal);
-    const WeightDropout dropout{threshold, kept_scale, seed, stream, draw(step, counted), n_key};
+    const WeightDropout dropout{threshold, kept_scale, seed, stream, offset_step(step, step_offset), n_key};
 
     load_tile(q_tile, q, q_stride_t, query, n_query, d);
     load_tile(dy_tile, dy, dy_stride_t, query, n_query, d);
@@ -267,7 +266,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_key_
     T* dv, long long dv_stride_b, long long dv_stride_h, long long dv_stride_t,
     const float* lse, const float* delta, int n_batch, int n_head, int n_group, int n_query, int n_key, int d,
     int causal, float scale, unsigned threshold, float kept_scale, unsigned long long seed, unsigned stream,
-    unsigned step, const unsigned* counted
+    unsigned step, const unsigned* step_offset
 ) {
     DYNAMIC_SHARED(float, memory);
     float* key_tile = memory;
@@ -284,7 +283,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_key_
     dv += b * dv_stride_b + g * dv_stride_h;
     const int first_key = blockIdx.x % n_blocks * TILE, row = first_key + thread_row();
     const int seen_from = causal ? max(0, first_key - (n_key - n_query)) / TILE * TILE : 0;
-    const WeightDropout dropout{threshold, kept_scale, seed, stream, draw(step, counted), n_key};
+    const WeightDropout dropout{threshold, kept_scale, seed, stream, offset_step(step, step_offset), n_key};
 
     load_tile(key_tile, key, key_stride_t, first_key, n_key, d);
     load_tile(v_tile, v, v_stride_t, first_key, n_key, d);

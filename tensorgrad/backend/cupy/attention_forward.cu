@@ -1,29 +1,29 @@
 // Attention, forward, on tensor cores (see attention.cuh): FlashAttention-2 (Dao 2023, arXiv:2307.08691).
 //
-// A thread block owns ROWS queries of one head, each of its four warps a quarter of them, and walks over the keys that
-// they see, KEYS at a time. While one tile of keys and values is worked on, the next is on its way from memory into the
-// other half of a double buffer. For every query three things are carried along, as in Milakov and Gimelshein 2018
-// (arXiv:1805.02867), where s are the scores of a tile:
+// A thread block computes ROWS queries of one head, each of its four warps a quarter of them, and loops over the keys
+// that they see, KEYS at a time. While one tile of keys and values is used, the next is copied from memory to the other
+// half of a double buffer. Every query has three running values, as in Milakov and Gimelshein 2018 (arXiv:1805.02867),
+// where s are the scores of a tile:
 //
 //     top' = max(top, max s)
 //     sum' = sum 2^(top - top') + the sum of 2^(s - top')
 //     y'   = y   2^(top - top') + 2^(s - top') v
 //
-// At the end y / sum is the result, and top + log2(sum), turned to base e, the row's logsumexp, from which backward
-// makes the weights again. Scores and sums are in float32; 2^(s - top') is narrowed to half precision for its product
-// with v.
+// At the end y / sum is the result, and top + log2(sum), converted to base e, is the row's logsumexp, from which
+// backward recomputes the weights. Scores and sums are in float32; 2^(s - top') is narrowed to half precision for its
+// product with v.
 #include "attention_dropout.cuh"
 #include "attention.cuh"
 
 constexpr int WARPS = 4, THREADS = WARP * WARPS;
-constexpr int M = HEAD > 96 ? 1 : 2, ROWS = 16 * M * WARPS;  // 16 M queries a warp: a tile that it reads serves all
-constexpr int KEYS = HEAD <= 64 && !DROPOUT ? 64 : 32;       // as many as the registers hold scores of
-constexpr int BLOCKS = M == 1 ? 3 : 2;  // on a multiprocessor at once, at least: a bound for the registers of a thread
+constexpr int M = HEAD > 96 ? 1 : 2, ROWS = 16 * M * WARPS;  // 16 M queries per warp share the tiles that it reads
+constexpr int KEYS = HEAD <= 64 && !DROPOUT ? 64 : 32;       // as many scores as fit into registers
+constexpr int BLOCKS = M == 1 ? 3 : 2;  // minimum on a multiprocessor at once: limits the registers of a thread
 
 // --- one tile, by one warp -------------------------------------------------------------------------------------------
 
-// One step of the recurrences above: s becomes 2^(s - top'), and y and sum are shrunk to match. A row's scores lie in
-// four lanes; each adds up its own part of `sum`.
+// One step of the recurrences above: s becomes 2^(s - top'), and y and sum are rescaled. A row's scores are in four
+// lanes; each keeps its own part of `sum`.
 __device__ __forceinline__ void softmax_step(
     float (&s)[M][KEYS / 8][4], float (&y)[M][HEAD / 8][4], float (&top)[M][2], float (&sum)[M][2], float scale
 ) {
@@ -37,7 +37,7 @@ __device__ __forceinline__ void softmax_step(
                 highest = fmaxf(highest, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
             highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, 1));
             highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, 2));
-            const float shift = highest == -INFINITY ? 0 : highest * scale;  // where nothing was seen, no inf - inf
+            const float shift = highest == -INFINITY ? 0 : highest * scale;  // if no key was seen, avoid inf - inf
             const float shrink = power_of_2(top[m][half] * scale - shift);
             top[m][half] = highest;
             sum[m][half] *= shrink;
@@ -53,7 +53,7 @@ __device__ __forceinline__ void softmax_step(
         }
 }
 
-// Weights that dropout drops become 0; the sum of the row has them.
+// Weights that dropout drops become 0; they still count in the sum of the row.
 __device__ __forceinline__ void drop(
     float (&s)[M][KEYS / 8][4], const WeightDropout& dropout, unsigned long long corner
 ) {
@@ -72,7 +72,8 @@ __device__ __forceinline__ void drop(
 // --- the kernel ------------------------------------------------------------------------------------------------------
 
 // q, y (B, H, T, D) and key, v (B, G, S, D), each with its strides in numbers; D a multiple of 8, all rows aligned to
-// 16 bytes -> y, and lse (B, H, T). grid: B * H * blocks of ROWS queries. scale > 0. threshold ... counted: of dropout.
+// 16 bytes -> y, and lse (B, H, T). grid: B * H * blocks of ROWS queries. scale > 0. threshold ... step_offset:
+// dropout.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
     const T* q, long long q_stride_b, long long q_stride_h, long long q_stride_t,
     const T* key, long long key_stride_b, long long key_stride_h, long long key_stride_t,
@@ -80,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
     T* y, long long y_stride_b, long long y_stride_h, long long y_stride_t,
     float* lse, int n_batch, int n_head, int n_group, int n_query, int n_key, int d, int causal, float scale,
     unsigned threshold, float kept_scale, unsigned long long seed, unsigned stream, unsigned step,
-    const unsigned* counted
+    const unsigned* step_offset
 ) {
     DYNAMIC_SHARED(T, memory);
     constexpr int TILE = KEYS * row_size<HEAD>;
@@ -89,21 +90,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
     T* v_tiles = key_tiles + 2 * TILE;
 
     const int n_blocks = (n_query + ROWS - 1) / ROWS;
-    Place place = place_of(blockIdx.x, n_batch * n_head, n_blocks);
-    place.block = n_blocks - 1 - place.block;  // causally, the last queries have the most to do: they start first
-    const int b = place.head / n_head, h = place.head % n_head, g = h / (n_head / n_group);
+    Assignment work = assignment_of(blockIdx.x, n_batch * n_head, n_blocks);
+    work.block = n_blocks - 1 - work.block;  // the last queries see the most keys: they start first
+    const int b = work.head / n_head, h = work.head % n_head, g = h / (n_head / n_group);
     q += b * q_stride_b + h * q_stride_h;
     key += b * key_stride_b + g * key_stride_h;
     v += b * v_stride_b + g * v_stride_h;
     y += b * y_stride_b + h * y_stride_h;
-    const int block_query = place.block * ROWS, last_query = min(block_query + ROWS, n_query) - 1;
+    const int block_query = work.block * ROWS, last_query = min(block_query + ROWS, n_query) - 1;
     const int n_tiles = (n_seen(last_query, n_query, n_key, causal) + KEYS - 1) / KEYS;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int query = block_query + warp * 16 * M;  // the warp's first
     const int warp_sees = n_seen(query + 16 * M - 1, n_query, n_key, causal);
     T* q_rows = q_tile + warp * 16 * M * row_size<HEAD>;
 
-    const WeightDropout dropout{threshold, kept_scale, seed, stream, draw(step, counted), n_key};
+    const WeightDropout dropout{threshold, kept_scale, seed, stream, offset_step(step, step_offset), n_key};
 
     load_tile<ROWS, HEAD, THREADS>(q_tile, q, q_stride_t, block_query, n_query, d);
     load_tile<KEYS, HEAD, THREADS>(key_tiles, key, key_stride_t, 0, n_key, d);
@@ -115,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
     for (int m = 0; m < M; ++m) top[m][0] = top[m][1] = -INFINITY;
     for (int tile = 0; tile < n_tiles; ++tile) {
         cp_async_wait<0>();
-        __syncthreads();  // this tile is there, and all warps are done with the one before, whose place the next takes
+        __syncthreads();  // this tile is loaded, and all warps are done with the one before, which the next overwrites
         const int first = tile * KEYS, now = tile % 2 * TILE, next = TILE - now;
         if (tile + 1 < n_tiles) {
             load_tile<KEYS, HEAD, THREADS>(key_tiles + next, key, key_stride_t, first + KEYS, n_key, d);
@@ -130,13 +131,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
         if (first + KEYS > n_seen(query, n_query, n_key, causal))
             hide<M, KEYS>(s, query, first, n_query, n_key, causal);
         softmax_step(s, result, top, sum, scale * LOG2_E);
-        if (DROPOUT) drop(s, dropout, ((unsigned long long)place.head * n_query + query) * n_key + first);
+        if (DROPOUT) drop(s, dropout, ((unsigned long long)work.head * n_query + query) * n_key + first);
         Register weights[M][KEYS / 16][4];
         to_operand<T, M, KEYS>(weights, s);
         add_product_nn<M, KEYS, HEAD>(result, weights, v_tiles + now);
     }
     cp_async_wait<0>();
-    __syncthreads();  // without any tile, the queries may still be on their way
+    __syncthreads();  // without any tile, the queries may still be loading
 
     float factor[M][2];
 #pragma unroll
@@ -146,10 +147,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
             float total = sum[m][half];
             total += __shfl_xor_sync(ALL_LANES, total, 1);
             total += __shfl_xor_sync(ALL_LANES, total, 2);
-            factor[m][half] = total > 0 ? (DROPOUT ? kept_scale : 1.0f) / total : 0;  // nothing seen: zeros
+            factor[m][half] = total > 0 ? (DROPOUT ? kept_scale : 1.0f) / total : 0;  // no key seen: zeros
             const int row = query + m * 16 + half * 8 + lane / 4;
             if (lane % 4 == 0 && row < n_query)
-                lse[(long long)place.head * n_query + row] = total > 0 ? top[m][half] * scale + logf(total) : -INFINITY;
+                lse[(long long)work.head * n_query + row] = total > 0 ? top[m][half] * scale + logf(total) : -INFINITY;
         }
     store_rows<M, HEAD>(y, y_stride_t, query, n_query, d, q_rows, result, factor);
 }

@@ -1,7 +1,7 @@
-// What the kernels share: numbers in half precision, 16 bytes at a time, and sums and maxima over a warp or a block.
+// Shared by all kernels: half precision, accesses of 16 bytes, and sums and maxima over a warp or a block.
 //
 // The same files are compiled by NVRTC for the GPU and, with CUDA_EMU defined, by a C++ compiler for the tests on a CPU
-// (tests/tensorgrad/backend/cupy/cuda_emulation): what only one of them has is in this header and in mma.cuh.
+// (tests/tensorgrad/backend/cupy/cuda_emulation). Code that only one of them compiles is in this header and in mma.cuh.
 #pragma once
 
 #ifdef CUDA_EMU
@@ -12,7 +12,7 @@
 
 #define INFINITY __int_as_float(0x7f800000)  // NVRTC has no <math.h>
 
-// `name` points to the shared memory that the launch asked for.
+// Declare `name`, a pointer to the dynamic shared memory of the launch.
 #define DYNAMIC_SHARED(type, name)                            \
     extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
     type* name = reinterpret_cast<type*>(dynamic_shared)
@@ -21,7 +21,7 @@
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-// --- dtypes: arithmetic is done in at least float32 --------------------------------------------------------------
+// --- dtypes: arithmetic is in at least float32 --------------------------------------------------------------
 
 template <typename Number> struct WideOf { using type = float; };
 template <> struct WideOf<double> { using type = double; };
@@ -38,7 +38,7 @@ template <> __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float
 template <> __device__ __forceinline__ float narrow<float>(float x) { return x; }
 template <> __device__ __forceinline__ double narrow<double>(double x) { return x; }
 
-// Half precision is rounded to 11 bits at most: the exponential and the division of the hardware are more exact.
+// Half precision has at most 11 bits: the exponential and the division of the hardware are accurate enough.
 template <typename Number> __device__ __forceinline__ Wide<Number> exponential(Wide<Number> x) {
     if constexpr (sizeof(Number) == 2) return __expf(x);
     else return exp(x);
@@ -49,16 +49,16 @@ template <typename Number> __device__ __forceinline__ Wide<Number> divide(Wide<N
     else return a / b;
 }
 
-// --- memory: N numbers at once; the address is a multiple of their size, or of 16 bytes if they are more ------------
+// --- memory: N numbers at once; addresses are aligned to their size, but at most to 16 bytes ------------
 
 template <typename Number, int N> struct alignas(sizeof(Number) * N > 16 ? 16 : sizeof(Number) * N) Vector {
     Number at[N];
 };
 
-// As many numbers as fit into 16 bytes, the widest access there is.
+// The numbers in 16 bytes, the widest memory access.
 template <typename Number> constexpr int PER_16_BYTES = 16 / sizeof(Number);
 
-// Whether rows of so many bytes, and the arrays, which may be null, all begin at multiples of 16 bytes.
+// Whether the arrays, which may be null, and their rows of n_bytes are aligned to 16 bytes.
 template <typename... Pointers> __device__ __forceinline__ bool aligned(long long n_bytes, Pointers... arrays) {
     return (n_bytes | ... | reinterpret_cast<long long>(arrays)) % 16 == 0;
 }
@@ -99,7 +99,7 @@ template <typename Number> __device__ __forceinline__ Number warp_max(Number x) 
 template <typename Number> __device__ __forceinline__ Number block_sum(Number x, Number* partial) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     x = warp_sum(x);
-    __syncthreads();  // an earlier result has been read
+    __syncthreads();  // earlier results have been read
     if (lane == 0) partial[warp] = x;
     __syncthreads();
     return warp_sum(lane < warps ? partial[lane] : Number(0));
@@ -116,9 +116,9 @@ template <typename Number> __device__ __forceinline__ Number block_max(Number x,
 
 // --- a row, by the threads of a block --------------------------------------------------------------------------------
 
-// Call `few(i)` for the elements of [0, n) before the first and behind the last that lie at a multiple of 16 bytes, and
-// `many(i)` for each 16 bytes between: rows of an odd number of elements begin anywhere. All arrays that are read or
-// written at i have to be as far from such a multiple as `row`.
+// Call `many(i)` for all aligned 16 bytes of a row of n elements, and `few(i)` for each element before and after them:
+// rows of an odd number of elements are not aligned. All arrays that are accessed at i must have the misalignment of
+// `row`.
 template <typename Number, typename Few, typename Many>
 __device__ __forceinline__ void over_row(const Number* row, int n, Few few, Many many) {
     constexpr int N = PER_16_BYTES<Number>;

@@ -1,32 +1,32 @@
-// Cross-entropy of logits (rows, n), one block a row: a row is read once, for its maximum and its sum together.
+// Cross-entropy of logits (rows, n), one block per row. A row is read once for both its maximum and its sum.
 //
 //   lse  = log sum exp(logits)
 //   loss = (1 - s) (lse - logit of the target) + s (lse - mean logit),  0 where the target is ignored
 //   dlogits = dloss (exp(logits - lse) - s / n - (1 - s) [target])
 //
-// Maximum and sum in one pass: Milakov, Gimelshein 2018, arXiv:1805.02867. The gradient may be written over the logits.
+// Maximum and sum in one pass: Milakov, Gimelshein 2018, arXiv:1805.02867. The gradient may overwrite the logits.
 #include "common.cuh"
 
 using Real = Wide<T>;
 
 constexpr int N = PER_16_BYTES<T>;
 
-// A sum of exponentials, kept as exp(top) total.
+// A sum of exponentials, stored as exp(top) total.
 struct Exponentials {
     Real top = -INFINITY, total = 0;
 
-    // Several at once: one correction of the total for all.
+    // Add several numbers with one correction of the total.
     template <int COUNT> __device__ void add(const Real (&x)[COUNT]) {
         Real highest = top;
         for (int j = 0; j < COUNT; ++j) highest = larger(highest, x[j]);
-        if (highest == Real(-INFINITY)) return;  // nothing yet, and infinity less infinity is no number
+        if (highest == Real(-INFINITY)) return;  // inf - inf would be NaN
         Real sum = total * exponential<T>(top - highest);
         for (int j = 0; j < COUNT; ++j) sum += exponential<T>(x[j] - highest);
         top = highest, total = sum;
     }
 };
 
-// Index of a target's class, counted from the end where it is negative.
+// The class of a target; a negative one counts from the end.
 __device__ int class_of(I target, int n) {
     const int at = (int)(target % n);
     return at < 0 ? at + n : at;
@@ -58,10 +58,10 @@ extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy(
     const Real total = block_sum(own.total == 0 ? Real(0) : own.total * exponential<T>(own.top - top), partial);
     const Real mean = smoothing > 0 ? block_sum(sum, partial) / n : Real(0);
     if (threadIdx.x > 0) return;
-    const Real together = log(total) + top;
-    lse[row] = together;
-    const Real chosen = together - widen(x[class_of(targets[row], n)]);
-    losses[row] = targets[row] == ignore_index ? Real(0) : chosen + smoothing * (together - mean - chosen);
+    const Real log_sum = log(total) + top;
+    lse[row] = log_sum;
+    const Real chosen = log_sum - widen(x[class_of(targets[row], n)]);
+    losses[row] = targets[row] == ignore_index ? Real(0) : chosen + smoothing * (log_sum - mean - chosen);
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy_backward(

@@ -1,33 +1,35 @@
-// Rows of a table by number, and the gradient of the table: every row's dy added to the row it was read from.
+// Rows of a table by index, and the gradient of the table: every row's dy added to the row it was read from.
 //
-// The gradient is the same bits in every run. A stable counting sort of the places by the row they read, without atomics,
-// in four launches: `rank` counts, within chunks of places, how often a place's row was read before it; `count` adds the
-// chunks up for each row; `scan` adds the rows up; `place` puts every place where it belongs. Then `add_segments` sums
-// equal segments of the sorted places, so that a row that was read very often is the work of many blocks, and
-// `join_segments` adds up the parts of the rows that lie in several. All sums run over ascending places.
+// The gradient is reproducible bit by bit. A stable counting sort of the positions by the row they read takes four
+// launches, without atomics: `rank` counts, within chunks of positions, how often a position's row was read before it;
+// `count` sums over the chunks for each row; `scan` sums over the rows; `place` writes every position to its place in
+// the order. Then `add_segments` sums equal segments of the sorted positions, so that many blocks share a row that was
+// read very often, and `join_segments` adds the parts of rows in several segments. All sums run over ascending
+// positions.
 //
-// T is the dtype of the table, I that of the indices, which count from the end where they are negative.
+// T is the dtype of the table, I that of the indices; negative ones count from the end.
 #include "common.cuh"
 
 using Real = Wide<T>;
 
-constexpr int SEGMENT = 64;  // sorted places
+constexpr int SEGMENT = 64;  // sorted positions
 
 __device__ __forceinline__ int row_of(I index, int n_rows) {
     const int row = (int)(index % n_rows);
     return row < 0 ? row + n_rows : row;
 }
 
-// --- forward: y[place] = weight[indices[place]], one warp a row -------------------------------------
+// --- forward: y[position] = weight[indices[position]], one warp per row -------------------------------------
 
 extern "C" __global__ void embedding(
-    const T* __restrict__ weight, const I* __restrict__ indices, T* __restrict__ y, long long places, int n_rows, int n
+    const T* __restrict__ weight, const I* __restrict__ indices, T* __restrict__ y, long long n_positions,
+    int n_rows, int n
 ) {
-    const long long place = ((long long)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
-    if (place >= places) return;
+    const long long position = ((long long)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
+    if (position >= n_positions) return;
     constexpr int N = PER_16_BYTES<T>;
-    const T* from = weight + (long long)row_of(indices[place], n_rows) * n;
-    T* to = y + place * n;
+    const T* from = weight + (long long)row_of(indices[position], n_rows) * n;
+    T* to = y + position * n;
     const int lane = threadIdx.x % WARP;
     if (aligned(n * sizeof(T), weight, y))
         for (int i = lane; i < n / N; i += WARP)
@@ -38,16 +40,16 @@ extern "C" __global__ void embedding(
 
 // --- the sort -------------------------------------------------------------------------------------
 
-// counts (chunks, rows), given as zeros: how often each row is read in each chunk; rank (places): how often before, there.
+// counts (chunks, rows), zeros before: how often each chunk reads each row; rank (positions): how often before, in it.
 extern "C" __global__ void rank(
-    const I* __restrict__ indices, int* counts, int* __restrict__ rank_of, int places, int n_rows, int chunk
+    const I* __restrict__ indices, int* counts, int* __restrict__ rank_of, int n_positions, int n_rows, int chunk
 ) {
     __shared__ int rows[1024];
-    const int first = blockIdx.x * chunk, last = min(first + chunk, places);
+    const int first = blockIdx.x * chunk, last = min(first + chunk, n_positions);
     int* count = counts + (long long)blockIdx.x * n_rows;
     for (int start = first; start < last; start += blockDim.x) {
-        const int place = start + threadIdx.x, here = min((int)blockDim.x, last - start);
-        const int row = place < last ? row_of(indices[place], n_rows) : -1;
+        const int position = start + threadIdx.x, here = min((int)blockDim.x, last - start);
+        const int row = position < last ? row_of(indices[position], n_rows) : -1;
         rows[threadIdx.x] = row;
         __syncthreads();
         int before = 0;
@@ -56,9 +58,9 @@ extern "C" __global__ void rank(
             before += i < (int)threadIdx.x && rows[i] == row;
             final = final && !(i > (int)threadIdx.x && rows[i] == row);
         }
-        if (place < last) before += count[row], rank_of[place] = before;
-        __syncthreads();  // every place has read what the earlier ones of its row have left
-        if (place < last && final) count[row] = before + 1;
+        if (position < last) before += count[row], rank_of[position] = before;
+        __syncthreads();  // all threads have read the counts of the earlier positions
+        if (position < last && final) count[row] = before + 1;
         __syncthreads();
     }
 }
@@ -77,7 +79,7 @@ extern "C" __global__ void count(int* counts, int* __restrict__ totals, int chun
     totals[row] = total;
 }
 
-// starts (rows + 1): the sums of the totals before each row. One block of 1024 threads, each with rows side by side.
+// starts (rows + 1): the sums of the totals before each row. One block of 1024 threads, each with adjacent rows.
 extern "C" __global__ void __launch_bounds__(1024, 1) scan(
     const int* __restrict__ totals, int* __restrict__ starts, int n_rows
 ) {
@@ -102,30 +104,30 @@ extern "C" __global__ void __launch_bounds__(1024, 1) scan(
     if ((int)threadIdx.x == (int)blockDim.x - 1) starts[n_rows] = sums[threadIdx.x];
 }
 
-// order (places): the places that read row 0, ascending, then those that read row 1 ...
+// order (positions): the positions that read row 0, ascending, then those that read row 1 ...
 extern "C" __global__ void place(
     const I* __restrict__ indices, const int* __restrict__ counts, const int* __restrict__ rank_of,
-    const int* __restrict__ starts, int* __restrict__ order, int places, int n_rows, int chunk
+    const int* __restrict__ starts, int* __restrict__ order, int n_positions, int n_rows, int chunk
 ) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= places) return;
+    if (i >= n_positions) return;
     const int row = row_of(indices[i], n_rows);
     order[starts[row] + counts[(long long)(i / chunk) * n_rows + row] + rank_of[i]] = i;
 }
 
-// --- the sums: a thread has one column, and walks down ------------------------------------------------
+// --- the sums: a thread sums one column ------------------------------------------------
 
-// A row whose places all lie in this segment is done. Of one that began before, or goes on behind, the sum here is put
-// into head or tail (segments, n). dweight is given as zeros.
+// The sum of a row whose positions are all in this segment is complete. The sum of a row that begins before it goes to
+// head (segments, n), that of a row that continues after it to tail. dweight is zero before.
 extern "C" __global__ void add_segments(
     const T* __restrict__ dy, const I* __restrict__ indices, const int* __restrict__ order,
     const int* __restrict__ starts, Real* __restrict__ dweight, Real* __restrict__ head, Real* __restrict__ tail,
-    int places, int n_rows, int n
+    int n_positions, int n_rows, int n
 ) {
     const int column = blockIdx.y * blockDim.x + threadIdx.x;
     if (column >= n) return;
     const long long segment = blockIdx.x;
-    const int first = blockIdx.x * SEGMENT, last = min(first + SEGMENT, places);
+    const int first = blockIdx.x * SEGMENT, last = min(first + SEGMENT, n_positions);
     for (int i = first; i < last;) {
         const int row = row_of(indices[order[i]], n_rows), start = starts[row], end = starts[row + 1];
         Real sum = 0;
@@ -140,10 +142,11 @@ extern "C" __global__ void add_segments(
 // A row that begins in this segment and ends in a later one: its tail here, and the heads of all that follow.
 extern "C" __global__ void join_segments(
     const I* __restrict__ indices, const int* __restrict__ order, const int* __restrict__ starts,
-    Real* __restrict__ dweight, const Real* __restrict__ head, const Real* __restrict__ tail, int places, int n_rows, int n
+    Real* __restrict__ dweight, const Real* __restrict__ head, const Real* __restrict__ tail, int n_positions,
+    int n_rows, int n
 ) {
     const int column = blockIdx.y * blockDim.x + threadIdx.x;
-    const int first = blockIdx.x * SEGMENT, last = min(first + SEGMENT, places);
+    const int first = blockIdx.x * SEGMENT, last = min(first + SEGMENT, n_positions);
     const int row = row_of(indices[order[last - 1]], n_rows);
     if (column >= n || starts[row] < first || starts[row + 1] <= last) return;
     Real sum = tail[(long long)blockIdx.x * n + column];

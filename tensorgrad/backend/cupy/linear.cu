@@ -1,13 +1,13 @@
-// The sums of the columns of x (rows, n), for the gradient of whatever was added to every row: sums over blocks of rows
-// in one launch, and the sums of those in a second of the same kernel. The order of the additions depends on the shape
-// alone, so a run can be repeated bit by bit. T is the dtype of x, O that of the sums.
+// The sums of the columns of x (rows, n), for the gradient of a bias: sums over blocks of rows in one launch, and the
+// sums of those in a second launch of the same kernel. The order of the additions depends only on the shape, so results
+// are reproducible bit by bit. T is the dtype of x, O that of the sums.
 #include "common.cuh"
 
 using Real = Wide<T>;
 
 constexpr int WARPS = 8;
 
-// N columns a lane, every eighth row a warp.
+// N columns per lane, every eighth row per warp.
 template <int N>
 __device__ void column_sums(const T* x, O* sums, Real* shared, long long first, long long last, int n) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, column = (blockIdx.x * WARP + lane) * N;
@@ -27,11 +27,11 @@ __device__ void column_sums(const T* x, O* sums, Real* shared, long long first, 
 
 // sums (blocks, n). `per_lane` columns are read at once: 16 bytes of them, or 1.
 extern "C" __global__ void __launch_bounds__(256) column_sum(
-    const T* __restrict__ x, O* __restrict__ sums, long long rows, int rows_a_block, int n, int per_lane
+    const T* __restrict__ x, O* __restrict__ sums, long long rows, int rows_per_block, int n, int per_lane
 ) {
     __shared__ Real shared[WARPS * PER_16_BYTES<T> * WARP];
-    const long long first = (long long)blockIdx.y * rows_a_block;
-    const long long last = first + rows_a_block < rows ? first + rows_a_block : rows;
+    const long long first = (long long)blockIdx.y * rows_per_block;
+    const long long last = first + rows_per_block < rows ? first + rows_per_block : rows;
     O* own = sums + (long long)blockIdx.y * n;
     if (per_lane == 1) column_sums<1>(x, own, shared, first, last, n);
     else column_sums<PER_16_BYTES<T>>(x, own, shared, first, last, n);

@@ -1,4 +1,4 @@
-// The matrix units, one small function an instruction, each with its meaning in C++ for the tests on a CPU.
+// The instructions of tensor cores, one function each, and their emulation in C++ for the tests on a CPU.
 //
 // Layouts of fragments: PTX ISA, "Warp-level matrix instructions", mma.m16n8k16 and ldmatrix. With g = lane / 4 and
 // t = lane % 4, and two 16-bit numbers in each 32-bit register, the lower one first:
@@ -48,12 +48,13 @@ template <int COUNT, bool TRANSPOSED> inline void ldmatrix(Register (&to)[COUNT]
     }
 }
 
-// 16 or 4 bytes from global to shared memory, there after cp_async_wait and a barrier; zeros where not `wanted`.
-inline void cp_async_16(void* shared, const void* global, bool wanted = true) {
-    emulation::copy_later(shared, wanted ? global : nullptr, 16);
+// Copy 16 or 4 bytes from global to shared memory, or zeros unless `inside`; complete after cp_async_wait and a
+// barrier.
+inline void cp_async_16(void* shared, const void* global, bool inside = true) {
+    emulation::copy_later(shared, inside ? global : nullptr, 16);
 }
-inline void cp_async_4(void* shared, const void* global, bool wanted = true) {
-    emulation::copy_later(shared, wanted ? global : nullptr, 4);
+inline void cp_async_4(void* shared, const void* global, bool inside = true) {
+    emulation::copy_later(shared, inside ? global : nullptr, 4);
 }
 inline void cp_async_commit() { emulation::close_group(); }
 template <int PENDING> inline void cp_async_wait() { emulation::finish_groups(PENDING); }
@@ -109,13 +110,13 @@ __device__ __forceinline__ void ldmatrix(Register (&to)[COUNT], const void* row)
                      : "=r"(to[0]), "=r"(to[1]) : "r"(address) : "memory");
 }
 
-__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool wanted = true) {
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool inside = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :: "r"(shared_address(shared)), "l"(global), "r"(wanted ? 16 : 0) : "memory");
+                 :: "r"(shared_address(shared)), "l"(global), "r"(inside ? 16 : 0) : "memory");
 }
-__device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool wanted = true) {
+__device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool inside = true) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
-                 :: "r"(shared_address(shared)), "l"(global), "r"(wanted ? 4 : 0) : "memory");
+                 :: "r"(shared_address(shared)), "l"(global), "r"(inside ? 4 : 0) : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING> __device__ __forceinline__ void cp_async_wait() {

@@ -1,21 +1,21 @@
-// Layer normalisation (Ba, Kiros, Hinton 2016, arXiv:1607.06450) and RMS normalisation (Zhang, Sennrich 2019,
+// Layer normalization (Ba, Kiros, Hinton 2016, arXiv:1607.06450) and RMS normalization (Zhang, Sennrich 2019,
 // arXiv:1910.07467) of the rows of x (rows, n). T is the dtype of x, W that of weight and bias.
 //
 //   forward:   y = xhat weight + bias,  xhat = (x - mean) rstd,  rstd = 1 / sqrt(mean((x - mean)^2) + eps)
 //   backward:  dx = rstd (g - mean(g) - xhat mean(g xhat)),  g = dy weight
 //              dweight = sum of dy xhat over the rows,  dbias = sum of dy
 //
-// and for RMS the same without mean(x), mean(g) and bias. One warp a row: it comes from memory once, for the first of the
-// passes, and from the cache for the others. The gradients of weight and bias are sums over blocks of rows here and then
-// over the blocks, in their order (linear.cu): the same bits in every run.
+// and for RMS the same without mean(x), mean(g) and bias. One warp per row, which is read from memory in the first
+// pass and from the cache in the others. The gradients of weight and bias are sums over blocks of rows here and then
+// over the blocks, in a fixed order (linear.cu): they are reproducible bit by bit.
 #include "common.cuh"
 
 using Real = Wide<T>;
 
 constexpr int WARPS = 8;  // of a block
 
-// With a residual, x + residual is normalised and written to `sum` as well; without, both are null.
-template <int N, bool CENTRED>
+// With a residual, x + residual is written to `sum` and normalized; without, both are null.
+template <int N, bool CENTERED>
 __device__ void forward(
     const T* x, const T* residual, T* sum, const W* weight, const W* bias, T* y, Real* mean, Real* rstd, int n, Real eps
 ) {
@@ -26,7 +26,7 @@ __device__ void forward(
         load<N>(x + i, part);
         if (residual != nullptr) {
             load<N>(residual + i, other);
-            for (int j = 0; j < N; ++j) part[j] = widen(narrow<T>(part[j] + other[j]));  // as it is read again below
+            for (int j = 0; j < N; ++j) part[j] = widen(narrow<T>(part[j] + other[j]));  // rounded, as it is read below
             store<N>(sum + i, part);
         }
         for (int j = 0; j < N; ++j) {
@@ -34,9 +34,9 @@ __device__ void forward(
             squares += part[j] * part[j];
         }
     }
-    const T* row = residual == nullptr ? x : sum;  // what a lane reads of it, it wrote itself
+    const T* row = residual == nullptr ? x : sum;  // a lane reads only what it wrote
     Real middle = 0;
-    if (CENTRED) {
+    if (CENTERED) {
         middle = warp_sum(total) / n;
         squares = 0;
         for (int i = lane * N; i < n; i += WARP * N) {
@@ -46,7 +46,7 @@ __device__ void forward(
     }
     const Real scale = 1 / sqrt(warp_sum(squares) / n + eps);
     if (lane == 0) {
-        if (CENTRED) *mean = middle;
+        if (CENTERED) *mean = middle;
         *rstd = scale;
     }
     for (int i = lane * N; i < n; i += WARP * N) {
@@ -92,8 +92,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) rms_norm(
         forward<1, false>(x + at, residual, sum, weight, no_bias, y + at, no_mean, rrms + row, n, eps);
 }
 
-// `dsum`, if not null, is the gradient that reached x + residual by another way: it is added.
-template <int N, bool CENTRED>
+// `dsum`, if not null, is a further gradient of x + residual, which is added.
+template <int N, bool CENTERED>
 __device__ void backward(
     const T* dy, const T* x, const W* weight, Real middle, Real scale, const T* dsum, T* dx, int n
 ) {
@@ -115,7 +115,7 @@ __device__ void backward(
             along += g[j] * xhat[j];
         }
     }
-    const Real mean_g = CENTRED ? warp_sum(total) / n : Real(0);
+    const Real mean_g = CENTERED ? warp_sum(total) / n : Real(0);
     along = warp_sum(along) / n;
     for (int i = lane * N; i < n; i += WARP * N) {
         read(i);
@@ -154,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) rms_norm_backward_x(
         backward<1, false>(dy + at, x + at, weight, Real(0), rrms[row], dsum, dx + at, n);
 }
 
-// The sums over one block of rows, for the columns of one tile: N columns a lane, every eighth row a warp.
+// The sums over one block of rows: N columns per lane, every eighth row per warp.
 template <int N>
 __device__ void weight_sums(
     const T* dy, const T* x, const Real* mean, const Real* rstd, Real* dweight, Real* shared, long long first,
@@ -181,11 +181,11 @@ __device__ void weight_sums(
 // at once: 16 bytes of them, or 1.
 extern "C" __global__ void __launch_bounds__(256, 4) layer_norm_backward_weight(
     const T* __restrict__ dy, const T* __restrict__ x, const Real* __restrict__ mean, const Real* __restrict__ rstd,
-    Real* __restrict__ partial, long long rows, int rows_a_block, int n, int per_lane
+    Real* __restrict__ partial, long long rows, int rows_per_block, int n, int per_lane
 ) {
     __shared__ Real shared[WARPS * PER_16_BYTES<T> * WARP];
-    const long long first = (long long)blockIdx.y * rows_a_block;
-    const long long last = first + rows_a_block < rows ? first + rows_a_block : rows;
+    const long long first = (long long)blockIdx.y * rows_per_block;
+    const long long last = first + rows_per_block < rows ? first + rows_per_block : rows;
     Real* dweight = partial + (long long)blockIdx.y * n;
     if (per_lane == 1) weight_sums<1>(dy, x, mean, rstd, dweight, shared, first, last, n);
     else weight_sums<PER_16_BYTES<T>>(dy, x, mean, rstd, dweight, shared, first, last, n);

@@ -4,22 +4,23 @@
 //     m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
 //     w = (1 - lr decay) w - lr mhat / (sqrt(vhat) + eps),  mhat = m / (1 - beta1^t),  vhat = v / (1 - beta2^t)
 //
-// Arrays come as a table of addresses (arrays, ADDRESSES), their sizes, and a list of chunks (array, first element), one
-// a block. What changes from step to step may lie in memory, where a launch that was recorded once finds it again. The
-// norm is summed over each thread's elements, each block's threads and the blocks, always in that order: the same bits in
-// every run. T is the dtype of parameters, G that of gradients; moments and masters are Wide<T>.
+// Kernels get a table of addresses (arrays, addresses per array), the sizes of the arrays, and a list of chunks (array,
+// number of the chunk), one per block. Numbers that change from step to step may be in memory, for CUDA graphs that
+// replay a launch. The norm is summed over each thread's elements, each block's threads and the blocks, always in that
+// order, so it is reproducible bit by bit. T is the dtype of parameters, G that of gradients; moments and masters are
+// Wide<T>.
 #include "common.cuh"
 
 using Real = Wide<T>;
 
 constexpr int CHUNK = 16384;  // elements: CHUNK of optimizer.py
-constexpr int N = 4;          // at a time: 16 bytes of float32
+constexpr int N = 4;          // elements at a time: 16 bytes of float32
 
 template <typename Number> __device__ __forceinline__ Number* array_at(unsigned long long address) {
     return reinterpret_cast<Number*>(address);
 }
 
-// f(i) for every N elements of a chunk that are all there, g(i) for each that is left over.
+// many(i) for every N elements of a chunk, few(i) for each element that is left over.
 template <typename Many, typename Few> __device__ __forceinline__ void over_chunk(bool wide, long long first, long long last, Many many, Few few) {
     const long long whole = wide ? first + (last - first) / N * N : first;
     for (long long i = first + threadIdx.x * N; i < whole; i += blockDim.x * N) many(i);
@@ -52,8 +53,8 @@ __device__ __forceinline__ void update(T* p, const G* g, Real* m, Real* v, Real*
     store<COUNT>(p + i, weight);
 }
 
-// table (arrays, 5): addresses of parameter, gradient, moments, and master, which is 0 where there is none. lr and step
-// are read from memory where lr_at and step_at are given; gradients are multiplied by *scale; *skip leaves all as it is.
+// table (arrays, 5): addresses of parameter, gradient, moments, and master, which is 0 if there is none. lr and step
+// are read from memory if lr_at and step_at are given; gradients are multiplied by *scale; *skip skips the update.
 extern "C" __global__ void __launch_bounds__(256) adamw(
     const unsigned long long* __restrict__ table, const long long* __restrict__ sizes, const int* __restrict__ chunks,
     double lr, double beta1, double beta2, double eps, double decay, long long step, const double* lr_at,
@@ -111,8 +112,8 @@ extern "C" __global__ void __launch_bounds__(256) sum_squares(
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// norm: the root of the sum of all partial sums; factor: what brings it down to max_norm, 1 if it is not above that or
-// no number. One block.
+// norm: the root of the sum of all partial sums; factor: scales it down to max_norm, or 1 if it is not larger or
+// is not finite. One block.
 extern "C" __global__ void __launch_bounds__(256) norm_and_factor(
     const double* __restrict__ partial, int n, double max_norm, double* norm, double* factor
 ) {
@@ -125,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(256) norm_and_factor(
     *factor = total > max_norm && total < INFINITY ? max_norm / (total + 1e-6) : 1;  // PyTorch's guard
 }
 
-// Arrays of G times *factor, in place; memory is left alone where that is 1.
+// Arrays of G times *factor, in place; does nothing if the factor is 1.
 extern "C" __global__ void __launch_bounds__(256) scale(
     const unsigned long long* __restrict__ table, const long long* __restrict__ sizes, const int* __restrict__ chunks,
     const double* __restrict__ factor

@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011), word for word that of backend/philox.py: random bits as a function of
-// a key and a counter, so that a mask is made again where it is needed and never stored.
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011), as in backend/philox.py: random bits as a function of a key and
+// a counter, so that a mask is recomputed where it is needed and never stored.
 #pragma once
 
 #include "common.cuh"
@@ -24,7 +24,7 @@ __device__ __forceinline__ Words philox(
     return {{x0, x1, x2, x3}};
 }
 
-// The number of a draw: a launch that is recorded once and run again (a CUDA graph) counts on from a number in memory.
-__device__ __forceinline__ unsigned draw(unsigned step, const unsigned* counted) {
-    return counted == nullptr ? step : step + *counted;
+// The step of the counter: a launch that a CUDA graph replays adds an offset from memory.
+__device__ __forceinline__ unsigned offset_step(unsigned step, const unsigned* step_offset) {
+    return step_offset == nullptr ? step : step + *step_offset;
 }

@@ -1,9 +1,10 @@
-// Rotary positions (Su et al. 2021, arXiv:2104.09864): each pair (x[i], x[i + D / 2]) of a row turned by an angle.
+// Rotary position embedding (Su et al. 2021, arXiv:2104.09864): a pair (x[i], x[i + D / 2]) of a row is rotated by an
+// angle.
 //
 //   y[i] = x[i] cos a - x[i + D / 2] sin a,  y[i + D / 2] = x[i] sin a + x[i + D / 2] cos a,  a = position frequency[i]
 //
-// Backward turns back. The angle is made in float64 and brought to within half a turn before it is rounded: at position
-// 10000 float32 would be off by a thousandth of a radian.
+// Backward rotates back. The angle is computed in float64 and reduced to half a turn before it is rounded: at position
+// 10000 the error of float32 would be a thousandth of a radian.
 #include "common.cuh"
 
 using Real = Wide<T>;
@@ -15,7 +16,7 @@ __device__ __forceinline__ void sine_and_cosine(double turn, double& sine, doubl
     sincospi(turn, &sine, &cosine);
 }
 
-// x (rows, 2 half); row r stands at positions[r % period]. turns (half): frequency / (2 pi).
+// x (rows, 2 half); the position of row r is positions[r % period]. turns (half): frequency / (2 pi).
 extern "C" __global__ void rotary_embedding(
     const T* __restrict__ x, const P* __restrict__ positions, const double* __restrict__ turns, T* __restrict__ y,
     long long rows, int half, int period, int inverse

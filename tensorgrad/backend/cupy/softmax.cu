@@ -1,4 +1,4 @@
-// Softmax over the rows of x (rows, n), one block a row.
+// Softmax over the rows of x (rows, n), one block per row.
 //
 //   softmax:      y = exp(x - top) / sum exp(x - top)      dx = y (dy - sum(y dy))
 //   log_softmax:  y = x - top - log sum exp(x - top)       dx = dy - exp(y) sum(dy)
@@ -8,7 +8,7 @@ using Real = Wide<T>;
 
 constexpr int N = PER_16_BYTES<T>;
 
-// Visit a row of one array or two that are aligned alike, through f(numbers, other numbers, their place, their count).
+// Call f(numbers, other numbers, index, count) for all parts of a row of two arrays with the same alignment.
 template <typename Function> __device__ void visit(const T* a, const T* b, int n, Function f) {
     Real x[N], y[N], one_x[1], one_y[1];
     over_row(
@@ -24,13 +24,13 @@ template <typename Function> __device__ void visit(const T* a, const T* b, int n
     );
 }
 
-// Write the numbers at a place of a row: all at once, or one.
+// Write N numbers at once, or a single one.
 __device__ __forceinline__ void write(T* y, const Real (&x)[N], int count) {
     if (count == N) store<N>(y, x);
     else *y = narrow<T>(x[0]);
 }
 
-// The maximum of a row, and the sum of the exponentials of the distances from it.
+// The maximum of a row, and the sum of exp(x - maximum).
 __device__ void top_and_sum(const T* x, int n, Real* partial, Real& top, Real& total) {
     top = -INFINITY;
     visit(x, x, n, [&](const Real* part, const Real*, int, int count) {
