@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = sorted(str(path) for path in (Path(__file__).parent / "tensorgrad").glob("test_numba*.py"))
+TESTS = sorted(str(path) for path in (Path(__file__).parent / "tensorgrad/backend/numba").glob("test_*.py"))
 AVX2 = ["+avx", "+avx2", "+fma"]
 AVX512 = [f"+avx512{part}" for part in ("f", "bw", "cd", "dq", "vl")]
 FEATURES = {"sse2": [], "avx2": AVX2, "avx512": [*AVX2, *AVX512, "-prefer-256-bit"]}

@@ -7,11 +7,11 @@ One file a family, each with its kernels and, in a class, the arrays they are fo
 import os
 
 from tensorgrad.backend.numba.activation import Activation
-from tensorgrad.backend.numba.addition import Addition
 from tensorgrad.backend.numba.attention import Attention
 from tensorgrad.backend.numba.compile import set_num_threads, use_whole_vectors
 from tensorgrad.backend.numba.cross_entropy import CrossEntropy
 from tensorgrad.backend.numba.dropout import Dropout
+from tensorgrad.backend.numba.elementwise import Elementwise
 from tensorgrad.backend.numba.embedding import Embedding
 from tensorgrad.backend.numba.normalization import Normalization
 from tensorgrad.backend.numba.optimizer import Optimization
@@ -21,7 +21,7 @@ from tensorgrad.backend.runtime import Backend
 
 
 class NumbaBackend(
-    Activation, Addition, Attention, CrossEntropy, Dropout, Embedding, Normalization, Optimization, Softmax
+    Activation, Elementwise, Attention, CrossEntropy, Dropout, Embedding, Normalization, Optimization, Softmax
 ):
     """Kernels compiled by Numba for float32 and float64; the plain mathematics for all else."""
 
@@ -29,9 +29,9 @@ class NumbaBackend(
 
     def compile_ahead(self) -> None:
         """Have a second process compile what the end of a first training step needs."""
-        from tensorgrad.backend.numba import ahead  # it loads this backend
+        from tensorgrad.backend.numba import compile_ahead  # it loads this backend
 
-        ahead.start()
+        compile_ahead.start()
 
     def activate(self) -> None:
         """Use all threads for kernels."""

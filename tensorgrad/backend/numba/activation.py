@@ -5,7 +5,7 @@ from typing import Any
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.math import GELU_CUBIC, GELU_SCALE
-from tensorgrad.backend.numba.arrays import block_of, claimed, elementwise, n_blocks
+from tensorgrad.backend.numba.arrays import block_of, elementwise, is_supported, n_blocks
 from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import HALF, ONE, erf, exp, gelu_tanh_at, gelu_tanh_slope, logistic
 from tensorgrad.backend.numpy import NumpyBackend
@@ -141,7 +141,7 @@ class Activation(NumpyBackend):
 
     def gelu_tanh_recompute(self, dy: Array, x: Array) -> tuple[Array, Array]:
         """dx of gelu_tanh and gelu_tanh(x) once more, in place of dy and x."""
-        if not claimed(dy, x) or dy.shape != x.shape or not (dy.flags.carray and x.flags.carray):
+        if not is_supported(dy, x) or dy.shape != x.shape or not (dy.flags.carray and x.flags.carray):
             return super().gelu_tanh_recompute(dy, x)
         gelu_tanh_recompute(dy.reshape(-1), x.reshape(-1))
         return dy, x

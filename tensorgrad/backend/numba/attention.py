@@ -7,25 +7,27 @@ dropout took from the same random numbers. The kernels are in attention_forward.
 import numpy as np
 
 from tensorgrad.backend.arrays import Array, Dropout
-from tensorgrad.backend.numba.arrays import claimed
+from tensorgrad.backend.numba.arrays import is_supported
 from tensorgrad.backend.numba.attention_backward import backward
+from tensorgrad.backend.numba.attention_decode import MAX_DECODE_QUERIES, attend
 from tensorgrad.backend.numba.attention_forward import forward
 from tensorgrad.backend.numba.dropout import rule
-from tensorgrad.backend.numba.few_queries import FEW, attend
-from tensorgrad.backend.numba.gemm import SMALL, Products
+from tensorgrad.backend.numba.linear import Linear
+from tensorgrad.backend.numba.macrokernel import MIN_PARALLEL_MULTIPLICATIONS
 from tensorgrad.backend.numba.strided import with_packed_rows
 
 
-class Attention(Products):
+class Attention(Linear):
     """The kernels above, and for few queries theirs, for float32 and float64; masks of more are for plain NumPy."""
 
     def attention(
         self, q: Array, key: Array, v: Array, causal: bool, mask: Array | None, dropout: Dropout | None, scale: float
     ) -> tuple[Array, Array]:
         """softmax(scale q key^T) v for every head, and the logsumexp of every row."""
-        if claimed(q, key, v) and q.shape[2] <= FEW and dropout is None and q.size and v.size:
+        supported = is_supported(q, key, v) and q.size > 0 and v.size > 0
+        if supported and q.shape[2] <= MAX_DECODE_QUERIES and dropout is None:
             return attend(q, key, v, causal, mask, scale)
-        if not claimed(q, key, v) or q.size * key.shape[2] < SMALL or not v.size or mask is not None:
+        if not supported or q.size * key.shape[2] < MIN_PARALLEL_MULTIPLICATIONS or mask is not None:
             return super().attention(q, key, v, causal, mask, dropout, scale)
         n_batch, n_head, n_query, _ = q.shape
         y = np.empty((n_batch, n_query, n_head, v.shape[3]), q.dtype).transpose(0, 2, 1, 3)  # a token's heads together
@@ -49,8 +51,8 @@ class Attention(Products):
         causal: bool, mask: Array | None, dropout: Dropout | None, scale: float,
     ) -> tuple[Array, Array, Array]:  # fmt: skip
         """dq, dkey, dv; side by side in one array where all three have one shape, as a projection's gradient needs."""
-        takes = claimed(dy, q, key, v, y, lse) and q.size * key.shape[2] >= SMALL and v.size
-        if not takes or mask is not None:
+        supported = is_supported(dy, q, key, v, y, lse) and v.size > 0
+        if not supported or q.size * key.shape[2] < MIN_PARALLEL_MULTIPLICATIONS or mask is not None:
             return super().attention_backward(dy, q, key, v, y, lse, causal, mask, dropout, scale)
         dq, dkey, dv = _gradients(q, key, v)
         dy, q, key, v, y = map(with_packed_rows, (dy, q, key, v, y))

@@ -24,7 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 prange: Any = numba.prange
 
-SMALL = 2**15  # elements; below, waking the other threads costs more than they save
+MIN_PARALLEL_ELEMENTS = 2**15  # elements; below, waking the other threads costs more than they save
 
 
 def use_whole_vectors() -> None:
@@ -65,7 +65,7 @@ class Kernel:
         self.parallel = jit(fn, f"{fn.__name__}_parallel", parallel=True)
 
     def __call__(self, first: Any, *rest: Any) -> None:
-        (self.parallel if first.size > SMALL else self.serial)(first, *rest)
+        (self.parallel if first.size >= MIN_PARALLEL_ELEMENTS else self.serial)(first, *rest)
 
 
 def kernel(fn: Callable[..., None]) -> Kernel:
@@ -73,13 +73,13 @@ def kernel(fn: Callable[..., None]) -> Kernel:
     return Kernel(fn)
 
 
-def compiled(fn: Function) -> Function:
+def inline(fn: Function) -> Function:
     """Compile a function that kernels call, into where it is called: loops with calls in them are not vectorised."""
     result: Function = jit(fn, fn.__name__, forceinline=True)
     return result
 
 
-def apart(fn: Function) -> Function:
+def noinline(fn: Function) -> Function:
     """Compile a function that kernels call and that is long: once, and not again into every place it is called from."""
     result: Function = jit(fn, fn.__name__)
     return result

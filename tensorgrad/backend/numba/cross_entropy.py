@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.arrays import claimed, flat, rows
+from tensorgrad.backend.numba.arrays import flat, is_supported, rows
 from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import ONE, exp
-from tensorgrad.backend.numba.sums import LANES, largest, n_row_blocks, rows_of, sum_exp, total
+from tensorgrad.backend.numba.reductions import LANES, largest, n_row_blocks, rows_of, sum_exp, total
 from tensorgrad.backend.numpy import NumpyBackend
 
 
@@ -54,7 +54,7 @@ class CrossEntropy(NumpyBackend):
         self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
     ) -> tuple[Array, Array]:
         """logits (N, V), targets (N) -> losses (N), 0 where ignored, and logsumexp (N)."""
-        if not claimed(logits) or not logits.size:
+        if not is_supported(logits) or not logits.size:
             return super().cross_entropy(logits, targets, ignore_index, label_smoothing)
         losses, lse = np.empty(len(logits), logits.dtype), np.empty(len(logits), logits.dtype)
         cross_entropy(
@@ -69,7 +69,7 @@ class CrossEntropy(NumpyBackend):
     ) -> Array:  # fmt: skip
         """dlogits of cross_entropy; into `out`, which may be the logits themselves."""
         into = out is None or (out.dtype == logits.dtype and out.flags.carray)
-        if not claimed(logits, lse) or not logits.size or not into:
+        if not is_supported(logits, lse) or not logits.size or not into:
             return super().cross_entropy_backward(dlosses, logits, targets, lse, ignore_index, label_smoothing, out)
         dlogits = np.empty(logits.shape, logits.dtype) if out is None else out
         cross_entropy_backward(

@@ -8,8 +8,8 @@ from numba import types
 from tensorgrad.backend import philox as plain
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.arrays import Dropout as Draw
-from tensorgrad.backend.numba.arrays import BLOCK, block_of, claimed, flat, n_blocks
-from tensorgrad.backend.numba.compile import apart, compiled, kernel, prange
+from tensorgrad.backend.numba.arrays import BLOCK_ELEMENTS, block_of, flat, is_supported, n_blocks
+from tensorgrad.backend.numba.compile import inline, kernel, noinline, prange
 from tensorgrad.backend.numpy import NumpyBackend
 
 U = np.uint64
@@ -19,7 +19,7 @@ WEYL_0, WEYL_1 = U(plain.WEYL_0), U(plain.WEYL_1)
 DRAW = types.Tuple((types.uint64, types.float64, types.uint64, types.uint64, types.uint64))  # what `rule` returns
 
 
-@compiled
+@inline
 def philox(four: Any, step: Any, stream: Any, seed: Any) -> Any:
     """Words 4 four to 4 four + 3 of a stream. All arguments, and the four 32-bit words, are uint64."""
     x0, x1, x2, x3 = four & LOW, four >> SHIFT, step & LOW, stream & LOW
@@ -33,7 +33,7 @@ def philox(four: Any, step: Any, stream: Any, seed: Any) -> Any:
     return x0, x1, x2, x3
 
 
-@compiled
+@inline
 def fill_bits(words: Any, first: Any, step: Any, stream: Any, seed: Any) -> None:
     """The words of a stream, as uint32; four at a time from `first` on."""
     for i in range(words.size // 4):
@@ -44,7 +44,7 @@ def fill_bits(words: Any, first: Any, step: Any, stream: Any, seed: Any) -> None
         words[4 * i + 3] = np.uint32(d)
 
 
-@compiled
+@inline
 def drop_fours(
     x: Any, y: Any, threshold: Any, kept: Any, lost: Any, first: Any, step: Any, stream: Any, seed: Any
 ) -> None:
@@ -57,13 +57,13 @@ def drop_fours(
         y[4 * i + 3] = x[4 * i + 3] * (kept if d >= threshold else lost)
 
 
-@compiled
+@inline
 def words_for(n: int) -> Any:
     """Room for the random numbers of n elements, wherever they begin among four."""
     return np.empty((n + 3) // 4 * 4 + 4, np.uint32)
 
 
-@apart
+@noinline
 def fill_kept(row: Any, number: int, words: Any, draw: Any) -> None:
     """row: what dropout multiplies the elements from `number` on with."""
     threshold, scale, step, stream, seed = draw
@@ -77,7 +77,7 @@ def fill_kept(row: Any, number: int, words: Any, draw: Any) -> None:
 def random_bits(words: Any, step: Any, stream: Any, seed: Any) -> None:
     """words (n), n a multiple of 4: the first of a stream, as uint32."""
     for block in prange(n_blocks(words)):
-        fill_bits(block_of(words, block), U(block * (BLOCK // 4)), step, stream, seed)
+        fill_bits(block_of(words, block), U(block * (BLOCK_ELEMENTS // 4)), step, stream, seed)
 
 
 @kernel
@@ -85,7 +85,7 @@ def drop(x: Any, y: Any, threshold: Any, scale: float, step: Any, stream: Any, s
     """y = x scale where the element's word reaches the threshold, x 0 where not."""
     kept, lost = x.dtype.type(scale), x.dtype.type(0)
     for block in prange(n_blocks(x)):
-        first = U(block * (BLOCK // 4))
+        first = U(block * (BLOCK_ELEMENTS // 4))
         drop_fours(block_of(x, block), block_of(y, block), threshold, kept, lost, first, step, stream, seed)
     last = x.size // 4
     words = philox(U(last), step, stream, seed)
@@ -111,7 +111,7 @@ class Dropout(NumpyBackend):
 
     def dropout(self, x: Array, dropout: Draw) -> Array:
         """x with elements zeroed at random, the rest scaled up; its own backward, applied to dy."""
-        if not claimed(x):
+        if not is_supported(x):
             return super().dropout(x, dropout)
         y = np.empty(x.shape, x.dtype)
         drop(flat(x), y.reshape(-1), *rule(dropout))

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.arrays import claimed, flat, rows
-from tensorgrad.backend.numba.compile import compiled, kernel, prange
+from tensorgrad.backend.numba.arrays import flat, is_supported, rows
+from tensorgrad.backend.numba.compile import inline, kernel, prange
 from tensorgrad.backend.numpy import NumpyBackend
 
 
-@compiled
+@inline
 def sort_by_row(indices: Any, starts: Any, order: Any, distinct: Any) -> int:
     """Counting sort: order[starts[r] : starts[r + 1]] are the places, ascending, at which row r was read.
 
@@ -51,7 +51,7 @@ class Embedding(NumpyBackend):
 
     def add_embedding_backward(self, dweight: Array, dy: Array, indices: Array) -> None:
         """dweight (V, C) += every row's dy added to the row it was read from, in the order of reading."""
-        if not claimed(dweight, dy) or not dy.size or not dweight.flags.carray:
+        if not is_supported(dweight, dy) or not dy.size or not dweight.flags.carray:
             super().add_embedding_backward(dweight, dy, indices)
             return
         n_rows, n = len(dweight), indices.size

@@ -1,208 +1,80 @@
-"""Rows and a much larger matrix, as when text is written, or for the loss: the weights are read once, where they lie.
+"""Matrix products and linear layers, on the kernels' own threads."""
 
-A product that copies its right operand into panels first (`gemm.py`) would read and write all weights for the sake of a
-few rows. Here it is the rows that are copied, or nothing at all.
-"""
-
-from typing import Any
-
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
+import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.compile import prange
-from tensorgrad.backend.numba.panels import aligned, fill_across, fill_panels, panels_of
-from tensorgrad.backend.numba.strided import Strided, array, packed_row, strided
-from tensorgrad.backend.numba.sums import fold
-from tensorgrad.backend.numba.tile import AVX512, I64, ROWS, VECTOR, element, fetch, n_lanes, number, tile, whole
-
-FEW = 4  # rows: with more, computing takes longer than reading
-GROUPS = {1: 8, 2: 8, 4: 4} if AVX512 else {1: 8, 2: 4, 4: 2}  # rows of the weights for so many of x: sums in registers
-ROWS_READ = {1: (0,), 2: (0, 1), 3: (0, 1, 2, 2), 4: (0, 1, 2, 3)}  # as many of x as one of the kernels is made for
-NEAR = 2**18  # bytes to the next group: what is further ahead may have left the second-level cache before its turn,
-STEP = 2**12  # and so far ahead in the same rows is better
-BAND = 32  # rows of the weights whose products are turned over together
-SOME = 2**18  # elements of x: their panels, a megabyte of float32, stay in the second-level cache
-SOME_BACKWARD = 2**17  # elements of dx: their sums stay there beside the panels of dy
-DEPTH = 384  # rows of the weights that these panels are for
-
-
-def reads_in_place(x: Array, weight: Array) -> bool:
-    """Whether `linear` is for these: x (r, n) and weight (m, n), both in C order."""
-    some = x.size <= SOME and BAND <= len(weight) >= 2 * len(x)
-    return (len(x) <= FEW or some) and x.flags.carray and weight.flags.carray
-
-
-def backward_reads_in_place(dy: Array, weight: Array) -> bool:
-    """Whether `some_rows_backward` is for these: dy (r, m) and weight (m, n)."""
-    m, n = weight.shape
-    return len(dy) * n <= SOME_BACKWARD and n >= ROWS and m >= 8 * max(len(dy), n) and weight.flags.carray
-
-
-def linear(x: Array, weight: Array, bias: Array, y: Array, threads: int) -> None:
-    """y (r, m) = x (r, n) @ weight (m, n)^T, plus bias (m) unless it is empty.
-
-    Any number of threads gives the same bits; and, up to FEW rows, so does a row whatever stands in the others.
-    """
-    if len(x) > FEW:
-        some_rows(x, weight, bias, y, threads)
-    else:
-        rows = ROWS_READ[len(x)]
-        FEW_ROWS[len(rows)](x, weight, bias, y, rows, threads)
-
-
-# --- a few rows: vectors of sums ------------------------------------------------------------------
-
-
-def group_of(rows: Any) -> int:
-    """How many rows of the weights are read at a time for so many of x."""
-    return GROUPS[len(rows)]
-
-
-def dots(x: Any, rows: Any, weight: Any, first: int, ahead: int) -> Any:
-    """The sums of x[i] weight[j] for all i in rows and the group of j from `first` on; the last j fills it up.
-
-    x (r, n) and weight (m, n) in C order. What lies `ahead` bytes further on is brought nearer meanwhile.
-    """
-    group = range(first, first + group_of(rows))
-    return tuple((x[i] * weight[min(j, len(weight) - 1)]).sum() for i in rows for j in group)
-
-
-def few_rows(x: Any, weight: Any, bias: Any, y: Any, rows: Any, parts: int) -> None:
-    """See `linear`. rows: those of x, the last one several times where there are less than this is compiled for.
-
-    A core that goes through one row after the other waits for memory. So it reads several side by side, each a stream
-    that the processor itself reads ahead of, and asks for the next group while it sums this one.
-    """
-    group, last = group_of(rows), len(weight) - 1
-    n_groups = whole(len(weight), group) // group
-    ahead = group * weight.strides[0] if group * weight.strides[0] <= NEAR else STEP
-    for part in prange(parts):
-        for g in range(n_groups * part // parts, n_groups * (part + 1) // parts):
-            sums = dots(x, rows, weight, g * group, ahead)
-            for i in range(len(rows)):
-                for j in range(group):
-                    column = min(g * group + j, last)
-                    y[rows[i], column] = sums[i * group + j]
-                    if bias.size > 0:
-                        y[rows[i], column] += bias[column]
-
-
-def _types(n_rows: int) -> Any:
-    return lambda real: (
-        array(real, 2, "C"), array(real, 2, "C"), array(real, 1), array(real, 2, "C"),
-        types.UniTuple(types.int64, n_rows), types.int64,
-    )  # fmt: skip
-
-
-FEW_ROWS = {n: Strided(few_rows, _types(n)) for n in GROUPS}
-
-
-def _constant(n: int) -> Any:
-    return lambda rows: n
-
-
-overload(group_of)(lambda rows: _constant(group_of(rows)))
-overload(dots, jit_options={"forceinline": True})(
-    lambda x, rows, weight, first, ahead: lambda x, rows, weight, first, ahead: _dots(x, rows, weight, first, ahead)
+from tensorgrad.backend.numba.arrays import is_supported
+from tensorgrad.backend.numba.linear_skinny import (
+    backward_reads_in_place,
+    reads_in_place,
+    skinny_linear,
+    unpacked_product_backward,
 )
+from tensorgrad.backend.numba.macrokernel import MIN_PARALLEL_MULTIPLICATIONS, batched_product, parallel_product
+from tensorgrad.backend.numpy import NumpyBackend
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _dots(context: Any, x: Any, rows: Any, weight: Any, first: Any, ahead: Any) -> Any:
-    """See `dots`: whole vectors, and then what is over one by one."""
-    group = group_of(rows)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x_view, view = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2))
-        rows, first, ahead = cgutils.unpack_tuple(builder, arguments[1]), arguments[3], arguments[4]
-        m, n = cgutils.unpack_tuple(builder, view.shape)
-        scalar, last = view.data.type.pointee, builder.sub(m, number(1))
-        size = context.get_abi_sizeof(scalar)
-        columns = [builder.add(first, number(j)) for j in range(group)]
-        columns = [builder.select(builder.icmp_signed("<", j, last), j, last) for j in columns]
-        results, start = [ir.Constant(scalar, 0.0)] * (len(rows) * group), number(0)
-        for width in (VECTOR // size, 1):
-            vector = ir.VectorType(scalar, width)
-            kind = ir.FunctionType(vector, [vector] * 3)
-            fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{width}f{size * 8}")
-            stop = builder.sub(n, builder.urem(n, number(width)))
-            sums = [cgutils.alloca_once(builder, vector) for _ in results]
-            for total in sums:
-                builder.store(ir.Constant(vector, None), total)
-            with cgutils.for_range_slice(builder, start, stop, number(width), I64) as (k, _):
-                places = [element(builder, view, vector, j, k) for j in columns]
-                for place in places if width > 1 else ():
-                    further = builder.add(builder.ptrtoint(place, I64), ahead)
-                    fetch(builder, builder.inttoptr(further, place.type), to_write=False)
-                right = [builder.load(place, align=size) for place in places]
-                for i, row in enumerate(rows):
-                    left = builder.load(element(builder, x_view, vector, row, k), align=size)
-                    for j, total in enumerate(sums[i * group : (i + 1) * group]):
-                        builder.store(builder.call(fma, (left, right[j], builder.load(total))), total)
-            joined = [fold(builder, builder.load(total), builder.fadd) for total in sums]
-            results = [builder.fadd(a, b) for a, b in zip(results, joined, strict=True)]
-            start = stop
-        return context.make_tuple(builder, signature.return_type, results)
-
-    result = types.UniTuple(x.dtype, len(rows) * group)
-    return result(x, rows, weight, types.int64, types.int64), generate
+def writable(x: Array) -> Array:
+    """x, copied if it is read-only or not aligned: kernels are compiled for arrays that are neither."""
+    return x if x.flags.behaved else x.copy()
 
 
-# --- some more: tiles -----------------------------------------------------------------------------
+class Linear(NumpyBackend):
+    """Matrix products on the kernels' own threads, for float32 and float64."""
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """a (..., m, n) @ b (..., n, p) -> (..., m, p)."""
+        if not self._supports(a, b) or a.ndim < 2 or b.ndim < 2 or a.size * b.shape[-1] < MIN_PARALLEL_MULTIPLICATIONS:
+            return super().matmul(a, b)
+        if b.ndim == 2:
+            return self._rows_times_matrix(a, b, b[:0, 0])
+        if a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2]:
+            return super().matmul(a, b)
+        y = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
+        batched_product(_stack(a), _stack(b), _stack(y))
+        return y
+
+    def add_matmul(self, c: Array, a: Array, b: Array) -> None:
+        """c += a @ b, in place, for matrices."""
+        if not self._supports(a, b, c) or not c.flags.carray:
+            super().add_matmul(c, a, b)
+        else:
+            parallel_product(writable(a), writable(b), c, c[0, :0], True, self.threads)
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m)."""
+        arrays = (x, weight) if bias is None else (x, weight, bias)
+        if not self._supports(*arrays) or x.ndim < 2 or x.size * len(weight) < MIN_PARALLEL_MULTIPLICATIONS:
+            return super().linear(x, weight, bias)
+        bias = weight[:0, 0] if bias is None else bias
+        rows = x.reshape(-1, x.shape[-1])
+        if not reads_in_place(rows, weight):
+            return self._rows_times_matrix(x, weight.T, bias)
+        y = np.empty((*x.shape[:-1], len(weight)), x.dtype)
+        skinny_linear(rows, weight, writable(bias), y.reshape(-1, len(weight)), self.threads)
+        return y
+
+    def linear_backward_x(self, dy: Array, weight: Array) -> Array:
+        """dx = dy @ weight."""
+        if not self._supports(dy, weight):
+            return super().linear_backward_x(dy, weight)
+        rows = dy.reshape(-1, dy.shape[-1])
+        if not backward_reads_in_place(rows, weight):
+            return super().linear_backward_x(dy, weight)
+        dx = np.empty((*dy.shape[:-1], weight.shape[1]), dy.dtype)
+        unpacked_product_backward(writable(rows), weight, dx.reshape(-1, weight.shape[1]), self.threads)
+        return dx
+
+    def _supports(self, *arrays: Array) -> bool:
+        return is_supported(*arrays) and 0 not in [x.size for x in arrays]
+
+    def _rows_times_matrix(self, a: Array, b: Array, bias: Array) -> Array:
+        y = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
+        rows = a.reshape(-1, a.shape[-1])
+        y_rows = y.reshape(-1, b.shape[-1])
+        parallel_product(writable(rows), writable(b), y_rows, writable(bias), False, self.threads)
+        return y
 
 
-@strided(lambda real: (array(real, 2), array(real, 2), array(real, 1), array(real, 2), types.int64))
-def some_rows(x: Any, weight: Any, bias: Any, y: Any, parts: int) -> None:
-    """See `linear`; weight and y with packed rows, and at least BAND rows of weight.
-
-    Tiles are made of y^T = weight x^T, so that x^T is what is copied into panels. Every thread has its own.
-    """
-    (n_rows, n_inner), m = x.shape, len(weight)
-    n_bands = whole(m, BAND) // BAND
-    for part in prange(parts):
-        panels, lanes = panels_of(x.T), n_lanes(x)
-        n_panels = len(panels)
-        sums = aligned(BAND * (n_panels * lanes + 16), x).reshape(BAND, n_panels * lanes + 16)  # 16: see `multiply`
-        for band in range(n_bands * part // parts, n_bands * (part + 1) // parts):
-            new, first = band * BAND, min(band * BAND, m - BAND)  # the last may begin among the rows of the one before
-            for strip in range(0, BAND, ROWS):
-                for p in range(n_panels):
-                    tile(weight, first + strip, 0, n_inner, panels, p, sums, strip, p * lanes, False)
-            out = y[:, new : first + BAND]
-            fill_across(sums[new - first :, :n_rows].T, out)
-            if bias.size > 0:
-                for i in range(n_rows):
-                    row = packed_row(out[i])
-                    for j in range(row.size):
-                        row[j] += bias[new + j]
-
-
-@strided(lambda real: (array(real, 2), array(real, 2, "C"), array(real, 2), types.int64))
-def some_rows_backward(dy: Any, weight: Any, dx: Any, parts: int) -> None:
-    """dx (r, n) = dy (r, m) @ weight (m, n), for at least ROWS columns of weight, where `backward_reads_in_place`.
-
-    Tiles are made of dx^T = weight^T dy^T: weight is read across, a part of its columns by each thread.
-    """
-    (n_rows, m), n, lanes = dy.shape, weight.shape[1], n_lanes(dy)
-    n_strips, n_panels = whole(n, ROWS) // ROWS, whole(n_rows, lanes) // lanes
-    for part in prange(parts):
-        first, last = n_strips * part // parts, n_strips * (part + 1) // parts
-        panels = aligned(n_panels * (DEPTH + 2) * lanes, dy).reshape(n_panels, DEPTH + 2, lanes)  # 2: see `multiply`
-        sums = aligned((last - first) * ROWS * (n_panels * lanes + 16), dy).reshape(
-            (last - first) * ROWS, n_panels * lanes + 16
-        )
-        for top in range(0, m, DEPTH):
-            bottom = min(top + DEPTH, m)
-            fill_panels(dy[:, top:bottom].T, panels)
-            across = weight[top:bottom].T
-            for strip in range(first, last):
-                for p in range(n_panels):
-                    column = min(strip * ROWS, n - ROWS)  # the last strip may begin among the columns of the one before
-                    tile(across, column, 0, bottom - top, panels, p, sums, (strip - first) * ROWS, p * lanes, top > 0)
-        for strip in range(first, last):
-            column = min(strip * ROWS, n - ROWS)
-            at = (strip - first) * ROWS
-            fill_across(sums[at : at + ROWS, :n_rows].T, dx[:, column : column + ROWS])
+def _stack(x: Array) -> Array:
+    return writable(x.reshape(-1, *x.shape[-2:]))

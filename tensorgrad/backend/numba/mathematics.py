@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba.extending import intrinsic, overload
 
-from tensorgrad.backend.numba.compile import by_type, compiled
+from tensorgrad.backend.numba.compile import by_type, inline
 
 F = np.float32
 # Exact in float32, so that they leave float32 and float64 what they are.
@@ -44,7 +44,7 @@ def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:
 overload(fma)(lambda a, b, c: lambda a, b, c: _fma(a, b, c))
 
 
-@compiled
+@inline
 def polynomial(coefficients: Any, x: Any) -> Any:
     """Horner's rule, highest power first."""
     y = coefficients[0]
@@ -53,25 +53,25 @@ def polynomial(coefficients: Any, x: Any) -> Any:
     return y
 
 
-@compiled
+@inline
 def bits(x: Any) -> Any:
     """The bits of a float32 as int32."""
     return np.float32(x).view(np.int32)
 
 
-@compiled
+@inline
 def from_bits(n: Any) -> Any:
     """The float32 with these bits."""
     return np.int32(n).view(np.float32)
 
 
-@compiled
+@inline
 def power_of_two(n: Any) -> Any:
     """2^n as float32 for n in [-126, 127]: n is the exponent in its bits."""
     return from_bits((n + np.int32(127)) << np.int32(23))
 
 
-@compiled
+@inline
 def exp_float32(x: Any) -> Any:
     """e^x = 2^n e^r, with n = round(x / ln 2) and r what is left: |r| <= ln(2) / 2."""
     x = F(-104) if x < F(-104) else x  # written so that NaN passes
@@ -84,7 +84,7 @@ def exp_float32(x: Any) -> Any:
     return mantissa * power_of_two(half) * power_of_two(np.int32(n - half))
 
 
-@compiled
+@inline
 def exp_at_most_0_float32(x: Any) -> Any:
     """e^x for x <= 0, without the subnormal numbers that processors are slow at: 0 for all x below -87."""
     rounded = fma(x, LOG2_E, ROUND)
@@ -94,7 +94,7 @@ def exp_at_most_0_float32(x: Any) -> Any:
     return F(0) if x < F(-87) else y
 
 
-@compiled
+@inline
 def logistic_float32(x: Any) -> Any:
     """1 / (1 + e^-x), and 0 where x is below -88.4: e^-x takes 2^n in one step, which is infinite from n = 128 on."""
     x = F(87) if x > F(87) else x
@@ -106,13 +106,13 @@ def logistic_float32(x: Any) -> Any:
     return ONE / fma(fma(polynomial(EXP, r) * r, r, r) + ONE, power, ONE)
 
 
-@compiled
+@inline
 def logistic_float64(x: Any) -> Any:
     """1 / (1 + e^-x): where e^-x overflows it is 0, as it should be."""
     return ONE / (ONE + math.exp(-x))
 
 
-@compiled
+@inline
 def erf_float32(x: Any) -> Any:
     """Two polynomials: of x^2 near 0, and of |x| for the logarithm of 1 - erf(x), which falls like -x^2."""
     size = F(4) if abs(x) > F(4) else abs(x)  # erf(4) is 1 in float32
@@ -148,13 +148,13 @@ by_type(erf, erf_float32, math.erf)
 by_type(logistic, logistic_float32, logistic_float64)
 
 
-@compiled
+@inline
 def gelu_tanh_at(x: Any, scale: Any, cubic: Any) -> Any:
     """x sigmoid(2u), with scale 2 sqrt(2/pi) and cubic 0.044715 in the dtype of x: see `activation.gelu_tanh`."""
     return x * logistic(scale * x * (ONE + cubic * x * x))
 
 
-@compiled
+@inline
 def gelu_tanh_slope(x: Any, scale: Any, cubic: Any) -> Any:
     """s + x s (1 - s) d(2u)/dx, with s = sigmoid(2u)."""
     square = cubic * x * x

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.arrays import claimed, contiguous, flat, rows
+from tensorgrad.backend.numba.arrays import contiguous, flat, is_supported, rows
 from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import ONE
-from tensorgrad.backend.numba.sums import dot, dot_about, squares_about, total
+from tensorgrad.backend.numba.reductions import dot, dot_about, squares_about, total
 from tensorgrad.backend.numpy import NumpyBackend
 
-BLOCK = 64  # rows: each block is added up by one thread, and the sums of the blocks in their order
+BLOCK_ROWS = 64  # rows: each block is added up by one thread, and the sums of the blocks in their order
 
 
 @kernel
@@ -54,7 +54,7 @@ def layer_norm_backward(
     """
     per_element = ONE / x.dtype.type(x.shape[1])
     for block in prange(dweight.shape[0]):
-        for i in range(block * BLOCK, min((block + 1) * BLOCK, x.shape[0])):
+        for i in range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, x.shape[0])):
             dyi, xi, dxi, middle, scale = dy[i], x[i], dx[i], mean[i], rstd[i]
             mean_g = dot(dyi, weight) * per_element
             along = dot_about(dyi, weight, xi, middle) * per_element * scale * scale
@@ -75,7 +75,7 @@ def layer_norm_backward(
 def layer_norm_backward_weight(dy: Any, x: Any, mean: Any, rstd: Any, partial: Any) -> None:
     """partial (blocks, n): the sum of dy (x - mean) rstd over each block of rows."""
     for block in prange(partial.shape[0]):
-        for i in range(block * BLOCK, min((block + 1) * BLOCK, x.shape[0])):
+        for i in range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, x.shape[0])):
             middle, scale = mean[i], rstd[i]
             for j in range(x.shape[1]):
                 partial[block, j] += dy[i, j] * ((x[i, j] - middle) * scale)
@@ -85,7 +85,7 @@ def layer_norm_backward_weight(dy: Any, x: Any, mean: Any, rstd: Any, partial: A
 def column_sums(x: Any, partial: Any) -> None:
     """partial (blocks, n): the sum of each block of rows."""
     for block in prange(partial.shape[0]):
-        for i in range(block * BLOCK, min((block + 1) * BLOCK, x.shape[0])):
+        for i in range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, x.shape[0])):
             for j in range(x.shape[1]):
                 partial[block, j] += x[i, j]
 
@@ -113,11 +113,11 @@ def rms_norm_backward_x(dy: Any, x: Any, weight: Any, rrms: Any, dx: Any) -> Non
             dxi[j] = scale * (dyi[j] * weight[j] - xi[j] * along)
 
 
-def takes(x: Array, like_x: Array | None = None, per_row: tuple[Array, ...] = (), *vectors: Array | None) -> bool:
+def supports(x: Array, like_x: Array | None = None, per_row: tuple[Array, ...] = (), *vectors: Array | None) -> bool:
     """Whether kernels may have x (..., n), an array of its shape, arrays with a number a row, and vectors (n)."""
     given = [v for v in vectors if v is not None]
     return (
-        claimed(x, *([] if like_x is None else [like_x]), *per_row, *given)
+        is_supported(x, *([] if like_x is None else [like_x]), *per_row, *given)
         and x.size > 0
         and (like_x is None or like_x.shape == x.shape)
         and all(stat.size * x.shape[-1] == x.size for stat in per_row)
@@ -125,11 +125,11 @@ def takes(x: Array, like_x: Array | None = None, per_row: tuple[Array, ...] = ()
     )
 
 
-def takes_backward(
+def supports_backward(
     dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None
 ) -> bool:  # fmt: skip
     """Whether the kernel of layer_norm's backward may have these."""
-    return takes(x, dy, (mean, rstd), weight) and (dsum is None or takes(x, dsum))
+    return supports(x, dy, (mean, rstd), weight) and (dsum is None or supports(x, dsum))
 
 
 def or_constant(vector: Array | None, constant: float, x: Array) -> Array:
@@ -139,7 +139,7 @@ def or_constant(vector: Array | None, constant: float, x: Array) -> Array:
 
 def partial_sums(x: Array) -> Array:
     """Zeros for the sums of the blocks of rows of x (rows, n)."""
-    return np.zeros((-(-len(x) // BLOCK), x.shape[1]), x.dtype)
+    return np.zeros((-(-len(x) // BLOCK_ROWS), x.shape[1]), x.dtype)
 
 
 class Normalization(NumpyBackend):
@@ -147,7 +147,7 @@ class Normalization(NumpyBackend):
 
     def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
         """x (..., n) -> y, and mean and 1/std (..., 1)."""
-        if not takes(x, None, (), weight, bias):
+        if not supports(x, None, (), weight, bias):
             return super().layer_norm(x, weight, bias, eps)
         y = np.empty(x.shape, x.dtype)
         mean, rstd = (np.empty((*x.shape[:-1], 1), x.dtype) for _ in range(2))
@@ -159,7 +159,7 @@ class Normalization(NumpyBackend):
         self, x: Array, residual: Array, weight: Array | None, bias: Array | None, eps: float
     ) -> tuple[Array, Array, Array, Array]:
         """x + residual, and layer_norm of that."""
-        if not takes(x, residual, (), weight, bias):
+        if not supports(x, residual, (), weight, bias):
             return super().add_layer_norm(x, residual, weight, bias, eps)
         both, y = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
         mean, rstd = (np.empty((*x.shape[:-1], 1), x.dtype) for _ in range(2))
@@ -175,7 +175,7 @@ class Normalization(NumpyBackend):
     ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
         """dx of layer_norm plus dsum, dweight and dbias, in one pass over dy and x."""
         needs_x, needs_weight, needs_bias = needs
-        if not (needs_x and needs_weight) or not takes_backward(dy, x, weight, mean, rstd, dsum):
+        if not (needs_x and needs_weight) or not supports_backward(dy, x, weight, mean, rstd, dsum):
             return super().layer_norm_backward(dy, x, weight, mean, rstd, dsum, needs)
         return self._layer_norm_backward(dy, x, weight, mean, rstd, dsum, needs_bias)
 
@@ -183,7 +183,7 @@ class Normalization(NumpyBackend):
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None
     ) -> Array:
         """dx of layer_norm, plus dsum."""
-        if not takes_backward(dy, x, weight, mean, rstd, dsum):
+        if not supports_backward(dy, x, weight, mean, rstd, dsum):
             return super().layer_norm_backward_x(dy, x, weight, mean, rstd, dsum)
         return self._layer_norm_backward(dy, x, weight, mean, rstd, dsum, False)[0]
 
@@ -200,7 +200,7 @@ class Normalization(NumpyBackend):
 
     def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
         """dweight of layer_norm: (n,)."""
-        if not takes(x, dy, (mean, rstd)):
+        if not supports(x, dy, (mean, rstd)):
             return super().layer_norm_backward_weight(dy, x, mean, rstd)
         partial = partial_sums(rows(x))
         layer_norm_backward_weight(rows(dy), rows(x), flat(mean), flat(rstd), partial)
@@ -208,7 +208,7 @@ class Normalization(NumpyBackend):
 
     def linear_backward_bias(self, dy: Array) -> Array:
         """The sum over all rows: (n,)."""
-        if not takes(dy):
+        if not supports(dy):
             return super().linear_backward_bias(dy)
         partial = partial_sums(rows(dy))
         column_sums(rows(dy), partial)
@@ -216,7 +216,7 @@ class Normalization(NumpyBackend):
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
         """x (..., n) -> y, and 1/rms (..., 1)."""
-        if not takes(x, None, (), weight):
+        if not supports(x, None, (), weight):
             return super().rms_norm(x, weight, eps)
         y, rrms = np.empty(x.shape, x.dtype), np.empty((*x.shape[:-1], 1), x.dtype)
         rms_norm(rows(x), or_constant(weight, 1, x), rows(y), flat(rrms), float(eps))
@@ -226,7 +226,7 @@ class Normalization(NumpyBackend):
         self, dy: Array, x: Array, weight: Array | None, rrms: Array, dsum: Array | None = None
     ) -> Array:
         """dx of rms_norm, plus dsum."""
-        if not takes(x, dy, (rrms,), weight):
+        if not supports(x, dy, (rrms,), weight):
             return super().rms_norm_backward_x(dy, x, weight, rrms, dsum)
         dx = np.empty(x.shape, x.dtype)
         rms_norm_backward_x(rows(dy), rows(x), or_constant(weight, 1, x), flat(rrms), rows(dx))

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.arrays import BLOCK, block_of, claimed, flat, n_blocks
+from tensorgrad.backend.numba.arrays import BLOCK_ELEMENTS, block_of, flat, is_supported, n_blocks
 from tensorgrad.backend.numba.compile import kernel, prange
-from tensorgrad.backend.numba.sums import squares
+from tensorgrad.backend.numba.reductions import squares
 from tensorgrad.backend.numpy import NumpyBackend
 from tensorgrad.backend.runtime import Backend
 
@@ -56,7 +56,7 @@ class Optimization(NumpyBackend):
         lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
     ) -> None:  # fmt: skip
         """One AdamW step on p, m and v in place. `step` counts from 1."""
-        if not claimed(p, g, m, v) or g.shape != p.shape or not all(x.flags.carray for x in (p, m, v)):
+        if not is_supported(p, g, m, v) or g.shape != p.shape or not all(x.flags.carray for x in (p, m, v)):
             super().adamw(
                 p, g, m, v, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, step=step
             )  # fmt: skip
@@ -72,10 +72,10 @@ class Optimization(NumpyBackend):
         """The Euclidean norm of all elements of all arrays together, added up in float64."""
         total = 0.0
         for x in map(self.wide, arrays):
-            if not claimed(x):
+            if not is_supported(x):
                 total += super().global_norm([x]) ** 2
                 continue
-            sums = np.empty(-(-x.size // BLOCK))
+            sums = np.empty(-(-x.size // BLOCK_ELEMENTS))
             sums_of_squares(flat(x), sums)
             total += float(sums.sum())
         return math.sqrt(total)
@@ -83,7 +83,7 @@ class Optimization(NumpyBackend):
     def scale(self, arrays: list[Array], factor: float) -> None:
         """All arrays times one number, in place."""
         for x in arrays:
-            if claimed(x) and x.flags.carray:
+            if is_supported(x) and x.flags.carray:
                 scale(x.reshape(-1), float(factor))
             else:
                 super().scale([x], factor)

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.arrays import claimed, rows
+from tensorgrad.backend.numba.arrays import is_supported, rows
 from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import ONE, exp
-from tensorgrad.backend.numba.sums import dot, largest, total
+from tensorgrad.backend.numba.reductions import dot, largest, total
 from tensorgrad.backend.numpy import NumpyBackend
 
 
@@ -63,7 +63,7 @@ def row_wise(kernel: Callable[..., None], plain: Callable[..., Array], axis: int
     """A new array from arrays of one shape, row by row; from `plain` where axis or arrays are not for kernels."""
     first = arrays[0]
     is_last = axis in (-1, first.ndim - 1) and first.size > 0
-    if not is_last or not claimed(*arrays) or any(x.shape != first.shape for x in arrays):
+    if not is_last or not is_supported(*arrays) or any(x.shape != first.shape for x in arrays):
         return plain(*arrays, axis)
     y = np.empty(first.shape, first.dtype)
     kernel(*(rows(x) for x in arrays), rows(y))

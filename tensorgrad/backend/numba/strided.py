@@ -8,7 +8,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.compile import compiled, is_kept, jit
+from tensorgrad.backend.numba.compile import inline, is_kept, jit
 
 
 def array(real: Any, ndim: int, layout: str = "A") -> Any:
@@ -57,19 +57,19 @@ def address(context: Any, array: Any) -> Any:
     return types.voidptr(array), generate
 
 
-@compiled
+@inline
 def packed_row(x: Any) -> Any:
     """x (n) of any stride as the contiguous row that it is: loops over it are vectorised."""
     return carray(address(x), (x.size,), x.dtype)
 
 
-@compiled
+@inline
 def as_row(x: Any, first: int, n: int) -> Any:
     """Rows x[first : first + n] of a contiguous matrix as one: loops over few elements are not vectorised."""
     return carray(address(x[first:]), (n * x.shape[1],), x.dtype)
 
 
-@compiled
+@inline
 def as_panels(x: Any, n: int) -> Any:
     """A contiguous matrix as n of them."""
     return carray(address(x), (n, x.shape[0] // n, x.shape[1]), x.dtype)

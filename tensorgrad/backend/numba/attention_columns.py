@@ -13,10 +13,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from tensorgrad.backend.numba.sums import fold, larger
-from tensorgrad.backend.numba.tile import VECTOR, VECTORS
+from tensorgrad.backend.numba.microkernel import NR_VECTORS, VECTOR_BYTES
+from tensorgrad.backend.numba.reductions import fold, larger
 
-AT_A_TIME = 4  # rows: an operation need not wait for the one before
+UNROLL_ROWS = 4  # rows: an operation need not wait for the one before
 
 
 def largest_of_columns(x: Any, n: int, y: Any) -> None:
@@ -48,7 +48,7 @@ def _joining(start: float, join: Callable[[Any, Any, Any], Any]) -> Any:
             source, target = _data(context, builder, signature, arguments)
             row = _row_of(source)
             result, first = ir.Constant(row, [start] * row.count), ir.Constant(arguments[1].type, 0)
-            for n_rows in (AT_A_TIME, 1):
+            for n_rows in (UNROLL_ROWS, 1):
                 step = ir.Constant(first.type, n_rows)
                 rows = ir.VectorType(row.element, n_rows * row.count)
                 last = builder.sub(arguments[1], builder.srem(arguments[1], step))
@@ -95,7 +95,7 @@ def _data(context: Any, builder: Any, signature: Any, arguments: Any) -> list[An
 def _row_of(data: Any) -> Any:
     """The type of a row as wide as a tile."""
     real = data.type.pointee
-    return ir.VectorType(real, VECTORS * VECTOR // (4 if isinstance(real, ir.FloatType) else 8))
+    return ir.VectorType(real, NR_VECTORS * VECTOR_BYTES // (4 if isinstance(real, ir.FloatType) else 8))
 
 
 def _place(builder: Any, data: Any, row: Any, kind: Any) -> Any:

@@ -16,10 +16,10 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
-from tensorgrad.backend.numba.compile import compiled
+from tensorgrad.backend.numba.compile import inline
 from tensorgrad.backend.numba.mathematics import exp
 
-ROWS = 8  # that many rows at a time are for one thread, where there is something to allocate for them
+ROWS_PER_BLOCK = 8  # that many rows at a time are for one thread, where there is something to allocate for them
 LANES = 64
 
 
@@ -61,7 +61,7 @@ overload(squares)(lambda x: lambda x: _sum_of_products((x, x), 0.0))
 overload(largest)(lambda x: lambda x: _largest(x))
 
 
-@compiled
+@inline
 def sum_exp(row: Any, shift: Any, lanes: Any) -> Any:
     """The sum of e^(row - shift); element j is added to lane j % 64, and then all lanes."""
     whole = row.size - row.size % LANES
@@ -74,16 +74,16 @@ def sum_exp(row: Any, shift: Any, lanes: Any) -> Any:
     return total(lanes)
 
 
-@compiled
+@inline
 def n_row_blocks(x: Any) -> int:
     """How many blocks of rows x (rows, n) has."""
-    return (x.shape[0] + ROWS - 1) // ROWS
+    return (x.shape[0] + ROWS_PER_BLOCK - 1) // ROWS_PER_BLOCK
 
 
-@compiled
+@inline
 def rows_of(block: int, x: Any) -> Any:
     """The numbers of the rows in a block."""
-    return range(block * ROWS, min((block + 1) * ROWS, x.shape[0]))
+    return range(block * ROWS_PER_BLOCK, min((block + 1) * ROWS_PER_BLOCK, x.shape[0]))
 
 
 @intrinsic  # type: ignore[untyped-decorator]

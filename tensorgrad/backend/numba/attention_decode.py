@@ -6,22 +6,22 @@ import numpy as np
 from numba import types
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.compile import compiled, prange
+from tensorgrad.backend.numba.compile import inline, prange
 from tensorgrad.backend.numba.mathematics import ONE, exp
+from tensorgrad.backend.numba.reductions import dot, largest, total
 from tensorgrad.backend.numba.strided import array, packed_row, strided, with_packed_rows
-from tensorgrad.backend.numba.sums import dot, largest, total
 
-FEW = 4  # queries: with more, keys are worth copying in an order that tiles can read
+MAX_DECODE_QUERIES = 4  # queries: with more, keys are worth copying in an order that tiles can read
 
 
-@compiled
+@inline
 def n_seen(row: int, n_query: int, n_key: int, causal: bool) -> int:
     """How many keys a query row may see: the last row sees all."""
     return min(n_key, max(0, row + 1 + n_key - n_query)) if causal else n_key
 
 
-@compiled
-def hide(scores: Any, mask: Any, b: int, h: int, row: int) -> None:
+@inline
+def mask_scores(scores: Any, mask: Any, b: int, h: int, row: int) -> None:
     """scores = -inf where the mask says no; its axes of length 1 hold for all."""
     at = mask[min(b, mask.shape[0] - 1), min(h, mask.shape[1] - 1), min(row, mask.shape[2] - 1)]
     for s in range(scores.size):
@@ -30,7 +30,7 @@ def hide(scores: Any, mask: Any, b: int, h: int, row: int) -> None:
 
 
 @strided(lambda real: (array(real, 4),) * 4 + (array(real, 3), array(types.boolean, 4), types.float64, types.boolean))
-def few_queries(q: Any, key: Any, v: Any, y: Any, lse: Any, mask: Any, scale: float, causal: bool) -> None:
+def decode(q: Any, key: Any, v: Any, y: Any, lse: Any, mask: Any, scale: float, causal: bool) -> None:
     """y (B, H, T, D) and lse (B, H, T) from q (B, H, T, D) and key, v (B, G, S, D); mask with no element is none."""
     n_batch, n_head, n_query, n_width = q.shape
     n_group, n_key = key.shape[1], key.shape[2]
@@ -46,7 +46,7 @@ def few_queries(q: Any, key: Any, v: Any, y: Any, lse: Any, mask: Any, scale: fl
             for s in range(seen.size):
                 seen[s] = dot(query, packed_row(key[b, g, s]))
             if mask.size > 0:
-                hide(seen, mask, b, h, row)
+                mask_scores(seen, mask, b, h, row)
             top = largest(seen) if seen.size > 0 else real(-np.inf)
             sums[:] = 0
             lse[b, h, row], per_row = -np.inf, ONE
@@ -71,5 +71,5 @@ def attend(q: Array, key: Array, v: Array, causal: bool, mask: Array | None, sca
     lse = np.empty((n_batch, n_head, n_query), q.dtype)
     mask = np.empty((0, 0, 0, 0), bool) if mask is None else mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
     q, key, v = with_packed_rows(q), with_packed_rows(key), with_packed_rows(v)
-    few_queries(q, key, v, y, lse, mask if mask.flags.writeable else mask.copy(), scale, causal)
+    decode(q, key, v, y, lse, mask if mask.flags.writeable else mask.copy(), scale, causal)
     return y, lse[..., None]

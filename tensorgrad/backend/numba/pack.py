@@ -7,30 +7,30 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from tensorgrad.backend.numba.compile import apart, compiled
+from tensorgrad.backend.numba.compile import inline, noinline
+from tensorgrad.backend.numba.microkernel import MR, VECTOR_BYTES, element, nr_of, number, round_up
 from tensorgrad.backend.numba.strided import packed_row
-from tensorgrad.backend.numba.tile import ROWS, VECTOR, element, n_lanes, number, whole
 
-SPARE = 16  # elements between rows that are read across: or all begin in a few sets of the cache
+ROW_PADDING = 16  # elements between rows that are read across: or all begin in a few sets of the cache
 
 
-@compiled
+@inline
 def aligned(n: int, x: Any) -> Any:
     """A new row of n elements of x's dtype, that starts where a vector does: none of its vectors lies in two lines."""
-    spare = VECTOR // x.itemsize
+    spare = VECTOR_BYTES // x.itemsize
     row = np.empty(n + spare, x.dtype)
-    first = (-row.ctypes.data % VECTOR) // x.itemsize
+    first = (-row.ctypes.data % VECTOR_BYTES) // x.itemsize
     return row[first : first + n]
 
 
-@apart
+@noinline
 def matrix(n_rows: int, n_columns: int, like: Any) -> Any:
     """A new matrix, with rows that begin where vectors do if its columns are whole vectors."""
     return aligned(n_rows * n_columns, like).reshape(n_rows, n_columns)
 
 
-@apart
-def fill_rows(x: Any, y: Any, scale: Any) -> None:
+@noinline
+def pack_rows(x: Any, y: Any, scale: Any) -> None:
     """y = scale x, and zeros in the rows that y has more than x. What y has more in columns is left."""
     for i in range(x.shape[0]):
         xi, yi = packed_row(x[i]), packed_row(y[i])
@@ -39,30 +39,30 @@ def fill_rows(x: Any, y: Any, scale: Any) -> None:
     y[x.shape[0] :] = 0
 
 
-@apart
-def fill_panels(x: Any, panels: Any) -> None:
-    """panels (>= n / lanes, >= k, lanes) = x (k, n) of any strides, its columns in groups; zeros fill up the last."""
+@noinline
+def pack_panels(x: Any, panels: Any) -> None:
+    """panels (>= n / nr, >= k, nr) = x (k, n) of any strides, its columns in groups; zeros fill up the last."""
     n_inner, n = x.shape
-    lanes = panels.shape[2]
-    n_whole = n // lanes
+    nr = panels.shape[2]
+    n_whole = n // nr
     if x.strides[1] == x.itemsize:
         for k in range(n_inner):  # a row after the other, as they lie in memory
             row = packed_row(x[k])
             for p in range(n_whole):
-                for lane in range(0, lanes, ROWS):
-                    copy(row, p * lanes + lane, panels[p, k], lane)
+                for lane in range(0, nr, MR):
+                    copy(row, p * nr + lane, panels[p, k], lane)
     else:
         for p in range(n_whole):
-            fill_across(x[:, p * lanes : (p + 1) * lanes], panels[p])
-    if n_whole * lanes < n:
-        panel, part = panels[n_whole], x[:, n_whole * lanes :]
+            pack_transposed(x[:, p * nr : (p + 1) * nr], panels[p])
+    if n_whole * nr < n:
+        panel, part = panels[n_whole], x[:, n_whole * nr :]
         for k in range(n_inner):
-            for lane in range(lanes):
+            for lane in range(nr):
                 panel[k, lane] = part[k, lane] if lane < part.shape[1] else 0
 
 
-@apart
-def fill_across(x: Any, y: Any) -> None:
+@noinline
+def pack_transposed(x: Any, y: Any) -> None:
     """y (>= m, >= n) = x (m, n) for packed rows of y, and for x of any strides, quickest where its columns are packed.
 
     Left undefined is what else y has.
@@ -70,9 +70,9 @@ def fill_across(x: Any, y: Any) -> None:
     m, n = x.shape
     blocks_down, blocks_across = 0, 0
     if x.strides[0] == x.itemsize:
-        blocks_down, blocks_across = m // ROWS * ROWS, n // ROWS * ROWS
-    for j in range(0, blocks_across, ROWS):
-        for i in range(0, blocks_down, ROWS):
+        blocks_down, blocks_across = m // MR * MR, n // MR * MR
+    for j in range(0, blocks_across, MR):
+        for i in range(0, blocks_down, MR):
             copy_transposed(x, y, i, j)
     for i in range(m):
         for j in range(blocks_across if i < blocks_down else 0, n):
@@ -80,22 +80,22 @@ def fill_across(x: Any, y: Any) -> None:
 
 
 def copy(row: Any, start: int, other: Any, at: int) -> None:
-    """other[at : at + ROWS] = row[start : start + ROWS], for packed rows."""
-    other[at : at + ROWS] = row[start : start + ROWS]
+    """other[at : at + MR] = row[start : start + MR], for packed rows."""
+    other[at : at + MR] = row[start : start + MR]
 
 
 def copy_transposed(x: Any, y: Any, i: int, j: int) -> None:
-    """y[i : i + ROWS, j : j + ROWS] = the same of x, whose columns are packed, as the rows of y are."""
-    y[i : i + ROWS, j : j + ROWS] = x[i : i + ROWS, j : j + ROWS]
+    """y[i : i + MR, j : j + MR] = the same of x, whose columns are packed, as the rows of y are."""
+    y[i : i + MR, j : j + MR] = x[i : i + MR, j : j + MR]
 
 
-@apart
-def panels_of(x: Any) -> Any:
-    """x (k, n) of any strides -> (n / lanes, k, lanes), as `fill_panels` has it."""
-    lanes = n_lanes(x)
-    n_panels = whole(x.shape[1], lanes) // lanes
-    panels = aligned(n_panels * x.shape[0] * lanes, x).reshape(n_panels, x.shape[0], lanes)
-    fill_panels(x, panels)
+@noinline
+def packed_panels(x: Any) -> Any:
+    """x (k, n) of any strides -> (n / nr, k, nr), as `pack_panels` has it."""
+    nr = nr_of(x)
+    n_panels = round_up(x.shape[1], nr) // nr
+    panels = aligned(n_panels * x.shape[0] * nr, x).reshape(n_panels, x.shape[0], nr)
+    pack_panels(x, panels)
     return panels
 
 
@@ -113,7 +113,7 @@ def _copy(context: Any, row: Any, start: Any, other: Any, at: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, target = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2))
-        vector = ir.VectorType(source.data.type.pointee, ROWS)
+        vector = ir.VectorType(source.data.type.pointee, MR)
         size = context.get_abi_sizeof(vector.element)
         places = [
             builder.bitcast(builder.gep(array.data, [index]), vector.as_pointer())
@@ -131,19 +131,19 @@ def _copy_transposed(context: Any, x: Any, y: Any, i: Any, j: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, target = (context.make_array(signature.args[n])(context, builder, arguments[n]) for n in (0, 1))
-        vector = ir.VectorType(source.data.type.pointee, ROWS)
-        numbers = ir.VectorType(ir.IntType(32), ROWS)
+        vector = ir.VectorType(source.data.type.pointee, MR)
+        numbers = ir.VectorType(ir.IntType(32), MR)
         size = context.get_abi_sizeof(vector.element)
         i, j = arguments[2:]
 
         def after(start: Any, n: int) -> Any:
             return builder.add(start, number(n))
 
-        lines = [builder.load(element(builder, source, vector, i, after(j, n)), align=size) for n in range(ROWS)]
-        for block in (2**n for n in range(ROWS.bit_length() - 1)):
-            upper = [n if n & block == 0 else ROWS + n - block for n in range(ROWS)]
-            lower = [n + block if n & block == 0 else ROWS + n for n in range(ROWS)]
-            for n in range(ROWS):
+        lines = [builder.load(element(builder, source, vector, i, after(j, n)), align=size) for n in range(MR)]
+        for block in (2**n for n in range(MR.bit_length() - 1)):
+            upper = [n if n & block == 0 else MR + n - block for n in range(MR)]
+            lower = [n + block if n & block == 0 else MR + n for n in range(MR)]
+            for n in range(MR):
                 if n & block == 0:
                     pair = lines[n], lines[n + block]
                     lines[n] = builder.shuffle_vector(*pair, ir.Constant(numbers, upper))

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.arrays import block_of, claimed, n_blocks
-from tensorgrad.backend.numba.compile import SMALL, kernel, prange
+from tensorgrad.backend.numba.arrays import block_of, is_supported, n_blocks
+from tensorgrad.backend.numba.compile import MIN_PARALLEL_ELEMENTS, kernel, prange
 from tensorgrad.backend.numpy import NumpyBackend
 
 
@@ -19,17 +19,19 @@ def add(a: Any, b: Any, y: Any) -> None:
             yb[i] = ab[i] + bb[i]
 
 
-def takes(a: Array, b: Array) -> bool:
+def supports(a: Array, b: Array) -> bool:
     """Whether the kernel is for these: large, of one shape and dtype, each in one piece. NumPy is as fast on others."""
-    return getattr(a, "size", 0) > SMALL and claimed(a, b) and a.shape == b.shape and a.flags.carray and b.flags.carray
+    if getattr(a, "size", 0) < MIN_PARALLEL_ELEMENTS or not is_supported(a, b):
+        return False
+    return bool(a.shape == b.shape and a.flags.carray and b.flags.carray)
 
 
-class Addition(NumpyBackend):
+class Elementwise(NumpyBackend):
     """The kernel above, for float32 and float64."""
 
     def add(self, a: Array, b: Array) -> Array:
         """a + b, broadcast."""
-        if not takes(a, b):
+        if not supports(a, b):
             return super().add(a, b)
         y = np.empty(a.shape, a.dtype)
         add(a.reshape(-1), b.reshape(-1), y.reshape(-1))
@@ -37,7 +39,7 @@ class Addition(NumpyBackend):
 
     def add_to(self, y: Array, x: Array) -> None:
         """y += x, in place."""
-        if takes(y, x):
+        if supports(y, x):
             add(y.reshape(-1), x.reshape(-1), y.reshape(-1))
         else:
             super().add_to(y, x)

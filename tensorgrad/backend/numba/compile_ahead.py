@@ -13,10 +13,10 @@ import numpy as np
 
 from tensorgrad.backend import load
 from tensorgrad.backend.numba.attention_backward import backward
-from tensorgrad.backend.numba.compile import SMALL
+from tensorgrad.backend.numba.compile import MIN_PARALLEL_ELEMENTS
 from tensorgrad.backend.threads import cpu_count
 
-WIDTH = 128
+ROW_ELEMENTS = 128
 
 
 @functools.cache
@@ -38,8 +38,8 @@ def start() -> "subprocess.Popen[bytes] | None":
 def compile_backward() -> None:
     """Run the kernels of backward and of the update in float32, in the order in which a step comes to them."""
     k = load("numba")
-    for n_rows in (2 * SMALL // WIDTH, 8):  # shared among threads, and on one
-        x, row = np.ones((n_rows, WIDTH), np.float32), np.ones((n_rows, 1), np.float32)
+    for n_rows in (2 * MIN_PARALLEL_ELEMENTS // ROW_ELEMENTS, 8):  # shared among threads, and on one
+        x, row = np.ones((n_rows, ROW_ELEMENTS), np.float32), np.ones((n_rows, 1), np.float32)
         k.layer_norm_backward(x, x, x[0], row, row, None, (True, True, False))
         k.gelu_tanh_recompute(x.copy(), x.copy())
         if n_rows > 8:

@@ -13,67 +13,69 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from tensorgrad.backend.numba.compile import apart, compiled, has_instructions
-from tensorgrad.backend.numba.sums import spread
+from tensorgrad.backend.numba.compile import has_instructions, inline, noinline
+from tensorgrad.backend.numba.reductions import spread
 
 AVX512 = has_instructions("avx512f")
-ROWS = 8 if AVX512 else 4  # of a tile: 8 x 2 of 32 vector registers, or 4 x 2 of 16, hold it
-VECTORS = 2
-VECTOR = 64 if AVX512 else 32  # bytes
+MR = 8 if AVX512 else 4  # of a tile: 8 x 2 of 32 vector registers, or 4 x 2 of 16, hold it
+NR_VECTORS = 2
+VECTOR_BYTES = 64 if AVX512 else 32  # bytes
 I64 = ir.IntType(64)
-UNROLLED = 4  # products a turn of the loop: what counts and compares takes the place of a product now and then
-LANES = VECTORS * VECTOR // 4  # columns of a tile of float32; of float64 it takes two tiles for as many
-OTHER_LANES = LANES // 2
+UNROLL = 4  # products a turn of the loop: what counts and compares takes the place of a product now and then
+NR = NR_VECTORS * VECTOR_BYTES // 4  # columns of a tile of float32; of float64 it takes two tiles for as many
+NR_FLOAT64 = NR // 2
 
 
-def n_lanes(x: Any) -> int:
+def nr_of(x: Any) -> int:
     """Columns of a tile in the dtype of x."""
-    return LANES if x.dtype == np.float32 else OTHER_LANES
+    return NR if x.dtype == np.float32 else NR_FLOAT64
 
 
-overload(n_lanes)(
-    lambda x: (lambda x: LANES) if x.dtype == types.float32 else (lambda x: OTHER_LANES)
+overload(nr_of)(
+    lambda x: (lambda x: NR) if x.dtype == types.float32 else (lambda x: NR_FLOAT64)
 )  # a number that the compiler knows
 
 
-@compiled
-def whole(n: int, step: int) -> int:
+@inline
+def round_up(n: int, step: int) -> int:
     """n, rounded up to a multiple of step."""
     return (n + step - 1) // step * step
 
 
-def tile(a: Any, row: int, first: int, last: int, panels: Any, p: int, c: Any, at: int, column: int, add: bool) -> None:
-    """c[at : at + ROWS, column : column + lanes] = a[row : row + ROWS, first:last] @ panels[p, first:last], or +=.
+def microkernel(
+    a: Any, row: int, first: int, last: int, panels: Any, p: int, c: Any, at: int, column: int, add: bool
+) -> None:
+    """c[at : at + MR, column : column + nr] = a[row : row + MR, first:last] @ panels[p, first:last], or +=.
 
-    a (m, k), Fortran-ordered or with packed rows, panels (n, k, lanes) and c with packed rows, all of one dtype.
+    a (m, k), Fortran-ordered or with packed rows, panels (n, k, nr) and c with packed rows, all of one dtype.
     """
-    product = a[row : row + ROWS, first:last] @ panels[p, first:last]
-    c = c[at : at + ROWS, column : column + panels.shape[2]]
+    product = a[row : row + MR, first:last] @ panels[p, first:last]
+    c = c[at : at + MR, column : column + panels.shape[2]]
     c[...] = c + product if add else product
 
 
-overload(tile, jit_options={"forceinline": True})(
+overload(microkernel, jit_options={"forceinline": True})(
     lambda a, row, first, last, panels, p, c, at, column, add: (
-        lambda a, row, first, last, panels, p, c, at, column, add: _tile(
+        lambda a, row, first, last, panels, p, c, at, column, add: _microkernel(
             a, row, first, last, panels, p, c, at, column, add
         )
     )
 )
 
 
-@apart
-def multiply_across(a: Any, n: int, first: int, last: int, panels: Any, c: Any, at: int, add: bool) -> None:
+@noinline
+def microkernel_transposed(a: Any, n: int, first: int, last: int, panels: Any, c: Any, at: int, add: bool) -> None:
     """c[at : at + n] = a[first:last, :n]^T @ panels[0, first:last], or +=, up to whole tiles of rows."""
     across = a.T
-    for d in range(0, n, ROWS):
-        tile(across, d, first, last, panels, 0, c, at + d, 0, add)
+    for d in range(0, n, MR):
+        microkernel(across, d, first, last, panels, 0, c, at + d, 0, add)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _tile(
+def _microkernel(
     context: Any, a: Any, row: Any, first: Any, last: Any, panels: Any, p: Any, c: Any, at: Any, column: Any, add: Any
 ) -> Any:
-    """See `tile`: addresses, and a call of `tile_function`."""
+    """See `tile`: addresses, and a call of `microkernel_function`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a_view, panel_view, c_view = (
@@ -84,8 +86,8 @@ def _tile(
         a_strides = cgutils.unpack_tuple(builder, a_view.strides)
         # While the tiles of a strip are made, the rows of the next come nearer: a tile sees to some of them.
         size = context.get_abi_sizeof(scalar)
-        seen_to = builder.and_(builder.mul(p, number(turns_a_line(size))), number(ROWS - 1))
-        next_row = builder.add(builder.add(row, number(ROWS)), seen_to)
+        seen_to = builder.and_(builder.mul(p, number(turns_a_line(size))), number(MR - 1))
+        next_row = builder.add(builder.add(row, number(MR)), seen_to)
         arguments = [
             element(builder, a_view, scalar, row, first),
             a_strides[0],
@@ -98,20 +100,20 @@ def _tile(
             builder.trunc(add, ir.IntType(1)),
         ]
         integers = [builder.ptrtoint(x, I64) if isinstance(x.type, ir.PointerType) else x for x in arguments]
-        builder.call(tile_function(builder.module, scalar, size, a.layout == "F"), integers)
+        builder.call(microkernel_function(builder.module, scalar, size, a.layout == "F"), integers)
         return context.get_dummy_value()
 
     i64 = types.int64
     return types.void(a, i64, i64, i64, panels, i64, c, i64, i64, types.boolean), generate
 
 
-def tile_function(module: Any, scalar: Any, size: int, across: bool) -> Any:
+def microkernel_function(module: Any, scalar: Any, size: int, across: bool) -> Any:
     """One vector product and sum a vector of the tile, for every element of a row: compiled once a kernel.
 
     `step` is the distance between the elements of a row of a; they are packed, or, across, those of a column are.
     """
     kind = ir.FunctionType(ir.VoidType(), [I64] * 8 + [ir.IntType(1)])
-    name = f"tensorgrad_tile_{size}_{int(across)}"
+    name = f"tensorgrad_microkernel_{size}_{int(across)}"
     if name in module.globals:
         return module.globals[name]
     function = ir.Function(module, kind, name)
@@ -119,7 +121,7 @@ def tile_function(module: Any, scalar: Any, size: int, across: bool) -> Any:
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block())
     a, a_stride, step, next_row, panel, c, c_stride, n, add = function.args
-    vector = ir.VectorType(scalar, VECTOR // size)
+    vector = ir.VectorType(scalar, VECTOR_BYTES // size)
     fma = cgutils.get_or_insert_function(
         module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{vector.count}f{size * 8}"
     )
@@ -135,46 +137,46 @@ def tile_function(module: Any, scalar: Any, size: int, across: bool) -> Any:
         builder.store(value, result)
         return result
 
-    rows = range(ROWS)
+    rows = range(MR)
     places = [
-        pointer(after(after(c, c_stride, i), number(VECTOR), v), vector) for i in rows for v in range(VECTORS)
+        pointer(after(after(c, c_stride, i), number(VECTOR_BYTES), v), vector) for i in rows for v in range(NR_VECTORS)
     ]  # fmt: skip
     for place in places:  # wanted when the sums are done
         fetch(builder, place, to_write=True)
     sums = [variable(ir.Constant(vector, None)) for _ in places]
-    starts = [hidden(builder, after(a, a_stride, i)) for i in rows]
+    starts = [opaque(builder, after(a, a_stride, i)) for i in rows]
     way, place_in_panel = variable(number(0)), variable(panel)  # from the starts, and a place
 
     def add_products(count: int) -> None:
         """The next elements of every row of a, and rows of the panel."""
-        along, place = hidden(builder, builder.load(way)), hidden(builder, builder.load(place_in_panel))
-        if count == UNROLLED:
+        along, place = opaque(builder, builder.load(way)), opaque(builder, builder.load(place_in_panel))
+        if count == UNROLL:
             further = builder.add(next_row, along)
             if not across:  # a line of one row, then the same of the next
-                turn = builder.udiv(along, number(UNROLLED * size))
+                turn = builder.udiv(along, number(UNROLL * size))
                 turn = builder.and_(turn, number(turns_a_line(size) - 1))
                 further = builder.add(further, builder.mul(turn, a_stride))
             fetch(builder, pointer(further, scalar), to_write=False)
         distance = step if across else number(size)
         for k in range(count):
-            rights = [after(place, number(VECTOR), k * VECTORS + v) for v in range(VECTORS)]
+            rights = [after(place, number(VECTOR_BYTES), k * NR_VECTORS + v) for v in range(NR_VECTORS)]
             right = [builder.load(pointer(x, vector), align=size) for x in rights]
-            if across:  # hidden, or they are all loaded at the start of the turn, and have to leave the registers
-                column = hidden(builder, builder.add(a, after(along, step, k)))
+            if across:  # opaque, or they are all loaded at the start of the turn, and have to leave the registers
+                column = opaque(builder, builder.add(a, after(along, step, k)))
                 lefts = [after(column, number(size), i) for i in rows]
             else:
                 lefts = [after(builder.add(starts[i], along), number(size), k) for i in rows]
             for i in rows:
                 left = spread(builder, builder.load(pointer(lefts[i], scalar)), vector)
-                for v in range(VECTORS):
-                    total = sums[i * VECTORS + v]
+                for v in range(NR_VECTORS):
+                    total = sums[i * NR_VECTORS + v]
                     builder.store(builder.call(fma, (left, right[v], builder.load(total))), total)
         builder.store(after(along, distance, count), way)
-        builder.store(after(place, number(VECTOR), count * VECTORS), place_in_panel)
+        builder.store(after(place, number(VECTOR_BYTES), count * NR_VECTORS), place_in_panel)
 
-    middle = builder.sub(n, builder.srem(n, number(UNROLLED)))
-    with cgutils.for_range_slice(builder, number(0), middle, number(UNROLLED), I64):
-        add_products(UNROLLED)
+    middle = builder.sub(n, builder.srem(n, number(UNROLL)))
+    with cgutils.for_range_slice(builder, number(0), middle, number(UNROLL), I64):
+        add_products(UNROLL)
     with cgutils.for_range_slice(builder, middle, n, number(1), I64):
         add_products(1)
     with builder.if_then(add):
@@ -188,7 +190,7 @@ def tile_function(module: Any, scalar: Any, size: int, across: bool) -> Any:
 
 def turns_a_line(size: int) -> int:
     """Turns of the loop in which a row's line of memory, 64 bytes, is read, for elements of `size` bytes."""
-    return 64 // (UNROLLED * size)
+    return 64 // (UNROLL * size)
 
 
 def number(n: int) -> Any:
@@ -204,7 +206,7 @@ def element(builder: Any, view: Any, kind: Any, *index: Any) -> Any:
     return builder.inttoptr(place, kind.as_pointer())
 
 
-def hidden(builder: Any, place: Any) -> Any:
+def opaque(builder: Any, place: Any) -> Any:
     """An address or a distance of which the compiler knows nothing.
 
     Or it makes each address of a tile from the one before, and the products wait for a chain of additions.

@@ -29,8 +29,8 @@ from tensorgrad.backend.numba import (  # noqa: E402
     mathematics,
     normalization,
     optimizer,
+    reductions,
     softmax,
-    sums,
 )
 from tensorgrad.backend.numba import compile as compiling  # noqa: E402
 
@@ -232,7 +232,7 @@ class Exact:
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the Python that is otherwise compiled, arithmetic and all."""
     monkeypatch.setattr(compiling.Kernel, "__call__", lambda self, *arguments: self.py_func(*arguments))
-    for module in (arrays, mathematics, sums, *FAMILIES):
+    for module in (arrays, mathematics, reductions, *FAMILIES):
         for name, value in list(vars(module).items()):
             if hasattr(value, "inspect_asm"):
                 monkeypatch.setattr(module, name, value.py_func)
@@ -485,7 +485,7 @@ def test_mathematics_in_python(value: float) -> None:
         with np.errstate(under="ignore"):
             assert float(mathematics.exp(x)) == pytest.approx(math.exp(float(x)), rel=2e-7, abs=1e-44)
         assert float(mathematics.erf(x)) == pytest.approx(math.erf(float(x)), rel=3e-7)
-        assert sums.largest(np.array([-3, x, -2e30], dtype)) == max(x, dtype(-3))
+        assert reductions.largest(np.array([-3, x, -2e30], dtype)) == max(x, dtype(-3))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
@@ -529,7 +529,7 @@ def test_any_number_of_threads_gives_the_same_bits(name: str) -> None:
 def test_in_series_and_in_parallel_come_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for small in (-1, 2**62):
-        monkeypatch.setattr(compiling, "SMALL", small)
+        monkeypatch.setattr(compiling, "MIN_PARALLEL_ELEMENTS", small)
         results.append(several(CASES[name](FAST, Inputs((33, 130)))))
     for x, y in zip(*results, strict=True):
         assert x.tobytes() == y.tobytes()
@@ -539,7 +539,7 @@ BITS = """
 import hashlib
 import numpy as np
 from tensorgrad.backend.numba import NumbaBackend, compile
-compile.SMALL = 0
+compile.MIN_PARALLEL_ELEMENTS = 0
 k, x = NumbaBackend(), np.random.default_rng(0).standard_normal((300, 129)).astype(np.float32)
 row = np.abs(x[:, :1]) + 0.5
 results = k.gelu_backward(x, x), k.layer_norm_backward_x(x, x, x[0], row, row)
@@ -564,9 +564,12 @@ def test_sums(n: int) -> None:
     a, b, x = np.random.default_rng(n).standard_normal((3, n)).astype(np.float32)
     wide = [v.astype(np.float64) for v in (a, b, x)]
     exact = [
-        sums.total(wide[0]), sums.dot(*wide[:2]), sums.dot_about(*wide, 0.3), sums.squares_about(wide[2], 0.3),
-        sums.squares(a),
-    ]  # fmt: skip
+        reductions.total(wide[0]),
+        reductions.dot(*wide[:2]),
+        reductions.dot_about(*wide, 0.3),
+        reductions.squares_about(wide[2], 0.3),
+        reductions.squares(a),
+    ]
     got = all_sums(a, b, x, np.float32(0.3))
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
     assert got[-1] == pytest.approx(exact[-1], rel=1e-14)
@@ -574,13 +577,13 @@ def test_sums(n: int) -> None:
 
 @numba.njit
 def all_sums(a: Any, b: Any, x: Any, middle: Any) -> Any:
-    about = sums.dot_about(a, b, x, middle), sums.squares_about(x, middle)
-    return sums.total(a), sums.dot(a, b), *about, sums.squares(a)
+    about = reductions.dot_about(a, b, x, middle), reductions.squares_about(x, middle)
+    return reductions.total(a), reductions.dot(a, b), *about, reductions.squares(a)
 
 
 def test_sums_of_rows_with_gaps_are_refused() -> None:
     with pytest.raises(numba.TypingError, match="contiguous"):
-        numba.njit(lambda x: sums.total(x))(np.ones((4, 2))[:, 0])
+        numba.njit(lambda x: reductions.total(x))(np.ones((4, 2))[:, 0])
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-9, 0.1, 0.5, 1 - 1e-9, 1.0])

@@ -14,16 +14,17 @@ from tensorgrad.backend.runtime import Backend
 
 numba = pytest.importorskip("numba")
 
-gemm = importlib.import_module("tensorgrad.backend.numba.gemm")
+macrokernel = importlib.import_module("tensorgrad.backend.numba.macrokernel")
+linear_skinny = importlib.import_module("tensorgrad.backend.numba.linear_skinny")
 linear = importlib.import_module("tensorgrad.backend.numba.linear")
 attention = importlib.import_module("tensorgrad.backend.numba.attention")
-few_queries = importlib.import_module("tensorgrad.backend.numba.few_queries")
-columns = importlib.import_module("tensorgrad.backend.numba.columns")
+attention_decode = importlib.import_module("tensorgrad.backend.numba.attention_decode")
+attention_columns = importlib.import_module("tensorgrad.backend.numba.attention_columns")
 attention_forward = importlib.import_module("tensorgrad.backend.numba.attention_forward")
 attention_backward = importlib.import_module("tensorgrad.backend.numba.attention_backward")
-sums = importlib.import_module("tensorgrad.backend.numba.sums")
-panels = importlib.import_module("tensorgrad.backend.numba.panels")
-tile = importlib.import_module("tensorgrad.backend.numba.tile")
+reductions = importlib.import_module("tensorgrad.backend.numba.reductions")
+pack = importlib.import_module("tensorgrad.backend.numba.pack")
+microkernel = importlib.import_module("tensorgrad.backend.numba.microkernel")
 
 DTYPES = [np.float32, np.float64]
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12}
@@ -38,8 +39,8 @@ class Plain(Backend):
 
 @pytest.fixture(autouse=True)
 def small_arrays_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (gemm, attention):
-        monkeypatch.setattr(module, "SMALL", 0)
+    for module in (linear, attention):
+        monkeypatch.setattr(module, "MIN_PARALLEL_MULTIPLICATIONS", 0)
 
 
 def normal(*shape: int, dtype: Any) -> Any:
@@ -100,7 +101,7 @@ def test_linear(shape: tuple[int, ...], with_bias: bool, dtype: Any) -> None:
     np.testing.assert_allclose(load("numba").linear(x, weight, bias), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
-ROWS = st.one_of(st.integers(1, linear.FEW), st.integers(linear.FEW + 1, 40))
+ROWS = st.one_of(st.integers(1, linear_skinny.MAX_SKINNY_ROWS), st.integers(linear_skinny.MAX_SKINNY_ROWS + 1, 40))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -112,12 +113,12 @@ def test_weights_that_are_read_where_they_lie(
     """Groups and bands that are whole, and what is over; rows that end within a vector; more threads than there are."""
     x, weight = normal(n_rows, n_inner, dtype=dtype), normal(m, n_inner, dtype=dtype)
     bias = normal(m if data.draw(st.booleans()) else 0, dtype=dtype)
-    if n_rows > linear.FEW and m < linear.BAND:
-        assert not linear.reads_in_place(x, weight)
+    if n_rows > linear_skinny.MAX_SKINNY_ROWS and m < linear_skinny.BAND_ROWS:
+        assert not linear_skinny.reads_in_place(x, weight)
         return
     results = [np.full((n_rows, m), np.nan, dtype) for _ in range(2)]
     for y, threads in zip(results, (1, data.draw(st.integers(2, 7))), strict=True):
-        linear.linear(x, weight, bias, y, threads)
+        linear_skinny.skinny_linear(x, weight, bias, y, threads)
     expected = x.astype(np.float64) @ weight.astype(np.float64).T + (bias if bias.size else 0)
     np.testing.assert_allclose(results[0], expected, rtol=0, atol=TOLERANCE[dtype] * n_inner)
     np.testing.assert_array_equal(*results)  # any number of threads gives the same bits
@@ -130,12 +131,12 @@ def test_weights_that_backward_reads_where_they_lie(
     dtype: Any, n_rows: int, m: int, n: int, data: st.DataObject
 ) -> None:
     """One block of weights and several, columns that are no whole tiles, more threads than there are tiles."""
-    n += tile.ROWS - 1
+    n += microkernel.MR - 1
     dy, weight = normal(n_rows, m, dtype=dtype), normal(m, n, dtype=dtype)
     lay_out = LAYOUTS[data.draw(st.sampled_from(sorted(LAYOUTS)))]
     results = [np.full((n_rows, n), np.nan, dtype) for _ in range(2)]
     for dx, threads in zip(results, (1, data.draw(st.integers(2, 7))), strict=True):
-        linear.some_rows_backward(lay_out(dy), weight, dx, threads)
+        linear_skinny.unpacked_product_backward(lay_out(dy), weight, dx, threads)
     expected = dy.astype(np.float64) @ weight.astype(np.float64)
     np.testing.assert_allclose(results[0], expected, rtol=0, atol=TOLERANCE[dtype] * m)
     np.testing.assert_array_equal(*results)  # any number of threads gives the same bits
@@ -144,17 +145,17 @@ def test_weights_that_backward_reads_where_they_lie(
 @pytest.mark.parametrize(
     ("n_rows", "m", "n", "takes"),
     [
-        (32, 4096, tile.ROWS + 1, True),
-        (32, 4096, tile.ROWS - 1, False),
-        (600, 4096, tile.ROWS + 1, False),
+        (32, 4096, microkernel.MR + 1, True),
+        (32, 4096, microkernel.MR - 1, False),
+        (600, 4096, microkernel.MR + 1, False),
         (32, 256, 32, True),
         (32, 255, 32, False),
     ],
 )
 def test_backward_of_a_much_larger_matrix(n_rows: int, m: int, n: int, takes: bool) -> None:
     dy, weight = normal(2, n_rows // 2, m, dtype=np.float32), normal(m, n, dtype=np.float32)
-    assert linear.backward_reads_in_place(dy.reshape(n_rows, m), weight) == takes
-    assert not linear.backward_reads_in_place(dy.reshape(n_rows, m), np.asfortranarray(weight))
+    assert linear_skinny.backward_reads_in_place(dy.reshape(n_rows, m), weight) == takes
+    assert not linear_skinny.backward_reads_in_place(dy.reshape(n_rows, m), np.asfortranarray(weight))
     for lay_out in (lambda x: x, np.asfortranarray):
         dx = load("numba").linear_backward_x(dy, lay_out(weight))
         assert dx.shape == (2, n_rows // 2, n)
@@ -164,20 +165,20 @@ def test_backward_of_a_much_larger_matrix(n_rows: int, m: int, n: int, takes: bo
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_of_a_few_rows_has_the_bits_that_it_has_alone(dtype: Any) -> None:
     """So a text is written as it would be alone, whatever is written beside it."""
-    x, weight, bias = normal(linear.FEW, 77, dtype=dtype), normal(45, 77, dtype=dtype), normal(45, dtype=dtype)
-    alone = np.empty((linear.FEW, 45), dtype)
+    x, weight, bias = (normal(*shape, dtype=dtype) for shape in ((linear_skinny.MAX_SKINNY_ROWS, 77), (45, 77), (45,)))
+    alone = np.empty((len(x), 45), dtype)
     for i in range(len(x)):
-        linear.linear(x[i : i + 1], weight, bias, alone[i : i + 1], 2)
-    for n in range(1, linear.FEW + 1):
+        linear_skinny.skinny_linear(x[i : i + 1], weight, bias, alone[i : i + 1], 2)
+    for n in range(1, linear_skinny.MAX_SKINNY_ROWS + 1):
         y = np.empty((n, 45), dtype)
-        linear.linear(x[:n], weight, bias, y, 2)
+        linear_skinny.skinny_linear(x[:n], weight, bias, y, 2)
         np.testing.assert_array_equal(y, alone[:n])
 
 
 def test_weights_whose_rows_are_too_long_to_ask_for_the_next_group() -> None:
-    n = linear.NEAR // 8  # bytes of eight rows of float32 are four times as many
+    n = linear_skinny.MAX_GROUP_PREFETCH_BYTES // 8  # bytes of eight rows of float32 are four times as many
     x, weight, y = normal(1, n, dtype=np.float32), normal(9, n, dtype=np.float32), np.empty((1, 9), np.float32)
-    linear.linear(x, weight, weight[:0, 0], y, 2)
+    linear_skinny.skinny_linear(x, weight, weight[:0, 0], y, 2)
     expected = x.astype(np.float64) @ weight.astype(np.float64).T
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-2)
 
@@ -229,7 +230,7 @@ def test_products_of_all_sizes_and_layouts(dtype: Any, m: int, n_inner: int, n: 
     a, b = normal(m, n_inner, dtype=dtype), normal(n_inner, n, dtype=dtype)
     bias, c = normal(n if with_bias else 0, dtype=dtype), normal(m, n + 3, dtype=dtype)
     expected, rest = a @ b + add * c[:, :n] + (bias if with_bias else 0), c[:, n:].copy()
-    gemm.product(a_layout(a), b_layout(b), c[:, :n], bias, add, threads)
+    macrokernel.parallel_product(a_layout(a), b_layout(b), c[:, :n], bias, add, threads)
     np.testing.assert_allclose(c[:, :n], expected, rtol=0, atol=TOLERANCE[dtype] * n_inner)
     np.testing.assert_array_equal(c[:, n:], rest)  # nothing is written beside it
 
@@ -240,7 +241,7 @@ def test_any_number_of_threads_gives_a_product_of_the_same_bits(dtype: Any) -> N
     results = []
     for threads in (1, 2, 3, 7):
         c = np.empty((150, 170), dtype)
-        gemm.product(a, b, c, c[0, :0], False, threads)
+        macrokernel.parallel_product(a, b, c, c[0, :0], False, threads)
         results.append(c)
     assert all(np.array_equal(results[0], c) for c in results)
 
@@ -257,36 +258,36 @@ def test_what_is_not_finite_stays_in_its_row_and_column() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_bodies_without_the_compiler(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("multiply", "put", "fill_across", "fill_panels"):
-        monkeypatch.setattr(gemm, name, getattr(gemm, name).py_func)
-    monkeypatch.setattr(panels, "fill_across", panels.fill_across.py_func)
+    for name in ("macrokernel", "store", "pack_transposed", "pack_panels"):
+        monkeypatch.setattr(macrokernel, name, getattr(macrokernel, name).py_func)
+    monkeypatch.setattr(pack, "pack_transposed", pack.pack_transposed.py_func)
     a, b = normal(9, 4, dtype=np.float64), normal(4, 35, dtype=np.float64)
     for x, y in ((a, b), (b.T, a.T), (a[::-1, ::2], b[::2, ::-1]), (np.asfortranarray(a), np.asfortranarray(b))):
         bias, c = normal(y.shape[1], dtype=np.float64), np.ones((len(x), y.shape[1]))
-        gemm.product.py_func(x, y, c, bias, True, threads)
+        macrokernel.parallel_product.py_func(x, y, c, bias, True, threads)
         np.testing.assert_allclose(c, 1 + x @ y + bias)
-    monkeypatch.setattr(linear, "fill_across", panels.fill_across)
-    for name in ("fill_panels", "aligned"):
-        monkeypatch.setattr(panels, name, getattr(panels, name).py_func)
-    monkeypatch.setattr(linear, "aligned", panels.aligned)
-    monkeypatch.setattr(linear, "panels_of", panels.panels_of.py_func)
-    x, weight = normal(3, 7, dtype=np.float64), normal(linear.BAND + 9, 7, dtype=np.float64)
+    monkeypatch.setattr(linear_skinny, "pack_transposed", pack.pack_transposed)
+    for name in ("pack_panels", "aligned"):
+        monkeypatch.setattr(pack, name, getattr(pack, name).py_func)
+    monkeypatch.setattr(linear_skinny, "aligned", pack.aligned)
+    monkeypatch.setattr(linear_skinny, "packed_panels", pack.packed_panels.py_func)
+    x, weight = normal(3, 7, dtype=np.float64), normal(linear_skinny.BAND_ROWS + 9, 7, dtype=np.float64)
     for bias in (weight[:0, 0], normal(len(weight), dtype=np.float64)):
         for compiled_for, rows in ((2, (1, 2)), (4, (0, 1, 2, 2))):
             y = np.zeros((3, len(weight)))
-            linear.FEW_ROWS[compiled_for].py_func(x, weight, bias, y, rows, threads)
+            linear_skinny.SKINNY_KERNELS[compiled_for].py_func(x, weight, bias, y, rows, threads)
             expected = x @ weight.T + (bias if bias.size else 0)
             np.testing.assert_allclose(y, [expected[i] if i in rows else np.zeros(len(weight)) for i in range(3)])
         y = np.zeros((3, len(weight)))
-        linear.some_rows.py_func(x, weight, bias, y, threads)
+        linear_skinny.unpacked_product.py_func(x, weight, bias, y, threads)
         np.testing.assert_allclose(y, expected)
-    monkeypatch.setattr(linear, "fill_panels", panels.fill_panels)
+    monkeypatch.setattr(linear_skinny, "pack_panels", pack.pack_panels)
     dy, weight, dx = normal(3, 390, dtype=np.float64), normal(390, 21, dtype=np.float64), np.full((3, 21), np.nan)
-    linear.some_rows_backward.py_func(dy, weight, dx, threads)
+    linear_skinny.unpacked_product_backward.py_func(dy, weight, dx, threads)
     np.testing.assert_allclose(dx, dy @ weight)
     stack = normal(2, 3, 4, dtype=np.float64)
     c = np.empty((2, 3, 3))
-    gemm.stacked_product.py_func(stack, stack.swapaxes(1, 2), c)
+    macrokernel.batched_product.py_func(stack, stack.swapaxes(1, 2), c)
     np.testing.assert_allclose(c, stack @ stack.swapaxes(1, 2))
 
 
@@ -424,7 +425,7 @@ def mask_of(kind: str, n_batch: int, n_head: int, n_query: int, n_key: int) -> A
     n_batch=st.integers(1, 3),
     n_group=st.integers(1, 3),
     shared=st.integers(1, 3),
-    n_query=st.integers(1, few_queries.FEW),
+    n_query=st.integers(1, attention_decode.MAX_DECODE_QUERIES),
     n_key=st.integers(1, 140),
     size=st.integers(1, 70),
     v_size=st.integers(1, 70),
@@ -444,7 +445,7 @@ def test_attention_of_a_few_queries(
         mask.flags.writeable = False
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
-            patch.setattr(few_queries, "few_queries", few_queries.few_queries.py_func)
+            patch.setattr(attention_decode, "decode", attention_decode.decode.py_func)
         y, lse = load("numba").attention(q, key, v, causal, mask, None, 0.2)
     assert y.dtype == lse.dtype == dtype
     wide = (x.astype(np.float64) for x in (q, key, v))
@@ -475,12 +476,12 @@ def test_tiles_make_up_a_product(
     first = data.draw(st.integers(0, n_inner))
     last = data.draw(st.integers(first, n_inner))
     across, transposed, add = (data.draw(st.booleans()) for _ in range(3))
-    a = normal(n_rows * tile.ROWS, n_inner, dtype=dtype)
+    a = normal(n_rows * microkernel.MR, n_inner, dtype=dtype)
     b = normal(n_inner, n_columns, dtype=dtype)
-    given = panels.panels_of(np.asfortranarray(b) if transposed else b)
-    lanes = tile.n_lanes(a)
-    assert given.shape == (-(-n_columns // lanes), n_inner, lanes)
-    c = normal(len(a), len(given) * lanes, dtype=dtype)
+    given = pack.packed_panels(np.asfortranarray(b) if transposed else b)
+    nr = microkernel.nr_of(a)
+    assert given.shape == (-(-n_columns // nr), n_inner, nr)
+    c = normal(len(a), len(given) * nr, dtype=dtype)
     expected = a[:, first:last] @ b[first:last] + add * c[:, :n_columns]
     (multiply if compiled else multiply.py_func)(np.asfortranarray(a) if across else a, first, last, given, c, add)
     np.testing.assert_allclose(c[:, :n_columns], expected, rtol=0, atol=TOLERANCE[dtype])
@@ -488,9 +489,9 @@ def test_tiles_make_up_a_product(
 
 @numba.njit
 def multiply(a: Any, first: int, last: int, given: Any, c: Any, add: bool) -> None:
-    for row in range(0, a.shape[0], tile.ROWS):
+    for row in range(0, a.shape[0], microkernel.MR):
         for p in range(len(given)):
-            tile.tile(a, row, first, last, given, p, c, row, p * given.shape[2], add)
+            microkernel.microkernel(a, row, first, last, given, p, c, row, p * given.shape[2], add)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -502,7 +503,7 @@ def test_the_largest_of_a_row(dtype: Any, row: list[float]) -> None:
 
 @numba.njit
 def compiled_largest(row: Any) -> Any:
-    return sums.largest(row)
+    return reductions.largest(row)
 
 
 def test_gradients_of_one_projection_come_back_as_one_array_without_a_copy() -> None:
@@ -552,7 +553,7 @@ def test_any_number_of_threads_gives_attention_the_same_bits(dropout: Any, monke
 @given(n=st.integers(0, 30), spare=st.integers(0, 3))
 def test_columns(dtype: Any, compiled: bool, n: int, spare: int) -> None:
     """All rows that are asked for, and none that is not."""
-    x = normal(n + spare, tile.n_lanes(np.empty(0, dtype)), dtype=dtype)
+    x = normal(n + spare, microkernel.nr_of(np.empty(0, dtype)), dtype=dtype)
     y, before = normal(x.shape[1], dtype=dtype), x.copy()
     near = {"rtol": 0, "atol": TOLERANCE[dtype]}
     run = of_columns if compiled else of_columns.py_func
@@ -566,8 +567,8 @@ def test_columns(dtype: Any, compiled: bool, n: int, spare: int) -> None:
 @numba.njit
 def of_columns(x: Any, n: int, y: Any) -> Any:
     largest, total = np.empty_like(y), np.empty_like(y)
-    columns.largest_of_columns(x, n, largest)
-    columns.total_of_columns(x, n, total)
-    columns.subtract_from_columns(x, n, y)
-    columns.multiply_columns(x, n, y)
+    attention_columns.largest_of_columns(x, n, largest)
+    attention_columns.total_of_columns(x, n, total)
+    attention_columns.subtract_from_columns(x, n, y)
+    attention_columns.multiply_columns(x, n, y)
     return largest, total

@@ -13,7 +13,7 @@ from tests.processes import HANG_S
 
 numba = pytest.importorskip("numba")
 
-from tensorgrad.backend.numba import ahead  # noqa: E402
+from tensorgrad.backend.numba import compile_ahead  # noqa: E402
 
 
 @pytest.fixture
@@ -21,18 +21,18 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[An
     """The commands that were to be started, where nothing has been compiled and there are two cores."""
     commands: list[Any] = []
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(ahead, "cpu_count", lambda: 2)
+    monkeypatch.setattr(compile_ahead, "cpu_count", lambda: 2)
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: commands.append(command))
-    ahead.start.cache_clear()
+    compile_ahead.start.cache_clear()
     yield commands
-    ahead.start.cache_clear()
+    compile_ahead.start.cache_clear()
 
 
 def test_it_is_started_once(started: list[Any]) -> None:
     with tg.use_backend("numba") as use:
         use.backend.compile_ahead()
         use.backend.compile_ahead()
-    assert started == [[sys.executable, "-m", "tensorgrad.backend.numba.ahead"]]
+    assert started == [[sys.executable, "-m", "tensorgrad.backend.numba.compile_ahead"]]
 
 
 def test_other_backends_compile_nothing(started: list[Any]) -> None:
@@ -42,13 +42,13 @@ def test_other_backends_compile_nothing(started: list[Any]) -> None:
 
 
 def test_one_core_has_no_room_for_it(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "cpu_count", lambda: 1)
-    assert ahead.start() is None and started == []
+    monkeypatch.setattr(compile_ahead, "cpu_count", lambda: 1)
+    assert compile_ahead.start() is None and started == []
 
 
 def test_what_is_there_is_not_compiled_again(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(ahead.backward), "is_kept", lambda _: True)
-    assert ahead.start() is None and started == []
+    monkeypatch.setattr(type(compile_ahead.backward), "is_kept", lambda _: True)
+    assert compile_ahead.start() is None and started == []
 
 
 def test_no_process_to_be_had_is_no_error(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,17 +56,17 @@ def test_no_process_to_be_had_is_no_error(started: list[Any], monkeypatch: pytes
         raise BlockingIOError("Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", none_left)
-    assert ahead.start() is None
+    assert compile_ahead.start() is None
 
 
 STEP = """
 import numpy as np
 import tensorgrad as tg
 from gpt.fused import FusedGPT
-from tensorgrad.backend.numba import activation, ahead, normalization, optimizer
+from tensorgrad.backend.numba import activation, compile_ahead, normalization, optimizer
 from tensorgrad.backend.numba.attention_backward import backward
 
-ahead.compile_backward()
+compile_ahead.compile_backward()
 kernels = [activation.gelu_tanh_recompute, normalization.layer_norm_backward, optimizer.adamw, optimizer.scale,
            optimizer.sums_of_squares]
 found = lambda: [set(fn.signatures) for kernel in kernels for fn in (kernel.serial, kernel.parallel)]
