@@ -22,19 +22,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """A cupy backend, current; `real` where it is one of a GPU."""
+    """The current cupy backend; `real` if it is on a GPU."""
 
     k: Any
     real: bool
 
     def size(self, on_gpu: Any, on_stand_in: Any) -> Any:
-        """The size of a test: what a GPU does in no time takes the stand-in minutes."""
+        """The size of a test: sizes for a GPU would take the stand-in minutes."""
         return on_gpu if self.real and not os.environ.get("TENSORGRAD_SMALL") else on_stand_in
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)], scope="module")
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    """The stand-in for a GPU, and the GPU where there is one."""
+    """The stand-in for a GPU and, if there is one, the GPU."""
     if request.param == "gpu":
         with tg.use_backend("cupy") as chosen:
             yield Place(chosen.backend, real=True)

@@ -40,7 +40,7 @@ def loss_and_gradients(model: GPT, c: GPTConfig) -> tuple[float, dict[str, Any]]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_every_gradient_is_that_of_float64_on_the_cpu(place: Any, dtype: str) -> None:
+def test_every_gradient_is_close_to_float64_on_the_cpu(place: Any, dtype: str) -> None:
     c = config(place)
     tg.manual_seed(1)
     model = FusedGPT(c)
@@ -88,13 +88,13 @@ def trained(place: Any, dtype: str, recorded: bool, steps: int = 6) -> list[byte
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_training_gives_the_same_bits_twice_and_from_a_cuda_graph(place: Any, dtype: str) -> None:
+def test_training_is_reproducible_bit_by_bit_and_equals_a_cuda_graph(place: Any, dtype: str) -> None:
     first = trained(place, dtype, recorded=False)
     assert trained(place, dtype, recorded=False) == first
     assert trained(place, dtype, recorded=True) == first
 
 
-def test_what_is_written_is_what_the_cpu_writes(place: Any) -> None:
+def test_generated_text_equals_that_of_the_cpu(place: Any) -> None:
     """Prompts of different lengths, with a cache; the likeliest token each time."""
     c = config(place, dropout=0.0)
     tg.manual_seed(2)

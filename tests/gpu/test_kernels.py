@@ -21,7 +21,7 @@ SHARES = 4  # of all ops, so that several processes can take them
 
 
 class Plain(Backend):
-    """The plain mathematics alone."""
+    """The kernels of `math.py` and nothing else."""
 
     xp = np
     array_type = np.ndarray
@@ -47,7 +47,7 @@ Call = Callable[[Any, Any, Any], Any]  # backend, a function that draws, a funct
 
 
 def drawing(k: Any, dtype: Any, exact: bool) -> tuple[Any, Any]:
-    """The same numbers, rounded to dtype, for the backend k: or, exactly those, in float64."""
+    """The same numbers rounded to dtype: on backend k in that dtype, or exactly in float64."""
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> Any:
@@ -124,7 +124,7 @@ def several(result: Any) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def test_the_optimizer_s_step_and_the_norm(place: Any) -> None:
+def test_the_optimizer_step_and_the_norm(place: Any) -> None:
     shapes = place.size([(50304, 768), (768,), (3072, 768), (1,)], [(33, 70), (70,), (1,)])
     rng = np.random.default_rng(0)
     host = [[rng.standard_normal(shape, np.float32) for shape in shapes] for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Dtypes: every op keeps its operands', promotes as NumPy does, and adds half precision up in float32."""
+"""Dtypes: every op keeps its operands' dtype, promotes like NumPy, and sums half precision in float32."""
 
 from typing import Any
 
@@ -31,11 +31,11 @@ def parameters(dtypes: list[Any]) -> Any:
 
 
 def promoted(call: Call, dtype: Any) -> Any:
-    """What NumPy makes of the operands: a Python number widens nothing."""
+    """The dtype that NumPy promotes the operands to; Python numbers do not change it."""
     return np.result_type(*[x for x in call.arrays(dtype) if isinstance(x, np.ndarray) and x.dtype == dtype])
 
 
-def wanted_dtype(row: Row, call: Call, dtype: Any, last: bool) -> Any:
+def expected_dtype(row: Row, call: Call, dtype: Any, last: bool) -> Any:
     if row.name == "astype":
         return np.dtype(call.options["dtype"])
     if row.case.loss and last and dtype.itemsize == 2:
@@ -43,15 +43,15 @@ def wanted_dtype(row: Row, call: Call, dtype: Any, last: bool) -> Any:
     return promoted(call, dtype)
 
 
-def assert_near(got: Any, wanted: Any, tolerance: float) -> None:
-    scale = max(1.0, np.abs(wanted).max(initial=0.0))
-    np.testing.assert_allclose(got.astype(np.float64), wanted, rtol=0, atol=tolerance * scale)
+def assert_near(got: Any, expected: Any, tolerance: float) -> None:
+    scale = max(1.0, np.abs(expected).max(initial=0.0))
+    np.testing.assert_allclose(got.astype(np.float64), expected, rtol=0, atol=tolerance * scale)
 
 
 @parameters(FLOATS)
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_every_op_keeps_its_dtype_and_comes_near_float64(row: Row, dtype: Any, data: Any) -> None:
+def test_every_op_keeps_its_dtype_and_is_close_to_float64(row: Row, dtype: Any, data: Any) -> None:
     call = data.draw(row.calls)
     rounded = Call([*call.operands], call.options)
     for x in (x for x in rounded.operands if hasattr(x, "numbers")):
@@ -67,7 +67,7 @@ def test_every_op_keeps_its_dtype_and_comes_near_float64(row: Row, dtype: Any, d
         outcomes.append((inputs, outputs))
     (inputs, outputs), (exact_inputs, exact_outputs) = outcomes
     for y, exact in zip(outputs, exact_outputs, strict=True):
-        assert y.dtype == wanted_dtype(row, call, dtype, y is outputs[-1])
+        assert y.dtype == expected_dtype(row, call, dtype, y is outputs[-1])
         assert_near(y.data, exact.data, TOLERANCE[dtype.name])
     for x, exact in zip(inputs, exact_inputs, strict=True):
         if isinstance(x, Tensor) and x.grad is not None:
@@ -103,7 +103,7 @@ SCALAR_CALLS = {
 
 @parameters(FLOATS)
 @pytest.mark.parametrize("name", SCALAR_CALLS)
-def test_python_numbers_widen_nothing(name: str, dtype: Any) -> None:
+def test_python_numbers_do_not_change_the_dtype(name: str, dtype: Any) -> None:
     x = Tensor(np.array([0.5, 1.5], dtype), requires_grad=True)
     y = SCALAR_CALLS[name](x)
     assert y.dtype == dtype
@@ -115,7 +115,7 @@ def test_python_numbers_widen_nothing(name: str, dtype: Any) -> None:
 
 @pytest.mark.parametrize("a", ["float64", "float32", "float16", "int64", "int32", "uint8", "bool"])
 @pytest.mark.parametrize("b", ["float64", "float32", "float16", "int64", "int32", "uint8", "bool"])
-def test_two_arrays_promote_as_numpys(a: str, b: str) -> None:
+def test_two_arrays_promote_like_numpy(a: str, b: str) -> None:
     x, y = np.ones((2, 2), a), np.ones((2, 2), b)
     for ours, numpys in ((tg.add, np.add), (tg.multiply, np.multiply), (tg.divide, np.divide), (tg.matmul, np.matmul),
                          (tg.maximum, np.maximum)):  # fmt: skip
@@ -179,13 +179,13 @@ INTEGER_CALLS = {
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "bool"])
 @pytest.mark.parametrize("name", INTEGER_CALLS)
-def test_integers_give_what_numpy_gives(name: str, dtype: str) -> None:
+def test_integers_give_the_results_of_numpy(name: str, dtype: str) -> None:
     ours, numpys = INTEGER_CALLS[name]
     values = np.array([1, 2, 9, 3, 7] if dtype != "bool" else [1, 0, 1, 1, 1], dtype)
-    got, wanted = ours(Tensor(values)), numpys(values)
-    np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-6 if got.dtype == np.float32 else 1e-12)
+    got, expected = ours(Tensor(values)), numpys(values)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6 if got.dtype == np.float32 else 1e-12)
     half = np.dtype("float16")  # NumPy takes the root of a byte in half precision
-    assert got.dtype == wanted.dtype or wanted.dtype == half
+    assert got.dtype == expected.dtype or expected.dtype == half
 
 
 def test_small_integers_do_not_overflow_their_sums_and_products() -> None:
@@ -196,10 +196,10 @@ def test_small_integers_do_not_overflow_their_sums_and_products() -> None:
 @pytest.mark.parametrize(
     "fn", [tg.softmax, tg.log_softmax, tg.logsumexp, tg.sigmoid, tg.silu, tg.gelu, tg.erf, tg.layer_norm, tg.rms_norm]
 )
-def test_integers_are_not_rounded_to_integers_again(fn: Any) -> None:
+def test_results_of_integers_are_not_rounded_to_integers(fn: Any) -> None:
     x = np.array([[1, 2, 4]])
-    got, wanted = fn(Tensor(x)), fn(Tensor(x.astype(np.float64)))
-    np.testing.assert_array_equal(got.numpy(), wanted.numpy())
+    got, expected = fn(Tensor(x)), fn(Tensor(x.astype(np.float64)))
+    np.testing.assert_array_equal(got.numpy(), expected.numpy())
 
 
 def test_only_floats_can_require_a_gradient() -> None:
@@ -224,8 +224,8 @@ def test_any_integers_are_indices(dtype: str) -> None:
 
 
 @parameters(HALVES)
-def test_half_precision_adds_up_in_float32(dtype: Any) -> None:
-    """4000 ones, one by one: bfloat16 would stop at 256 and float16 at 2048."""
+def test_half_precision_is_summed_in_float32(dtype: Any) -> None:
+    """4000 ones: a sum in bfloat16 would stop at 256, and in float16 at 2048."""
     n = 4000
     ones = Tensor(np.ones(n, dtype), requires_grad=True)
     exact = np.array(n, dtype)
@@ -243,7 +243,7 @@ def test_half_precision_adds_up_in_float32(dtype: Any) -> None:
 
 
 @parameters(HALVES)
-def test_gradients_in_half_precision_add_up_in_float32(dtype: Any) -> None:
+def test_gradients_in_half_precision_are_summed_in_float32(dtype: Any) -> None:
     n = 4000
     exact = float(np.array(n, dtype))
     for fn in (
@@ -272,8 +272,8 @@ def test_gradients_in_half_precision_add_up_in_float32(dtype: Any) -> None:
 
 
 @parameters(HALVES)
-def test_blocks_of_rows_add_up_in_float32(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4000 halves, a block each: the softmax of equal logits, less the target."""
+def test_blocks_of_rows_are_summed_in_float32(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4000 times one half, each in its own block: the softmax of equal logits, minus the target."""
     monkeypatch.setattr(tg.get_backend(), "logits_block", 2)
     x, weight = Tensor(np.ones((4000, 1), dtype)), Tensor(np.zeros((2, 1), dtype), requires_grad=True)
     tg.linear_cross_entropy(x, weight, np.zeros(4000, int), reduction="sum").backward()
@@ -282,7 +282,7 @@ def test_blocks_of_rows_add_up_in_float32(dtype: Any, monkeypatch: pytest.Monkey
 
 
 def test_many_ties_in_float16_share_one_gradient() -> None:
-    """70000 is more than float16 can count to."""
+    """float16 cannot represent 70000."""
     x = Tensor(np.zeros(70000, np.float16), requires_grad=True)
     x.max().backward(np.array(1000, np.float16))
     assert x.grad is not None
@@ -295,8 +295,8 @@ def test_linear_in_half_precision_rounds_once() -> None:
 
 
 @parameters(HALVES)
-def test_optimisers_compute_in_float32(dtype: Any) -> None:
-    """A gradient that is lost when it is squared or scaled in half precision, and a decay that rounds to 1."""
+def test_optimizers_compute_in_float32(dtype: Any) -> None:
+    """A gradient that underflows when it is squared in half precision, and a decay that rounds to 1."""
     for make in (lambda p: tg.optim.AdamW([p], lr=0.25, weight_decay=0.0), lambda p: tg.optim.SGD([p], lr=0.25)):
         p = Tensor(np.ones(1, dtype), requires_grad=True)
         p.grad = np.full(1, 1e-7 if make(p).moments[0] == "exp_avg" else 1, dtype)
@@ -327,7 +327,7 @@ def test_a_half_precision_model_trains(dtype: Any) -> None:
 
 
 @parameters(HALVES)
-def test_half_precision_leaves_and_comes_back(dtype: Any) -> None:
+def test_half_precision_is_converted_to_python_and_back(dtype: Any) -> None:
     x = Tensor(np.array([0.5, -2.0], dtype))
     assert x.tolist() == [0.5, -2.0]
     assert type(x[0].item()) is float

@@ -1,6 +1,6 @@
-"""Launchers for a machine without a GPU: one runs the very same .cu files on the CPU, one only writes down what it got.
+"""Launchers for a machine without a GPU: one runs the same .cu files on the CPU, one only records launches.
 
-See cuda_emulation/cuda_emulation.h for what the emulation finds and what it cannot.
+See cuda_emulation/cuda_emulation.h for the errors that the emulation detects, and those that it cannot.
 """
 
 import ctypes
@@ -37,13 +37,13 @@ FLAGS = [
     "-fno-strict-aliasing", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wno-unknown-pragmas", "-Werror",
     f"-I{FOLDER}", f"-I{HEADERS}",
 ]  # fmt: skip
-one_at_a_time = threading.Lock()  # what is emulated, fibers and shared memory, is there once
+one_at_a_time = threading.Lock()  # the emulation has one set of fibers and shared memory
 GUARD = 128  # bytes before and behind every array that a kernel must not touch; a multiple of all alignments
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher was asked for."""
+    """The arguments of a launch."""
 
     source: str
     kernel: str
@@ -55,7 +55,7 @@ class Launch:
 
 
 class RecordingLauncher(Launcher):
-    """Checks every launch, writes it down and runs nothing."""
+    """Checks and records every launch, and runs nothing."""
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
@@ -86,7 +86,7 @@ class EmulatingLauncher(RecordingLauncher):
     def now(
         self, source: str, kernel: str, grid: Grid, block: Grid, args: Sequence[Any], shared: int, defines: Defines
     ) -> None:
-        """Run it at once, whether what is done is recorded or not."""
+        """Run it at once, even while a graph is recorded."""
         run = getattr(library(source, defines), f"run_{kernel}")
         run.restype = ctypes.c_char_p
         memory = GuardedMemory([x for x in args if isinstance(x, np.ndarray)])
@@ -101,7 +101,7 @@ class EmulatingLauncher(RecordingLauncher):
 
 
 class GuardedMemory:
-    """Copies of the arrays with NaN around them: what reads there computes NaN, and what writes there is caught.
+    """Copies of the arrays with NaN around them: a read there gives NaN, and a write is detected.
 
     Views that interleave, as those of one packed array do, are copied together.
     """
@@ -118,7 +118,7 @@ class GuardedMemory:
         self.kept = [any(start <= a and b <= end for a, b in read_only) for start, end in self.spans]
 
     def argument(self, x: Any) -> np.ndarray:
-        """The memory whose content is the argument itself: an address, or a number."""
+        """An array that contains the argument: an address, or a number."""
         if x is None:
             return np.zeros(1, np.uint64)
         if not isinstance(x, np.ndarray):
@@ -131,7 +131,7 @@ class GuardedMemory:
         return np.asarray([at], np.uint64)
 
     def copy_back(self, kernel: str) -> None:
-        """What the kernel wrote, into the arrays themselves."""
+        """Copy the results of the kernel to the arrays."""
         for (start, end), copy, kept in zip(self.spans, self.copies, self.kept, strict=True):
             if not ((copy[:GUARD] == 255).all() and (copy[-GUARD:] == 255).all()):
                 raise RuntimeError(f"kernel {kernel}: wrote outside of an array of {end - start} bytes")

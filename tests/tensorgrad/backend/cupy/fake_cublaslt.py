@@ -18,7 +18,7 @@ class FakeCublasLt:
 
     def __init__(self) -> None:
         self.plans: dict[Product, Any] = {}
-        self.asked: list[Product] = []
+        self.requested: list[Product] = []
         self.streams: set[int] = set()
         self.refuse_bias = False
 
@@ -30,8 +30,8 @@ class FakeCublasLt:
     def now(
         self, product: Product, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int
     ) -> None:  # fmt: skip
-        """Multiply at once, whether what is done is recorded or not."""
-        self.asked.append(product)
+        """Multiply at once, even while a graph is recorded."""
+        self.requested.append(product)
         self.streams.add(stream)
         assert workspace
         if product.bias and self.refuse_bias:

@@ -1,4 +1,4 @@
-"""A stand-in for CuPy that is made of NumPy, as strict as CuPy is: it runs the engine where there is no GPU.
+"""A stand-in for CuPy made of NumPy, as strict as CuPy, to run the library without a GPU.
 
 Of `cupy.cuda` it has what this project uses. Work is done at once, so streams and events only say that they were asked.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class FakeArray(np.ndarray):
-    """As strict as CuPy's: it meets no NumPy array, and what is made of it is never one, not even a scalar."""
+    """As strict as CuPy's: it cannot be mixed with NumPy arrays, and results are never NumPy arrays or scalars."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
         operands, call = [plain(x) for x in inputs], getattr(ufunc, method)
@@ -32,22 +32,22 @@ class FakeArray(np.ndarray):
     def astype(
         self, dtype: Any, order: Any = "K", casting: Any = "unsafe", subok: bool = True, copy: bool = True
     ) -> Any:
-        """As NumPy's."""
+        """Like NumPy."""
         return made(lambda: plain(self).astype(dtype, order, casting, copy=copy))
 
     def copy(self, order: Any = "C") -> Any:
-        """As NumPy's."""
+        """Like NumPy."""
         return made(lambda: plain(self).copy(order))
 
     def reshape(self, *shape: Any, order: Any = "C") -> Any:
-        """As NumPy's: a view where there is one, else a copy."""
+        """Like NumPy: a view if possible, else a copy."""
         x = plain(self)
         if np.shares_memory(x, x.reshape(*shape, order=order)) or not x.size:
             return x.reshape(*shape, order=order).view(FakeArray)
         return made(lambda: x.reshape(*shape, order=order).copy())
 
     def fill(self, value: Any) -> None:
-        """As NumPy's."""
+        """Like NumPy."""
         do(lambda: plain(self).fill(value))
 
     def item(self, *args: Any) -> Any:
@@ -74,7 +74,7 @@ class FakeArray(np.ndarray):
 
     @property
     def data(self) -> Any:  # type: ignore[override]
-        """Where it lies: CuPy has an object with `ptr` here."""
+        """The memory: an object with `ptr`, as in CuPy."""
         return types.SimpleNamespace(ptr=self.__array_interface__["data"][0])
 
     def get(self, stream: Any = None, out: Any = None) -> Any:
@@ -90,7 +90,7 @@ class FakeArray(np.ndarray):
 
 
 def plain(x: Any) -> Any:
-    """What NumPy can work on. Raises where CuPy would."""
+    """Convert to a NumPy array. Raises where CuPy would."""
     if isinstance(x, list | tuple):
         return type(x)(plain(part) for part in x)
     if isinstance(x, FakeArray):
@@ -127,30 +127,30 @@ def fake(x: Any) -> Any:
 
 
 class FakeGraph:
-    """`cupy.cuda.graph.Graph`: does again what was recorded, in the memory that it was recorded for."""
+    """`cupy.cuda.graph.Graph`: repeats the recorded operations on the same memory."""
 
     def __init__(self) -> None:
         self.work: list[Any] = []
 
     def launch(self, stream: Any = None) -> None:
-        """Do it."""
+        """Launch the graph."""
         for work in self.work:
             work()
 
 
 def recorder() -> FakeGraph | None:
-    """What the current stream is recorded into, if it is."""
+    """The graph that the current stream is recorded to, or None."""
     return FakeStream.current.recording
 
 
 def do(work: Any) -> None:
-    """Write into memory: now, or where it is recorded, then only."""
+    """Run a function that writes to memory: now or, while a graph is recorded, when it is launched."""
     graph = recorder()
     work() if graph is None else graph.work.append(work)
 
 
 def made(compute: Any) -> Any:
-    """A new array. Recorded, it has its shape, and what is in it is computed when the graph is launched."""
+    """A new array; while a graph is recorded, its values are computed only when the graph is launched."""
     value = compute()
     result, graph = fake(value), recorder()
     if graph is not None and isinstance(value, np.ndarray | np.generic) and value.base is None:
@@ -159,18 +159,18 @@ def made(compute: Any) -> Any:
 
 
 def waits() -> None:
-    """The host looks at numbers of the GPU, and waits until they are there."""
+    """The host reads numbers of the GPU, and waits for them."""
     refuse_recorded()
 
 
 def refuse_recorded() -> None:
-    """Raise what CUDA raises where what is recorded cannot be done."""
+    """Raise the error of CUDA for an operation that cannot be recorded."""
     if recorder() is not None:
         raise FakeCudaError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
 
 
 def without_bfloat16(x: Any) -> Any:
-    """What comes of an elementwise function that CuPy has not for bfloat16: the next wider dtype."""
+    """The result of an elementwise function that CuPy lacks for bfloat16: it has the next wider dtype."""
     return x.astype(np.float32) if x.dtype.name == "bfloat16" else x
 
 
@@ -366,19 +366,19 @@ class FakeCupy(types.ModuleType):
         return fake(np.array(x.view(np.ndarray) if isinstance(x, FakeArray) else x, dtype))
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
-        """As NumPy's, but for bfloat16."""
+        """Like NumPy, except for bfloat16."""
         return without_bfloat16(FakeFunction(np.where)(condition, a, b))
 
     def tril(self, x: Any, k: int = 0) -> Any:
-        """As NumPy's, but for bfloat16."""
+        """Like NumPy, except for bfloat16."""
         return without_bfloat16(FakeFunction(np.tril)(x, k))
 
     def triu(self, x: Any, k: int = 0) -> Any:
-        """As NumPy's, but for bfloat16."""
+        """Like NumPy, except for bfloat16."""
         return without_bfloat16(FakeFunction(np.triu)(x, k))
 
     def round(self, x: Any) -> Any:
-        """As NumPy's, but for bfloat16."""
+        """Like NumPy, except for bfloat16."""
         return without_bfloat16(FakeFunction(np.round)(x))
 
     def argsort(self, x: Any, axis: int = -1, kind: Any = None) -> Any:

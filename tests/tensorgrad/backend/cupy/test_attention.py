@@ -26,7 +26,7 @@ DROP: Dropout = (0.3, 7, 1, 5)
 
 
 class Plain(Backend):
-    """The plain mathematics alone."""
+    """The kernels of `math.py` and nothing else."""
 
     xp = np
     array_type = np.ndarray
@@ -39,7 +39,7 @@ def backend(launcher: RecordingLauncher) -> CupyBackend:
 
 
 class Case:
-    """Operands of one shape: q (B, H, T, D) and key, v (B, G, S, D), in one of the layouts that a model makes."""
+    """Operands of one shape: q (B, H, T, D) and key, v (B, G, S, D), in a layout that a model produces."""
 
     def __init__(
         self, dtype: Any, d: int, n_query: int, n_key: int | None = None, *, n_head: int = 2,
@@ -144,7 +144,7 @@ def test_float32(name: str) -> None:
 
 
 @needs_compiler
-def test_half_precision_in_rows_that_are_not_aligned() -> None:
+def test_half_precision_with_unaligned_rows() -> None:
     assert kernels(Case(BF16, 20, 70, dropout=DROP).check()) == WITHOUT
 
 
@@ -186,8 +186,8 @@ def test_any_shape(dtype: Any, n_query: int, n_key: int, heads: tuple[int, int],
 
 
 @needs_compiler
-def test_operands_that_a_kernel_cannot_read_are_copied() -> None:
-    """Rows with gaps, rows that begin anywhere, a gradient that is one number seen from everywhere."""
+def test_unsupported_layouts_are_copied() -> None:
+    """Non-contiguous rows, unaligned rows, and a gradient that is one broadcast number."""
     case = Case(BF16, 64, 40)
     whole = case.operands[0]
     gaps = np.repeat(whole, 2, axis=-1)[..., ::2]
@@ -198,7 +198,7 @@ def test_operands_that_a_kernel_cannot_read_are_copied() -> None:
 
 
 @needs_compiler
-def test_more_heads_than_are_worked_on_together() -> None:
+def test_more_heads_than_one_group_of_heads() -> None:
     Case(BF16, 32, 130, 130, n_head=35, n_batch=2).check()
 
 
@@ -212,7 +212,7 @@ def test_more_heads_than_are_worked_on_together() -> None:
     ],
     ids=["float64", "head", "scale", "mask"],
 )
-def test_what_is_left_to_the_plain_mathematics(change: dict[str, Any]) -> None:
+def test_unsupported_operands_are_computed_by_math_py(change: dict[str, Any]) -> None:
     k = backend(recorder := RecordingLauncher())
     dtype, d = change.get("dtype", F32), change.get("d", 64)
     q, key, v, dy = (fake(np.ones((1, 2, 20, d), dtype)) for _ in range(4))
@@ -224,7 +224,7 @@ def test_what_is_left_to_the_plain_mathematics(change: dict[str, Any]) -> None:
     assert "attention" not in " ".join(launch.kernel for launch in recorder.launches)
 
 
-# --- what the compiler says -------------------------------------------------------------------------
+# --- compilation -------------------------------------------------------------------------
 
 HALF = ["attention_forward", "attention_backward"]
 BUILDS = [

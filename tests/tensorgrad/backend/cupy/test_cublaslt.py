@@ -54,7 +54,7 @@ DTYPES = [
 
 @needs_cublaslt
 @pytest.mark.parametrize(("dtype", "compute"), DTYPES)
-def test_descriptors_say_what_they_were_given(dtype: str, compute: str) -> None:
+def test_descriptors_have_the_given_attributes(dtype: str, compute: str) -> None:
     library = cublaslt.load()
     assert library.version() > 120000
     for product in products(dtype, compute).values():
@@ -79,7 +79,7 @@ def test_descriptors_say_what_they_were_given(dtype: str, compute: str) -> None:
 
 
 @needs_cublaslt
-def test_preferences_say_what_they_were_given() -> None:
+def test_preferences_have_the_given_attributes() -> None:
     library = cublaslt.load()
     a, b, d = (matrix("float32", 4, 4, alignment=n) for n in (4, 16, 256))
     preference = library.preference(Product(a, b, d, False, False, "float32"))
@@ -90,7 +90,7 @@ def test_preferences_say_what_they_were_given() -> None:
 
 
 @needs_cublaslt
-def test_what_the_library_refuses_names_the_call_and_the_status() -> None:
+def test_an_error_names_the_call_and_the_status() -> None:
     library = cublaslt.load()
     with pytest.raises(CublasLtError, match=r"cublasLtMatmulDescSetAttribute: CUBLAS_STATUS_INVALID_VALUE \(7\)"):
         library.set(
@@ -98,7 +98,7 @@ def test_what_the_library_refuses_names_the_call_and_the_status() -> None:
         )
 
 
-def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     class NotFound(RuntimeError):
         pass
 
@@ -113,7 +113,7 @@ def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         cublaslt.load()
 
 
-def test_a_library_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_library(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(
         load_nvidia_dynamic_lib=lambda name: SimpleNamespace(abs_path=f"lib{name}"), DynamicLibNotFoundError=OSError
     )
@@ -123,7 +123,7 @@ def test_a_library_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cublaslt.load().library is library
 
 
-# --- running, on a library that only records ------------------------------------------------------
+# --- running, with a library that only records calls ------------------------------------------------------
 
 
 class Call:
@@ -156,7 +156,7 @@ class Call:
 
 
 class Recorder:
-    """`libcublasLt` as far as it can be called: counts what it makes, and proposes algorithms 1, 2, 3 ..."""
+    """A stand-in for `libcublasLt`: numbers the objects that it creates, and proposes algorithms 1, 2, 3 ..."""
 
     def __init__(self) -> None:
         self.made, self.candidates, self.state = 0, 3, 0
@@ -181,7 +181,7 @@ def recorder() -> Recorder:
 SMALL = Product(matrix("float32", 2, 3), matrix("float32", 3, 4), matrix("float32", 2, 4), False, False, "float32")
 
 
-def test_a_product_is_planned_once_and_run_with_what_it_is_given(recorder: Recorder) -> None:
+def test_a_product_is_planned_once_and_run_with_the_given_addresses(recorder: Recorder) -> None:
     library = CublasLt(recorder)
     for beta in (0.0, 1.0):
         library.multiply(SMALL, 1000, 2000, 3000, 0, beta, 4000, 2**40)
@@ -244,7 +244,7 @@ def test_errors_describe_stacks_transposes_and_biases(recorder: Recorder) -> Non
         CublasLt(recorder).multiply(product, 1, 2, 3, 0, 0.0, 4, 5)
 
 
-def test_the_oldest_plan_makes_room(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_plans_drops_the_earliest(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cublaslt, "MAX_PLANS", 2)
     library = CublasLt(recorder)
     sizes = [SMALL._replace(d=matrix("float32", 2, 4, ld)) for ld in (2, 3, 4)]
@@ -254,7 +254,7 @@ def test_the_oldest_plan_makes_room(recorder: Recorder, monkeypatch: pytest.Monk
     assert recorder.count("MatmulDescDestroy") == 1 and recorder.count("MatrixLayoutDestroy") == 3
 
 
-def test_attributes_and_the_version_are_asked_for_by_number(recorder: Recorder) -> None:
+def test_attributes_and_the_version_can_be_read(recorder: Recorder) -> None:
     library = CublasLt(recorder)
     assert library.version() == 130100
     assert library.get(library.layout(SMALL.a), "MatrixLayout", cublaslt.COLS) == 0  # which the recorder leaves at 0

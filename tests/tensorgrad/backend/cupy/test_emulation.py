@@ -20,7 +20,7 @@ HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 
 @pytest.fixture(autouse=True)
 def examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """examples.cu in the place of a file of the backend."""
+    """Use examples.cu instead of a file of the backend."""
     for module in (launcher, signature):
         monkeypatch.setattr(module, "path_of", lambda source: SOURCE)
     monkeypatch.setattr("emulated_cuda.path_of", lambda source: SOURCE)
@@ -32,7 +32,7 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def run(kernel: str, threads: int, *args: Any, dtype: Any = np.float16, shared: int = 0, blocks: int = 1) -> None:
-    """Both ways: from the first thread to the last, and from the last to the first."""
+    """In both orders: from the first thread to the last, and from the last to the first."""
     before = [x.copy() for x in args]
     outcomes = []
     for backwards in (False, True):
@@ -59,8 +59,8 @@ def test_block_sum_and_max(threads: int) -> None:
     np.testing.assert_array_equal(tops, np.broadcast_to(x.max(axis=1, keepdims=True), x.shape))
 
 
-def test_two_threads_of_python_launch_one_after_the_other() -> None:
-    """As the processes of a group do, which in the tests are threads."""
+def test_launches_of_two_python_threads_do_not_overlap() -> None:
+    """Tests use threads in place of the processes of a group."""
 
     def launch() -> None:
         x, sums, tops = drawn(200, 128), np.empty((200, 128), np.float32), np.empty((200, 128), np.float32)
@@ -83,7 +83,7 @@ def test_matrix_product_of_fragments(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_half_precision_is_rounded_as_numpy_rounds(dtype: Any) -> None:
+def test_half_precision_is_rounded_like_numpy(dtype: Any) -> None:
     bits = np.random.default_rng(0).integers(0, 2**32, 4096, dtype=np.uint32)
     x = bits.view(np.float32)
     special = [0.0, -0.0, np.inf, -np.inf, np.nan, 65519.99, 65520, 1e-8]
@@ -112,7 +112,7 @@ def test_mistakes_are_found(kernel: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", ["reads_what_nobody_wrote", "forgets_to_wait", "reads_outside"])
-def test_what_was_never_there_is_nan(kernel: str) -> None:
+def test_uninitialised_memory_is_nan(kernel: str) -> None:
     y = np.zeros(64, np.float32)
     run(kernel, 64, drawn(64), y, shared=256)
     assert np.isnan(y).any()

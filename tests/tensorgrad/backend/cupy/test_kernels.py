@@ -1,4 +1,4 @@
-"""Every CUDA kernel, run on the CPU, against the plain mathematics; and compiled for the GPU, where NVRTC is there."""
+"""Every CUDA kernel, run on the CPU and checked against `math.py`; and compiled for the GPU if NVRTC is installed."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ DROP = (0.3, 7, 1, 5)
 
 
 class Plain(Backend):
-    """The plain mathematics alone."""
+    """The kernels of `math.py` and nothing else."""
 
     xp = np
     array_type = np.ndarray
@@ -39,7 +39,7 @@ Call = Callable[[Any, Any], Any]
 
 
 class Inputs:
-    """Arrays of one shape and dtype, the same for the same name; `make` puts them where a backend wants them."""
+    """Arrays of one shape and dtype, determined by their name; `make` converts them for a backend."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, make: Callable[[Any], Any] = lambda x: x) -> None:
         self.shape, self.dtype, self.make = shape, np.dtype(dtype), make
@@ -158,7 +158,7 @@ def assert_near(got: Any, wanted: Any, tolerance: float) -> None:
 @emulated
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CALLS)
-def test_a_kernel_is_the_plain_mathematics(name: str, dtype: Any) -> None:
+def test_a_kernel_equals_the_reference(name: str, dtype: Any) -> None:
     for shape in SHAPES:
         wanted = results(CALLS[name], PLAIN, Inputs(shape, dtype))
         k = backend_on_cpu()
@@ -176,7 +176,7 @@ def test_a_kernel_is_the_plain_mathematics(name: str, dtype: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CALLS)
 def test_a_kernel_on_the_gpu(name: str, dtype: Any) -> None:
-    """The plain mathematics again, and the same bits every time."""
+    """Close to the reference, and reproducible bit by bit."""
     k = backend.load("cupy")
     for shape in [*SHAPES, (300, 1000)]:
         wanted = results(CALLS[name], PLAIN, Inputs(shape, dtype))
@@ -187,7 +187,7 @@ def test_a_kernel_on_the_gpu(name: str, dtype: Any) -> None:
 
 
 def misaligned(x: np.ndarray) -> FakeArray:
-    """A view that begins one number behind the beginning of its memory."""
+    """A view that starts one element after the start of its memory."""
     memory = fake(np.zeros(x.size + 1, x.dtype))
     view = memory[1:].reshape(x.shape)
     view.view(np.ndarray)[...] = x
@@ -203,7 +203,7 @@ def strided(x: np.ndarray) -> FakeArray:
 @emulated
 @pytest.mark.parametrize("lay", [misaligned, strided])
 @pytest.mark.parametrize("name", [name for name in CALLS if "in place" not in name])
-def test_arrays_may_lie_anywhere(name: str, lay: Any) -> None:
+def test_arrays_may_be_misaligned_or_strided(name: str, lay: Any) -> None:
     shape = (6, 64)
     wanted = results(CALLS[name], PLAIN, Inputs(shape, np.float16))
     for a, b in zip(results(CALLS[name], backend_on_cpu(), Inputs(shape, np.float16, lay)), wanted, strict=True):
@@ -213,7 +213,7 @@ def test_arrays_may_lie_anywhere(name: str, lay: Any) -> None:
 @emulated
 @pytest.mark.parametrize("name", CALLS)
 def test_no_elements(name: str) -> None:
-    """Nothing is started for arrays without elements; what the plain mathematics cannot do, nobody can."""
+    """No kernel is launched for empty arrays; where `math.py` raises an error, so does the backend."""
     if "norm" not in name and "soft" not in name and "cross" not in name and "embedding" not in name:
         for got in results(CALLS[name], backend_on_cpu(), Inputs((0, 4), np.float32, fake)):
             assert got.size in (0, 1, 4)
@@ -221,11 +221,11 @@ def test_no_elements(name: str) -> None:
     assert k.embedding_backward(fake(np.ones((0, 4))), fake(np.ones(0, np.int64)), (3, 4)).sum() == 0
 
 
-# --- what is particular to some -------------------------------------------------------------------
+# --- special cases -------------------------------------------------------------------
 
 
 @emulated
-def test_a_sum_over_many_rows_takes_several_blocks() -> None:
+def test_a_sum_over_many_rows_uses_several_blocks() -> None:
     rng = np.random.default_rng(0)
     for rows, n in ((1000, 40), (5000, 3)):
         dy, x = (rng.standard_normal((rows, n)).astype(np.float32) for _ in range(2))
@@ -257,7 +257,7 @@ def test_gradient_of_a_table(places: int, n_rows: int, width: int) -> None:
 
 @emulated
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_dropout_is_the_same_bit_by_bit(dtype: Any) -> None:
+def test_dropout_equals_the_reference_bit_by_bit(dtype: Any) -> None:
     for size in (1, 7, 8, 1000, 4099):
         for p, seed, stream, step in ((0.1, 2**40 + 3, 1, 5), (0.5, 0, 3, 2**33 + 1)):
             x = np.random.default_rng(0).standard_normal(size).astype(dtype)
@@ -266,7 +266,7 @@ def test_dropout_is_the_same_bit_by_bit(dtype: Any) -> None:
 
 
 @emulated
-def test_random_bits_and_draws_that_are_counted_on_the_gpu() -> None:
+def test_random_bits_and_the_step_offset_on_the_gpu() -> None:
     k = backend_on_cpu()
     for n in (0, 1, 6, 1030):
         np.testing.assert_array_equal(
@@ -300,7 +300,7 @@ def test_rotary_embedding(dtype: Any, kind: str) -> None:
     assert not plainly.launcher.launches
 
 
-# --- the optimiser --------------------------------------------------------------------------------
+# --- the optimizer --------------------------------------------------------------------------------
 
 OPTIONS = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "step": 3}
 SIZES = [(3, 5), (1,), (40000,), (2, 3, 4), (0, 7)]
@@ -350,7 +350,7 @@ def test_adamw_of_all_parameters_at_once(dtype: Any, masters: bool) -> None:
 
 
 @emulated
-def test_numbers_of_adamw_may_lie_on_the_gpu() -> None:
+def test_options_of_adamw_may_be_on_the_gpu() -> None:
     here = states(np.float32)
     plain_group(here[0], [g * np.float32(0.25) for g in here[1]], *here[2:], OPTIONS)
     there, k = states(np.float32, fake), backend_on_cpu()
@@ -369,8 +369,8 @@ def test_numbers_of_adamw_may_lie_on_the_gpu() -> None:
 
 
 @emulated
-def test_adamw_on_arrays_that_no_kernel_takes() -> None:
-    """A parameter with gaps, and moments that are wider than the kernel's: the plain mathematics, in place."""
+def test_adamw_on_unsupported_arrays() -> None:
+    """A strided parameter, and moments wider than the kernel's, are updated in place by `math.py`."""
     for odd in (0, 2):
         here = [[np.arange(12.0).reshape(3, 4).astype(np.float32)] for _ in range(4)] + [[None]]
         there: list[Any] = [[None if x is None else fake(x.copy())] for (x,) in here]
@@ -391,7 +391,7 @@ def test_adamw_on_arrays_that_no_kernel_takes() -> None:
 
 @emulated
 @pytest.mark.parametrize("factor", [0.5, 2.0])
-def test_norm_is_clipped_without_waiting(factor: float) -> None:
+def test_norm_is_clipped_without_synchronisation(factor: float) -> None:
     rng = np.random.default_rng(0)
     dtypes = [np.float32, np.float16, np.float64, ml_dtypes.bfloat16]
     arrays = [(rng.random(n) - 0.5).astype(dtype) for n, dtype in itertools.product((1, 33000, 0), dtypes)]
@@ -411,7 +411,7 @@ def test_norm_is_clipped_without_waiting(factor: float) -> None:
 
 @emulated
 @pytest.mark.parametrize("odd", [np.inf, np.nan])
-def test_a_norm_that_is_no_number_scales_nothing(odd: float) -> None:
+def test_a_norm_that_is_not_finite_scales_nothing(odd: float) -> None:
     x = fake(np.array([1, odd, 3], np.float32))
     assert not math.isfinite(float(backend_on_cpu().clip_norm([x], 1.0)))
     np.testing.assert_array_equal(x.view(np.ndarray), [1, odd, 3])
@@ -424,14 +424,14 @@ def test_scale_of_arrays() -> None:
     np.testing.assert_array_equal(x.view(np.ndarray), np.arange(5) * 0.5)
 
 
-def test_the_tables_on_the_gpu_are_not_kept_for_ever() -> None:
+def test_the_cache_of_tables_is_bounded() -> None:
     k = backend_on_cpu()
     for _ in range(100):
         k._table([(fake(np.ones(3)),)])
         assert len(k.tables) <= 64
 
 
-def test_columns_are_read_16_bytes_at_a_time_where_rows_begin_there() -> None:
+def test_columns_per_lane() -> None:
     x = fake(np.zeros((4, 8), np.float16))
     assert columns_per_lane(8, x) == 8
     assert columns_per_lane(8, x, misaligned(np.zeros((4, 8), np.float16))) == 1

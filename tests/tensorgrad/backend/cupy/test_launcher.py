@@ -45,7 +45,7 @@ def arguments(**changes: Any) -> list[Any]:
     return list(({"x": x, "y": x.copy(), "n": np.int64(100), "by": np.float32(2)} | changes).values())
 
 
-def test_a_launch_is_written_down() -> None:
+def test_a_launch_is_recorded() -> None:
     recorder = RecordingLauncher()
     recorder.launch("scale", "scale", (2,), (64,), arguments(x=None), 7, HALF)
     (launch,) = recorder.launches
@@ -71,12 +71,12 @@ def test_a_launch_is_written_down() -> None:
         ({"more": np.int32(1)}, r"kernel scale: 5 arguments for 4 parameters \(x, y, n, by\)"),
     ],
 )
-def test_arguments_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+def test_arguments_that_do_not_match(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=f"^{message}$"):
         RecordingLauncher().launch("scale", "scale", (2,), (64,), arguments(**changes), 0, HALF)
 
 
-def test_an_array_with_gaps_is_for_a_kernel_that_takes_its_strides(source: Path) -> None:
+def test_only_kernels_with_strides_accept_strided_arrays(source: Path) -> None:
     source.write_text('extern "C" __global__ void copy(const float* x, long long x_stride_b, float* y) {}')
     gaps, whole = np.ones((10, 20), np.float32)[:, ::2], np.ones((10, 10), np.float32)
     RecordingLauncher().launch("scale", "copy", (1,), (1,), (gaps, np.int64(20), whole))
@@ -95,7 +95,7 @@ def test_an_array_with_gaps_is_for_a_kernel_that_takes_its_strides(source: Path)
         ("scale", (1, 70000), (64,), r"kernel scale: grid \(1, 70000\) is not 1 to .* blocks"),
     ],
 )
-def test_launches_that_cannot_be(kernel: str, grid: Any, block: Any, message: str) -> None:
+def test_invalid_launches(kernel: str, grid: Any, block: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         RecordingLauncher().launch("scale", kernel, grid, block, arguments(), 0, HALF)
 
@@ -106,7 +106,7 @@ def test_a_parameter_that_cannot_be_checked(source: Path) -> None:
         RecordingLauncher().launch("scale", "odd", (1,), (1,), (None,))
 
 
-def test_names_for_types() -> None:
+def test_c_types() -> None:
     text = """using Real = Wide<T>; using Index = long long; using Number = T;
     extern "C" __global__ void k(Real eps, const Real* mean, Index n, Number* y) {}"""
     for t, wide in (("__half", "float32"), ("double", "float64")):
@@ -119,7 +119,7 @@ def test_names_for_types() -> None:
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is compiled, in order; the compiler itself is not needed."""
+    """Records the compilations, without a compiler."""
     sources: list[str] = []
 
     def compile_cubin(name: str, source: str, options: list[str]) -> tuple[bytes, str]:
@@ -180,7 +180,7 @@ def test_a_cache_that_cannot_be_written_costs_a_compilation(compiled: list[str],
     assert len(compiled) == 2
 
 
-def test_nothing_is_left_of_a_write_that_fails(compiled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_file(compiled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(old: str, new: Path) -> None:
         raise OSError("no space left on device")
 
@@ -189,7 +189,7 @@ def test_nothing_is_left_of_a_write_that_fails(compiled: list[str], monkeypatch:
     assert list(launcher.cache_folder().iterdir()) == []
 
 
-def test_macros_are_defined_behind_the_headers_and_lines_keep_their_numbers() -> None:
+def test_macros_are_defined_after_the_headers_and_line_numbers_are_kept() -> None:
     text = '// one\n#include "common.cuh"\n#include <cuda_fp16.h>\n\nT x;\n'
     lines = signature.with_defines(text, {"T": "float", "N": "4"}).splitlines()
     assert lines == ["// one", '#include "common.cuh"', "#include <cuda_fp16.h>", "#define N 4", "#define T float",
@@ -218,7 +218,7 @@ def test_machine_code(arch: str) -> None:
 
 
 @pytest.mark.usefixtures("real_nvrtc")
-def test_what_does_not_compile_says_where(source: Path) -> None:
+def test_a_compilation_error_names_the_line(source: Path) -> None:
     source.write_text(SOURCE.replace("if (i < n)", "if (i < m)"))
     with pytest.raises(nvrtc.CompilationError, match=r'scale.cu\(6\): error: identifier "m" is undefined'):
         launcher.build("scale", "sm_80", FLOAT)
@@ -232,17 +232,17 @@ def test_no_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
             find.__wrapped__()
 
 
-def test_nothing_of_cupy_is_needed_to_compile() -> None:
+def test_compiling_does_not_import_cupy() -> None:
     program = "import sys; import tensorgrad.backend.cupy.launcher; print('cupy' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 
 
-# --- on the GPU, as far as its driver is only talked to -------------------------------------------
+# --- on a stand-in for the driver -------------------------------------------
 
 
 class Driver:
-    """CuPy's modules and functions, with what they were asked."""
+    """CuPy's modules and functions; records the calls."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -293,7 +293,7 @@ def test_the_error_names_the_kernel(compiled: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("compiled")
-def test_what_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_architecture_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cupy = FakeCupy()
     for capability, arch in (("80", "sm_80"), ("87", "sm_80"), ("89", "sm_89"), ("90", "sm_90a"), ("121", "sm_120")):
         monkeypatch.setattr(cupy.cuda.Device, "compute_capability", capability)
@@ -308,7 +308,7 @@ def test_what_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("real_nvrtc")
-def test_nvrtc_says_what_it_compiles_for() -> None:
+def test_architectures_of_nvrtc() -> None:
     known = nvrtc.architectures()
     assert {80, 90} <= set(known)
     assert list(known) == sorted(known)

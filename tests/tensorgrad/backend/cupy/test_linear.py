@@ -1,4 +1,4 @@
-"""The cupy backend's matrix products without a GPU: what cuBLASLt is asked for, computed on NumPy's memory instead."""
+"""The cupy backend's matrix products without a GPU: a stand-in for cuBLASLt computes them on NumPy's memory."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def memory(x: Any) -> Any:
 
 
 class Plain(Backend):
-    """The mathematics and nothing else."""
+    """The kernels of `math.py` and nothing else."""
 
     xp = np
     array_type = np.ndarray
@@ -46,11 +46,11 @@ def k() -> Any:
     return OnMemory()
 
 
-# --- operands as they may lie in memory ---------------------------------------------------------
+# --- operands in all memory layouts ---------------------------------------------------------
 
 
 def draw_array(draw: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array of that shape: contiguous, transposed, cut out of a larger one, backwards, or broadcast."""
+    """An array of that shape: contiguous, transposed, a part of a larger one, reversed, or broadcast."""
     rng = np.random.default_rng(draw(st.integers(0, 9)))
     kind = draw(st.sampled_from(["plain", "transposed", "wider", "every other", "backwards", "repeated", "odd start"]))
     if kind == "transposed" and len(shape) > 1:
@@ -91,7 +91,7 @@ def test_matmul(dtype: Any, data: Any) -> None:
     leading_a, leading_b = data.draw(LEADING)
     a, b = draw_array(data.draw, (*leading_a, m, n), dtype), draw_array(data.draw, (*leading_b, n, p), dtype)
     y = k.matmul(a, b)
-    assert y.dtype == dtype and len(k.cublaslt.asked) == 1
+    assert y.dtype == dtype and len(k.cublaslt.requested) == 1
     near(y, Plain().matmul(np.asarray(a), np.asarray(b)), dtype)
 
 
@@ -110,7 +110,7 @@ def test_linear_and_its_gradients(dtype: Any, data: Any) -> None:
     dweight = k.linear_backward_weight(dy, x)
     assert dweight.dtype == (np.float32 if dtype.itemsize == 2 else dtype)
     near(dweight, plain.linear_backward_weight(arrays[3], arrays[0]), np.dtype(dweight.dtype))
-    assert [product.bias for product in k.cublaslt.asked] == [bias is not None, False, False]
+    assert [product.bias for product in k.cublaslt.requested] == [bias is not None, False, False]
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -124,10 +124,10 @@ def test_add_matmul_adds_in_place(dtype: Any, wide: bool, data: Any) -> None:
     wanted = np.asarray(c) + Plain().wide(np.asarray(a)) @ Plain().wide(np.asarray(b))
     k.add_matmul(c, a, b)
     near(c, wanted, c.dtype)
-    assert len(k.cublaslt.asked) == 1
+    assert len(k.cublaslt.requested) == 1
 
 
-def test_nothing_that_cublaslt_can_read_is_copied(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layouts_that_cublaslt_can_read_are_not_copied(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """NN, NT and TN, a slice of a projection, and the heads of one sequence."""
     copied: list[Any] = []
     monkeypatch.setattr(k.xp, "ascontiguousarray", copied.append, raising=False)
@@ -139,11 +139,12 @@ def test_nothing_that_cublaslt_can_read_is_copied(k: Any, monkeypatch: pytest.Mo
     q, key = (projection[:, :, i].swapaxes(1, 2) for i in range(2))  # (1, H, T, D)
     y = k.matmul(q, key.swapaxes(-1, -2))
     assert copied == [] and y.shape == (1, 2, 7, 7)
-    asked = k.cublaslt.asked
-    assert [(p.transpose_a, p.transpose_b) for p in asked] == [
+    requested = k.cublaslt.requested
+    assert [(p.transpose_a, p.transpose_b) for p in requested] == [
         (True, False), (False, False), (False, True), (True, False),
     ]  # fmt: skip
-    assert asked[3].a == Matrix("float32", 4, 7, 24, 2, 4, asked[3].a.alignment)  # 24 elements from token to token
+    # 24 elements from token to token
+    assert requested[3].a == Matrix("float32", 4, 7, 24, 2, 4, requested[3].a.alignment)
 
 
 def test_alignment_is_that_of_the_address() -> None:
@@ -162,8 +163,8 @@ def test_vectors(k: Any, left: tuple[int, ...], right: tuple[int, ...]) -> None:
     near(np.asarray(k.matmul(a, b)), np.asarray(np.matmul(a, b)), a.dtype)
 
 
-def test_what_is_left_to_the_plain_mathematics(k: Any) -> None:
-    """Integers, and products of nothing."""
+def test_unsupported_operands_are_computed_by_math_py(k: Any) -> None:
+    """Integers, and empty products."""
     ints = memory(np.arange(6).reshape(2, 3))
     assert k.matmul(ints, ints.T).tolist() == [[5, 14], [14, 50]]
     empty = memory(np.ones((2, 0), np.float32))
@@ -177,37 +178,37 @@ def test_what_is_left_to_the_plain_mathematics(k: Any) -> None:
     assert c.tolist() == [[4, 4], [4, 4]]
 
 
-def test_operands_of_two_dtypes_meet_in_the_wider(k: Any) -> None:
+def test_operands_of_two_dtypes_are_promoted(k: Any) -> None:
     half, single = memory(np.ones((2, 3), np.float16)), memory(np.ones((3, 2), np.float32))
     assert k.matmul(half, single).dtype == np.float32
     assert k.linear(half, single.T, memory(np.ones(2, np.float16))).tolist() == [[4, 4], [4, 4]]
     assert k.linear_backward_weight(single, single.astype(np.float16)).dtype == np.float32
-    assert {product.compute for product in k.cublaslt.asked} == {"float32"}
+    assert {product.compute for product in k.cublaslt.requested} == {"float32"}
 
 
-def test_tf32_is_for_float32_and_only_where_it_was_asked_for(k: Any) -> None:
+def test_tf32_is_used_only_for_float32_and_on_request(k: Any) -> None:
     def computes() -> list[str]:
         for dtype in DTYPES:
             k.matmul(memory(np.ones((2, 2), dtype)), memory(np.ones((2, 2), dtype)))
-        return [product.compute for product in k.cublaslt.asked[-4:]]
+        return [product.compute for product in k.cublaslt.requested[-4:]]
 
     assert computes() == ["float32", "float64", "float32", "float32"]
     k.set_float32_precision(tf32=True)
     assert computes() == ["tf32", "float64", "float32", "float32"]
 
 
-def test_a_bias_that_cannot_be_fused_is_added_after_and_that_is_remembered(k: Any) -> None:
+def test_a_bias_that_cannot_be_fused_is_added_separately(k: Any) -> None:
     k.cublaslt.refuse_bias = True
     x, weight = memory(np.ones((1, 3), np.float32)), memory(np.ones((2, 3), np.float32))
     y, bias = memory(np.empty((1, 2), np.float32)), memory(np.array([1, 2], np.float32))
     for fused in ([True, False], [False]):
-        before = len(k.cublaslt.asked)
+        before = len(k.cublaslt.requested)
         k._multiply(x, weight.T, y, bias=bias)
         assert y.tolist() == [[4, 5]]
-        assert [product.bias for product in k.cublaslt.asked[before:]] == fused
+        assert [product.bias for product in k.cublaslt.requested[before:]] == fused
 
 
-def test_any_other_error_is_passed_on(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_raised(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> None:
         raise CublasLtError("cublasLtMatmul: CUBLAS_STATUS_EXECUTION_FAILED (13)", 13)
 
@@ -217,7 +218,7 @@ def test_any_other_error_is_passed_on(k: Any, monkeypatch: pytest.MonkeyPatch) -
         k.linear(x, x, x[0])
 
 
-def test_the_workspace_is_made_once_a_stream(k: Any) -> None:
+def test_each_stream_has_one_workspace(k: Any) -> None:
     x = memory(np.ones((2, 2), np.float32))
     streams = [FakeStream(), FakeStream()]
     for stream in (*streams, streams[0]):
@@ -227,13 +228,13 @@ def test_the_workspace_is_made_once_a_stream(k: Any) -> None:
     assert k.cublaslt.streams == k.workspaces.keys() == {stream.ptr for stream in streams}
 
 
-def test_autotuning_times_a_new_shape_once_and_writes_beside_the_result(k: Any) -> None:
+def test_autotuning_times_a_new_shape_once_and_does_not_overwrite_the_result(k: Any) -> None:
     k.autotune = True
     c, x = memory(np.ones((2, 2), np.float32)), memory(np.ones((2, 2), np.float32))
     for total in (3, 5):
         k.add_matmul(c, x, x)
         assert c.tolist() == [[total] * 2] * 2  # the candidates did not add to it
-    assert len(k.cublaslt.asked) == (1 + linear.TIMED_RUNS) + 2 and len(k.cublaslt.plans) == 1
+    assert len(k.cublaslt.requested) == (1 + linear.TIMED_RUNS) + 2 and len(k.cublaslt.plans) == 1
 
 
 def test_the_library_is_loaded_at_the_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +243,7 @@ def test_the_library_is_loaded_at_the_first_product(monkeypatch: pytest.MonkeyPa
     assert products.cublaslt == "loaded"
 
 
-def test_an_old_gpu_says_what_it_lacks(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dtypes_that_an_old_gpu_does_not_support(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [k.lacks(dtype) for dtype in ("float32", "tf32", "float16", "bfloat16")] == [None] * 4
     monkeypatch.setattr(FakeDevice, "compute_capability", "75")
     wanted = "needs a GPU of compute capability 8.0, and this one has 7.5: choose float16"

@@ -22,7 +22,7 @@ KEY = bytes(range(192, 256)) + bytes(range(64))
 
 
 class Meeting:
-    """Where threads meet and leave something for the others."""
+    """A barrier at which threads exchange values."""
 
     def __init__(self, size: int) -> None:
         self.barrier, self.left = threading.Barrier(size, timeout=HANG_S), [None] * size
@@ -36,7 +36,7 @@ class Meeting:
 
 
 class Thread(Communicator):
-    """A thread that counts as a process."""
+    """A communicator between threads in place of processes."""
 
     def __init__(self, rank: int, meeting: Meeting) -> None:
         self.rank, self.size, self.meeting = rank, len(meeting.left), meeting
@@ -104,7 +104,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
 
 
 def in_two_processes(work: Callable[[Thread], Any]) -> list[Any]:
-    """What both came to; an error of one is raised here."""
+    """The results of both; an exception of one is raised here."""
     meeting, results, errors = Meeting(2), [None, None], []
 
     def run(rank: int) -> None:
@@ -124,7 +124,7 @@ def in_two_processes(work: Callable[[Thread], Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-def test_arrays_of_a_gpu_go_by_nccl_and_the_hosts_by_mpi(cupy: FakeCupy, dtype: str) -> None:
+def test_gpu_arrays_use_nccl_and_host_arrays_use_mpi(cupy: FakeCupy, dtype: str) -> None:
     def work(thread: Thread) -> Any:
         group = NcclGroup(cupy, thread)
         k = Transfer()
@@ -146,7 +146,7 @@ def test_arrays_of_a_gpu_go_by_nccl_and_the_hosts_by_mpi(cupy: FakeCupy, dtype: 
     assert in_two_processes(work) == [([3, 20], [1], [2, 2])] * 2
 
 
-def test_sums_wait_for_what_was_computed_and_what_is_computed_next_for_them(cupy: FakeCupy) -> None:
+def test_sums_are_ordered_with_the_work_before_and_after(cupy: FakeCupy) -> None:
     def work(thread: Thread) -> None:
         group, compute = NcclGroup(cupy, thread), cupy.cuda.get_current_stream()
         exchange = group.all_reduce(cupy.ones(3, np.float32))
@@ -158,7 +158,7 @@ def test_sums_wait_for_what_was_computed_and_what_is_computed_next_for_them(cupy
     in_two_processes(work)
 
 
-def test_every_process_has_the_gpu_of_its_place_on_the_machine(
+def test_every_process_uses_the_gpu_of_its_local_rank(
     cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     used: list[int] = []
@@ -170,7 +170,7 @@ def test_every_process_has_the_gpu_of_its_place_on_the_machine(
     assert used[2:] == [1, 1]
 
 
-def test_what_is_missing_is_said(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_say_what_is_missing(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
     cupy.n_gpus = 1
     with pytest.raises(
         BackendUnavailable, match="process 1 is number 2 of its machine, which has 1 GPUs: start at most"
@@ -183,8 +183,8 @@ def test_what_is_missing_is_said(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
         NcclGroup(cupy, Thread(0, Meeting(1)))
 
 
-def test_gradients_are_those_of_the_whole_batch(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With buckets of a few bytes, on their way while backward goes on."""
+def test_gradients_equal_those_of_the_whole_batch(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With buckets of a few bytes, summed during backward."""
     monkeypatch.setattr(gpu.xp, "n_gpus", 2)
     monkeypatch.setitem(nccl.importlib.sys.modules, "cupy.cuda.nccl", FakeNccl(Meeting(2)))  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
@@ -214,7 +214,7 @@ def test_a_group_of_one_needs_no_nccl(gpu: Any) -> None:
     assert tg.backend.load("numpy").communicator(alone) is alone
 
 
-def test_many_numbers_are_waited_for_once(gpu: Any) -> None:
+def test_many_numbers_are_copied_at_once(gpu: Any) -> None:
     assert isinstance(gpu, Transfer)
     before = gpu.xp.copied_to_host
     values = [gpu.xp.ones((), np.float32), 2.5, gpu.xp.zeros((), np.float64), gpu.xp.ones((1,), np.float32)]

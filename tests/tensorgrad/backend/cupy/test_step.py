@@ -67,10 +67,10 @@ class Training:
 
 
 @pytest.mark.parametrize(("dtype", "logits"), [("float32", 2**26), ("float32", 66), ("float16", 2**26)])
-def test_a_recorded_step_is_the_eager_one_bit_for_bit(
+def test_a_recorded_step_equals_the_eager_one_bit_by_bit(
     gpu: Any, dtype: str, logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Learning rate, step count, masks of dropout, loss scale and skipped steps: all go on while nothing is called."""
+    """Learning rate, step count, dropout masks, loss scale and skipped steps change although fn is not called."""
     monkeypatch.setattr(gpu, "logits_block", logits)
     results = []
     for recorded in (False, True):
@@ -82,7 +82,7 @@ def test_a_recorded_step_is_the_eager_one_bit_for_bit(
         assert 0 < training.optimizer.step_count < EAGER_RUNS + 5  # some were skipped
 
 
-def test_the_function_is_called_until_it_is_recorded_and_no_more(gpu: Any) -> None:
+def test_the_function_is_not_called_after_the_recording(gpu: Any) -> None:
     calls, state = [], gpu.xp.zeros(2, np.float32)
 
     def step(x: Any) -> Any:
@@ -99,7 +99,7 @@ def test_the_function_is_called_until_it_is_recorded_and_no_more(gpu: Any) -> No
         graph(gpu.asarray(np.zeros(3, np.float32)))
 
 
-def test_a_recorded_step_and_the_stream_that_it_is_asked_for_on_wait_for_each_other(gpu: Any) -> None:
+def test_a_recorded_step_and_the_stream_of_its_caller_wait_for_each_other(gpu: Any) -> None:
     graph, caller = gpu.record(lambda x: (x + 1,), draws), FakeStream()
     gpu.graph_stream.waited_for.clear()
     x = gpu.asarray(np.ones(2, np.float32))
@@ -122,8 +122,8 @@ def test_a_step_that_waits_for_the_gpu_cannot_be_recorded(gpu: Any) -> None:
         graph(x)
 
 
-def test_a_recorded_step_draws_masks_that_an_eager_one_would(gpu: Any) -> None:
-    """Also where others drew masks in between."""
+def test_a_recorded_step_draws_the_masks_of_an_eager_one(gpu: Any) -> None:
+    """Even if other code drew masks in between."""
     ones = tg.ones((4, 8))
 
     def step() -> Any:
@@ -142,8 +142,8 @@ def test_a_recorded_step_draws_masks_that_an_eager_one_would(gpu: Any) -> None:
         assert default_generator.steps[Stream.DROPOUT] == 1000 * run + 2
 
 
-def test_tables_of_addresses_are_uploaded_beside_the_recording(gpu: Any) -> None:
-    """And kept by the graph: a cache that is full would drop them."""
+def test_tables_of_addresses_are_not_uploaded_in_the_recording(gpu: Any) -> None:
+    """The graph keeps them alive even if the cache drops them."""
     grads = [gpu.asarray(np.full(n, 2.0, np.float32)) for n in (3, 5)]
     graph = gpu.record(lambda: (gpu.global_norm([x + 0 for x in grads]),), draws)
     values = [float(graph()[0]) for _ in range(EAGER_RUNS + 2)]
@@ -159,7 +159,7 @@ def test_a_graph_needs_a_gpu() -> None:
 # --- batches --------------------------------------------------------------------------------------
 
 
-def test_batches_take_turns_in_two_slots_and_nobody_overtakes(gpu: Any) -> None:
+def test_batches_alternate_between_two_slots_in_order(gpu: Any) -> None:
     gpu._slots.clear()
     stream, waited = FakeStream(), gpu.copy_stream.waited_for
     waited.clear()
@@ -175,7 +175,7 @@ def test_batches_take_turns_in_two_slots_and_nobody_overtakes(gpu: Any) -> None:
     assert stream.synchronized == 0
 
 
-def test_pinned_memory_is_written_into_only_when_it_was_read(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pinned_memory_is_overwritten_only_after_it_was_read(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu._slots.clear()
     seen: list[Any] = []
     monkeypatch.setattr(FakeEvent, "synchronize", lambda event: seen.append(event))
@@ -186,21 +186,21 @@ def test_pinned_memory_is_written_into_only_when_it_was_read(gpu: Any, monkeypat
     assert seen == events[:2]
 
 
-def test_shapes_have_slots_of_their_own(gpu: Any) -> None:
+def test_each_shape_has_its_own_slots(gpu: Any) -> None:
     gpu._slots.clear()
     for shape in ((2, 3), (3, 2), (2, 3)):
         assert gpu.stage(np.ones(shape))[0].shape == shape
     assert sorted(len(slots) for slots in gpu._slots.values()) == [1, 2]
 
 
-def test_on_a_cpu_a_batch_is_where_it_should_be() -> None:
+def test_staging_on_a_cpu() -> None:
     x = np.arange(3)
     (staged,) = load("numpy").stage(x)
     assert staged is x
     assert load("numpy").number(np.array(2.5, np.float32)) == 2.5
 
 
-def test_numbers_of_a_gpu_are_not_waited_for(gpu: Any) -> None:
+def test_numbers_on_a_gpu_are_not_synchronised(gpu: Any) -> None:
     x = gpu.xp.ones(())
     assert gpu.number(x) is x
     assert gpu.decide(x) is x and gpu.decide(True) is True
