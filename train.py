@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Train a GPT: `python train.py`, or `python train.py --help` for everything that can be set."""
+"""Train a GPT: `python train.py`, or `python train.py --help` for all settings."""
 
 import sys
 
-from gpt.checkpoint.metrics import CONFIG
+from gpt.checkpoint.files import CONFIG
 from gpt.cli import leave, out_of_memory, user_errors
 from gpt.cli import run as run_program
 from gpt.train.config_file import describe as config_lines
 from gpt.train.dry_run import dry_run
 from gpt.train.flags import parse
 from gpt.train.loop import train
+from gpt.train.nonfinite import replay
 from gpt.train.observers import sample
-from gpt.train.replay import replay
 from gpt.train.run import Run, make_run
 
 SAMPLE_TOKENS = 400
@@ -29,10 +29,10 @@ def main() -> int:
         status = train(run)
     except MemoryError as error:
         raise out_of_memory(error, run.config.batch_size, run.config.grad_accum) from error
-    if run.group.rank:  # the first process of the group says what there is to say
+    if run.group.rank:  # rank 0 of the group prints
         return status
     if status:
-        print(f"Stopped after step {run.step}. To go on: python train.py --resume {run.folder}")
+        print(f"Stopped after step {run.step}. To continue: python train.py --resume {run.folder}")
     else:
         print_sample(run)
         print(f"Saved in {run.folder}. For more: python generate.py --checkpoint {run.folder}")
@@ -41,11 +41,11 @@ def main() -> int:
 
 def describe(run: Run) -> None:
     config, model, step = run.config, run.model.config, run.step
-    for folder, error in run.passed_over:
-        print(f"resume   passed over {folder}, which is broken: {error}")
+    for folder, error in run.damaged:
+        print(f"resume   skipped {folder}, which is damaged: {error}")
     n_train, n_val = len(run.train_loader.tokens), len(run.val_loader.tokens)
     print(f"backend  {run.backend}")
-    print(f"data     {config.data}: {n_train:,} tokens to train on, {n_val:,} to validate with")
+    print(f"data     {config.data}: {n_train:,} tokens for training, {n_val:,} for validation")
     print(f"tokens   {run.tokenizer.type_name}, {model.vocab_size:,} different ones")
     print(f"model    {run.model.num_params():,} parameters: {model.n_layer} layers, ", end="")
     print(f"{model.n_head} heads, width {model.n_embd}, window {model.block_size}")
@@ -56,7 +56,7 @@ def describe(run: Run) -> None:
 
 def print_sample(run: Run) -> None:
     print("-" * 80)
-    with user_errors(FloatingPointError, about=str(run.folder)):  # where skipped steps left weights that are no numbers
+    with user_errors(FloatingPointError, about=str(run.folder)):  # the weights may not be finite
         for piece in sample(run, SAMPLE_TOKENS):
             print(piece, end="", flush=True)
     print("\n" + "-" * 80)

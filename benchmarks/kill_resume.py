@@ -119,7 +119,8 @@ def compare(backend: str, kills: int, seed: int, settings: list[str], folder: Pa
         run.finish(steps)
     expected, found = whole.results(), killed.results()
     return {
-        "backend": backend, "steps": steps, "kills": killed.kills, "passed_over": killed.output.count("passed over"),
+        "backend": backend, "steps": steps, "kills": killed.kills,
+        "passed_over": killed.output.count("which is damaged"),
         "differs": [name for name in expected if found[name] != expected[name]],
     }  # fmt: skip
 

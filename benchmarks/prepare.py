@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long `python -m gpt.data prepare` takes for a large text file, and how much memory all its processes.
+"""How long `python -m gpt data prepare` takes for a large text file, and how much memory all its processes.
 
     python benchmarks/prepare.py [--megabytes 1000] [--tokenizer gpt2] [--limit-mb 600] [--out FILE]
 
@@ -56,7 +56,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = ArgumentParser(description="Time the preparation of a large text file, and watch its memory.")
     parser.add_argument("--megabytes", type=common.at_least(1), default=1000, help="size of the text")
-    parser.add_argument("--tokenizer", default="gpt2", help="as of python -m gpt.data prepare")
+    parser.add_argument("--tokenizer", default="gpt2", help="as of python -m gpt data prepare")
     parser.add_argument("--workers", type=common.at_least(1), default=common.available_threads(), help="processes")
     parser.add_argument("--limit-mb", type=common.at_least(1), default=600, help="of all processes together")
     parser.add_argument("--folder", help="where the text and the shards go meanwhile (default: the system's)")

@@ -1,4 +1,4 @@
-"""What train.py and generate.py share: flags with suggestions, and errors in one line."""
+"""What all programs share: flags with suggestions, errors of one line, and the choice of the backend."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from gpt.tokenizer.errors import TokenizerError
 from tensorgrad.distributed import world
 
 EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a write can meet whose file has no name here
-EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE, what `cat` ends with in `cat file | head`
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports Ctrl-C
+EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE, as of `cat` in `cat file | head`
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse, with one-line errors, the nearest right flag, and nanoGPT's spelling.
+    """argparse with errors of one line, suggestions for mistyped flags, and nanoGPT's spelling.
 
-    `--batch_size=12`, `--batch-size=12` and `--batch-size 12` mean the same. Abbreviations are off:
-    a flag that happens to start another one must not be taken for it.
+    `--batch_size=12`, `--batch-size=12` and `--batch-size 12` mean the same. Flags cannot be abbreviated.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -39,7 +38,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # argparse overloads this for namespaces of other types
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Parse, or print one line to stderr and exit with status 2."""
+        """Parse; for a mistake, print one line to stderr and exit with status 2."""
         given = sys.argv[1:] if args is None else args
         parsed, unknown = self.parse_known_args([self._hyphens(word) for word in given], namespace)
         if unknown:
@@ -47,8 +46,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Print the message alone, without the usage that would bury it."""
-        # All processes of a group have the same flags, so one of them is enough to say so.
+        """Print the message, without the usage, and exit with status 2; of several processes, rank 0 prints it."""
         self.exit(EXIT_ERROR, None if world().rank else error_line(self.prog, message))
 
     def flags(self) -> list[str]:
@@ -59,7 +57,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def _hyphens(self, word: str) -> str:
         name, equals, value = word.partition("=")
         hyphenated = name.replace("_", "-")
-        # Only the name of a flag we have: a prompt may well begin with dashes and hold underscores.
+        # Only in the names of known flags: a prompt may begin with dashes and contain underscores.
         return hyphenated + equals + value if hyphenated in self.flags() else word
 
     def _explain(self, word: str) -> str:
@@ -71,7 +69,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def one_of(*names: str) -> Callable[[str], str]:
-    """Return an argparse type that accepts these names, and suggests the nearest for any other."""
+    """Return an argparse type that accepts these names, and suggests the closest for any other."""
 
     def parse(text: str) -> str:
         if text in names:
@@ -82,7 +80,7 @@ def one_of(*names: str) -> Callable[[str], str]:
 
 
 def boolean(text: str) -> bool:
-    """Parse `True`, `False`, `1`, `0`, `yes`, `no`, `on`, `off` in any case, an argparse type."""
+    """Parse `True`, `False`, `1`, `0`, `yes`, `no`, `on`, `off` in any case; an argparse type."""
     words = {"true": True, "1": True, "yes": True, "on": True}
     words |= {"false": False, "0": False, "no": False, "off": False}
     if text.lower() not in words:
@@ -92,10 +90,9 @@ def boolean(text: str) -> bool:
 
 @contextmanager
 def user_errors(*kinds: type[Exception], about: str = "") -> Iterator[None]:
-    """Turn exceptions of these kinds (default ValueError) into UserError, with `about: ` in front.
+    """Convert exceptions of these kinds (default: ValueError) to UserError, with `about: ` in front.
 
-    For the few lines that read what the user gave; anywhere else a ValueError is a bug and keeps
-    its traceback.
+    For the few lines that process what the user gave; anywhere else a ValueError is a bug, and keeps its traceback.
     """
     kinds = kinds or (ValueError,)
     try:
@@ -105,10 +102,10 @@ def user_errors(*kinds: type[Exception], about: str = "") -> Iterator[None]:
 
 
 def use_backend(name: str, threads: int | None, dtype: str = "float32", cuda_graph: bool = False) -> str:
-    """Make a backend current, on that many CPU threads; return which was taken, and why that one.
+    """Select a backend and the number of its CPU threads; return its name and why it was chosen.
 
-    Of several processes with GPUs, each takes its own. Raises UserError for a dtype that the backend cannot compute in,
-    and for a CUDA graph where it is not on a GPU or there are several processes.
+    Of several processes with GPUs, each uses its own. Raises UserError for a dtype that the backend does not support,
+    and for a CUDA graph without a GPU or with several processes.
     """
     group = world()
     if threads is None and group.size > 1:
@@ -122,7 +119,7 @@ def use_backend(name: str, threads: int | None, dtype: str = "float32", cuda_gra
     if cuda_graph and (lacks := chosen.backend.lacks("cuda_graph")):
         raise UserError(f"cuda_graph: {lacks}")
     if cuda_graph and group.size > 1:
-        raise UserError(f"cuda_graph: a step of {group.size} processes cannot be recorded: leave it out")
+        raise UserError(f"cuda_graph: a step of {group.size} processes cannot be recorded: leave out cuda_graph")
     chosen.backend.communicator(group)
     tg.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     return chosen.reason
@@ -136,16 +133,15 @@ def error_line(prog: str, message: str) -> str:
 def run(main: Callable[[], int], prog: str | None = None) -> int:
     """Run a program's main and return its exit status, for `sys.exit(run(main))`.
 
-    A mistake of the user (UserError, a text that the tokenizer cannot take, a backend that cannot
-    run here, a file that cannot be read or written) and memory that runs out become one line on
-    stderr and status 2; Ctrl-C ends with 130, a closed pipe with 141, both quietly. Anything else
-    is a bug, and keeps its traceback. Of the processes that mpirun started the first alone prints
-    on stdout, and an error of one ends all.
+    A mistake of the user (UserError, a text that the tokenizer cannot encode, a backend that cannot run here, a file
+    that cannot be read or written) and a lack of memory are reported in one line on stderr, with status 2. Ctrl-C gives
+    status 130 and a closed pipe 141, without a message. Anything else is a bug, and keeps its traceback. Of the
+    processes that mpirun started, only rank 0 prints on stdout, and an error of one ends all.
     """
     prog = prog or Path(sys.argv[0]).name
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this, as `>&-` does
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for good
+        if getattr(sys, name) is None:  # closed by the shell, as with `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # stays open
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show every character
     try:
@@ -154,7 +150,7 @@ def run(main: Callable[[], int], prog: str | None = None) -> int:
         sys.stderr.write(error_line(prog, str(error)))
         return EXIT_ERROR
     if group.rank:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for good
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # stays open
     status, message = _outcome(main)
     if message and group.rank:
         time.sleep(GRACE)
@@ -166,14 +162,14 @@ def run(main: Callable[[], int], prog: str | None = None) -> int:
     return status
 
 
-GRACE = 3.0  # seconds: most mistakes are everybody's, so the first process may say them, and end all, before others do
+GRACE = 3.0  # seconds: most errors occur in every process, so rank 0 has time to report it and end the others
 
 
 def _outcome(main: Callable[[], int]) -> tuple[int, str]:
-    """Return the exit status of main, and the error that it ended with, if there is one to be told."""
+    """Return the exit status of main, and the message of its error, if it has one."""
     try:
         status = main()
-        sys.stdout.flush()  # here, where a closed pipe is still ours to catch
+        sys.stdout.flush()  # here, where a closed pipe can still be caught
         return status, ""
     except (UserError, TokenizerError, tg.BackendUnavailable) as error:
         return EXIT_ERROR, str(error)
@@ -187,37 +183,37 @@ def _outcome(main: Callable[[], int]) -> tuple[int, str]:
     except BrokenPipeError:
         return EXIT_PIPE_CLOSED, ""
     except OSError as error:
-        if error.filename is None and error.errno in NO_ROOM:
-            _drop_output()
-            return EXIT_ERROR, f"what this program prints, or a file of its own, cannot be written: {error.strerror}"
+        if error.filename is None and error.errno in DISK_ERRORS:
+            _discard_output()
+            return EXIT_ERROR, f"the output of this program, or one of its files, cannot be written: {error.strerror}"
         if error.filename is None:
             raise
         return EXIT_ERROR, f"{error.filename}: {error.strerror}"
 
 
-def _drop_output() -> None:
-    """Give up what stdout could not take: Python would try once more at its end, and print a warning."""
+def _discard_output() -> None:
+    """Discard what could not be written to stdout: Python would try again at exit, and print a warning."""
     try:
         sys.stdout.flush()
     except OSError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for good
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # stays open
 
 
 def out_of_memory(error: MemoryError, batch_size: int, grad_accum: int) -> UserError:
-    """Return what to tell a user whose training does not fit, with the flags of the same step in less memory."""
-    room = int(batch_size * getattr(error, "share", 0.5))  # of all that is needed, where the backend knows it
-    fits = max((n for n in range(1, room + 1) if batch_size * grad_accum % n == 0), default=0)
-    less = f"--batch-size {fits} --grad-accum {batch_size * grad_accum // fits}" if fits else "--recompute True"
-    return UserError(f"{str(error) or 'out of memory'}; {less} makes the same steps in less memory")
+    """Return the error for training that does not fit into memory, with flags for the same steps in less memory."""
+    limit = int(batch_size * getattr(error, "share", 0.5))  # the share of the memory that there is, if known
+    fits = max((n for n in range(1, limit + 1) if batch_size * grad_accum % n == 0), default=0)
+    flags = f"--batch-size {fits} --grad-accum {batch_size * grad_accum // fits}" if fits else "--recompute True"
+    return UserError(f"{str(error) or 'out of memory'}; {flags} makes the same steps in less memory")
 
 
 def leave(status: int) -> NoReturn:
-    """End the program with a status; after Ctrl-C at once.
+    """Exit with a status; after Ctrl-C immediately, without Python's shutdown.
 
-    Python's own way would end a thread that is writing a checkpoint in the middle of its machine code, which some
-    libraries answer with a crash. What that thread was writing has no name yet, so nothing is lost with it.
+    The shutdown would stop a thread that is writing a checkpoint inside native code, where some libraries crash. The
+    incomplete checkpoint has no name yet, so nothing is lost.
     """
-    if status == EXIT_INTERRUPTED and world().size == 1:  # a group has stopped together, with nothing being written
+    if status == EXIT_INTERRUPTED and world().size == 1:  # several processes stop together, when nothing is written
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -1,4 +1,4 @@
-"""What a model and a training run are made of: two dataclasses, and names for the usual ones."""
+"""The configuration of a model and of a training run: two dataclasses, and named presets."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """A mistake of the user, in one line: programs print it without a traceback and exit with 2."""
+    """A mistake of the user, in one line: programs print it without a traceback and exit with status 2."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean X?` for the closest known word, or nothing when none is close."""
+    """Return `; did you mean X?` for the closest known name, or an empty string where none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -24,12 +24,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
 # --------------------------------------------------------------------------------------------------
 # The model
 
+# LLMs-from-scratch's names for our fields
+_OTHER_NAMES = {
+    "context_length": "block_size", "emb_dim": "n_embd", "n_heads": "n_head", "n_layers": "n_layer",
+    "drop_rate": "dropout", "qkv_bias": "bias",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT, in nanoGPT's names; the defaults are GPT-2's smallest.
+    """The shape of a GPT, with nanoGPT's field names; the defaults are the smallest GPT-2.
 
-    Raises ValueError, in one line, for a value that no model can be built from.
+    Raises ValueError, in one line, for a value outside its range.
     """
 
     block_size: int = 1024  # T, the context window
@@ -38,7 +44,7 @@ class GPTConfig:
     n_head: int = 12  # H
     n_embd: int = 768  # C, the width
     dropout: float = 0.0
-    bias: bool = True  # in Linear and LayerNorm, as GPT-2 has it
+    bias: bool = True  # in every Linear and LayerNorm, as in GPT-2
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -47,18 +53,17 @@ class GPTConfig:
         _require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         if self.n_embd % self.n_head:
             raise ValueError(
-                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: "
-                "every head takes an equal share of the width"
+                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: every head gets an equal share of it"
             )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GPTConfig:
-        """Build from a dict such as GPT_CONFIG_124M; an unknown key is a ValueError."""
-        _check_keys(values, cls, "a model configuration")
+        """Build from a dict such as GPT_CONFIG_124M; ValueError for an unknown key."""
+        _check_keys(values, cls, "a model configuration", _OTHER_NAMES)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the same as a plain dict, ready for JSON."""
+        """Return the fields as a dict, ready for JSON."""
         return asdict(self)
 
 
@@ -81,6 +86,7 @@ GPT_CONFIG_SHAKESPEARE_CHAR: dict[str, Any] = {
 # --------------------------------------------------------------------------------------------------
 # The run
 
+BPE_VOCAB_SIZE = 4096  # unless vocab_size is given
 BACKENDS = ("auto", "numpy", "numba", "cupy")
 ENCODING_ERRORS = ("strict", "replace", "ignore")
 TOKENIZERS = ("char", "bpe", "gpt2")
@@ -100,67 +106,69 @@ CHOICES = {
 
 
 def flag(default: T, group: str, help: str) -> T:
-    """Declare a field that is also a flag of train.py, with its heading and text in `--help`."""
+    """Declare a field that is also a flag of train.py, under the heading `group` and with this text in `--help`."""
     option: T = field(default=default, metadata={"group": group, "help": help})
     return option
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training run: a flag of train.py, and a key in a TOML file, each.
+    """The settings of a training run: each is a flag of train.py and a key in TOML files.
 
-    Raises ValueError, in one line, for a value that cannot be trained with.
+    Raises ValueError, in one line, for a value outside its range.
     """
 
     data: str = flag(
-        "shakespeare", "data", "shakespeare, kjv, python-docs, a file or folder, or what gpt.data prepared"
+        "shakespeare", "data", "shakespeare, kjv, python-docs, a file or folder, or prepared data"
     )
-    encoding_errors: str = flag("strict", "data", "what is not UTF-8: strict (an error), replace or ignore")
+    encoding_errors: str = flag("strict", "data", "bytes that are not UTF-8: strict (an error), replace or ignore")
+    normalize_whitespace: bool = flag(False, "data", "remove white space at line ends, and repeated blank lines")
     tokenizer: str = flag("char", "data", "char, bpe (trained on the text) or gpt2")
-    vocab_size: int | None = flag(None, "data", "what --tokenizer bpe learns (default: 4096)")
+    vocab_size: int | None = flag(None, "data", f"of --tokenizer bpe (default: {BPE_VOCAB_SIZE})")
 
     n_layer: int = flag(4, "model", "transformer blocks")
-    n_head: int = flag(4, "model", "attention heads in a block; divides --n-embd")
+    n_head: int = flag(4, "model", "attention heads per block; must divide --n-embd")
     n_embd: int = flag(128, "model", "width of the model")
     block_size: int = flag(64, "model", "context window, in tokens")
-    dropout: float = flag(0.0, "model", "share of activations dropped while training")
+    dropout: float = flag(0.0, "model", "share of activations dropped during training")
     bias: bool = flag(False, "model", "biases in the linear layers and the layer norms")
 
-    max_iters: int = flag(2000, "training", "optimiser steps in all")
-    batch_size: int = flag(12, "training", "windows in a batch")
-    grad_accum: int = flag(1, "training", "batches whose gradients are added up for one step")
-    recompute: bool = flag(False, "training", "run blocks again in backward: less memory, more time")
+    max_iters: int = flag(2000, "training", "optimizer steps in total")
+    batch_size: int = flag(12, "training", "context windows per batch")
+    grad_accum: int = flag(1, "training", "batches whose gradients are accumulated for one step")
+    recompute: bool = flag(False, "training", "recompute blocks in backward: less memory, more time")
     lr: float = flag(1e-3, "training", "highest learning rate, reached after the warm-up")
-    min_lr: float = flag(1e-4, "training", "learning rate that the cosine comes down to")
+    min_lr: float = flag(1e-4, "training", "learning rate at the end of the cosine decay")
     warmup_iters: int = flag(100, "training", "steps in which the learning rate rises from 0")
-    lr_decay_iters: int | None = flag(None, "training", "step of --min-lr (default: --max-iters)")
-    weight_decay: float = flag(0.1, "training", "decay of matrices; biases and norms have none")
+    lr_decay_iters: int | None = flag(None, "training", "step at which --min-lr is reached (default: --max-iters)")
+    weight_decay: float = flag(0.1, "training", "of matrices; biases and norms are not decayed")
     beta1: float = flag(0.9, "training", "AdamW: decay of the mean of the gradient")
     beta2: float = flag(0.99, "training", "AdamW: decay of the mean of its square")
-    grad_clip: float = flag(1.0, "training", "highest norm of the whole gradient; 0: no limit")
-    seed: int = flag(1337, "training", "decides weights, dropout, batches and the sample")
+    grad_clip: float = flag(1.0, "training", "largest norm of the whole gradient; 0: no limit")
+    seed: int = flag(1337, "training", "of weights, dropout, batches and the sample")
     init_from: str | None = flag(
-        None, "training", "weights to begin with: a checkpoint, or GPT-2's model.safetensors (default: random)"
+        None, "training", "initial weights: a checkpoint, or GPT-2's model.safetensors (default: random)"
     )
 
-    backend: str = flag("auto", "run", "numpy, numba, cupy; auto takes the fastest, and says which")
-    dtype: str = flag("float32", "run", "float32, tf32, bfloat16, float16; what is summed stays float32")
-    cuda_graph: bool = flag(False, "run", "record a step once and replay it: less to do for the CPU beside a GPU")
-    log_interval: int = flag(10, "run", "steps from one reading of the loss on a GPU, which waits for it, to the next")
+    backend: str = flag("auto", "run", "numpy, numba, cupy or auto (the fastest that is available)")
+    dtype: str = flag("float32", "run", "float32, tf32, bfloat16 or float16; sums are float32 in any case")
+    plain: bool = flag(False, "run", "train gpt/model.py as it is written, without fused operations: slower")
+    cuda_graph: bool = flag(False, "run", "record a step once and replay it: less work for the CPU beside a GPU")
+    log_interval: int = flag(10, "run", "steps between transfers of the loss from a GPU, each of which waits for it")
     threads: int | None = flag(None, "run", "CPU threads for everything (default: every core)")
     eval_interval: int = flag(250, "run", "steps between validations")
-    eval_iters: int = flag(20, "run", "batches that a validation averages over")
+    eval_iters: int = flag(20, "run", "batches that a validation averages")
     checkpoint_interval: int | None = flag(
-        None, "run", "steps between checkpoints; the best is always one (default: one with each validation)"
+        None, "run", "steps between checkpoints; the best step is always saved (default: at each validation)"
     )
-    keep_checkpoints: int = flag(2, "run", "how many of the newest checkpoints stay, and the best with them")
-    async_save: bool = flag(True, "run", "train on while a checkpoint is written; takes memory for a copy")
-    on_save_error: str = flag("stop", "run", "stop, or continue and try again with the next checkpoint")
-    on_nonfinite: str = flag("stop", "run", "at a step with nan or infinity: stop, or skip it and count it")
-    plot: bool = flag(True, "run", "draw loss.png as it goes; needs matplotlib")
-    logger: str | None = flag(None, "run", "tensorboard or wandb, told every figure as well")
-    sample_interval: int = flag(0, "run", "steps between texts that the model writes to samples.txt; 0: none")
-    log_ratios: bool = flag(False, "run", "norm of the gradient over that of the weights, for every layer")
+    keep_checkpoints: int = flag(2, "run", "how many of the newest checkpoints to keep, besides the best")
+    async_save: bool = flag(True, "run", "write checkpoints while training continues; needs memory for a copy")
+    on_save_error: str = flag("stop", "run", "stop, or continue and try again at the next checkpoint")
+    on_nonfinite: str = flag("stop", "run", "at a step with nan or infinity: stop, or skip it")
+    plot: bool = flag(True, "run", "draw loss.png during training; needs matplotlib")
+    logger: str | None = flag(None, "run", "also log every metric to tensorboard or wandb")
+    sample_interval: int = flag(0, "run", "steps between texts that the model generates into samples.txt; 0: none")
+    log_ratios: bool = flag(False, "run", "log the norm of the gradient over that of the weights, for every layer")
     out: str | None = flag(None, "run", "folder of the run (default: a new one under checkpoints/)")
 
     def __post_init__(self) -> None:
@@ -183,36 +191,36 @@ class TrainConfig:
         _require(self, "lr", 0 < self.lr < math.inf, "above 0")
         _require(self, "min_lr", 0 <= self.min_lr <= self.lr, f"between 0 and lr ({self.lr:g})")
         if self.cuda_graph and self.log_ratios:
-            raise ValueError("cuda_graph replays a step without looking at its gradients, which log_ratios has to")
+            raise ValueError("cuda_graph does not work with log_ratios: a replayed step does not show its gradients")
         if self.vocab_size is not None and self.tokenizer != "bpe":
             raise ValueError(
-                f"vocab_size {self.vocab_size} is how much tokenizer bpe learns; {self.tokenizer} has tokens of its own"
+                f"vocab_size {self.vocab_size} is for tokenizer bpe; {self.tokenizer} determines its own vocabulary"
             )
-        self.model_config(vocab_size=1)  # raises for a shape that no model can have
+        self.model_config(vocab_size=1)  # raises ValueError for an impossible shape
 
     @property
     def half(self) -> bool:
-        """Whether weights and activations are in half precision, under float32 master weights."""
+        """Whether weights and activations are in half precision, with float32 master weights."""
         return self.dtype in ("bfloat16", "float16")
 
     @property
     def tokens_per_step(self) -> int:
-        """Return how many tokens one optimiser step learns from."""
+        """Return the number of tokens in one optimizer step."""
         return self.batch_size * self.grad_accum * self.block_size
 
     def model_config(self, vocab_size: int) -> GPTConfig:
-        """Return the model of this run; how large the vocabulary is, is the tokenizer's to say."""
+        """Return the configuration of the model; the tokenizer determines the size of the vocabulary."""
         names = [f.name for f in fields(self) if f.metadata["group"] == "model"]
         return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """Build from a plain dict; an unknown key is a ValueError."""
-        _check_keys(values, cls, "a training configuration")
+        """Build from a dict; ValueError for an unknown key."""
+        _check_keys(values, cls, "a training configuration", {})
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the same as a plain dict, ready for JSON."""
+        """Return the fields as a dict, ready for JSON."""
         return asdict(self)
 
 
@@ -220,14 +228,14 @@ def _preset(model: dict[str, Any], **training: Any) -> dict[str, Any]:
     return {key: value for key, value in model.items() if key != "vocab_size"} | training
 
 
-# As nanoGPT trains it, half a million tokens a step: for a large --data and a large machine.
+# nanoGPT's settings, half a million tokens per step: for a large --data and a large machine.
 _GPT2_RUN: dict[str, Any] = {
     "tokenizer": "gpt2", "batch_size": 12, "grad_accum": 40, "max_iters": 600_000,
     "lr": 6e-4, "min_lr": 6e-5, "warmup_iters": 2000, "beta2": 0.95,
     "eval_interval": 1000, "eval_iters": 200,
 }  # fmt: skip
 
-# What `--config NAME` sets; flags still go before it.
+# The values of `--config NAME`; flags take precedence over them.
 NAMED_CONFIGS: dict[str, dict[str, Any]] = {
     "shakespeare-char-cpu": _preset(GPT_CONFIG_SHAKESPEARE_CHAR_CPU),
     "shakespeare-char": _preset(GPT_CONFIG_SHAKESPEARE_CHAR, batch_size=64, max_iters=5000, eval_iters=200),
@@ -241,7 +249,7 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
 # --------------------------------------------------------------------------------------------------
 # Checks
 
-# A bool is an int to Python, but not to the reader of a configuration; an int will do for a float.
+# A bool is an int in Python, but not in a configuration; an int is accepted for a float.
 _IS_A = {
     "int": lambda value: type(value) is int,
     "float": lambda value: type(value) in (int, float),
@@ -258,11 +266,13 @@ def _check_types(config: GPTConfig | TrainConfig) -> None:
             raise ValueError(f"{f.name} must be {kinds[0]}, not {value!r}")
 
 
-def _check_keys(values: Mapping[str, Any], cls: type[Any], what: str) -> None:
+def _check_keys(values: Mapping[str, Any], cls: type[Any], what: str, other_names: Mapping[str, str]) -> None:
     names = [f.name for f in fields(cls)]
+    renamed = ", ".join(f"{key} is called {other_names[key]}" for key in values if key in other_names)
     for key in values:
         if key not in names:
-            raise ValueError(f"unknown key {key!r} in {what}{nearest(str(key), names)}")
+            hint = f"; here {renamed}" if renamed else nearest(str(key), names)
+            raise ValueError(f"unknown key {key!r} in {what}{hint}")
 
 
 def _require(config: GPTConfig | TrainConfig, name: str, holds: bool, rule: str) -> None:

@@ -1,22 +1,142 @@
-"""One run at a time in a folder: a lock that ends with its process, however that ends."""
+"""Files that are either whole or absent, files that are checked when read, and a lock for a folder.
+
+The errors are for the user: each is one line and names the file.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import os
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from gpt.config import UserError
 
-LOCK = "run.lock"  # there while a run is writing in the folder, and after one that was killed
+# --------------------------------------------------------------------------------------------------
+# Writing
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces `path` when the block ends, and is removed when it fails.
+
+    Whoever reads `path`, even after a crash, finds the old contents or all of the new ones. The temporary file always
+    has the same name, so that one that a killed process left is reused. Raises OSError, with `path` as its filename.
+    """
+    temporary = path.with_name(f".{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # before the rename: a crash must not leave the name on half a file
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk; Windows cannot do this for folders."""
+    with suppress(PermissionError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file's contents, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn every error that a bad file can cause into a UserError that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing") from None
+    except KeyError as error:
+        raise UserError(f"{path}: damaged: no entry {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())[:200]}") from error
+
+
+def require_hash(path: Path, sha256: str, manifest: str) -> None:
+    """Raise ValueError for a file whose contents are not those that its manifest describes."""
+    if sha256_of(path) != sha256:
+        raise ValueError(f"damaged: its contents differ from those recorded in {manifest}")
+
+
+def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises ValueError for anything else, for more than max_bytes, for nan or infinity and for a repeated key.
+    """
+    require_regular_file(path)
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"larger than {max_bytes} bytes, so this program did not write it")
+    values = json.loads(
+        path.read_text(encoding="utf-8"),
+        parse_constant=_refuse_constant,
+        parse_float=_parse_finite,
+        object_pairs_hook=_refuse_repeated_keys,
+    )
+    if not isinstance(values, dict):
+        raise ValueError("does not hold a JSON object")
+    return values
+
+
+def require_regular_file(path: Path) -> None:
+    """Raise ValueError for a pipe or a device, which might never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _parse_finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is too large for a number")
+    return value
+
+
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("an entry occurs twice")
+    return values
+
+
+# --------------------------------------------------------------------------------------------------
+# Locking
+
+LOCK = "run.lock"  # exists while a process writes into the folder, and remains after one that was killed
 
 if sys.platform == "win32":
     import msvcrt
 
     def _try_lock(descriptor: int) -> None:
-        os.lseek(descriptor, 2**30, os.SEEK_SET)  # far behind the text, which others are to read
+        os.lseek(descriptor, 2**30, os.SEEK_SET)  # far beyond the text, which other processes have to read
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
@@ -26,10 +146,11 @@ else:
 
 
 class FolderLock:
-    """In a `with`: no other process that asks for the folder's lock gets it.
+    """Lock a folder for the duration of a `with` block.
 
-    The system gives the lock back when the process ends, so one that was killed leaves a file that says who it was,
-    and no lock. Raises UserError where another process holds it, naming that process and its machine.
+    The operating system releases the lock when the process ends, however it ends; the file that a killed process leaves
+    behind only says which process it was. Raises UserError where another process has the lock, naming the process and
+    its machine.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,14 +168,14 @@ class FolderLock:
 
     def __exit__(self, *error: object) -> None:
         if self._descriptor is not None:
-            with suppress(OSError):  # where the folder has become read-only it stays, and no error is hidden by that
-                self.path.unlink()  # before the lock goes: whoever waits for this file sees it gone
+            with suppress(OSError):  # a folder that became read-only keeps the file; no other error is hidden by that
+                self.path.unlink()  # before the lock is released: a process that waits for this file sees it gone
             os.close(self._descriptor)
             self._descriptor = None
 
     def check(self) -> None:
-        """Raise UserError where another process holds the lock; take nothing and make nothing."""
-        with suppress(OSError):  # no such file, or one that only the writing itself will show to be impossible
+        """Raise UserError where another process has the lock; acquire nothing and create nothing."""
+        with suppress(OSError):  # the file does not exist, or writing will show what is wrong
             os.close(self._acquire(os.O_RDWR))
 
     def _acquire(self, flags: int) -> int:
@@ -62,19 +183,19 @@ class FolderLock:
             descriptor = os.open(self.path, flags, 0o666)
             try:
                 _try_lock(descriptor)
-                if self._is_still(descriptor):
+                if self._is_current(descriptor):
                     return descriptor
             except (BlockingIOError, PermissionError):
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
+                owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
                 os.close(descriptor)
-                raise UserError(f"{self.path.parent}: another run is writing in it: {holder}") from None
+                raise UserError(f"{self.path.parent}: another run is writing in it: {owner}") from None
             except OSError:
                 os.close(descriptor)
                 raise
             os.close(descriptor)
 
-    def _is_still(self, descriptor: int) -> bool:
-        """Whether the file that was locked is still the one of that name: its last holder may have removed it."""
+    def _is_current(self, descriptor: int) -> bool:
+        """Whether the locked file still has its name: the previous owner may have removed it in the meantime."""
         try:
             return os.path.samestat(os.fstat(descriptor), self.path.stat())
         except FileNotFoundError:

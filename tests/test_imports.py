@@ -40,11 +40,11 @@ LAYERS = [
     ["gpt.cli"],
     ["gpt.model"],
     ["gpt.fused"],
-    ["gpt.checkpoint.files", "gpt.checkpoint.metrics"],
-    ["gpt.checkpoint.step_folders"],
+    ["gpt.weights"],
+    ["gpt.checkpoint.files"],
+    ["gpt.checkpoint.steps"],
     ["gpt.checkpoint.run_folder"],
     ["gpt.checkpoint"],
-    ["gpt.weights"],
     ["gpt.weights.gpt2"],
     ["gpt.weights.initial"],
     ["gpt.data.corpora", "gpt.data.shards", "gpt.data.writing"],
@@ -56,14 +56,14 @@ LAYERS = [
     ["gpt.generate"],
     ["gpt.evaluate", "gpt.evaluate.plot"],
     ["gpt.evaluate.compare"],
-    ["gpt.train", "gpt.train.config_file", "gpt.train.flags", "gpt.train.footprint", "gpt.train.signals"],
-    ["gpt.train.progress"],
+    ["gpt.train", "gpt.train.build", "gpt.train.config_file", "gpt.train.footprint", "gpt.train.metrics"],
+    ["gpt.train.flags", "gpt.train.progress", "gpt.train.signals", "gpt.train.step"],
     ["gpt.train.run"],
-    ["gpt.train.step"],
     ["gpt.train.observers", "gpt.train.saver"],
     ["gpt.train.nonfinite"],
-    ["gpt.train.dry_run", "gpt.train.loop", "gpt.train.replay"],
-    ["gpt.data.__main__", "gpt.evaluate.__main__", "generate", "train"],
+    ["gpt.train.dry_run", "gpt.train.loop"],
+    ["gpt.data.__main__", "gpt.evaluate.__main__"],
+    ["gpt.__main__", "generate", "train"],
 ]
 
 # Whatever else is imported has to be Python's own: above all, no deep-learning framework.
@@ -182,6 +182,16 @@ def test_importing_the_library_loads_no_optional_package() -> None:
     assert "tensorgrad" in loaded
     # ml_dtypes is small, and NumPy learns bfloat16 from it
     assert loaded & (OPTIONAL - {"ml_dtypes"}) == set()
+
+
+@pytest.mark.parametrize("module", ["gpt.model", "gpt.fused", "gpt.train.step"])
+def test_the_model_and_a_training_step_need_nothing_but_numpy(module: str) -> None:
+    """With every other package blocked."""
+    blocked = sorted((PACKAGES | OPTIONAL) - {"numpy", "ml_dtypes"})
+    program = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import {module}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name for name in result.stdout.split() if name.startswith("gpt")}
+    assert loaded <= {"gpt", "gpt.config", "gpt.model", "gpt.fused", "gpt.train", "gpt.train.step"}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,16 +1,17 @@
-"""Checkpoints: folders of safetensors and JSON that are either whole or not there.
+"""Checkpoints: folders of safetensors and JSON that are either complete or absent.
 
     checkpoints/<run>/
-      metrics.jsonl           one line a step, written by gpt/train/loop.py; timing.jsonl likewise
-      step-002000/            the newest; beside it stay a few older ones and the best
+      config.toml             the settings of the run
+      metrics.jsonl           one line per step; timing.jsonl likewise
+      step-002000/            the newest; a few earlier ones and the best are kept beside it
         model.safetensors       weights, by their names in model.state_dict()
         optimizer.safetensors   AdamW's moments
-        state.json              step, configurations, optimiser scalars, random counters, best loss
+        state.json              step, configurations, optimizer scalars, random counters, best loss
         tokenizer.json
         manifest.json           size and sha256 of each of the others
 
-A checkpoint is written into a hidden folder, synced to the disk and only then renamed, so a crash
-at any moment leaves the ones before it as they were. Reading one runs no code: there is no pickle.
+A checkpoint is written into a hidden folder, synced to the disk and only then renamed, so a crash at any moment leaves
+the earlier ones unchanged. Reading one runs no code: there is no pickle.
 """
 
 from __future__ import annotations
@@ -28,79 +29,85 @@ from safetensors.numpy import save_file
 import tensorgrad as tg
 from gpt.checkpoint.files import (
     MANIFEST,
+    MAX_JSON_BYTES,
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    TOKENIZER,
     Arrays,
     read_arrays,
-    read_json,
-    refusing,
     require_enough,
     verify,
     write_json,
     write_manifest,
 )
-from gpt.checkpoint.step_folders import (
+from gpt.checkpoint.run_folder import Damaged
+from gpt.checkpoint.steps import (
     clear_leftovers,
-    folder_aside,
-    give_name,
     newest_checkpoint,
     prune,
+    publish,
     step_folder,
     step_folders,
     step_of,
-    sync,
+    temporary_folder,
 )
 from gpt.config import GPTConfig, TrainConfig, UserError
-from gpt.fused import FusedGPT
+from gpt.files import file_errors, read_json, sync
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, load_tokenizer
+from gpt.weights import build_model
 
-FORMAT = 1  # of the folder; raised when an older program could no longer read it
-MODEL, OPTIMIZER, STATE, TOKENIZER = "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"
+FORMAT = 1  # of the folder; increased when earlier programs can no longer read it
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands, beside its weights and moments: what state.json holds."""
+    """The state of a run besides its weights and moments: what state.json holds."""
 
-    step: int  # optimiser steps done
+    step: int  # optimizer steps taken
     model_config: GPTConfig
     train_config: TrainConfig
     data_sha256: str  # of all its tokens: a resumed run must have the same
     rng: dict[str, Any]  # tg.random.Generator.state_dict()
     best_val_loss: float | None = None
     best_step: int | None = None
-    skipped: int = 0  # steps whose gradient was not finite, and that changed nothing
+    skipped: int = 0  # steps whose gradient was not finite, and which changed nothing
     scaler: dict[str, Any] = field(default_factory=dict)  # tg.amp.GradScaler.state_dict()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory; arrays are NumPy's, whatever backend wrote them."""
+    """A checkpoint in memory; its arrays are NumPy's, whatever backend wrote them."""
 
     path: Path
     state: RunState
     weights: Arrays
     tokenizer: Tokenizer
-    optimizer: dict[str, Any] | None  # for optimizer.load_state_dict; None when not asked for
+    optimizer: dict[str, Any] | None  # for optimizer.load_state_dict; None where it was not loaded
 
-    def build_model(self) -> GPT:
-        """Return the model, on the backend in use; UserError when the weights do not fit it."""
+    def build_model(self, *, plain: bool = False) -> GPT:
+        """Return the model on the current backend; UserError where the weights do not fit its configuration.
+
+        plain: see gpt.weights.build_model.
+        """
         config = self.state.model_config
-        with refusing(self.path / MODEL):  # tg.nn.StateDictError is a ValueError
+        with file_errors(self.path / MODEL):  # tg.nn.StateDictError is a ValueError
             require_enough(self.weights, config)
-            model = FusedGPT(config)
+            model = build_model(config, plain=plain)
             model.load_state_dict(self.weights)
         return model
 
     def restore(self, optimizer: tg.optim.AdamW, scaler: tg.amp.GradScaler | None = None) -> None:
-        """Give the optimiser its moments, the scaler its scale and the random generator its counters.
+        """Restore the moments of the optimizer, the scale of the scaler and the counters of the random generator.
 
-        The optimiser keeps its own options: flags given with `--resume` go before the saved ones.
-        Raises UserError when the moments do not fit.
+        The optimizer keeps its options, since flags given with `--resume` take precedence over the saved ones. Raises
+        UserError where the moments do not fit.
         """
         saved = {**(self.optimizer or {}), "param_groups": optimizer.state_dict()["param_groups"]}
-        with refusing(self.path / OPTIMIZER):
+        with file_errors(self.path / OPTIMIZER):
             optimizer.load_state_dict(saved)
-        with refusing(self.path / STATE):
+        with file_errors(self.path / STATE):
             if scaler is not None:
                 scaler.load_state_dict(self.state.scaler)
             tg.random.default_generator.load_state_dict(self.state.rng)
@@ -112,12 +119,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is written into a checkpoint: arrays in host memory, and the rest of where a run stands."""
+    """The contents of a checkpoint before it is written: arrays in host memory, and the rest of the state."""
 
     state: RunState
     weights: Arrays
     moments: Arrays
-    scalars: dict[str, Any]  # of the optimiser
+    scalars: dict[str, Any]  # of the optimizer
     tokenizer: Tokenizer
 
     @classmethod
@@ -125,9 +132,9 @@ class Snapshot:
         cls, state: RunState, model: GPT, optimizer: tg.optim.AdamW, tokenizer: Tokenizer,
         into: Snapshot | None = None, *, copy: bool = True,
     ) -> Snapshot:  # fmt: skip
-        """Return the present state; a copy, unless all is written before training goes on.
+        """Return the present state; with copy=False it shares memory with the model, and has to be written at once.
 
-        The memory of an earlier snapshot is used again where one is given: saving often costs no more than once.
+        The memory of an earlier snapshot is reused where `into` gives one.
         """
         scalars = optimizer.state_dict()
         weights, moments = _on_host(model.state_dict()), _on_host(scalars.pop("state"))
@@ -140,37 +147,37 @@ class Snapshot:
 def save_checkpoint(
     run_dir: str | Path, state: RunState, model: GPT, optimizer: tg.optim.AdamW, tokenizer: Tokenizer, keep: int = 1
 ) -> Path:
-    """Write `run_dir/step-NNNNNN`, then remove older ones but for the last `keep` and the best; return its path.
+    """Write `run_dir/step-NNNNNN`, remove earlier ones except the last `keep` and the best, and return its path.
 
-    Raises UserError, and leaves every earlier checkpoint whole, when the disk will not take it.
+    Raises UserError when the disk is full; every earlier checkpoint remains complete.
     """
     return write_checkpoint(run_dir, Snapshot.take(state, model, optimizer, tokenizer, copy=False), keep)
 
 
 def write_checkpoint(run_dir: str | Path, snapshot: Snapshot, keep: int = 1) -> Path:
-    """Do what save_checkpoint says, with a snapshot."""
+    """Do what save_checkpoint does, with a snapshot."""
     run_dir, state = Path(run_dir), snapshot.state
     target = step_folder(run_dir, state.step)
     write_folder(target, snapshot)
     try:
         prune(run_dir, state.step, last=keep, best=state.best_step)
     except OSError as error:
-        raise UserError(f"{run_dir}: {target.name} is saved, but older ones cannot be removed: {error}") from error
+        raise UserError(f"{run_dir}: {target.name} is saved, but earlier ones cannot be removed: {error}") from error
     return target
 
 
 def write_folder(target: Path, snapshot: Snapshot, extra: Mapping[str, Arrays] | None = None) -> None:
-    """Write a checkpoint and further files of arrays into a folder that is there only when it is whole."""
-    aside = folder_aside(target)
+    """Write a checkpoint, and further files of arrays, into a folder that gets its name once it is complete."""
+    temporary = temporary_folder(target)
     try:
         clear_leftovers(target.parent)
-        aside.mkdir(parents=True)
-        _write_files(aside, snapshot, extra or {})
-        sync(aside)
-        give_name(aside, target)
+        temporary.mkdir(parents=True)
+        _write_files(temporary, snapshot, extra or {})
+        sync(temporary)
+        publish(temporary, target)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f"{target}: cannot be saved: {error}; earlier ones are whole") from error
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{target}: cannot be saved: {error}; earlier ones are complete") from error
 
 
 def _write_files(folder: Path, snapshot: Snapshot, extra: Mapping[str, Arrays]) -> None:
@@ -181,12 +188,12 @@ def _write_files(folder: Path, snapshot: Snapshot, extra: Mapping[str, Arrays]) 
     names = (MODEL, OPTIMIZER, STATE, TOKENIZER, *extra)
     write_manifest(folder, names)
     for name in (*names, MANIFEST):
-        shutil.copymode(folder / MANIFEST, folder / name)  # safetensors lets nobody else read
+        shutil.copymode(folder / MANIFEST, folder / name)  # safetensors makes files that nobody else can read
         sync(folder / name)
 
 
 def _on_host(arrays: Mapping[str, Any]) -> Arrays:
-    """NumPy's arrays; half precision as float32, exactly the same numbers, which every reader knows."""
+    """Return NumPy arrays; half precision as float32, which holds the same numbers and which every reader knows."""
     on_host = {name: np.ascontiguousarray(tg.Tensor(a).numpy()) for name, a in arrays.items()}
     return {name: a.astype(np.float32) if a.itemsize == 2 else a for name, a in on_host.items()}
 
@@ -207,47 +214,48 @@ def _copied(arrays: Arrays, buffers: Arrays) -> Arrays:
 def load_checkpoint(path: str | Path, *, optimizer: bool = True) -> Checkpoint:
     """Read a checkpoint from its step folder, or the newest of a run folder; every file is checked.
 
-    Raises UserError, naming the file, for one that is missing, truncated, changed or not ours.
+    Raises UserError, naming the file, for one that is missing, truncated, changed or of another format.
     """
     folder = Path(path) if _is_step(Path(path)) else newest_checkpoint(path)
     names = [MODEL, STATE, TOKENIZER] + [OPTIMIZER] * optimizer
     verify(folder, names)
-    with refusing(folder / STATE):
-        raw = read_json(folder / STATE)
+    with file_errors(folder / STATE):
+        raw = read_json(folder / STATE, MAX_JSON_BYTES)
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']} is not {FORMAT}, the one this program reads")
         state, scalars = _state_from_dict(raw), dict(raw["optimizer"])
         if step_of(folder) not in (None, state.step):
-            raise ValueError(f"is of step {state.step}, and not of the step that its folder is named after")
+            raise ValueError(f"holds step {state.step}, but the name of its folder says another step")
     weights = _read_floats(folder / MODEL)
-    with refusing(folder / TOKENIZER):
+    with file_errors(folder / TOKENIZER):
         tokenizer = load_tokenizer(folder)
     if optimizer:
         scalars["state"] = _read_floats(folder / OPTIMIZER)
     return Checkpoint(folder, state, weights, tokenizer, scalars if optimizer else None)
 
 
-def load_whole(path: str | Path) -> tuple[Checkpoint, list[tuple[Path, UserError]]]:
-    """Read a step folder, or the newest checkpoint of a run that is whole, or of the run saved last of many.
+def load_newest(path: str | Path) -> tuple[Checkpoint, Damaged]:
+    """Read a step folder, or the newest undamaged checkpoint of a run, or of the run saved last of several.
 
-    Returns with it what is wrong with each one that is newer; raises that of the newest where none is whole.
+    Returns with it the newer ones that are damaged; raises the error of the newest where all are.
     """
     path = Path(path)
     if _is_step(path):
         return load_checkpoint(path), []
-    refused: list[tuple[Path, UserError]] = []
+    damaged: Damaged = []
     for _, folder in reversed(step_folders(newest_checkpoint(path).parent)):
         try:
-            return load_checkpoint(folder), refused
+            return load_checkpoint(folder), damaged
         except UserError as error:
-            refused.append((folder, error))
-    raise refused[0][1]
+            damaged.append((folder, error))
+    raise damaged[0][1]
 
 
 def read_extra(folder: Path, name: str) -> Arrays:
     """Return a further file of arrays that write_folder wrote, checked as every file is."""
     verify(folder, [name])
-    return read_arrays(folder / name)
+    with file_errors(folder / name):
+        return read_arrays(folder / name)
 
 
 def _is_step(path: Path) -> bool:
@@ -259,8 +267,8 @@ def _is_step(path: Path) -> bool:
 
 
 def _read_floats(path: Path) -> Arrays:
-    arrays = read_arrays(path)
-    with refusing(path):
+    with file_errors(path):
+        arrays = read_arrays(path)
         for name, array in arrays.items():
             if array.dtype.kind != "f":
                 raise ValueError(f"{name} is {array.dtype}, not float32")

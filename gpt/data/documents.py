@@ -1,10 +1,10 @@
-"""From sources to documents, a piece of a megabyte at a time: text, JSON lines, either of them gzipped.
+"""Sources to documents, in pieces of about a megabyte: text or JSON lines, either of them gzipped.
 
     folders, patterns, names -> sources -> pieces of bytes -> documents
 
-A piece is cut where tokens end as well, so the tokens of the pieces, put together, are those of the whole text.
-Which pieces there are depends on the sources alone: that is what makes the result the same for any number of workers,
-and lets a preparation go on from any piece.
+A piece ends where a token ends too, so the concatenated tokens of the pieces are those of the whole text. The pieces
+depend on the sources alone: therefore the result is the same for any number of workers, and a preparation can resume at
+any piece.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from gpt.data.corpora import CORPORA, decode_text, find_files
 TEXT_SUFFIXES, LINES_SUFFIX, GZIP_SUFFIX = (".txt", ".md"), ".jsonl", ".gz"
 SUFFIXES = tuple(kind + gz for kind in (*TEXT_SUFFIXES, LINES_SUFFIX) for gz in ("", GZIP_SUFFIX))
 PIECE_BYTES = 2**20
-LOOKAHEAD = 2**20  # how far behind its size a piece of text may end
-MAX_LINE_BYTES = 2**26  # of JSON: what a worker has to hold at once
+LOOKAHEAD = 2**20  # how far beyond its size a piece of text may end
+MAX_LINE_BYTES = 2**26  # of JSON: a worker holds one line in memory
 
-# Between two letters, so to say: a line break, between characters that are surely no white space. Whatever pattern a
-# tokenizer splits text by, one piece ends here. (The bytes left out end or begin white space beyond ASCII.)
+# A line break between two characters that are certainly not white space: whatever pattern a tokenizer splits text by, a
+# chunk ends here. (The excluded bytes end or begin white space beyond ASCII.)
 _LINE_END = re.compile(
     rb"[^\s\x1c-\x1f\x80-\x8a\x9f\xa0\xa8\xa9\xaf]\r?\n(?=(?!\xc2|\xe1\x9a|\xe2\x80|\xe2\x81|\xe3\x80\x80)[^\s\x1c-\x1f])"
 )
@@ -40,19 +40,19 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Source:
-    """A file or a named corpus, with the size and the hash of what it holds."""
+    """A file or a named corpus, with the size and the hash of its contents."""
 
     name: str
-    n_bytes: int  # unpacked
-    sha256: str  # of the file as it lies there
+    n_bytes: int  # decompressed
+    sha256: str  # of the file, compressed or not
 
     @property
     def is_lines(self) -> bool:
-        """Whether every line is a document in JSON, rather than the whole file one."""
+        """Whether every line is a document in JSON, rather than the whole file being one."""
         return self.name.removesuffix(GZIP_SUFFIX).endswith(LINES_SUFFIX)
 
     def open(self) -> BinaryIO:
-        """Return a stream of its bytes, unpacked."""
+        """Return a stream of its bytes, decompressed."""
         return _open(self.name)
 
 
@@ -60,21 +60,21 @@ class Source:
 class Place:
     """Where a piece begins."""
 
-    source: int = 0  # which of them
-    offset: int = 0  # in bytes, unpacked
+    source: int = 0  # index of the source
+    offset: int = 0  # in bytes, decompressed
     line: int = 1
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some bytes of a source, whole documents of it or a part of one."""
+    """Some bytes of a source: complete documents, or a part of one."""
 
     name: str  # of the source
     is_lines: bool
     place: Place
     data: bytes
-    after: Place  # where the next one begins
-    is_val: bool  # of a split by place
+    after: Place  # where the next piece begins
+    is_val: bool  # for validation, where the data is split by position
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,17 @@ class Document:
 
     text: str
     source: int
-    line: int  # of its source, from 1: with that, what it is known by
-    begins: bool  # not in an earlier piece
+    line: int  # in its source, counted from 1; with `source` it identifies the document
+    begins: bool  # here, and not in an earlier piece
 
 
 # --- sources --------------------------------------------------------------------------------------
 
 
 def find_sources(names: Sequence[str]) -> list[str]:
-    """Return the corpora and files that names, paths, folders and patterns mean, in their order.
+    """Return the corpora and files that names, paths, folders and patterns stand for, in their order.
 
-    Raises UserError where there are none, or one is there twice.
+    Raises UserError where there are none, or where two of them name the same file.
     """
     found: list[str] = []
     for name in names:
@@ -101,13 +101,13 @@ def find_sources(names: Sequence[str]) -> list[str]:
     seen: set[str] = set()
     for name in found:
         if name in seen:
-            raise UserError(f"data '{name}' is there twice: two of the sources name it")
+            raise UserError(f"data '{name}' is given twice: two of the sources include it")
         seen.add(name)
     return found
 
 
 def inspect(name: str, advance: Callable[[int], Any] = lambda n: None) -> Source:
-    """Read a source once, for its size and hash."""
+    """Read a source once, to find its size and hash."""
     with _reading(name):
         if name in CORPORA:
             data = _open(name).read()
@@ -137,7 +137,7 @@ def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"data '{name}' is no whole gzip file: {error}") from None
+        raise UserError(f"data '{name}' is not a complete gzip file: {error}") from None
     except OSError as error:
         raise UserError(f"data '{name}' cannot be read: {error.strerror or error}") from None
 
@@ -149,9 +149,9 @@ def pieces(
     sources: Sequence[Source], begin: Place | None = None, *, val_from: int | None = None,
     piece_bytes: int = PIECE_BYTES,
 ) -> Iterator[Piece]:  # fmt: skip
-    """Cut all sources into pieces, from a place on where one of them begins.
+    """Split all sources into pieces, beginning at a place where a piece begins.
 
-    val_from: how many bytes of all are for training; a piece ends there, or at the next place where one can.
+    val_from: the first of all bytes that is for validation; a piece ends there, or at the next place where one can.
     """
     begin = begin or Place()
     before = sum(source.n_bytes for source in sources[: begin.source])
@@ -163,7 +163,7 @@ def pieces(
 
 
 def _pieces_of(source: Source, place: Place, border: int | None, piece_bytes: int) -> Iterator[Piece]:
-    cut = _cut_lines if source.is_lines else _cut_text
+    find_end = _end_of_lines if source.is_lines else _end_of_text
     with _reading(source.name), source.open() as stream:
         stream.seek(place.offset)
         buffer = b""
@@ -171,30 +171,30 @@ def _pieces_of(source: Source, place: Place, border: int | None, piece_bytes: in
             size = piece_bytes
             if border is not None and place.offset < border:
                 size = min(size, border - place.offset)
-            buffer, end = cut(stream, buffer, size, f"data '{source.name}', line {place.line}")
+            buffer, end = find_end(stream, buffer, size, f"data '{source.name}', line {place.line}")
             data, buffer = buffer[:end], buffer[end:]
-            is_over = not buffer and not (buffer := stream.read(1))
+            is_last = not buffer and not (buffer := stream.read(1))
             after = Place(place.source, place.offset + len(data), place.line + data.count(b"\n") * source.is_lines)
-            if is_over:
+            if is_last:
                 after = Place(place.source + 1)
-                _refuse_changed(source, place.offset + len(data))
+                _require_unchanged(source, place.offset + len(data))
             is_val = border is not None and place.offset >= border
             yield Piece(source.name, source.is_lines, place, data, after, is_val)
-            if is_over:
+            if is_last:
                 break
             place = after
 
 
-def _refuse_changed(source: Source, n_bytes: int) -> None:
+def _require_unchanged(source: Source, n_bytes: int) -> None:
     if n_bytes != source.n_bytes:
-        raise UserError(f"data '{source.name}' changed while it was read: {n_bytes} bytes, and not {source.n_bytes}")
+        raise UserError(f"data '{source.name}' changed while it was read: {n_bytes} bytes instead of {source.n_bytes}")
 
 
-def _cut_text(stream: BinaryIO, buffer: bytes, size: int, where: str) -> tuple[bytes, int]:
-    """Return what is read so far, and where in it a piece of about that size ends."""
-    wanted = size + LOOKAHEAD
-    if len(buffer) < wanted:
-        buffer += stream.read(wanted - len(buffer))
+def _end_of_text(stream: BinaryIO, buffer: bytes, size: int, where: str) -> tuple[bytes, int]:
+    """Return the bytes read so far, and where in them a piece of about that size ends."""
+    enough = size + LOOKAHEAD
+    if len(buffer) < enough:
+        buffer += stream.read(enough - len(buffer))
     if len(buffer) <= size:
         return buffer, len(buffer)
     for pattern in (_LINE_END, _WORD_END):
@@ -206,13 +206,13 @@ def _cut_text(stream: BinaryIO, buffer: bytes, size: int, where: str) -> tuple[b
     return buffer, end
 
 
-def _cut_lines(stream: BinaryIO, buffer: bytes, size: int, where: str) -> tuple[bytes, int]:
+def _end_of_lines(stream: BinaryIO, buffer: bytes, size: int, where: str) -> tuple[bytes, int]:
     while True:
         end = buffer.find(b"\n", size - 1) + 1
         if end:
             return buffer, end
         if len(buffer) > size + MAX_LINE_BYTES:
-            raise UserError(f"{where}: longer than {MAX_LINE_BYTES} bytes; a document is a line")
+            raise UserError(f"{where}: longer than {MAX_LINE_BYTES} bytes; every line is a document")
         more = stream.read(PIECE_BYTES)
         if not more:
             return buffer, len(buffer)
@@ -223,7 +223,7 @@ def _cut_lines(stream: BinaryIO, buffer: bytes, size: int, where: str) -> tuple[
 
 
 def documents(piece: Piece, field: str, errors: str) -> Iterator[Document]:
-    """Decode the documents of a piece; UserError, naming the file and the place in it, for what is not one."""
+    """Decode the documents of a piece; UserError, naming the file and the line, for what is not a document."""
     if piece.is_lines:
         yield from _documents_of_lines(piece, field, errors)
         return
@@ -234,7 +234,7 @@ def documents(piece: Piece, field: str, errors: str) -> Iterator[Document]:
 
 def _documents_of_lines(piece: Piece, field: str, errors: str) -> Iterator[Document]:
     offset, line = piece.place.offset, piece.place.line
-    for data in io.BytesIO(piece.data):  # bytes.splitlines would take \r alone for a line's end
+    for data in io.BytesIO(piece.data):  # bytes.splitlines would also split at a single \r
         text = decode_text(data, piece.name, errors, offset).removeprefix("\ufeff")
         if text.strip():
             yield Document(_text_of(text, piece.name, line, field, errors), piece.place.source, line, True)
@@ -248,17 +248,17 @@ def _text_of(written: str, name: str, line: int, field: str, errors: str) -> str
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{where}: a JSON {type(values).__name__}, not an object with {field!r} in it")
+        raise UserError(f"{where}: a JSON {type(values).__name__}, not an object with a field {field!r}")
     if field not in values:
-        names = ", ".join(sorted(map(str, values))[:8]) or "nothing"
-        raise UserError(f"{where}: no field {field!r}: it has {names}; choose with --field")
+        names = ", ".join(sorted(map(str, values))[:8]) or "none"
+        raise UserError(f"{where}: no field {field!r}; it has {names}: choose one with --field")
     text = values[field]
     if not isinstance(text, str):
-        raise UserError(f"{where}: field {field!r} is a {type(text).__name__}, not a text")
+        raise UserError(f"{where}: field {field!r} is a {type(text).__name__}, not text")
     if errors == "strict" and (found := _SURROGATE.search(text)):
         raise UserError(
-            f"{where}: field {field!r} has half of a UTF-16 pair (U+{ord(found[0]):04X}), which is no character; "
-            "choose with --encoding-errors replace or ignore"
+            f"{where}: field {field!r} has an unpaired UTF-16 surrogate (U+{ord(found[0]):04X}); "
+            "give --encoding-errors replace or ignore"
         )
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _SURROGATE.sub("\ufffd" if errors == "replace" else "", text)

@@ -1,4 +1,4 @@
-"""From pieces of sources to tokens, in as many processes as there are cores, in order and in bounded memory."""
+"""Pieces of sources to tokens, in several processes, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 import numpy as np
 
 from gpt.config import UserError
+from gpt.data.corpora import normalize_whitespace
 from gpt.data.documents import Document, Piece, Place, documents
 from gpt.tokenizer import Tokenizer, TokenizerError, tokenizer_from_dict
 
@@ -27,14 +28,15 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the tokens of a piece, beside its bytes."""
+    """Everything besides its bytes that determines the tokens of a piece."""
 
-    field: str  # of a line of JSON, the text
+    field: str  # of a line of JSON that holds the text
     encoding_errors: str
     seed: int
     val_fraction: float
-    by_document: bool  # each document whole to one split, drawn; otherwise the end of all is for validation
-    tokenizer: dict[str, Any] | None = None  # to_dict() of it
+    by_document: bool  # each document is assigned to a split at random; otherwise the end of all is for validation
+    normalize: bool = False
+    tokenizer: dict[str, Any] | None = None  # its to_dict()
     dtype: str = "<u2"
 
 
@@ -43,38 +45,40 @@ class Part:
     """What a piece adds to one split."""
 
     tokens: bytes
-    begins: bool  # with a new document, rather than within one
+    begins: bool  # with a new document, rather than in the middle of one
     n_documents: int  # that begin here
     n_bytes: int  # of text, as UTF-8
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of a piece: its part of each split, training first."""
+    """The result of a piece: its part of each split, training first."""
 
     size: int  # of the piece
-    after: Place  # where the next one begins
+    after: Place  # where the next piece begins
     parts: tuple[Part, Part]
-    n_empty: int  # documents without a character, which are left out
+    n_empty: int  # documents without a character, which are skipped
 
 
 class Encoder:
-    """Turns pieces into tokens."""
+    """Encodes pieces."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.tokenizer = None if settings.tokenizer is None else tokenizer_from_dict(settings.tokenizer)
 
     def documents(self, piece: Piece) -> Iterator[Document]:
-        """Return the documents of a piece that have text."""
-        return documents(piece, self.settings.field, self.settings.encoding_errors)
+        """Yield the documents of a piece."""
+        for document in documents(piece, self.settings.field, self.settings.encoding_errors):
+            text = normalize_whitespace(document.text) if self.settings.normalize else document.text
+            yield replace(document, text=text)
 
     def characters(self, piece: Piece) -> tuple[int, set[str]]:
-        """Return the size of a piece, and every character in it."""
+        """Return the size of a piece and the set of its characters."""
         return len(piece.data), set().union(*(document.text for document in self.documents(piece)))
 
     def encode(self, piece: Piece) -> Encoded:
-        """Return the tokens of a piece; UserError, naming its file, for what the tokenizer cannot take."""
+        """Return the tokens of a piece; UserError, naming its file, for a text that the tokenizer cannot encode."""
         assert self.tokenizer is not None
         separator = separator_of(self.tokenizer)
         ids: tuple[list[int], list[int]] = [], []
@@ -93,7 +97,7 @@ class Encoder:
             try:
                 ids[is_val].extend(self.tokenizer.encode(document.text))
             except TokenizerError as error:
-                raise UserError(f"data '{piece.name}', line {document.line} and on: {error}") from None
+                raise UserError(f"data '{piece.name}', from line {document.line} on: {error}") from None
             part.n_documents += document.begins
             part.n_bytes += len(document.text.encode())
         for part, numbers in zip(parts, ids, strict=True):
@@ -101,13 +105,13 @@ class Encoder:
         return Encoded(len(piece.data), piece.after, parts, n_empty)
 
     def _is_val(self, document: Document) -> bool:
-        """Draw for a document; a part of it is drawn as the whole."""
+        """Draw the split of a document; every part of it is drawn the same."""
         drawn = hashlib.sha256(f"{self.settings.seed} {document.source} {document.line}".encode()).digest()
         return int.from_bytes(drawn[:8]) < self.settings.val_fraction * 2**64
 
 
 def separator_of(tokenizer: Tokenizer) -> int | None:
-    """The token between documents: end of text, or a newline where there is none; None where neither is."""
+    """Return the token between documents: end of text, else a newline; None for a vocabulary without either."""
     if tokenizer.eot is not None:
         return tokenizer.eot
     try:
@@ -118,26 +122,26 @@ def separator_of(tokenizer: Tokenizer) -> int | None:
 
 # --- processes ------------------------------------------------------------------------------------
 
-_encoder: Encoder | None = None  # of a worker
+_encoder: Encoder | None = None  # of this worker process
 
 
 def ordered_map(
     work: Callable[[Encoder, Piece], T], pieces: Iterable[Piece], settings: Settings, workers: int
 ) -> Generator[T]:
-    """Return what an encoder's method makes of every piece, in order; with one worker in this process.
+    """Yield the result of an encoder's method for every piece, in order; with workers=1 in this process.
 
-    At most a few pieces for every worker are under way. Raises UserError where a worker is killed.
+    At most a few pieces per worker are in flight. Raises UserError where a worker is killed.
     """
     if workers == 1:
         encoder = Encoder(settings)
         yield from (work(encoder, piece) for piece in pieces)
         return
-    # Spawned, not forked: this process may have threads, whose locks a fork would copy as they are.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (settings,))
+    # Spawned, not forked: a fork would copy the locks of this process's threads in whatever state they are.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (settings,))
     waiting: deque[Future[T]] = deque()
     try:
         for piece in pieces:
-            with _holding_back_interrupts():  # a worker may start here, and Ctrl-C is for this process alone
+            with _interrupts_blocked():  # a worker may start here, and only this process handles Ctrl-C
                 waiting.append(pool.submit(_work, work, piece))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
@@ -145,23 +149,23 @@ def ordered_map(
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, perhaps for want of memory (fewer --workers need less); "
-            "the same command goes on from here"
+            "a worker process was killed, perhaps because memory ran out (fewer --workers need less); "
+            "the same command continues from here"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker(settings: Settings) -> None:
+def _start_worker(settings: Settings) -> None:
     global _encoder
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     _encoder = Encoder(settings)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
-        parent.join()  # it may have been killed, and would then never say that there is no more to do
+        parent.join()  # returns when the parent has ended, also where it was killed and could not tell its workers
         os._exit(1)
 
 
@@ -171,8 +175,8 @@ def _work(work: Callable[[Encoder, Piece], S], piece: Piece) -> S:
 
 
 @contextmanager
-def _holding_back_interrupts() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block. A process that starts inside never gets one."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Delay Ctrl-C until the end of the block. A process that starts inside never receives it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

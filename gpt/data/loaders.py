@@ -1,8 +1,8 @@
-"""From text to batches: split, tokenise, cut into context windows, shuffle.
+"""From text to batches: split, tokenize, take context windows, shuffle.
 
     text -> train / validation -> tokens (uint16 or uint32) -> windows -> x, y (B, T) int64
 
-A loader only ever cuts windows out of its tokens, so prepared data (`shards`) serves it as well as an array.
+A loader reads its tokens only in windows, so prepared data (`shards`) serves as well as an array.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ import numpy as np
 
 from gpt.config import UserError
 from gpt.data.corpora import load_text
-from gpt.data.shards import ShardedTokens
+from gpt.data.shards import ShardedTokens, dtype_name
 from gpt.tokenizer import CharTokenizer, Tokenizer
 from tensorgrad.random import Generator, Stream
 
 Array = np.ndarray[Any, Any]
 Tokens = Array | ShardedTokens  # (N,) unsigned integers, in memory or on the disk
 
-FIRST_EPOCH = 1 << 31  # in the random counter: epochs above it, the batches of iterations below
+FIRST_EPOCH = 1 << 31  # of the random counter: epochs use the numbers from it on, and batches those below
 
 
 class DataLoader:
-    """Context windows out of one run of tokens, in batches: x, y (B, T) int64, y one later.
+    """Batches of context windows from a sequence of tokens: x, y (B, T) int64, where y is x one token later.
 
-    Iterating goes once through the windows that do not overlap, in an order shuffled anew each
-    time; the last batch may be smaller. `batch(step)` takes windows from anywhere, as nanoGPT does.
-    Both depend only on the tokens, the seed, and the epoch or step, so a resumed run sees what an
-    unbroken one would have seen.
+    Iterating yields every non-overlapping window once, in a new random order each time; the last batch may be smaller.
+    `batch(step)` draws windows that begin anywhere, as nanoGPT does. Both depend only on the tokens, the seed, and the
+    epoch or step, so a resumed run sees the same batches as an uninterrupted one.
 
-    Raises UserError where there are not tokens enough for one window.
+    Raises UserError where there are too few tokens for one window.
     """
 
     def __init__(
@@ -49,18 +48,18 @@ class DataLoader:
                 f"which needs {block_size + 1}: give a longer text or a smaller block_size"
             )
         self.tokens = tokens
-        self.tokenizer = tokenizer  # that made the tokens, for whoever wants to read them
+        self.tokenizer = tokenizer  # the one that made the tokens, to decode them
         self.batch_size = batch_size
         self.block_size = block_size
         self.generator = Generator(seed)
-        self.epoch = 0  # of the next iteration over the loader
+        self.epoch = 0  # of the next iteration
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return math.ceil(self._windows / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Array, Array]]:
-        """Go through every window once, in this epoch's order."""
+        """Yield every window once, in the order of this epoch."""
         step = FIRST_EPOCH + self.epoch
         self.epoch += 1
         order = self.generator.permutation(self._windows, stream=Stream.DATA, step=step)
@@ -78,51 +77,50 @@ class DataLoader:
 
 
 def windows(tokens: Tokens, starts: Array, block_size: int) -> tuple[Array, Array]:
-    """Cut windows out of tokens (N,): x and, one token later, y, both (len(starts), T) int64."""
+    """Return the windows of tokens (N,) at `starts`: x and, one token later, y, both (len(starts), T) int64."""
     if isinstance(tokens, ShardedTokens):
-        cut = tokens.rows(starts, block_size + 1)  # (B, T + 1)
+        rows = tokens.rows(starts, block_size + 1)  # (B, T + 1)
     else:
-        cut = np.asarray(tokens[starts[:, None] + np.arange(block_size + 1)], dtype=np.int64)
-    return np.ascontiguousarray(cut[:, :-1]), np.ascontiguousarray(cut[:, 1:])
+        rows = np.asarray(tokens[starts[:, None] + np.arange(block_size + 1)], dtype=np.int64)
+    return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
 
 
 def random_windows(tokens: Tokens, block_size: int, count: int, generator: Generator, step: int) -> tuple[Array, Array]:
     """Return `count` windows that begin anywhere: x, y (count, T) int64.
 
-    The same seed and step give the same windows, whatever was drawn before.
+    The same seed and step give the same windows, independently of earlier draws.
     """
-    last = len(tokens) - block_size  # of the starts, exclusive: y needs one token more
-    starts = generator.integers(0, last, (count,), stream=Stream.DATA, step=step)
+    end = len(tokens) - block_size  # of the starts, exclusive: y extends one token further
+    starts = generator.integers(0, end, (count,), stream=Stream.DATA, step=step)
     return windows(tokens, starts, block_size)
 
 
 def split_text(text: str, split: float = 0.9) -> tuple[str, str]:
-    """Cut a text in two, the first `split` of its characters for training, the rest to validate.
+    """Split a text in two: the first share `split` of its characters for training, the rest for validation.
 
     Raises UserError for a split that is not between 0 and 1.
     """
     if not 0 < split < 1:
-        raise UserError(f"split {split} must be above 0 and below 1: the share of text to train on")
-    cut = int(len(text) * split)
-    return text[:cut], text[cut:]
+        raise UserError(f"split must be above 0 and below 1, the share of the text to train on, not {split}")
+    n = int(len(text) * split)
+    return text[:n], text[n:]
 
 
 def tokenize(text: str, tokenizer: Tokenizer) -> Array:
     """Return the tokens of a text, (N,), as uint16 where the vocabulary fits and uint32 otherwise.
 
-    Special tokens that stand in the text are taken as the characters they are written with.
+    A special token that occurs in the text is encoded as ordinary characters.
     """
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    return np.array(tokenizer.encode(text), dtype=dtype)
+    return np.array(tokenizer.encode(text), dtype=dtype_name(tokenizer))
 
 
 def make_loaders(
     text: str, tokenizer: Tokenizer, *, batch_size: int, block_size: int, split: float = 0.9,
     seed: int = 1337, name: str = "text",
 ) -> tuple[DataLoader, DataLoader]:  # fmt: skip
-    """Split a text, tokenise both parts and return train_loader, val_loader.
+    """Split a text, tokenize both parts and return train_loader, val_loader.
 
-    Raises UserError for a split that is none, or a part too short for one window.
+    Raises UserError for a split outside (0, 1), and for a part too short for one window.
     """
     parts = zip(("training", "validation"), split_text(text, split), strict=True)
     train, val = (
@@ -140,10 +138,10 @@ def spawn_dataloader(
     block_size: int = 64, tokenizer: Tokenizer | None = None, split: float = 0.9,
     seed: int = 1337, normalize: bool = False,
 ) -> tuple[DataLoader, DataLoader]:  # fmt: skip
-    """Return train_loader, val_loader over a named corpus, a file, a folder or a glob pattern.
+    """Return train_loader, val_loader for a named corpus, a file, a folder or a glob pattern.
 
-    Without a tokenizer, one token stands for each character that the text has; either way it is
-    the loaders' `.tokenizer`. Raises UserError as `load_text` and `make_loaders` do.
+    The default tokenizer has one token for each character of the text; it is the `.tokenizer` of both loaders.
+    normalize: see `normalize_whitespace`. Raises UserError as `load_text` and `make_loaders` do.
     """
     text = load_text(text_path, normalize=normalize)
     return make_loaders(

@@ -1,9 +1,9 @@
-"""`python -m gpt.data prepare`: sources of any size to shards of tokens, from where an earlier attempt came to.
+"""`python -m gpt data prepare`: sources of any size to shards of tokens; an interrupted preparation resumes.
 
-    inspect sources -> tokenizer -> pieces -> tokens (workers) -> shards, and every few pieces progress.json
+    read sources -> tokenizer -> pieces -> tokens (workers) -> shards, and every few pieces progress.json
 
-What is in the shards up to the lengths in progress.json is done; whatever was written after it is cut off and done
-again. So an end at any moment, by Ctrl-C, SIGKILL or a full disk, costs a few seconds of work. The manifest comes last.
+progress.json records how much of the shards is complete; whatever was written after it is truncated and done again. So
+an end at any moment, by Ctrl-C, SIGKILL or a full disk, costs a few seconds of work. The manifest is written last.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gpt.config import ENCODING_ERRORS, TOKENIZERS, UserError, nearest
+from gpt.config import BPE_VOCAB_SIZE, ENCODING_ERRORS, TOKENIZERS, UserError, nearest
 from gpt.data.documents import PIECE_BYTES, Place, Source, find_sources, inspect, pieces
 from gpt.data.encoding import Encoded, Encoder, Settings, ordered_map, separator_of
-from gpt.data.shards import DTYPES, FORMAT, MANIFEST, PROGRESS, SPLITS, TOKENIZER, VERSION, read_manifest
-from gpt.data.writing import ShardWriter, sha256_of, write_whole
-from gpt.files import FolderLock
+from gpt.data.shards import DTYPES, FORMAT, MANIFEST, PROGRESS, SPLITS, TOKENIZER, VERSION, dtype_name, read_manifest
+from gpt.data.writing import ShardWriter, write_json
+from gpt.files import FolderLock, sha256_of
 from gpt.tokenizer import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError, load_tokenizer
 
-BPE_VOCAB_SIZE = 4096
-SAMPLE_BYTES = 2**24  # what a byte-pair encoding learns from, at most, spread over all sources
+SAMPLE_BYTES = 2**24  # that byte-pair encoding is trained on, at most, spread over all sources
 SHARD_TOKENS = 10**8
 SAVE_BYTES = 2**25  # of sources, between one progress.json and the next
+UNFINISHED = f"{FORMAT}, begun"  # the format of progress.json
 SPLIT_BY = {
     "end": "the first part of all the text is for training, the rest for validation",
     "document": "each document is whole in one of the two, drawn by the seed",
@@ -37,16 +37,17 @@ SPLIT_BY = {
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is asked for: the same again goes on with the same folder, or finds it done."""
+    """The options of a preparation; the same options again resume an unfinished one, or find it done."""
 
     sources: Sequence[str]
     out: str
-    tokenizer: str = "gpt2"  # char, bpe, gpt2, or where a tokenizer.json lies
+    tokenizer: str = "gpt2"  # char, bpe, gpt2, or the path of a tokenizer.json
     vocab_size: int | None = None
     field: str = "text"
     val_fraction: float = 0.1
     split_by: str = "end"
     encoding_errors: str = "strict"
+    normalize_whitespace: bool = False
     seed: int = 1337
     shard_tokens: int = SHARD_TOKENS
     piece_bytes: int = PIECE_BYTES
@@ -60,53 +61,57 @@ class Preparation:
         if self.split_by not in SPLIT_BY or self.encoding_errors not in ENCODING_ERRORS:
             raise UserError(f"unknown split_by {self.split_by!r} or encoding_errors {self.encoding_errors!r}")
         if self.vocab_size is not None and self.tokenizer != "bpe":
-            raise UserError(f"vocab_size {self.vocab_size} is how much tokenizer bpe learns; {self.tokenizer} does not")
+            raise UserError(f"vocab_size {self.vocab_size} is for tokenizer bpe, not {self.tokenizer}")
 
     def settings(self, tokenizer: Tokenizer | None = None) -> Settings:
-        """What a worker has to know."""
-        known = None if tokenizer is None else tokenizer.to_dict()
-        dtype = "<u2" if tokenizer is None else DTYPES[_dtype_of(tokenizer)].str
+        """Return what the workers need."""
+        entries = None if tokenizer is None else tokenizer.to_dict()
+        dtype = "<u2" if tokenizer is None else DTYPES[dtype_name(tokenizer)].str
         by_document = self.split_by == "document"
-        return Settings(self.field, self.encoding_errors, self.seed, self.val_fraction, by_document, known, dtype)
+        return Settings(
+            self.field, self.encoding_errors, self.seed, self.val_fraction, by_document, self.normalize_whitespace,
+            entries, dtype,
+        )  # fmt: skip
+
+    def plan(self, sources: Sequence[Source]) -> dict[str, Any]:
+        """Return everything that determines the result, as plain values for JSON."""
+        plan = {name: value for name, value in asdict(self).items() if name not in ("sources", "out")}
+        if not self.normalize_whitespace:
+            del plan["normalize_whitespace"]  # so that the plans of earlier programs, which did not have it, are equal
+        plan["sources"] = [asdict(source) for source in sources]
+        if self.tokenizer not in TOKENIZERS:
+            path = Path(self.tokenizer)
+            if not path.exists():
+                guess = nearest(self.tokenizer, TOKENIZERS) or " (char, bpe, gpt2, or the path of a tokenizer.json)"
+                raise UserError(f"unknown tokenizer {self.tokenizer!r}{guess}")
+            plan["tokenizer_sha256"] = sha256_of(path / TOKENIZER if path.is_dir() else path)
+        return plan
 
 
-def prepare(asked: Preparation, *, workers: int = 1, show: bool = False) -> dict[str, Any]:
-    """Fill the folder `asked.out`, from where an earlier attempt came to, and return its manifest.
+def prepare(options: Preparation, *, workers: int = 1, show: bool = False) -> dict[str, Any]:
+    """Fill the folder `options.out`, continuing an earlier attempt, and return its manifest.
 
     The result does not depend on `workers`. show: progress bars, where stderr is a terminal. Raises UserError for
-    sources that cannot be read and for a folder of something else; what is done by then is kept.
+    sources that cannot be read and for a folder with other files; what is done by then is kept.
     """
-    folder = Path(asked.out).expanduser()
+    folder = Path(options.out).expanduser()
     earlier = _read_earlier(folder)
-    sources = _inspect_all(find_sources(asked.sources), show)
-    plan = _plan(asked, sources)
+    sources = _inspect_all(find_sources(options.sources), show)
+    plan = options.plan(sources)
     if earlier is not None:
-        _refuse_other(folder, earlier["plan"], plan)
-        if earlier["format"] == FORMAT:  # a manifest: there is nothing left to do
+        _require_same_plan(folder, earlier["plan"], plan)
+        if earlier["format"] == FORMAT:  # a manifest: nothing is left to do
             return earlier
-    with _writing(folder), FolderLock(folder):
+    with _write_errors(folder), FolderLock(folder):
         if earlier is None:
-            tokenizer, described = _make_tokenizer(asked, sources, workers, show)
+            tokenizer, described = _make_tokenizer(options, sources, workers, show)
             described["sha256"] = sha256_of(tokenizer.save(folder))
         else:
             tokenizer, described = load_tokenizer(folder), earlier["tokenizer"]
-        with closing(_Work(folder, plan, tokenizer, described, earlier)) as work:
-            work.save()
-            _encode_all(asked, sources, work, workers, show)
-            return work.finish()
-
-
-def _plan(asked: Preparation, sources: Sequence[Source]) -> dict[str, Any]:
-    """Everything that decides the result, as JSON has it."""
-    plan = {name: value for name, value in asdict(asked).items() if name not in ("sources", "out")}
-    plan["sources"] = [asdict(source) for source in sources]
-    if _is_path(asked.tokenizer):
-        path = Path(asked.tokenizer)
-        if not path.exists():
-            guess = nearest(asked.tokenizer, TOKENIZERS) or " (char, bpe, gpt2, or the path of a tokenizer.json)"
-            raise UserError(f"unknown tokenizer {asked.tokenizer!r}{guess}")
-        plan["tokenizer_sha256"] = sha256_of(path / TOKENIZER if path.is_dir() else path)
-    return plan
+        with closing(_Output(folder, plan, tokenizer, described, earlier)) as output:
+            output.save()
+            _encode_all(options, sources, output, workers, show)
+            return output.finish()
 
 
 def _inspect_all(names: Sequence[str], show: bool) -> list[Source]:
@@ -114,7 +119,7 @@ def _inspect_all(names: Sequence[str], show: bool) -> list[Source]:
     with _bar("reading", sum(sizes), show) as bar:
         sources = [inspect(name, bar.update) for name in names]
     if not any(source.n_bytes for source in sources):
-        raise UserError(f"data {', '.join(map(repr, names[:3]))}: empty, all {len(names)}: give sources with text")
+        raise UserError(f"data {', '.join(map(repr, names[:3]))}: all {len(names)} are empty: give sources with text")
     return sources
 
 
@@ -122,7 +127,7 @@ def _inspect_all(names: Sequence[str], show: bool) -> list[Source]:
 
 
 def _read_earlier(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest or the progress of an earlier attempt; UserError for a folder of anything else."""
+    """Return the manifest or the progress of an earlier attempt; UserError for a folder with other files."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out {folder} is a file; prepared data needs a folder")
     if (folder / MANIFEST).exists():
@@ -131,91 +136,83 @@ def _read_earlier(folder: Path) -> dict[str, Any] | None:
     if path.exists():
         try:
             values = json.loads(path.read_bytes())
-            if values["format"] == f"{FORMAT}, begun" and values["version"] == VERSION:
-                return dict(values) if Place(**values["place"]) != Place() else None  # None: not a piece was done
+            if values["format"] == UNFINISHED and values["version"] == VERSION:
+                return dict(values) if Place(**values["place"]) != Place() else None  # None: no piece was complete
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
         raise UserError(f"{path}: damaged: delete the folder and start again")
     if folder.is_dir():
-        foreign = [path.name for path in folder.iterdir() if path.name.lstrip(".").split(".")[0] not in _UNFINISHED]
+        foreign = [path.name for path in folder.iterdir() if path.name.lstrip(".").split(".")[0] not in _LEFTOVERS]
         if foreign:
             raise UserError(f"out {folder} has {sorted(foreign)[0]} in it: give a new --out, or an empty folder")
     return None
 
 
-_UNFINISHED = ("tokenizer", "progress", "run")  # what an attempt leaves that ended before it had begun
+_LEFTOVERS = ("tokenizer", "progress", "run")  # of an attempt that was interrupted before its first piece
 
 
-def _refuse_other(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _require_same_plan(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     for name in {**before, **now}:
-        was: Any = before.get(name)
-        asked: Any = now.get(name)
-        if was == asked:
+        old: Any = before.get(name)
+        new: Any = now.get(name)
+        if old == new:
             continue
         if name == "sources":
-            changed = next((f"{s['name']} is new or has changed" for s in asked if s not in was), "some are missing")
-            raise UserError(f"out {folder} was begun with other sources: {changed}; give a new --out")
-        raise UserError(f"out {folder} was begun with {name} {was}, not {asked}: give that, or a new --out")
+            changed = next((f"{s['name']} is new or has changed" for s in new if s not in old), "some are missing")
+            raise UserError(f"out {folder} was started with other sources: {changed}; give a new --out")
+        raise UserError(f"out {folder} was started with {name} {old}, not {new}: give that, or a new --out")
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _write_errors(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         where = error.filename or folder
-        raise UserError(f"{where}: {error.strerror}; what is done is kept: the same command goes on") from error
+        raise UserError(f"{where}: {error.strerror}; what is done is kept: the same command continues") from error
 
 
 # --- tokenizers -----------------------------------------------------------------------------------
 
 
-def _is_path(name: str) -> bool:
-    return name not in TOKENIZERS
-
-
-def _dtype_of(tokenizer: Tokenizer) -> str:
-    return "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-
-
 def _make_tokenizer(
-    asked: Preparation, sources: Sequence[Source], workers: int, show: bool
+    options: Preparation, sources: Sequence[Source], workers: int, show: bool
 ) -> tuple[Tokenizer, dict[str, Any]]:
-    """Return a tokenizer, and for the manifest what it is and has learnt from."""
-    total, learnt = sum(source.n_bytes for source in sources), None
+    """Return a tokenizer, and its description for the manifest."""
+    total, learned = sum(source.n_bytes for source in sources), None
     tokenizer: Tokenizer
     try:
-        if asked.tokenizer == "char":
-            tokenizer, learnt = _learn_characters(asked, sources, workers, show), f"all {total:,} bytes"
-        elif asked.tokenizer == "bpe":
-            text = _sample(asked, sources)
-            tokenizer = BPETokenizer.train(text, asked.vocab_size or BPE_VOCAB_SIZE)
-            learnt = f"{len(text.encode()):,} of {total:,} bytes, spread evenly"
-        elif asked.tokenizer == "gpt2":
+        if options.tokenizer == "char":
+            tokenizer, learned = _learn_characters(options, sources, workers, show), f"all {total:,} bytes"
+        elif options.tokenizer == "bpe":
+            text = _sample(options, sources)
+            tokenizer = BPETokenizer.train(text, options.vocab_size or BPE_VOCAB_SIZE)
+            learned = f"{len(text.encode()):,} of {total:,} bytes, spread evenly"
+        elif options.tokenizer == "gpt2":
             tokenizer = GPT2Tokenizer()
         else:
-            tokenizer = load_tokenizer(asked.tokenizer)
+            tokenizer = load_tokenizer(options.tokenizer)
     except TokenizerError as error:
-        raise UserError(f"tokenizer {asked.tokenizer}: {error}") from error
-    return tokenizer, {"type": tokenizer.type_name, "vocab_size": tokenizer.vocab_size, "learnt_from": learnt}
+        raise UserError(f"tokenizer {options.tokenizer}: {error}") from error
+    return tokenizer, {"type": tokenizer.type_name, "vocab_size": tokenizer.vocab_size, "learnt_from": learned}
 
 
-def _learn_characters(asked: Preparation, sources: Sequence[Source], workers: int, show: bool) -> CharTokenizer:
-    found = {"\n"} if len(sources) > 1 or sources[0].is_lines else set()  # it stands between documents
-    cut = pieces(sources, piece_bytes=asked.piece_bytes)
+def _learn_characters(options: Preparation, sources: Sequence[Source], workers: int, show: bool) -> CharTokenizer:
+    found = {"\n"} if len(sources) > 1 or sources[0].is_lines else set()  # the separator of documents
+    all_pieces = pieces(sources, piece_bytes=options.piece_bytes)
     with _bar("characters", sum(source.n_bytes for source in sources), show) as bar:
-        for piece, characters in ordered_map(Encoder.characters, cut, asked.settings(), workers):
+        for size, characters in ordered_map(Encoder.characters, all_pieces, options.settings(), workers):
             found |= characters
-            bar.update(piece)
+            bar.update(size)
     return CharTokenizer("".join(sorted(found)))
 
 
-def _sample(asked: Preparation, sources: Sequence[Source]) -> str:
-    """Return every so many pieces' text: SAMPLE_BYTES at most, but for a piece."""
+def _sample(options: Preparation, sources: Sequence[Source]) -> str:
+    """Return the text of evenly spaced pieces, about SAMPLE_BYTES at most."""
     every = -(-sum(source.n_bytes for source in sources) // SAMPLE_BYTES)
-    encoder, taken = Encoder(asked.settings()), []
-    for i, piece in enumerate(pieces(sources, piece_bytes=asked.piece_bytes)):
+    encoder, taken = Encoder(options.settings()), []
+    for i, piece in enumerate(pieces(sources, piece_bytes=options.piece_bytes)):
         if i % every == 0:
             taken += [document.text for document in encoder.documents(piece)]
     return "\n".join(taken)
@@ -224,8 +221,8 @@ def _sample(asked: Preparation, sources: Sequence[Source]) -> str:
 # --- encoding -------------------------------------------------------------------------------------
 
 
-class _Work:
-    """What is done so far: the shards, and the place in the sources that they reach to."""
+class _Output:
+    """What is written so far: the shards, and the place in the sources that they reach."""
 
     def __init__(
         self, folder: Path, plan: dict[str, Any], tokenizer: Tokenizer, described: dict[str, Any],
@@ -233,17 +230,17 @@ class _Work:
     ) -> None:  # fmt: skip
         self.folder, self.plan, self.tokenizer, self.described = folder, plan, tokenizer, described
         self.separator = separator_of(tokenizer)
-        self.dtype = _dtype_of(tokenizer)
+        self.dtype = dtype_name(tokenizer)
         states = earlier["splits"] if earlier else {}
         self.place = Place(**earlier["place"]) if earlier else Place()
         self.n_empty: int = earlier["empty_documents"] if earlier else 0
         self.writers = [
             ShardWriter(folder, split, DTYPES[self.dtype], plan["shard_tokens"], states.get(split)) for split in SPLITS
         ]
-        self.done = self._state()
+        self.progress = self._progress()
 
     def add(self, encoded: Encoded) -> None:
-        """Write what a piece became."""
+        """Write the tokens of a piece."""
         for writer, part in zip(self.writers, encoded.parts, strict=True):
             if part.begins and part.tokens and writer.n_tokens and self.separator is not None:
                 writer.append(DTYPES[self.dtype].type(self.separator).tobytes())
@@ -251,69 +248,66 @@ class _Work:
             writer.n_documents += part.n_documents
             writer.n_bytes += part.n_bytes
         self.place, self.n_empty = encoded.after, self.n_empty + encoded.n_empty
-        self.done = self._state()  # at once: an interrupt before this line leaves the piece undone
+        self.progress = self._progress()  # in one assignment: after an interrupt before it the piece counts as not done
 
     def save(self) -> None:
-        """Write progress.json, when all that it speaks of is on the disk."""
-        done = self.done
+        """Write progress.json, once everything that it describes is on the disk."""
+        progress = self.progress
         for writer in self.writers:
             writer.sync()
-        write_whole(self.folder / PROGRESS, {"format": f"{FORMAT}, begun", "version": VERSION, **done})
+        write_json(self.folder / PROGRESS, {"format": UNFINISHED, "version": VERSION, **progress})
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for writer in self.writers:
             writer.close()
 
-    def _state(self) -> dict[str, Any]:
-        splits = {writer.split: writer.state() for writer in self.writers}
-        return {"place": asdict(self.place), **self._described(splits)}
-
     def finish(self) -> dict[str, Any]:
-        """End the last shards and write the manifest, which makes the folder complete."""
+        """Complete the last shards and write the manifest, with which the folder is complete."""
         for writer in self.writers:
             writer.complete()
-        splits = {writer.split: writer.state() for writer in self.writers}
-        for split in splits.values():
-            del split["open"]
         if not any(writer.n_tokens for writer in self.writers):
             raise UserError(f"data: all {self.n_empty} documents are empty: give sources with text")
-        manifest = {"format": FORMAT, "version": VERSION, **self._described(splits)}
-        write_whole(self.folder / MANIFEST, manifest)
+        manifest = {"format": FORMAT, "version": VERSION, **self._progress()}
+        del manifest["place"]
+        for split in manifest["splits"].values():
+            del split["open"]
+        write_json(self.folder / MANIFEST, manifest)
         (self.folder / PROGRESS).unlink(missing_ok=True)
         return manifest
 
-    def _described(self, splits: dict[str, Any]) -> dict[str, Any]:
+    def _progress(self) -> dict[str, Any]:
         return {
+            "place": asdict(self.place),
             "dtype": self.dtype,
             "vocab_size": self.tokenizer.vocab_size,
             "tokenizer": self.described,
             "separator": self.separator,
             "split": f"{SPLIT_BY[self.plan['split_by']]}; {self.plan['val_fraction']:g} for validation",
             "empty_documents": self.n_empty,
-            "splits": splits,
+            "splits": {writer.split: writer.state() for writer in self.writers},
             "plan": self.plan,
         }
 
 
-def _encode_all(asked: Preparation, sources: Sequence[Source], work: _Work, workers: int, show: bool) -> None:
+def _encode_all(options: Preparation, sources: Sequence[Source], output: _Output, workers: int, show: bool) -> None:
     total = sum(source.n_bytes for source in sources)
-    val_from = None if asked.split_by == "document" else total - round(total * asked.val_fraction)
-    rest = pieces(sources, work.place, val_from=val_from, piece_bytes=asked.piece_bytes)
-    before = sum(source.n_bytes for source in sources[: work.place.source]) + work.place.offset
+    val_from = None if options.split_by == "document" else total - round(total * options.val_fraction)
+    rest = pieces(sources, output.place, val_from=val_from, piece_bytes=options.piece_bytes)
+    before = sum(source.n_bytes for source in sources[: output.place.source]) + output.place.offset
     unsaved = 0
     with _bar("tokens", total, show, before) as bar:
-        all_encoded = ordered_map(Encoder.encode, rest, asked.settings(work.tokenizer), workers)
+        all_encoded = ordered_map(Encoder.encode, rest, options.settings(output.tokenizer), workers)
         try:
             for encoded in all_encoded:
-                work.add(encoded)
+                output.add(encoded)
                 bar.update(encoded.size)
                 unsaved += encoded.size
                 if unsaved >= SAVE_BYTES:
-                    work.save()
+                    output.save()
                     unsaved = 0
         except (KeyboardInterrupt, UserError):
-            work.save()
+            output.save()
             raise
         finally:
             all_encoded.close()  # ends the workers

@@ -1,25 +1,22 @@
 """Prepared data: tokens in shards, and the manifest that says what they are.
 
     DIR/
-      manifest.json       what it was made of and how, counts, sha256 of every other file
+      manifest.json       sources and options, counts, sha256 of every other file
       tokenizer.json
-      train-00000.bin     token ids one after the other, uint16 or uint32, little-endian, nothing else:
-      val-00000.bin       numpy.memmap(path, "<u2") shows one, and so does nanoGPT
+      train-00000.bin     token ids, uint16 or uint32, little-endian, and nothing else:
+      val-00000.bin       numpy.memmap(path, "<u2") reads them, and so does nanoGPT
 
-Training reads the few thousand tokens of a batch where they lie, so its memory does not grow with the data. They are
-read with `pread` rather than through a mapping: the pages stay the system's (a mapping's count as the process's), and a
-shard that somebody cuts short is an error that can be caught, where a mapping ends the process with SIGBUS.
+Training reads only the few thousand tokens of a batch, so its memory does not grow with the data. It uses `pread`, not
+a memory map: mapped pages count as memory of the process, and when somebody truncates a mapped file, the process ends
+with SIGBUS, where `pread` gives an error that can be caught.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from gpt.config import UserError
+from gpt.files import file_errors, read_json, require_hash
 from gpt.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 Array = np.ndarray[Any, Any]
@@ -35,9 +33,14 @@ FORMAT, VERSION = "tensorgrad tokens", 1
 MANIFEST, PROGRESS, TOKENIZER = "manifest.json", "progress.json", "tokenizer.json"
 SPLITS = ("train", "val")
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-MAX_MANIFEST_BYTES = 2**28  # a million sources take about a hundred megabytes
+MAX_MANIFEST_BYTES = 2**28  # a manifest of a million sources takes about a hundred megabytes
 _SHARD = re.compile(r"(train|val)-\d{5,}\.bin")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def dtype_name(tokenizer: Tokenizer) -> str:
+    """Return the smallest type that holds every id of the tokenizer."""
+    return "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
 
 
 class Shard:
@@ -48,17 +51,17 @@ class Shard:
         self._descriptor: int | None = None
         size = path.stat().st_size if path.is_file() else None
         if size is None:
-            raise UserError(f"{path}: missing; the manifest beside it names it")
+            raise UserError(f"{path}: missing, but the manifest beside it lists it")
         if size != self.n_bytes:
-            raise UserError(f"{path}: damaged: {size} bytes, and {self.n_bytes} were written")
+            raise UserError(f"{path}: damaged: {size} bytes instead of {self.n_bytes}")
 
     @property
     def n_bytes(self) -> int:
-        """The size that the file has to have."""
+        """The size that the file must have."""
         return self.n_tokens * self.dtype.itemsize
 
     def read(self, start: int, stop: int) -> Array:
-        """Return tokens start to stop; UserError where they are not there any more."""
+        """Return tokens start to stop; UserError where the file has been changed or deleted."""
         try:
             if self._descriptor is None:
                 self._descriptor = os.open(self.path, os.O_RDONLY)
@@ -71,18 +74,18 @@ class Shard:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}") from error
         if status.st_size != self.n_bytes or len(data) != (stop - start) * size:
-            raise UserError(f"{self.path}: changed while it was in use: {status.st_size} bytes, and not {self.n_bytes}")
+            sizes = f"{status.st_size} bytes instead of {self.n_bytes}"
+            raise UserError(f"{self.path}: changed while it was in use: {sizes}")
         return np.frombuffer(data, self.dtype)
 
     def check_hash(self) -> None:
-        """Raise UserError where the contents are not those that were written."""
-        with self.path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
-                raise UserError(f"{self.path}: damaged: its contents are not those that {MANIFEST} was made of")
+        """Raise UserError where the contents have changed since they were written."""
+        with file_errors(self.path):
+            require_hash(self.path, self.sha256, MANIFEST)
 
 
 class ShardedTokens:
-    """The tokens of one split, in as many files as they take, read as one array is."""
+    """The tokens of one split, in one or more files, read like one array."""
 
     def __init__(self, shards: list[Shard], dtype: np.dtype[Any], vocab_size: int) -> None:
         self.shards, self.dtype, self.vocab_size = shards, dtype, vocab_size
@@ -92,7 +95,7 @@ class ShardedTokens:
         return int(self._ends[-1]) if self.shards else 0
 
     def read(self, start: int, stop: int) -> Array:
-        """Return tokens start to stop, (stop - start,), int64; UserError for one that no tokenizer made."""
+        """Return tokens start to stop, (stop - start,), int64; UserError for one outside the vocabulary."""
         out = np.empty(stop - start, np.int64)
         at = start
         while at < stop:
@@ -101,14 +104,13 @@ class ShardedTokens:
             end = min(stop, int(self._ends[i]))
             tokens = shard.read(at - first, end - first)
             if tokens.max() >= self.vocab_size:
-                bad = f"token {tokens.max()}, where the vocabulary has {self.vocab_size}"
-                raise UserError(f"{shard.path}: damaged: {bad}")
+                raise UserError(f"{shard.path}: damaged: token {tokens.max()} in a vocabulary of {self.vocab_size}")
             out[at - start : end - start] = tokens
             at = end
         return out
 
     def rows(self, starts: Array, length: int) -> Array:
-        """Return `length` tokens from every start on, (len(starts), length), int64."""
+        """Return the `length` tokens that begin at each start, (len(starts), length), int64."""
         rows = np.empty((len(starts), length), np.int64)
         for row, start in zip(rows, starts.tolist(), strict=True):
             row[:] = self.read(start, start + length)
@@ -116,18 +118,18 @@ class ShardedTokens:
 
     @property
     def sha256(self) -> str:
-        """What the split is known by: a hash of its shards' hashes, as the manifest has them."""
+        """The identity of the split: a hash of the hashes of its shards, as the manifest has them."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     def check_hashes(self) -> None:
-        """Raise UserError, naming the file, where a shard is not what was written."""
+        """Raise UserError, naming the file, where a shard has changed since it was written."""
         for shard in self.shards:
             shard.check_hash()
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A folder that `python -m gpt.data prepare` filled."""
+    """A folder written by `python -m gpt data prepare`."""
 
     folder: Path
     tokenizer: Tokenizer
@@ -137,7 +139,7 @@ class Prepared:
 
 
 def is_prepared(name: str | os.PathLike[str]) -> bool:
-    """Whether that is a folder of prepared data, perhaps one that is not finished."""
+    """Whether this is a folder of prepared data, finished or not."""
     folder = Path(name).expanduser()
     return any((folder / file).is_file() for file in (MANIFEST, PROGRESS))
 
@@ -145,17 +147,17 @@ def is_prepared(name: str | os.PathLike[str]) -> bool:
 def load_prepared(name: str | os.PathLike[str], *, hashes: bool = False) -> Prepared:
     """Open a folder of prepared data.
 
-    What the manifest says is checked against itself, the tokenizer's hash and the size of every shard; with `hashes`
-    every shard's contents as well, which takes a while. Raises UserError, naming the file, for whatever is wrong.
+    The manifest is checked for consistency, and against the tokenizer's hash and the size of every shard; with `hashes`
+    also against the contents of every shard, which takes a while. Raises UserError, naming the file that is wrong.
     """
     folder = Path(name).expanduser()
     if not (folder / MANIFEST).exists() and (folder / PROGRESS).exists():
-        raise UserError(f"data '{folder}' is not prepared to the end: give the command that began it once more")
+        raise UserError(f"data '{folder}' is incomplete: run the same prepare command again to finish it")
     manifest = read_manifest(folder)
     tokenizer = _load_tokenizer(folder, manifest)
-    with _refusing(folder / MANIFEST):
+    with file_errors(folder / MANIFEST):
         if tokenizer.vocab_size != manifest["vocab_size"]:
-            raise ValueError(f"vocab_size {manifest['vocab_size']!r}, where the tokenizer has {tokenizer.vocab_size}")
+            raise ValueError(f"vocab_size {manifest['vocab_size']!r}, but the tokenizer has {tokenizer.vocab_size}")
         train, val = (_open_split(folder, manifest, split) for split in SPLITS)
     if hashes:
         train.check_hashes()
@@ -164,26 +166,23 @@ def load_prepared(name: str | os.PathLike[str], *, hashes: bool = False) -> Prep
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read manifest.json as far as its format; UserError where it is none of ours."""
+    """Read manifest.json and check its format and version; UserError for another file."""
     path = folder / MANIFEST
-    with _refusing(path):
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ValueError(f"larger than {MAX_MANIFEST_BYTES} bytes, so it is none of ours")
-        manifest = json.loads(path.read_bytes())
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise ValueError("is not the manifest of prepared data (python -m gpt.data prepare makes one)")
+    with file_errors(path):
+        manifest = read_json(path, MAX_MANIFEST_BYTES)
+        if manifest.get("format") != FORMAT:
+            raise ValueError("not the manifest of prepared data (python -m gpt data prepare writes one)")
         if manifest["version"] != VERSION:
-            raise ValueError(f"version {manifest['version']!r}, where this program reads {VERSION}")
+            raise ValueError(f"version {manifest['version']!r}, but this program reads {VERSION}")
     return manifest
 
 
 def _load_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:
     path = folder / TOKENIZER
-    with _refusing(folder / MANIFEST):
+    with file_errors(folder / MANIFEST):
         expected = manifest["tokenizer"]["sha256"]
-    with _refusing(path):
-        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise ValueError(f"damaged: its contents are not those that {MANIFEST} was made of")
+    with file_errors(path):
+        require_hash(path, expected, MANIFEST)
     try:
         return load_tokenizer(path)
     except TokenizerError as error:
@@ -196,36 +195,19 @@ def _open_split(folder: Path, manifest: dict[str, Any], split: str) -> ShardedTo
     for described in entry["shards"]:
         file, sha256, n_tokens = described["file"], described["sha256"], _count(described["tokens"])
         if not (_SHARD.fullmatch(file) and file.startswith(split)):  # such as ../../secrets
-            raise ValueError(f"{file!r} is no name of a shard")
+            raise ValueError(f"{file!r} is not the name of a shard")
         if not _SHA256.fullmatch(sha256):
-            raise ValueError(f"{file}: {sha256!r} is no sha256")
+            raise ValueError(f"{file}: {sha256!r} is not a sha256")
         shards.append(Shard(folder / file, dtype, n_tokens, sha256))
     tokens = ShardedTokens(shards, dtype, vocab_size)
     if len({shard.path for shard in shards}) != len(shards):
-        raise ValueError(f"a shard of {split} is there twice")
+        raise ValueError(f"a shard of {split} is listed twice")
     if len(tokens) != entry["tokens"]:
-        raise ValueError(f"{split} has {entry['tokens']!r} tokens, its shards {len(tokens)}")
+        raise ValueError(f"{split} has {entry['tokens']!r} tokens, but its shards have {len(tokens)}")
     return tokens
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 < value < 2**48:
-        raise ValueError(f"{value!r} is no count")
+        raise ValueError(f"{value!r} is not a count")
     return value
-
-
-@contextmanager
-def _refusing(file: Path) -> Iterator[None]:
-    """Turn whatever a bad file makes fail into a UserError that names the file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{file}: missing") from None
-    except KeyError as error:
-        raise UserError(f"{file}: damaged: no entry, or no value, {error}") from error
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    except (TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
-        raise UserError(f"{file}: damaged: {' '.join(str(error).split())[:200]}") from error

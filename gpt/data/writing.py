@@ -1,8 +1,7 @@
-"""Files of prepared data as they are written: shards that can be cut back, JSON that is whole or not there."""
+"""Writing prepared data: shards that can be truncated to what an earlier attempt finished."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,36 +12,21 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gpt.config import UserError
+from gpt.files import atomic_write, sha256_of
 
-PART = ".part"  # behind the name of a shard that is not complete
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hash of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+PART = ".part"  # suffix of a shard that is not complete
 
 
-def write_whole(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON aside, sync it and move it to its place."""
-    aside = path.with_name(f".{path.name}")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file, completely or not at all."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(values, indent=1).encode() + b"\n")
 
 
 class ShardWriter:
-    """Writes the tokens of one split into shards of equal length, the last one shorter.
+    """Writes the tokens of one split into shards of equal length; the last one may be shorter.
 
-    state: what `state` returned in an earlier process, and was synced. Whatever was written since then is cut off.
+    state: the result of `state()` in an earlier process, once synced. Whatever was written after it is truncated.
     """
 
     def __init__(
@@ -51,34 +35,34 @@ class ShardWriter:
         self.folder, self.split, self.itemsize, self.shard_tokens = folder, split, dtype.itemsize, shard_tokens
         state = state or {"shards": [], "open": 0, "tokens": 0, "documents": 0, "bytes": 0}
         self.shards: list[dict[str, Any]] = list(state["shards"])
-        self.n_open: int = state["open"]  # tokens in the shard that is being written
+        self.n_open: int = state["open"]  # tokens in the incomplete shard
         self.n_tokens: int = state["tokens"]
         self.n_documents: int = state["documents"]
         self.n_bytes: int = state["bytes"]
         self._file: BinaryIO | None = None
-        self._cut_back()
+        self._truncate()
 
     def sync(self) -> None:
-        """Return once all that was appended is on the disk."""
+        """Wait until everything appended is on the disk."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def state(self) -> dict[str, Any]:
-        """Return how much has been appended: plain values for JSON."""
+        """Return how much has been appended, as plain values for JSON."""
         return {
             "shards": list(self.shards), "open": self.n_open, "tokens": self.n_tokens,
             "documents": self.n_documents, "bytes": self.n_bytes,
         }  # fmt: skip
 
     def append(self, tokens: bytes) -> None:
-        """Write tokens behind those that are there."""
+        """Append tokens."""
         rest = memoryview(tokens)
         while rest:
             if self._file is None:
                 self._file = self._part().open("ab")
-            room = (self.shard_tokens - self.n_open) * self.itemsize
-            written, rest = rest[:room], rest[room:]
+            n_bytes = (self.shard_tokens - self.n_open) * self.itemsize  # that this shard has room for
+            written, rest = rest[:n_bytes], rest[n_bytes:]
             self._file.write(written)
             self.n_open += len(written) // self.itemsize
             self.n_tokens += len(written) // self.itemsize
@@ -86,7 +70,7 @@ class ShardWriter:
                 self.complete()
 
     def complete(self) -> None:
-        """End the shard that is being written, if there is one."""
+        """Complete the shard that is being written, if there is one."""
         if not self.n_open:
             return
         self.sync()
@@ -98,9 +82,9 @@ class ShardWriter:
         self.n_open = 0
 
     def close(self) -> None:
-        """Let go of the file, whatever is in it."""
+        """Close the file."""
         if self._file is not None:
-            with suppress(OSError):  # a full disk takes no more at the end either
+            with suppress(OSError):  # a full disk cannot take what is still buffered either
                 self._file.close()
             self._file = None
 
@@ -110,11 +94,11 @@ class ShardWriter:
     def _part(self) -> Path:
         return self.folder / (self._name() + PART)
 
-    def _cut_back(self) -> None:
+    def _truncate(self) -> None:
         known = {shard["file"] for shard in self.shards}
-        part, whole = self._part(), self.folder / self._name()
-        if whole.exists():  # it was completed after the state was written
-            os.replace(whole, part)
+        part, complete = self._part(), self.folder / self._name()
+        if complete.exists():  # it was completed after the state was saved
+            os.replace(complete, part)
         for path in self.folder.glob(f"{self.split}-*.bin*"):
             if path.name not in known and path != part:
                 path.unlink()
@@ -130,4 +114,4 @@ class ShardWriter:
 def _require_size(path: Path, size: int, *, exactly: bool) -> None:
     found = path.stat().st_size if path.exists() else 0
     if found < size or (exactly and found != size):
-        raise UserError(f"{path}: damaged: {found} bytes, and {size} were written; delete the folder and start again")
+        raise UserError(f"{path}: damaged: {found} bytes instead of {size}; delete the folder and start again")

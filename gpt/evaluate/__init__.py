@@ -1,4 +1,4 @@
-"""How good a model is: its loss over a whole text, or an estimate from a few batches of it."""
+"""The loss of a model: over a whole text, or an estimate from a few batches."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from gpt.data.loaders import Array, DataLoader, Tokens, windows
 from gpt.model import GPT
 from tensorgrad.distributed import ALONE, Communicator
 
-IGNORED = -100  # a target that counts for nothing
+IGNORED = -100  # a target that cross_entropy leaves out
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of some tokens: a sum, so that those of several parts can be added."""
+    """The score of a model on some tokens: a sum, so that the scores of several parts can be added."""
 
-    nats: float = 0.0  # -log of the probability of all of them
+    nats: float = 0.0  # -log of the probability of all the tokens
     n_tokens: int = 0
-    n_bytes: int = 0  # of the text that they stand for
+    n_bytes: int = 0  # of the text that they encode
 
     def __add__(self, other: Score) -> Score:
         return Score(self.nats + other.nats, self.n_tokens + other.n_tokens, self.n_bytes + other.n_bytes)
 
     @property
     def loss(self) -> float:
-        """The mean over tokens, in nats."""
+        """The mean over the tokens, in nats."""
         return self.nats / self.n_tokens
 
     @property
     def perplexity(self) -> float:
-        """Among how many equally likely tokens the model is undecided, in the mean."""
+        """exp(loss): the number of equally likely tokens of the same uncertainty."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
-        """What an arithmetic coder with this model needs for a byte of text: independent of the tokenizer."""
+        """The compressed size of a byte by arithmetic coding with this model, which tokenizers do not affect."""
         return self.nats / math.log(2) / self.n_bytes if self.n_bytes else math.nan
 
 
 def evaluate(model: GPT, tokens: Tokens, block_size: int | None = None, batch_size: int = 64) -> float:
-    """Return the mean loss over every token but the first, in windows that do not overlap: see `score`."""
+    """Return the mean loss over every token but the first, in non-overlapping windows: see `score`."""
     return score(model, tokens, block_size=block_size, batch_size=batch_size).loss
 
 
@@ -56,11 +56,11 @@ def score(
 ) -> Score:  # fmt: skip
     """Predict every token but the first, once.
 
-    Windows of `block_size` (default: the model's) begin every `stride` tokens (default: as many); each counts what the
-    windows before it have not predicted, so with a smaller stride a token has at least block_size - stride others
-    before it in its window. The last window may be shorter. The result depends on nothing but the arguments.
-    token_bytes (V,): how many bytes of text each token stands for. advance: called with the number of tokens done.
-    Raises ValueError for fewer than two tokens, and a stride that is not between 1 and block_size.
+    Windows of `block_size` (default: the model's) begin every `stride` tokens (default: block_size). Each window counts
+    the tokens that no earlier window has predicted, so with a smaller stride a token has at least block_size - stride
+    tokens before it in its window. The last window may be shorter. token_bytes (V,): the number of bytes of text that
+    each token encodes. advance: called with the number of tokens done. Raises ValueError for fewer than two tokens, and
+    for a stride that is not between 1 and block_size.
     """
     T = block_size or model.config.block_size
     S = stride or T
@@ -74,14 +74,14 @@ def score(
             x, y = windows(tokens, starts, length)  # (B, length)
             counted = y[:, skip:]
             n_bytes = 0 if token_bytes is None else int(token_bytes[counted].sum())
-            targets = np.where(np.arange(length) < skip, IGNORED, y) if skip else y  # what a window before predicted
+            targets = np.where(np.arange(length) < skip, IGNORED, y) if skip else y  # an earlier window predicted these
             total += Score(_loss(model, x, targets) * counted.size, counted.size, n_bytes)
             advance(counted.size)
     return total
 
 
 def _windows(predicted: int, T: int, S: int, batch_size: int) -> Iterator[tuple[Array, int, int]]:
-    """Return (starts of windows, their length, how many of their first targets are another's), in batches."""
+    """Yield batches of (starts of windows, their length, how many of their first targets earlier windows predict)."""
     first = min(T, predicted)
     yield np.array([0]), first, 0
     n_whole = (predicted - T) // S + 1 if predicted > T else 1
@@ -94,16 +94,16 @@ def _windows(predicted: int, T: int, S: int, batch_size: int) -> Iterator[tuple[
 
 
 def estimate_loss(model: GPT, loader: DataLoader, eval_iters: int, group: Communicator = ALONE) -> float:
-    """Return the mean loss over the loader's first `eval_iters` random batches, which the group shares out.
+    """Return the mean loss over the loader's first `eval_iters` random batches, which the processes of a group share.
 
-    The batches are the same at every call, so two estimates differ by the model alone, and how
-    often a run is validated changes nothing about its training.
+    The batches are the same at every call, so two estimates differ by the model alone, and the number of validations
+    does not affect training.
     """
     rounds = -(-eval_iters // group.size)
     with evaluating(model):
         mine = [_loss(model, *loader.batch(i)) for i in range(group.rank, eval_iters, group.size)]
     losses = group.gather(mine + [0.0] * (rounds - len(mine)))  # (size, rounds)
-    return sum(losses.T.reshape(-1)[:eval_iters].tolist()) / eval_iters  # in the order of one process alone
+    return sum(losses.T.reshape(-1)[:eval_iters].tolist()) / eval_iters  # in the order of a single process
 
 
 def _loss(model: GPT, x: Array, y: Array) -> float:
@@ -112,7 +112,7 @@ def _loss(model: GPT, x: Array, y: Array) -> float:
 
 @contextmanager
 def evaluating(model: GPT) -> Iterator[None]:
-    """Turn dropout and gradients off inside the block; the model's mode is as before after it."""
+    """Turn off dropout and gradients inside the block, and restore the mode of the model after it."""
     was_training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""`python -m gpt.evaluate CHECKPOINT --data SOURCE`: what a model makes of a whole text."""
+"""`python -m gpt evaluate CHECKPOINT --data SOURCE`: the loss of a model over a whole text."""
 
 from __future__ import annotations
 
@@ -20,62 +20,58 @@ from gpt.data import load_text, split_text, tokenize
 from gpt.data.loaders import Array, Tokens
 from gpt.data.shards import is_prepared, load_prepared
 from gpt.evaluate import Score, score
-from gpt.fused import FusedGPT
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, TokenizerError
+from gpt.weights import build_model
 from gpt.weights.initial import load_initial
 
 SPLITS = ("val", "train", "all")
-LOGITS_BYTES = 2**28  # of a batch; a vocabulary of 50,000 makes them the largest array of all
+LOGITS_BYTES = 2**28  # of a batch; with a vocabulary of 50,000, logits are the largest array
 EXAMPLES = """examples:
-  python -m gpt.evaluate checkpoints/shakespeare-char --data shakespeare
-  python -m gpt.evaluate gpt2/model.safetensors --data data/books --split all --stride 512 --json
+  python -m gpt evaluate checkpoints/shakespeare-char --data shakespeare
+  python -m gpt evaluate gpt2/model.safetensors --data data/books --split all --stride 512 --json
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Load the model and the data, score every part, and print the result."""
     args = build_parser().parse_args(argv)
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {args.batch_size}")
     backend = use_backend(args.backend, args.threads)
     weights = load_initial(args.checkpoint, args.n_head)
-    model = FusedGPT(weights.config)
+    model = build_model(weights.config)
     weights.load_into(model)
     parts = open_tokens(args, weights.tokenizer)
-    block_size, result = model.config.block_size, Score()
+    block_size = model.config.block_size
     stride = block_size if args.stride is None else args.stride
     if not 1 <= stride <= block_size:
         raise UserError(f"--stride must be at least 1 and at most the window, {block_size}, not {stride}")
     started = time.perf_counter()
-    with tqdm(total=sum(len(part) - 1 for part in parts), unit=" tokens", disable=None, dynamic_ncols=True) as bar:
-        for part in parts:
-            result += score(
-                model, part, stride=stride, batch_size=args.batch_size or batch_size_for(model),
-                token_bytes=bytes_of_tokens(weights.tokenizer), advance=bar.update,
-            )  # fmt: skip
+    result = score_parts(model, parts, stride, args.batch_size, bytes_per_token(weights.tokenizer))
     seconds = time.perf_counter() - started
     if not math.isfinite(result.loss):
-        raise UserError(f"{args.checkpoint}: the loss is {result.loss}: its weights are of no use")
-    figures = {
+        raise UserError(f"{args.checkpoint}: the loss is {result.loss}, so the weights are not usable")
+    metrics = {
         "checkpoint": args.checkpoint, "data": args.data, "split": args.split, "tokens": result.n_tokens,
         "bytes": result.n_bytes, "loss": result.loss, "perplexity": result.perplexity,
         "bits_per_byte": None if math.isnan(result.bits_per_byte) else result.bits_per_byte,
         "tokens_per_s": round(result.n_tokens / seconds), "block_size": block_size, "stride": stride,
         "parameters": model.num_params(), "tokenizer": weights.tokenizer.type_name, "backend": backend,
     }  # fmt: skip
-    print(json.dumps(figures) if args.json else text_of(figures))
+    print(json.dumps(metrics) if args.json else format_metrics(metrics))
     return 0
 
 
 def build_parser() -> ArgumentParser:
     """Return the flags of this program."""
     parser = ArgumentParser(
-        prog="python -m gpt.evaluate", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m gpt evaluate", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measure the loss over a whole text. Every token but the first is predicted once.",
     )  # fmt: skip
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="a run, one step of it, or model.safetensors of a Hugging Face GPT-2")
-    add("--data", required=True, metavar="SOURCE", help="a corpus, file, folder, pattern, or what gpt.data prepared")
+    add("--data", required=True, metavar="SOURCE", help="a corpus, file, folder, pattern, or prepared data")
     add(
         "--split",
         type=one_of(*SPLITS),
@@ -89,14 +85,15 @@ def build_parser() -> ArgumentParser:
         metavar="N",
         help="tokens from one window to the next (default: a whole window); fewer give each token more context",
     )
-    add("--batch-size", type=int, metavar="N", help="windows at a time (default: what fits a quarter of a gigabyte)")
+    add("--batch-size", type=int, metavar="N", help="windows at a time (default: as many as fit 256 MiB of logits)")
     add(
         "--encoding-errors",
         type=one_of(*ENCODING_ERRORS),
         default="strict",
         metavar="NAME",
-        help="what is not UTF-8: strict (an error, the default), replace or ignore",
+        help="bytes that are not UTF-8: strict (an error, the default), replace or ignore",
     )
+    add("--normalize-whitespace", action="store_true", help="as train.py --normalize-whitespace")
     add("--n-head", type=int, metavar="N", help="of a GPT-2 whose heads are not 64 wide")
     add(
         "--backend", type=one_of(*BACKENDS), default="auto", metavar="NAME", help="numpy, numba, cupy or auto (default)"
@@ -107,14 +104,15 @@ def build_parser() -> ArgumentParser:
 
 
 def open_tokens(args: argparse.Namespace, tokenizer: Tokenizer) -> list[Tokens]:
-    """Return the parts to be scored, none of which is context for another."""
+    """Return the parts to score; no window spans two of them."""
     if is_prepared(args.data):
         data = load_prepared(args.data)
         if data.tokenizer.to_dict() != tokenizer.to_dict():
             raise UserError(f"data {args.data!r} was prepared with another tokenizer than {args.checkpoint} has")
-        parts: list[Tokens] = [part for name, part in (("train", data.train), ("val", data.val)) if chosen(args, name)]
+        splits = {"train": data.train, "val": data.val}
+        parts: list[Tokens] = [part for name, part in splits.items() if args.split in (name, "all")]
     else:
-        text = load_text(args.data, errors=args.encoding_errors)
+        text = load_text(args.data, normalize=args.normalize_whitespace, errors=args.encoding_errors)
         train, val = split_text(text)
         with user_errors(TokenizerError, about=f"data {args.data!r}"):
             parts = [tokenize({"train": train, "val": val, "all": text}[args.split], tokenizer)]
@@ -125,38 +123,43 @@ def open_tokens(args: argparse.Namespace, tokenizer: Tokenizer) -> list[Tokens]:
     return parts
 
 
-def chosen(args: argparse.Namespace, split: str) -> bool:
-    """Whether a split is to be scored."""
-    return args.split in (split, "all")
+def score_parts(
+    model: GPT, parts: Sequence[Tokens], stride: int, batch_size: int | None, token_bytes: Array
+) -> Score:
+    """Return the score of all parts together, and show a progress bar."""
+    window_bytes = 4 * model.config.block_size * model.config.vocab_size
+    batch_size = batch_size or max(1, min(64, LOGITS_BYTES // window_bytes))
+    total = Score()
+    with tqdm(total=sum(len(part) - 1 for part in parts), unit=" tokens", disable=None, dynamic_ncols=True) as bar:
+        for part in parts:
+            total += score(
+                model, part, stride=stride, batch_size=batch_size, token_bytes=token_bytes, advance=bar.update
+            )
+    return total
 
 
-def batch_size_for(model: GPT) -> int:
-    """How many windows have logits of LOGITS_BYTES."""
-    return max(1, min(64, LOGITS_BYTES // (4 * model.config.block_size * model.config.vocab_size)))
-
-
-def bytes_of_tokens(tokenizer: Tokenizer) -> Array:
-    """Return how many bytes of text each token stands for, (V,); end of text is none of it."""
+def bytes_per_token(tokenizer: Tokenizer) -> Array:
+    """Return how many bytes of text each token encodes, (V,); end of text encodes none."""
     sizes = np.array([len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)], np.int64)
     if tokenizer.eot is not None:
         sizes[tokenizer.eot] = 0
     return sizes
 
 
-def text_of(figures: dict[str, Any]) -> str:
-    """The figures for people."""
-    bits = figures["bits_per_byte"]
+def format_metrics(metrics: dict[str, Any]) -> str:
+    """Return the metrics as a table."""
+    bits = metrics["bits_per_byte"]
     rows: list[tuple[str, str]] = [
-        ("checkpoint", f"{figures['checkpoint']}, {figures['parameters']:,} parameters"),
-        ("data", f"{figures['data']}, {figures['split']}: {figures['tokens']:,} tokens, {figures['bytes']:,} bytes"),
-        ("windows", f"of {figures['block_size']} tokens, every {figures['stride']}"),
-        ("loss", f"{figures['loss']:.4f}"),
-        ("perplexity", f"{figures['perplexity']:.2f}"),
+        ("checkpoint", f"{metrics['checkpoint']}, {metrics['parameters']:,} parameters"),
+        ("data", f"{metrics['data']}, {metrics['split']}: {metrics['tokens']:,} tokens, {metrics['bytes']:,} bytes"),
+        ("windows", f"of {metrics['block_size']} tokens, every {metrics['stride']}"),
+        ("loss", f"{metrics['loss']:.4f}"),
+        ("perplexity", f"{metrics['perplexity']:.2f}"),
         ("bits/byte", "-" if bits is None else f"{bits:.4f}"),
-        ("speed", f"{figures['tokens_per_s']:,} tokens/s ({figures['backend']})"),
+        ("speed", f"{metrics['tokens_per_s']:,} tokens/s ({metrics['backend']})"),
     ]
     return "\n".join(f"{name:<11} {value}" for name, value in rows)
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main, prog="python -m gpt.evaluate"))
+    sys.exit(run_program(main, prog="python -m gpt evaluate"))

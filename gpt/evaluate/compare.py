@@ -1,4 +1,4 @@
-"""Several runs side by side: `python -m gpt.compare RUN RUN... [--out FILE.png]`, a table and a picture."""
+"""`python -m gpt compare RUN RUN... [--out FILE.png]`: several runs in a table and a plot."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpt.checkpoint.metrics import CONFIG, METRICS, TIMING
+from gpt.checkpoint.files import CONFIG, METRICS, TIMING
 from gpt.cli import ArgumentParser
 from gpt.cli import run as run_program
 from gpt.config import UserError
 from gpt.evaluate.plot import History, draw_comparison
 
 OUT = "comparison.png"
-NOT_COMPARED = {"plot", "logger", "threads", "async_save"}  # they decide nothing about the figures
+NOT_COMPARED = {"plot", "logger", "threads", "async_save"}  # settings that do not affect the metrics
 
 
-def main() -> int:
-    """Print the table, and draw where matplotlib is there."""
-    options = parse(sys.argv[1:])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, and draw the plot where matplotlib is installed."""
+    options = parse(argv)
     folders = [Path(run) for run in options.runs]
     histories = {name: read(folder) for name, folder in zip(names_of(folders), folders, strict=True)}
     rows = [row_of(name, history, folder) for (name, history), folder in zip(histories.items(), folders, strict=True)]
@@ -32,30 +32,30 @@ def main() -> int:
     try:
         draw_comparison(Path(options.out), histories)
     except ImportError:
-        print("no picture: matplotlib is not installed (pip install matplotlib)")
+        print("no plot: matplotlib is not installed (pip install matplotlib)")
         return 0
     print(f"drawn in {options.out}")
     return 0
 
 
-def parse(argv: Sequence[str]) -> Any:
-    """Read the command line."""
+def parse(argv: Sequence[str] | None) -> Any:
+    """Parse the command line."""
     parser = ArgumentParser(
-        prog="python -m gpt.compare",
-        description="Overlay training runs: losses and learning rates in one picture, results in a table.",
+        prog="python -m gpt compare",
+        description="Compare training runs: losses and learning rates in one plot, results in a table.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, such as checkpoints/shakespeare-char")
-    parser.add_argument("--out", default=OUT, metavar="FILE.png", help="the picture")
+    parser.add_argument("--out", default=OUT, metavar="FILE.png", help="the plot")
     options = parser.parse_args(argv)
     if Path(options.out).suffix not in ("", ".png"):
-        parser.error(f"--out {options.out}: the picture is a PNG; give a name that ends in .png")
+        parser.error(f"--out {options.out}: the plot is a PNG; give a name that ends in .png")
     return options
 
 
 def read(folder: Path) -> History:
-    """Return what a run has written; UserError for a folder that is none of a run, or of one without a step."""
+    """Return what a run has written; UserError for a folder without a run, or with one without steps."""
     if not (folder / METRICS).is_file():
-        raise UserError(f"{folder}: no run: there is no {METRICS} in it")
+        raise UserError(f"{folder}: not a run: there is no {METRICS} in it")
     history = History.read(folder)
     if not len(history.columns["step"]):
         raise UserError(f"{folder / METRICS}: no step in it yet")
@@ -63,7 +63,7 @@ def read(folder: Path) -> History:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart; one that is given twice gets a number."""
+    """Return the shortest distinct ends of the paths; a path that is given twice gets a number."""
     whole = [folder.resolve() for folder in folders]
     n = 1
     while len({path.parts[-n:] for path in whole}) < len(set(whole)):
@@ -75,7 +75,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def row_of(name: str, history: History, folder: Path) -> list[str]:
-    """A line of the table."""
+    """Return a row of the table."""
     loss = f"{history.columns['loss'][-1]:.4f}"
     best = history.best()
     validation = [f"{history.validations[-1][1]:.4f}", f"{best[1]:.4f}", f"{best[0]:,}"] if best else ["-", "-", "-"]
@@ -84,19 +84,19 @@ def row_of(name: str, history: History, folder: Path) -> list[str]:
 
 
 def read_speeds(folder: Path) -> list[float]:
-    """Tokens a second of every step, as far as they were written down."""
+    """Return the tokens per second of every step that has them."""
     speeds = []
     if (folder / TIMING).exists():
         for line in (folder / TIMING).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 speeds.append(float(json.loads(line)["tokens_per_s"]))
             except (ValueError, KeyError, TypeError):
-                continue  # half a line
+                continue  # an incomplete line
     return speeds
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """Return the configuration that lies with a run, or nothing where there is none that can be read."""
+    """Return the configuration of a run; an empty dict where it cannot be read."""
     try:
         return tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -104,19 +104,19 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def differences(configs: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for every setting that the runs do not share."""
+    """Return a line for every setting in which the runs differ."""
     keys = dict.fromkeys(key for config in configs.values() for key in config if key not in NOT_COMPARED)
     values = {key: [config.get(key) for config in configs.values()] for key in keys if all(configs.values())}
     different = {key: found for key, found in values.items() if any(value != found[0] for value in found)}
     return [
-        f"{key}: " + ", ".join(f"{'left open' if value is None else value} in {name}" for name, value in pairs)
+        f"{key}: " + ", ".join(f"{'not set' if value is None else value} in {name}" for name, value in pairs)
         for key, found in different.items()
         for pairs in [list(zip(configs, found, strict=True))]
     ]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns: the first to the left, all others to the right."""
+    """Return aligned columns: the first to the left, all others to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
@@ -126,4 +126,4 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main, "python -m gpt.compare"))
+    sys.exit(run_program(main, "python -m gpt compare"))

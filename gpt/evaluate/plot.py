@@ -1,10 +1,9 @@
-"""Pictures of training: the losses of one run, or of several over each other. Needs matplotlib (extra `plot`)."""
+"""Plots of training: the losses of one run, or of several in one plot. Needs matplotlib (extra `plot`)."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from array import array
 from collections.abc import Mapping
 from io import BytesIO
@@ -13,37 +12,38 @@ from typing import Any
 
 import numpy as np
 
-from gpt.checkpoint.metrics import METRICS
+from gpt.checkpoint.files import METRICS
+from gpt.files import atomic_write
 
 PNG = "loss.png"
-POINTS = 1000  # of a curve: more than the picture has columns for would only cost time
+MAX_POINTS = 1000  # of a curve: the picture has no more columns
 TRAIN, VALIDATION, LR = "#4477aa", "#ee6677", "#777777"
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#bbbbbb")  # Paul Tol's, told apart by all
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#bbbbbb")  # Paul Tol's
 COLUMNS = ("step", "loss", "lr")
 
 
 class History:
-    """What metrics.jsonl says about the losses, ready to be drawn; a few numbers a step."""
+    """The losses and learning rates in metrics.jsonl, a few numbers per step."""
 
     def __init__(self) -> None:
         self.columns = {name: array("d") for name in COLUMNS}
         self.validations: list[tuple[int, float]] = []  # (step, loss)
 
-    def add(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Take the figures of one step."""
-        for name, value in zip(COLUMNS, (step, figures["loss"], figures["lr"]), strict=True):
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Add the metrics of one step."""
+        for name, value in zip(COLUMNS, (step, metrics["loss"], metrics["lr"]), strict=True):
             self.columns[name].append(value)
-        if "val_loss" in figures:
-            self.validations.append((step, figures["val_loss"]))
+        if "val_loss" in metrics:
+            self.validations.append((step, metrics["val_loss"]))
 
     def best(self) -> tuple[int, float] | None:
-        """The step of the lowest validation loss, and that loss."""
+        """Return the step of the lowest validation loss, and that loss; None where there is none."""
         finite = [pair for pair in self.validations if math.isfinite(pair[1])]
         return min(finite, key=lambda pair: pair[1]) if finite else None
 
     @classmethod
     def read(cls, folder: Path) -> History:
-        """Return what a run has written so far; lines that are not whole, such as the last, are passed over."""
+        """Return what a run has written so far; incomplete lines, such as the last one, are skipped."""
         history = cls()
         with (folder / METRICS).open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
@@ -54,21 +54,21 @@ class History:
                     continue
         return history
 
-    def curve(self, name: str, points: int = POINTS) -> tuple[Any, Any]:
-        """(steps, values) of a column: means of neighbours where there are more steps than points."""
+    def curve(self, name: str, max_points: int = MAX_POINTS) -> tuple[Any, Any]:
+        """Return (steps, values) of a column: means over adjacent steps where there are more than max_points."""
         steps, values = np.array(self.columns["step"]), np.array(self.columns[name])
-        size = math.ceil(len(steps) / points) if len(steps) else 1
+        size = math.ceil(len(steps) / max_points) if len(steps) else 1
         starts = np.arange(0, len(steps), size)
         if size == 1:
             return steps, values
         counts = np.diff(np.append(starts, len(steps)))
-        finite = np.isfinite(values)  # a step with nan was skipped, and is no part of the curve
+        finite = np.isfinite(values)  # a step with nan was skipped, and is not part of the curve
         sums, known = (np.add.reduceat(column, starts) for column in (np.where(finite, values, 0), finite.astype(int)))
         return np.add.reduceat(steps, starts) / counts, _divide(sums, known)
 
 
 def draw_run(path: Path | BytesIO, history: History, title: str) -> None:
-    """Draw training and validation loss over the learning rate, as PNG. Raises ImportError without matplotlib."""
+    """Draw training and validation loss, and the learning rate below them, as PNG; ImportError without matplotlib."""
     figure, losses, rates = _figure()
     steps, values = history.curve("loss")
     noisy = len(steps) > 50
@@ -82,14 +82,14 @@ def draw_run(path: Path | BytesIO, history: History, title: str) -> None:
                     linewidth=1.6, label=f"validation (best {best[1]:.4f} at step {best[0]:,})")  # fmt: skip
         losses.plot(*best, marker="o", markersize=8, markerfacecolor="none", markeredgecolor=VALIDATION)
     rates.plot(*history.curve("lr"), color=LR, linewidth=1.4)
-    _limit(losses, [values, [loss for _, loss in history.validations]])
+    _set_limits(losses, [values, [loss for _, loss in history.validations]])
     _finish(figure, losses, rates, title, path)
 
 
 def draw_comparison(path: Path, histories: Mapping[str, History]) -> None:
-    """Draw several runs over each other: validation losses with markers, training behind them, thinner."""
+    """Draw several runs in one plot: validation losses with markers, training losses as thin lines."""
     figure, losses, rates = _figure()
-    seen = []
+    drawn = []
     for i, (name, history) in enumerate(histories.items()):
         colour = COLOURS[i % len(COLOURS)]
         dash = ("-", "--", ":")[i // len(COLOURS) % 3]
@@ -102,16 +102,16 @@ def draw_comparison(path: Path, histories: Mapping[str, History]) -> None:
             losses.plot(*zip(*history.validations, strict=True), dash, color=colour, marker=marker, markersize=3.5)
         losses.plot([], [], dash, color=colour, label=label)
         rates.plot(*history.curve("lr"), dash, color=colour, linewidth=1.2)
-        seen += [values, [loss for _, loss in history.validations]]
+        drawn += [values, [loss for _, loss in history.validations]]
     if any(history.validations for history in histories.values()):
         losses.plot([], [], color="black", marker="o", markersize=3.5, label="validation")
         losses.plot([], [], color="black", linewidth=0.9, alpha=0.5, label="training")
-    _limit(losses, seen)
+    _set_limits(losses, drawn)
     _finish(figure, losses, rates, "", path)
 
 
 def smooth(values: Any) -> Any:
-    """A running mean over a twentieth of the curve, narrower towards its ends, so that it lags behind nowhere."""
+    """Return a centered running mean over a twentieth of the curve, with a narrower window near its ends."""
     half = len(values) // 40
     finite = np.isfinite(values)
     at = np.arange(len(values))
@@ -121,20 +121,20 @@ def smooth(values: Any) -> Any:
 
 
 def _divide(sums: Any, counts: Any) -> Any:
-    """Means; nan, of which nothing is drawn, where there is nothing to take the mean of."""
+    """Return means; nan, which is not drawn, where the count is 0."""
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _figure() -> tuple[Any, Any, Any]:
-    from matplotlib.figure import Figure  # not pyplot: that would choose a window system for the whole process
+    from matplotlib.figure import Figure  # not pyplot, which would select a window system for the process
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     return figure, losses, rates
 
 
-def _limit(losses: Any, curves: list[Any]) -> None:
-    """Show the losses from what nearly all lie above to what nearly all lie below: the first steps may be far off."""
+def _set_limits(losses: Any, curves: list[Any]) -> None:
+    """Choose limits that show nearly all losses: those of the first steps may be much larger than the others."""
     values = np.concatenate([np.asarray(curve, float) for curve in curves])
     values = values[np.isfinite(values)]
     if not len(values):
@@ -143,12 +143,12 @@ def _limit(losses: Any, curves: list[Any]) -> None:
     usual = np.percentile(values, 98)
     if high - low > 4 * (usual - low) > 0:
         high = usual + (usual - low)
-    room = 0.05 * (high - low) or 0.05
-    losses.set_ylim(low - room, high + room)
+    margin = 0.05 * (high - low) or 0.05
+    losses.set_ylim(low - margin, high + margin)
 
 
 def _finish(figure: Any, losses: Any, rates: Any, title: str, path: Path | BytesIO) -> None:
-    losses.set_ylabel("loss, nats a token")
+    losses.set_ylabel("loss, nats per token")
     rates.set_ylabel("learning rate")
     rates.set_xlabel("step")
     rates.set_ylim(bottom=0)
@@ -165,10 +165,5 @@ def _finish(figure: Any, losses: Any, rates: Any, title: str, path: Path | Bytes
     if isinstance(path, BytesIO):
         figure.savefig(path, dpi=110, format="png")
         return
-    aside = path.with_name(f".{path.name}")
-    try:
-        figure.savefig(aside, dpi=110, format="png")
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=110, format="png")

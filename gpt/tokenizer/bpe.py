@@ -1,9 +1,8 @@
-"""Byte-pair encoding, trained: the pair of tokens seen most often becomes a token, over and over.
+"""Training of byte-pair encoding: the most frequent pair of adjacent tokens becomes a token, again and again.
 
-The text is first split into chunks (words, numbers, punctuation) that no token reaches across, and
-each distinct chunk is kept once, as the bytes of its UTF-8, with how often it occurs. A merge then
-touches only the places where its pair stands, so the whole training costs about one step per byte
-of the distinct chunks, however large the vocabulary and however long a chunk.
+The text is first split into chunks (words, numbers, punctuation) that no token crosses. Each distinct chunk is kept
+once, as UTF-8, with its number of occurrences. A merge then visits only the positions of its pair, so that training
+takes about one step per byte of the distinct chunks, however large the vocabulary and however long a chunk.
 
 Sennrich, Haddow and Birch 2016 (arXiv:1508.07909); on bytes, Radford et al. 2019 (GPT-2).
 """
@@ -25,28 +24,28 @@ Pair = tuple[int, int]
 SINGLE_BYTES = [bytes([byte]) for byte in range(256)]  # the first tokens of every vocabulary
 END_OF_TEXT = "<|endoftext|>"
 
-# Both patterns match every character, so the chunks put together are the text. A chunk of letters
-# takes the space before it along; of several spaces, all but the last are a chunk of their own.
+# Both patterns match every character, so the concatenated chunks are the text. A chunk of letters includes the space
+# before it; of several spaces, all but the last are a separate chunk.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-# GPT-4's also keeps the line break with the punctuation before it, and splits long numbers.
+# GPT-4's pattern also keeps a line break with the punctuation before it, and splits long numbers.
 GPT4_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s*[\r\n]|\s++$|\s+(?!\S)|\s"
 )
 
-# tiktoken's regex engine gives up on a million spaces before a letter, on the way back to `(?!\S)`.
+# tiktoken's regex engine fails on a million spaces before a letter, when it backtracks to `(?!\S)`.
 _LONG_SPACE = re.compile(r"(?<!\s)\s{500000,}(?=\S)")
 
-_GAP = -1  # stands between two chunks: no pair includes it
-_MERGED = -2  # where a token stood that is now part of the one before it
+_GAP = -1  # separates two chunks: no pair includes it
+_MERGED = -2  # the position of a token that is now part of the one before it
 
 
-def learn_tokens(text: str, size: int, pattern: str = GPT4_PATTERN) -> list[bytes]:
-    """Return up to `size` tokens, each at its id: the 256 bytes, then one for every merge.
+def train_bpe(text: str, size: int, pattern: str = GPT4_PATTERN) -> list[bytes]:
+    """Return up to `size` tokens, indexed by id: the 256 bytes, then one for each merge.
 
-    The most frequent pair is merged first and, among equals, the one with the smallest ids, so the
-    result depends on nothing but the text, and is the one that rustbpe finds. It is shorter than
-    `size` where every chunk has become a single token before.
+    The most frequent pair is merged first and, among equally frequent ones, the pair with the smallest ids, so that the
+    result depends on the text alone and equals rustbpe's. There are fewer than `size` tokens where every chunk has
+    become a single token.
     """
     import regex
 
@@ -57,7 +56,7 @@ def learn_tokens(text: str, size: int, pattern: str = GPT4_PATTERN) -> list[byte
     while heap and len(tokens) < size:
         key, pair = heappop(heap)
         count = chunks.count[pair]
-        if count < -key:  # merges since took some away: put it back where it now belongs
+        if count < -key:  # later merges have reduced the count: reinsert the pair with its present count
             if count > 0:
                 heappush(heap, (-count, pair))
             continue
@@ -68,11 +67,10 @@ def learn_tokens(text: str, size: int, pattern: str = GPT4_PATTERN) -> list[byte
 
 
 class _Chunks:
-    """The distinct chunks of a text end to end, as a linked list in which tokens can be merged.
+    """The distinct chunks of a text, concatenated, as a linked list in which tokens can be merged.
 
-    All lists have one entry per byte (and one per gap between chunks):
-    token[i] is the token that begins there, before[i] and after[i] are the places of its
-    neighbours, and times[i] is how often its chunk occurs in the text.
+    All lists have one entry per byte and one per gap between chunks: token[i] is the token that begins there, before[i]
+    and after[i] are the indices of its neighbors, and times[i] is how often its chunk occurs in the text.
     """
 
     def __init__(self, occurrences: Mapping[str, int]) -> None:
@@ -82,28 +80,28 @@ class _Chunks:
             encoded = chunk.encode()
             self.token += [*encoded, _GAP]
             self.times += [times] * (len(encoded) + 1)
-        self.before = list(range(-1, len(self.token) - 1))  # before the first: -1, the last gap
+        self.before = list(range(-1, len(self.token) - 1))  # before the first: -1, the index of the last gap
         self.after = list(range(1, len(self.token) + 1))
 
-        self.count: Counter[Pair] = Counter()  # of every pair, over the whole text
-        self.places: defaultdict[Pair, list[int]] = defaultdict(list)  # may hold outdated ones
+        self.count: Counter[Pair] = Counter()  # occurrences of every pair in the whole text
+        self.positions: defaultdict[Pair, list[int]] = defaultdict(list)  # some may be outdated
         for i, pair in enumerate(pairwise(self.token)):
             if _GAP not in pair:
                 self._add(pair, i)
 
     def _add(self, pair: Pair, i: int) -> None:
         self.count[pair] += self.times[i]
-        self.places[pair].append(i)
+        self.positions[pair].append(i)
 
     def merge(self, pair: Pair, new: int) -> set[Pair]:
-        """Make every `pair` the token `new`, from left to right, and return the pairs it is in."""
+        """Replace every `pair` by the token `new`, from left to right, and return the pairs that contain it."""
         first, second = pair
         token, before, after, count = self.token, self.before, self.after, self.count
         created = set()
-        for i in self.places.pop(pair):
+        for i in self.positions.pop(pair):
             j = after[i]
             if token[i] != first or token[j] != second:
-                continue  # another merge took one of the two; in "aaa" this one did
+                continue  # an earlier merge used one of the two; in "aaa" it was this merge
             left, right = before[i], after[j]
             token[i], token[j] = new, _MERGED
             after[i], before[right] = right, i
@@ -116,14 +114,14 @@ class _Chunks:
                 self._add((new, token[right]), i)
                 created.add((new, token[right]))
         del count[pair]
-        return {made for made in created if count[made] > 0}  # in "abab" some are gone again
+        return {made for made in created if count[made] > 0}  # in "abab" some have already been merged
 
 
 def make_encoding(name: str, ranks: dict[bytes, int], pattern: str) -> tiktoken.Encoding:
-    """Return tiktoken's fast encoder for these tokens and their ids, and <|endoftext|> as the last.
+    """Return tiktoken's fast encoder for these tokens and ids, with <|endoftext|> as the last id.
 
-    tiktoken joins neighbours whose bytes together are a token, whatever pair they are. That comes
-    to the same: the merges before a token's own can leave its bytes as one pair only.
+    tiktoken joins neighbors whose concatenated bytes are a token, whichever pair that is. The result is the same: after
+    the merges that precede a token's own, its bytes can only form one pair.
     """
     import tiktoken
 
@@ -131,10 +129,10 @@ def make_encoding(name: str, ranks: dict[bytes, int], pattern: str) -> tiktoken.
 
 
 def split_long_spaces(text: str) -> list[str]:
-    """Cut a text before the last of very many spaces, where a chunk ends too.
+    """Split a text before the last of very many spaces, where a chunk ends too.
 
-    tiktoken can encode the pieces one by one, and not always the whole. (Where GPT-4's pattern
-    finds a line break there, the cut is within a chunk; put together, the text is still the same.)
+    tiktoken can encode each piece, but not always the whole text. (Where GPT-4's pattern finds a line break there, the
+    split is within a chunk; the concatenated pieces are the same text nevertheless.)
     """
     cuts = [match.end() - 1 for match in _LONG_SPACE.finditer(text)]
     return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]

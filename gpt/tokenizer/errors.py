@@ -1,4 +1,4 @@
-"""What can be wrong with a tokenizer's input, each in one line, and the checks that say so."""
+"""Errors in what a tokenizer is given, each of one line, and the checks that raise them."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ from typing import Any, SupportsIndex, TypeVar, cast
 
 T = TypeVar("T")
 
-NAMED_AT_MOST = 5  # unknown characters in one message
+MAX_NAMED = 5  # unknown characters in one message
 
 
 class TokenizerError(ValueError):
-    """A text, an id or a file that a tokenizer cannot take; the message is one line."""
+    """A text, an id or a file that a tokenizer cannot process; the message is one line."""
 
 
 class UnknownCharacterError(TokenizerError):
-    """Characters that a character tokenizer has never seen.
+    """Characters that are not in the vocabulary of a character tokenizer.
 
-    `positions` says where in the text each of them comes first.
+    `positions` has the first position of each in the text.
     """
 
     def __init__(self, text: str, known: str) -> None:
-        known_ones = set(known)
+        vocabulary = set(known)
         self.positions: dict[str, int] = {}
         for i, character in enumerate(text):
-            if character not in known_ones:
+            if character not in vocabulary:
                 self.positions.setdefault(character, i)
         named = [f"{_name(c)} at position {i}" for c, i in self.positions.items()]
-        more = f" and {len(named) - NAMED_AT_MOST} more" if len(named) > NAMED_AT_MOST else ""
+        more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
         super().__init__(
-            f"this tokenizer has never seen {', '.join(named[:NAMED_AT_MOST])}{more}: it knows "
-            f"{len(known)} characters; remove these, or train on a text that has them, or with "
-            "--tokenizer bpe, which takes any text"
+            f"the vocabulary, of {len(known)} characters, does not have {', '.join(named[:MAX_NAMED])}{more}: remove "
+            "these, or train on a text that has them, or with --tokenizer bpe, which encodes any text"
         )
 
 
@@ -41,15 +40,15 @@ def _name(character: str) -> str:
 
 
 def require_text(text: str) -> None:
-    """Raise TypeError for anything but a str, and TokenizerError for half a UTF-16 pair in it."""
+    """Raise TypeError for anything but a str, and TokenizerError for an unpaired surrogate in it."""
     if not isinstance(text, str):
-        raise TypeError(f"a tokenizer takes str, not {type(text).__name__}")
+        raise TypeError(f"a tokenizer encodes str, not {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"{_name(text[error.start])} at position {error.start} is half of a UTF-16 pair and no "
-            "character: remove it, or read the file with errors='replace'"
+            f"{_name(text[error.start])} at position {error.start} is an unpaired UTF-16 surrogate, not a character: "
+            "remove it, or read the file with errors='replace'"
         ) from None
 
 

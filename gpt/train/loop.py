@@ -1,4 +1,4 @@
-"""The training loop, top to bottom, and what goes with it: validation, checkpoints, Ctrl-C."""
+"""The training loop, top to bottom, with validation, checkpoints and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ import numpy as np
 
 import tensorgrad as tg
 from gpt.config import TrainConfig
-from gpt.data import Array, random_windows
+from gpt.data import random_windows
 from gpt.evaluate import estimate_loss
 from gpt.model import GPT
 from gpt.train.config_file import write_config
+from gpt.train.metrics import MetricsBuffer, StepMetrics
 from gpt.train.nonfinite import NonFiniteSteps
 from gpt.train.observers import make_observers
-from gpt.train.progress import Progress, Unseen
-from gpt.train.run import Run, claimed_folder
+from gpt.train.progress import NoProgress, Progress
+from gpt.train.run import Run, locked_folder
 from gpt.train.saver import Saver
 from gpt.train.signals import StopSignals
-from gpt.train.step import Figures, Readings, Step, accumulate_gradients
+from gpt.train.step import TrainingStep, accumulate_gradients
+from tensorgrad.backend import Array
 from tensorgrad.distributed import GradientReducer
 
 
 def train(run: Run) -> int:
-    """Take the steps that are left, and return 0; or after Ctrl-C, 130, after SIGTERM, 143, and after SIGHUP, 129.
+    """Take the remaining steps and return 0; return 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
 
-    Such a signal lets the step end and saves. Raises UserError at a step that is not finite, unless those are to be
-    skipped.
+    After such a signal the current step is completed and saved. Raises UserError at a step that is not finite, unless
+    such steps are to be skipped.
     """
     config, model, group = run.config, run.model, run.group
     prepare_group(run)
@@ -35,70 +37,72 @@ def train(run: Run) -> int:
     model.recompute = config.recompute
     if not (group.rank or config.half):
         tg.get_backend().compile_ahead()
-    step = Step(run, GradientReducer(model.parameters(), group), gradient_ratios if config.log_ratios else None)
-    readings = Readings(config)
+    reducer = GradientReducer(model.parameters(), group)
+    inspect = gradient_ratios if config.log_ratios else None
+    take_step = TrainingStep(model, run.optimizer, config, scaler=run.scaler, reducer=reducer, inspect=inspect)
+    buffer = MetricsBuffer(config)
     with (
-        claimed_folder(run),
-        StopSignals() as stop,
+        locked_folder(run),
+        StopSignals() as signals,
         make_progress(run) as progress,
         Saver(run, progress) as saver,
-        np.errstate(all="ignore"),  # every step is looked at, and what is wrong with it said
+        np.errstate(all="ignore"),  # values that are not finite are found and reported at every step
     ):
         nonfinite = NonFiniteSteps(run, saver)
         if not group.rank:
             write_config(run.folder, config)
-            progress.observers = make_observers(run, progress.say)
+            progress.observers = make_observers(run, progress.print)
 
-        def settle() -> None:
-            """Read, look at and write down the steps that were not yet."""
-            rows = readings.read()
-            look_for_nonfinite(run, rows, nonfinite, None)
-            show(progress, rows)
+        def flush() -> None:
+            """Check and write the metrics in the buffer."""
+            rows = buffer.flush()
+            check_finite(run, rows, nonfinite, None)
+            write_metrics(progress, rows)
 
-        stopped = 0
-        while run.step < config.max_iters and not (stopped := stop.anywhere(group)):
-            readings.begin()
+        signal = 0
+        while run.step < config.max_iters and not (signal := signals.received_by_any(group)):
+            buffer.start_step()
             lr = learning_rate(config, run.step)
-            with saver.saving_first(settle):  # where the data is gone or cut short, what was learnt from it is not lost
+            with saver.save_on_error(flush):  # the data may have been deleted or truncated
                 x, y = batch_of(run, run.step)
             rng = tg.random.default_generator.state_dict()
-            loss, grad_norm = step(x, y, lr)  # numbers, or on a GPU arrays that are still being computed
-            more = {"ratios": step.seen} if config.log_ratios else {}
-            readings.steps.append(Figures(run.step + 1, lr, loss, grad_norm, rng, more))
+            loss, grad_norm = take_step(x, y, lr)  # on a GPU, arrays that are still being computed
+            more = {"ratios": take_step.inspected} if config.log_ratios else {}
+            buffer.steps.append(StepMetrics(run.step + 1, lr, loss, grad_norm, rng, more))
 
-            rows = readings.read() if readings.due() else []
-            look_for_nonfinite(run, rows, nonfinite, (x, y))
+            rows = buffer.flush() if buffer.should_flush() else []
+            check_finite(run, rows, nonfinite, (x, y))
             run.step += 1
             if run.step % config.eval_interval == 0 or run.step == config.max_iters:
                 rows[-1].more["val_loss"] = validate(run)
-            with saver.saving_first(settle):
-                show(progress, rows)
-            if checkpoint_is_due(run):
+            with saver.save_on_error(flush):
+                write_metrics(progress, rows)
+            if should_save(run):
                 saver.save()
-        settle()  # where a signal came before they were due
+        flush()  # after a signal, metrics may be left in the buffer
         saver.finish()
-    group.barrier()  # mpirun ends all where one ends early, and the first process may have been writing
-    return 128 + stopped if stopped and run.step < config.max_iters else 0
+    group.barrier()  # mpirun ends all processes when one ends, and rank 0 may still be writing
+    return 128 + signal if signal and run.step < config.max_iters else 0
 
 
 def batch_of(run: Run, step: int) -> tuple[Array, Array]:
     """Return the windows of a step, counted from 0: x, y (n, T).
 
-    One draw for all micro-batches and processes: together they are exactly the large batch.
+    One draw for all micro-batches and processes: together they are exactly one large batch.
     """
     config, data = run.config, run.train_loader
     n_windows = config.batch_size * config.grad_accum
     return random_windows(data.tokens, data.block_size, n_windows, data.generator, step)
 
 
-def look_for_nonfinite(
-    run: Run, rows: list[Figures], nonfinite: NonFiniteSteps, last: tuple[Array, Array] | None
+def check_finite(
+    run: Run, rows: list[StepMetrics], nonfinite: NonFiniteSteps, last_batch: tuple[Array, Array] | None
 ) -> None:
-    """Handle those of these steps that were not finite, which changed nothing; last: the batch of the last of them."""
+    """Handle the steps that were not finite; last_batch: that of the last step, if it is still known."""
     for row in rows:
-        # Gradients too large for float16 are no error: the scaler has found them, and comes down.
+        # Gradients too large for float16 are expected: the scaler has skipped the step and reduced the scale.
         if not math.isfinite(row.loss if run.scaler.enabled else row.loss + row.grad_norm):
-            x, y = last if last is not None and row is rows[-1] else batch_of(run, row.step - 1)
+            x, y = last_batch if last_batch is not None and row is rows[-1] else batch_of(run, row.step - 1)
             size = run.config.batch_size // run.group.size
             compute = partial(accumulate_gradients, run.model, x, y, size, run.scaler)
             nonfinite.handle(row.step, row.loss, row.grad_norm, (x, y), row.rng, compute)
@@ -107,8 +111,8 @@ def look_for_nonfinite(
             row.more["skipped"] = run.skipped
 
 
-def show(progress: Progress, rows: list[Figures]) -> None:
-    """Write down what came of these steps."""
+def write_metrics(progress: Progress, rows: list[StepMetrics]) -> None:
+    """Show and write the metrics of these steps."""
     for row in rows:
         progress.step(
             row.step, tokens_per_s=row.tokens_per_s, loss=row.loss, lr=row.lr, grad_norm=row.grad_norm, **row.more
@@ -116,7 +120,7 @@ def show(progress: Progress, rows: list[Figures]) -> None:
 
 
 def prepare_group(run: Run) -> None:
-    """Let every process of the group begin with the weights of the first, and draw dropout's masks of its own."""
+    """Copy the weights of rank 0 to every process of the group, and give each its own random numbers for dropout."""
     if run.group.size > 1:
         for p in run.model.parameters():
             run.group.broadcast(p.data)
@@ -124,11 +128,11 @@ def prepare_group(run: Run) -> None:
 
 
 def make_progress(run: Run) -> Progress:
-    """Return what shows and writes how the run goes: in a group, the first process's affair."""
+    """Return what shows and writes the progress: in a group, only on rank 0."""
     if run.group.rank:
-        return Unseen()
-    patient = run.config.on_save_error == "continue"
-    return Progress(run.folder, step=run.step, max_iters=run.config.max_iters, patient=patient)
+        return NoProgress()
+    retry = run.config.on_save_error == "continue"
+    return Progress(run.folder, step=run.step, max_iters=run.config.max_iters, retry=retry)
 
 
 def gradient_ratios(model: GPT) -> dict[str, float]:
@@ -144,7 +148,7 @@ def gradient_ratios(model: GPT) -> dict[str, float]:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the rate of a step: up in a line, down in a cosine, then flat (nanoGPT's schedule)."""
+    """Return the learning rate of a step: a linear warm-up, a cosine decay, then constant (nanoGPT's schedule)."""
     return tg.optim.warmup_cosine(
         step, lr=config.lr, min_lr=config.min_lr, warmup_iters=config.warmup_iters,
         lr_decay_iters=config.lr_decay_iters or config.max_iters,
@@ -152,14 +156,14 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def validate(run: Run) -> float:
-    """Return the estimated validation loss, and remember the best."""
+    """Return the estimated validation loss, and record the best."""
     loss = estimate_loss(run.model, run.val_loader, run.config.eval_iters, run.group)
     if math.isfinite(loss) and (run.best_val_loss is None or loss < run.best_val_loss):
         run.best_val_loss, run.best_step = loss, run.step
     return loss
 
 
-def checkpoint_is_due(run: Run) -> bool:
-    """Whether this step is one to save: each so many are, and the best so far; the last is saved in any case."""
+def should_save(run: Run) -> bool:
+    """Whether to save this step: one at every interval, and the best so far; the last is saved in any case."""
     interval = run.config.checkpoint_interval or run.config.eval_interval
     return run.step % interval == 0 or run.step == run.best_step

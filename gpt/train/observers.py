@@ -1,7 +1,7 @@
-"""What can be seen of a run beside its lines of JSON: a picture, samples, TensorBoard, Weights & Biases.
+"""What shows a run besides its lines of JSON: a plot, sampled texts, TensorBoard, Weights & Biases.
 
-Each observer is told every step, and takes a run up after a resume without gaps or doubles: what it wrote beyond the
-checkpoint is taken back, as metrics.jsonl is.
+Each observer receives the metrics of every step. After a resume it continues without gaps or repetitions: what it
+recorded after the checkpoint is removed, as in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt.checkpoint.metrics import METRICS, SAMPLE_HEADING, SAMPLES
+from gpt.checkpoint.files import METRICS, SAMPLE_HEADING, SAMPLES
 from gpt.evaluate.plot import PNG, History, draw_run
 from gpt.generate import stream_text
 from gpt.train.progress import Observer
-from gpt.train.run import LIBRARIES, Run
+from gpt.train.run import LOGGERS, Run
 
 SAMPLE_TOKENS = 200
 TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb-id.txt"
-SHARE = 0.02  # of the time of a run that its picture may take
+MAX_PLOT_SHARE = 0.02  # of the time of a run
 
-Figures = Mapping[str, Any]
+Metrics = Mapping[str, Any]
 
 
-def make_observers(run: Run, say: Callable[[str], None]) -> list[Observer]:
-    """Return those that the configuration asks for; `say` prints a line."""
+def make_observers(run: Run, print_line: Callable[[str], None]) -> list[Observer]:
+    """Return the observers that the configuration asks for."""
     config = run.config
     observers: list[Observer] = []
     if config.logger == "tensorboard":
@@ -40,67 +40,67 @@ def make_observers(run: Run, say: Callable[[str], None]) -> list[Observer]:
     if config.logger == "wandb":
         observers.append(WandB(run))
     if config.plot:
-        observers.append(Picture(run, say))
+        observers.append(Plot(run, print_line))
     if config.sample_interval:
-        observers.append(Samples(run, say))
+        observers.append(Samples(run, print_line))
     return observers
 
 
-class Picture:
-    """loss.png, drawn again as the run goes; so seldom that it costs next to nothing, and once more at the end."""
+class Plot:
+    """loss.png, drawn during training, so rarely that it takes little time, and at the end."""
 
-    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
-        self.path, self.title, self.say = run.folder / PNG, run.folder.name, say
+    def __init__(self, run: Run, print_line: Callable[[str], None]) -> None:
+        self.path, self.title, self.print_line = run.folder / PNG, run.folder.name, print_line
         self.history = History.read(run.folder) if (run.folder / METRICS).exists() else History()
-        self.dirty = self.possible = True
+        self.outdated = self.possible = True
         self.next_time = 0.0
 
-    def step(self, step: int, figures: Figures) -> None:
+    def step(self, step: int, metrics: Metrics) -> None:
         """See Observer."""
         if self.possible:
-            self.history.add(step, figures)
-            self.dirty = True
-            if "val_loss" in figures and time.monotonic() >= self.next_time:
+            self.history.add(step, metrics)
+            self.outdated = True
+            if "val_loss" in metrics and time.monotonic() >= self.next_time:
                 self.draw()
 
     def draw(self) -> None:
-        """Draw it now; a line says why where that cannot be done, and the run goes on."""
+        """Draw the plot; where that fails, print a line with the reason, and the run continues."""
         started = time.monotonic()
         try:
             draw_run(self.path, self.history, self.title)
         except ImportError:
             self.possible = False
-            self.say("no picture of the losses: matplotlib is not installed (pip install matplotlib)")
+            self.print_line("no plot of the losses: matplotlib is not installed (pip install matplotlib)")
         except OSError as error:
-            self.say(f"{self.path}: not drawn: {error.strerror}")
-        gc.collect()  # a figure is all circles: left to itself, the memory of many would be held at once
+            self.print_line(f"{self.path}: not drawn: {error.strerror}")
+        gc.collect()  # figures contain reference cycles: otherwise the memory of several would be in use at once
         ended = time.monotonic()
-        self.next_time = ended + (ended - started) / SHARE
-        self.dirty = False
+        self.next_time = ended + (ended - started) / MAX_PLOT_SHARE
+        self.outdated = False
 
     def close(self) -> None:
         """See Observer."""
-        if self.possible and self.dirty and len(self.history.columns["step"]):
+        if self.possible and self.outdated and len(self.history.columns["step"]):
             self.draw()
 
 
 class Samples:
-    """samples.txt: what the model writes, every so many steps. Its numbers are its own: training is as without it."""
+    """samples.txt: texts that the model generates at regular steps. Their random numbers do not affect training."""
 
-    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
-        self.run, self.path, self.say = run, run.folder / SAMPLES, say
+    def __init__(self, run: Run, print_line: Callable[[str], None]) -> None:
+        self.run, self.path, self.print_line = run, run.folder / SAMPLES, print_line
 
-    def step(self, step: int, figures: Figures) -> None:
-        """See Observer. A line says why where the disk takes no sample, and the run goes on."""
+    def step(self, step: int, metrics: Metrics) -> None:
+        """See Observer. Where the disk is full, print a line, and the run continues."""
         if step % self.run.config.sample_interval:
             return
         try:
-            self.append(f"{SAMPLE_HEADING.format(step)}\n{self.write()}\n\n".encode())
+            self.append(f"{SAMPLE_HEADING.format(step)}\n{self.generate()}\n\n".encode())
         except OSError as error:
-            self.say(f"{self.path}: the sample of step {step} is not written: {error.strerror}")
+            self.print_line(f"{self.path}: the sample of step {step} is not written: {error.strerror}")
 
-    def write(self) -> str:
-        """What the model writes; where its weights have become no numbers, as far as it comes, and why no further."""
+    def generate(self) -> str:
+        """Generate a text; where the weights are not finite, it ends with the error."""
         text = ""
         try:
             for piece in sample(self.run, SAMPLE_TOKENS):
@@ -110,12 +110,12 @@ class Samples:
         return text
 
     def append(self, sample: bytes) -> None:
-        """Add a sample to the file, or nothing."""
+        """Append a sample to the file, completely or not at all."""
         with open_to_append(self.path) as file:
             size = os.fstat(file.fileno()).st_size
             try:
                 if (n := file.write(sample)) < len(sample):
-                    file.write(sample[n:])  # the system says why it did not take these
+                    file.write(sample[n:])  # raises the error for which the rest was not written
             except OSError:
                 file.truncate(size)
                 raise
@@ -125,13 +125,13 @@ class Samples:
 
 
 def open_to_append(path: Path) -> io.FileIO:
-    """Return a file at whose end all is written at once."""
+    """Return an unbuffered file in append mode."""
     return io.FileIO(path, "a")
 
 
 def sample(run: Run, n_tokens: int) -> Iterator[str]:
-    """Return what the model writes of its own accord, in pieces; the same at the same step of the same run."""
-    # A tokenizer with an end-of-text token would begin there, where this model never was.
+    """Return pieces of a text that the model generates, the same at the same step of the same run."""
+    # A tokenizer with an end-of-text token would begin with it, which this model has never seen.
     prompt = "" if run.tokenizer.eot is None else "\n"
     return stream_text(
         run.model, run.tokenizer, prompt, max_new_tokens=n_tokens, temperature=0.8, top_k=200, seed=run.config.seed
@@ -142,19 +142,19 @@ class TensorBoard:
     """Event files in the folder `tensorboard` of the run: tensorboard --logdir checkpoints."""
 
     def __init__(self, run: Run) -> None:
-        library = importlib.import_module(LIBRARIES["tensorboard"])
+        library = importlib.import_module(LOGGERS["tensorboard"])
         folder = run.folder / TENSORBOARD
-        again = folder.exists()
-        # What was written beyond the checkpoint is hidden: TensorBoard drops it when it meets this mark.
+        resumed = folder.exists()
+        # purge_step makes TensorBoard hide what was recorded after the checkpoint.
         self.writer = library.SummaryWriter(
-            str(folder), purge_step=run.step + 1 if again else None, filename_suffix=f".{run.step}"
+            str(folder), purge_step=run.step + 1 if resumed else None, filename_suffix=f".{run.step}"
         )
-        if not again:
+        if not resumed:
             replay(run, self)
 
-    def step(self, step: int, figures: Figures) -> None:
+    def step(self, step: int, metrics: Metrics) -> None:
         """See Observer."""
-        for name, value in flat(figures).items():
+        for name, value in flatten(metrics).items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -163,27 +163,27 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases, taken up again under its id; WANDB_MODE=offline keeps it on this machine.
+    """A run of Weights & Biases, resumed under its id; WANDB_MODE=offline keeps it on this machine.
 
-    Its server takes every step once: those that are done again after a resume have the same figures and change nothing.
+    The server accepts every step once: steps that are repeated after a resume have the same metrics and change nothing.
     """
 
     def __init__(self, run: Run) -> None:
-        library = importlib.import_module(LIBRARIES["wandb"])
+        library = importlib.import_module(LOGGERS["wandb"])
         path = run.folder / WANDB_ID
-        again = run.step > 0 and path.exists()
-        if not again:
+        resumed = run.step > 0 and path.exists()
+        if not resumed:
             path.write_text(secrets.token_hex(8), encoding="utf-8")
         self.run = library.init(
             project="tensorgrad", name=run.folder.name, dir=str(run.folder), id=path.read_text(encoding="utf-8"),
             resume="allow", config=run.config.to_dict(),
         )  # fmt: skip
-        if not again:
+        if not resumed:
             replay(run, self)
 
-    def step(self, step: int, figures: Figures) -> None:
+    def step(self, step: int, metrics: Metrics) -> None:
         """See Observer."""
-        self.run.log(flat(figures), step=step)
+        self.run.log(flatten(metrics), step=step)
 
     def close(self) -> None:
         """See Observer."""
@@ -191,17 +191,17 @@ class WandB:
 
 
 def replay(run: Run, observer: Observer) -> None:
-    """Tell an observer that is new to a run that goes on what it has missed."""
+    """Send the metrics of earlier steps to an observer that is new to a resumed run."""
     if run.step:
         with (run.folder / METRICS).open(encoding="utf-8") as lines:
             for row in map(json.loads, lines):
                 observer.step(row.pop("step"), row)
 
 
-def flat(figures: Figures) -> dict[str, float]:
-    """{"ratios": {"h.0": 1.0}} -> {"ratios/h.0": 1.0}, as the loggers want it."""
+def flatten(metrics: Metrics) -> dict[str, float]:
+    """{"ratios": {"h.0": 1.0}} -> {"ratios/h.0": 1.0}, the form that the loggers need."""
     values: dict[str, float] = {}
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if isinstance(value, Mapping):
             values |= {f"{name}/{key}": part for key, part in value.items()}
         else:

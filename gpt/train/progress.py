@@ -1,4 +1,4 @@
-"""What a run shows and writes as it goes: a bar, a line per validation, metrics.jsonl, timing.jsonl."""
+"""What a run shows and writes during training: a bar, a line per validation, metrics.jsonl and timing.jsonl."""
 
 from __future__ import annotations
 
@@ -10,58 +10,59 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from gpt.checkpoint.metrics import METRICS, TIMING, LineFile
+from gpt.checkpoint.files import METRICS, TIMING
+from gpt.train.metrics import JSONLines
 
 
 class Observer(Protocol):
-    """Something else that wants to know how a run goes."""
+    """Receives the metrics of every step (observers.py has several)."""
 
-    def step(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Learn what a step came to: loss, lr, grad_norm, tokens_per_s; where there are some, val_loss and ratios."""
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Take the metrics of a step: loss, lr, grad_norm, tokens_per_s and, at some steps, val_loss and ratios."""
 
     def close(self) -> None:
-        """The run stops here."""
+        """Finish: the run ends here."""
 
 
 class Progress:
-    """Takes every step's figures; use it in a `with`.
+    """Shows and writes the metrics of every step; use it in a `with`.
 
-    Each step becomes one line of JSON in `folder/metrics.jsonl` and, for its speed, one in
-    `folder/timing.jsonl`, and moves the bar, which is there only when stderr is a terminal. A
-    validation becomes a line on stdout. With `patient` a full disk does not end the run.
+    Each step is a line of JSON in `folder/metrics.jsonl`, a line with its speed in `folder/timing.jsonl`, and moves the
+    bar, which is shown only where stderr is a terminal. A validation is a line on stdout. With `retry` a full disk does
+    not end the run.
     """
 
-    def __init__(self, folder: Path, *, step: int, max_iters: int, patient: bool = False) -> None:
-        self.metrics = LineFile(folder / METRICS, patient=patient)
-        self.timing = LineFile(folder / TIMING, patient=patient)
-        bar, off = (notebook_bar, False) if in_notebook() else (tqdm, None)  # None: where stderr is no terminal
+    def __init__(self, folder: Path, *, step: int, max_iters: int, retry: bool = False) -> None:
+        self.metrics = JSONLines(folder / METRICS, retry=retry)
+        self.timing = JSONLines(folder / TIMING, retry=retry)
+        bar, disable = (notebook_bar, False) if in_notebook() else (tqdm, None)  # None: where stderr is no terminal
         self.bar = bar(
-            total=max_iters, initial=step, disable=off, dynamic_ncols=True,
+            total=max_iters, initial=step, disable=disable, dynamic_ncols=True,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}",
         )  # fmt: skip
-        self.observers: list[Observer] = []  # gpt/train/observers.py has them
+        self.observers: list[Observer] = []
         self.first, self.max_iters = step, max_iters
         self.started = time.perf_counter()
 
-    def step(self, step: int, *, tokens_per_s: int, **figures: Any) -> None:
+    def step(self, step: int, *, tokens_per_s: int, **metrics: Any) -> None:
         """Record one step: its speed, then loss, lr, grad_norm and, at a validation, val_loss."""
-        self.metrics.write({"step": step, **figures})
+        self.metrics.write({"step": step, **metrics})
         self.timing.write({"step": step, "tokens_per_s": tokens_per_s})
-        self.bar.set_postfix_str(f"loss {figures['loss']:.3f}, {tokens_per_s:,} tokens/s", refresh=False)
+        self.bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {tokens_per_s:,} tokens/s", refresh=False)
         self.bar.update()
-        if "val_loss" in figures:
-            self.say(self._line(step, tokens_per_s=tokens_per_s, **figures))
+        if "val_loss" in metrics:
+            self.print(self._line(step, tokens_per_s=tokens_per_s, **metrics))
         for observer in self.observers:
-            observer.step(step, {**figures, "tokens_per_s": tokens_per_s})
+            observer.step(step, {**metrics, "tokens_per_s": tokens_per_s})
 
     def sync(self) -> None:
         """Wait until the metrics are on the disk."""
         self.metrics.sync()
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line on stdout, above the bar."""
         self.bar.write(text)
-        sys.stdout.flush()  # a log file should not lag behind
+        sys.stdout.flush()  # so that a log file is up to date
 
     def _line(self, step: int, *, loss: float, lr: float, tokens_per_s: int, val_loss: float, **_: Any) -> str:
         per_step = (time.perf_counter() - self.started) / (step - self.first)
@@ -82,37 +83,37 @@ class Progress:
         self.timing.close()
 
 
+class NoProgress(Progress):
+    """Shows and writes nothing: of several processes that train together, only rank 0 does."""
+
+    def __init__(self) -> None:
+        pass
+
+    def step(self, step: int, *, tokens_per_s: int, **metrics: Any) -> None:
+        """Do nothing."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def print(self, text: str) -> None:
+        """Do nothing."""
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 def in_notebook() -> bool:
-    """Whether this program is a notebook's: there a bar is a widget, and stderr no terminal."""
+    """Whether this program runs in a notebook, where a bar is a widget although stderr is no terminal."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and "IPKernelApp" in shell.config
 
 
 def notebook_bar(**options: Any) -> Any:
-    """Return tqdm's bar for notebooks, or its plain one where they lack the widgets for it."""
+    """Return tqdm's bar for notebooks, or its plain one where the widgets are not installed."""
     from tqdm.notebook import tqdm as notebook_tqdm
 
     try:
         return notebook_tqdm(**options)
     except ImportError:
         return tqdm(**options)
-
-
-class Unseen(Progress):
-    """What a process of a group has that leaves showing and writing to another."""
-
-    def __init__(self) -> None:
-        pass
-
-    def step(self, step: int, *, tokens_per_s: int, **figures: Any) -> None:
-        """Nothing."""
-
-    def sync(self) -> None:
-        """Nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def __exit__(self, *error: object) -> None:
-        pass

@@ -1,4 +1,4 @@
-"""Saving as a run goes: beside the next steps where that is wanted, and what to do when it fails."""
+"""Saving checkpoints during training, in a background thread by default, and what happens when that fails."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from gpt.train.run import Run
 
 
 class Saver:
-    """Writes the checkpoints of a run, one at a time; use it in a `with`, whose end waits for the last.
+    """Writes the checkpoints of a run, one at a time; use it in a `with`, which waits for the last one at its end.
 
-    With `async_save` the state is copied and a thread writes the copy while training goes on, which changes nothing
-    about the result. What goes wrong there comes up at the next save or at the end: it stops the run, or with
-    `on_save_error` "continue" is said and tried again with the next checkpoint, but for the last one of the run.
+    With `async_save` the state is copied, and a thread writes the copy while training continues, with the same result.
+    An error there is raised at the next save or at the end and stops the run; with `on_save_error` "continue" it is
+    printed instead, and the next checkpoint tries again. The last checkpoint of a run has to succeed.
     """
 
     def __init__(self, run: Run, progress: Progress) -> None:
         self.run = run
         self.progress = progress
-        self._snapshot: Snapshot | None = None  # its memory serves every time
+        self._snapshot: Snapshot | None = None  # its memory is reused
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
     def save(self, *, last: bool = False) -> None:
-        """Save where the run stands. The last checkpoint of a run is written before this returns."""
+        """Save the present state of the run. The last checkpoint is written before this returns."""
         run = self.run
-        if run.group.rank:  # the first process of the group has all that this one has
+        if run.group.rank:  # rank 0 has the same state, and writes it
             run.saved_step = run.step
             return
         self.wait()
-        self.progress.sync()  # a checkpoint is not to know of steps that the metrics have lost
+        self.progress.sync()  # a checkpoint must not contain steps that are missing from the metrics
         background = run.config.async_save and not last
         snapshot = Snapshot.take(
             state_of(run), run.model, run.optimizer, run.tokenizer, into=self._snapshot, copy=background
         )
-        if broken := first_nonfinite({**snapshot.weights, **snapshot.moments}):
+        if name := first_nonfinite({**snapshot.weights, **snapshot.moments}):
             raise UserError(
-                f"step {run.step}: the update has made {broken} not finite, so it is not saved: a lower --lr may help, "
-                f"or --grad-clip. Checkpoints in {run.folder} are from before"
+                f"step {run.step}: the update has made {name} not finite, so it is not saved: a lower --lr or "
+                f"--grad-clip may help. The checkpoints in {run.folder} are of earlier steps"
             )
         if background:
             self._snapshot = snapshot
-            # A daemon: a second Ctrl-C does not wait for it, and half a checkpoint has no name yet.
+            # A daemon: a second Ctrl-C does not wait for it, and an incomplete checkpoint has no name yet.
             self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)
             self._thread.start()
         else:
@@ -60,28 +60,28 @@ class Saver:
             self._report(stop=last)
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written, and write that of the last step where it is not there yet."""
+        """Wait for the checkpoint that is being written, and save the last step if it is not yet saved."""
         self.wait()
         if self.run.saved_step != self.run.step:
             self.save(last=True)
 
     @contextmanager
-    def saving_first(self, settle: Callable[[], None]) -> Iterator[None]:
-        """In a `with`, between two steps: an error of the user's ends the run, but not before it is saved.
+    def save_on_error(self, flush: Callable[[], None]) -> Iterator[None]:
+        """In a `with`, between two steps: save the run before an error of the user ends it.
 
-        So does a reader of what is printed who is gone, as `tee` is after a Ctrl-C that was meant for both. Before that
-        `settle` is called, which writes down those of its steps that were still to be read.
+        The same where the reader of stdout has gone, as `tee` has after a Ctrl-C that was meant for both. `flush` is
+        called first, and writes the metrics of steps that are still in the buffer.
         """
         try:
             yield
         except (UserError, BrokenPipeError):
             if self.run.step:
-                settle()
+                flush()
                 self.finish()
             raise
 
     def wait(self) -> None:
-        """Wait for the checkpoint that is being written; UserError where it went wrong and that is to stop the run."""
+        """Wait for the checkpoint that is being written; raise its error where that stops the run."""
         self._join()
         self._report(stop=False)
 
@@ -89,7 +89,7 @@ class Saver:
         try:
             write_checkpoint(self.run.folder, snapshot, self.run.config.keep_checkpoints)
             self.run.saved_step = snapshot.state.step
-        except Exception as error:  # it is to come up where training can see it
+        except Exception as error:  # raised by _report, in the main thread
             self._error = error
 
     def _join(self) -> None:
@@ -103,7 +103,7 @@ class Saver:
             return
         if stop or self.run.config.on_save_error == "stop" or not isinstance(error, UserError):
             raise error
-        self.progress.say(f"{error}; training goes on")
+        self.progress.print(f"{error}; training continues")
 
     def __enter__(self) -> Saver:
         return self
@@ -113,23 +113,23 @@ class Saver:
     ) -> None:
         if kind is None:
             self.wait()
-        elif issubclass(kind, Exception):  # it is not to be hidden by another, but the checkpoint is to be whole
+        elif issubclass(kind, Exception):  # let the checkpoint be completed, but do not hide this error by its error
             self._join()
             if self._error is not None:
-                self.progress.say(str(self._error))
+                self.progress.print(str(self._error))
 
 
 def first_nonfinite(arrays: Mapping[str, Any]) -> str | None:
     """Return the name of the first array with a nan or an infinity."""
     for name, a in arrays.items():
-        # The sum is not finite where an element is not, and needs no second array; if it is not, look closely.
+        # A sum is not finite where an element is not, and needs no second array; only then look at every element.
         if not math.isfinite(float(a.sum())) and not bool(np.isfinite(tg.Tensor(a).numpy()).all()):
             return name
     return None
 
 
 def state_of(run: Run) -> RunState:
-    """Return where a run stands, beside its weights and moments."""
+    """Return the state of a run besides its weights and moments."""
     return RunState(
         step=run.step,
         model_config=run.model.config,

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, a terminal that is closed: the first ends a run after its step, a second ends it at once."""
+"""Ctrl-C, SIGTERM, a closed terminal: the first ends a run after its step, a second ends it at once."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from typing import Any
 
 from tensorgrad.distributed import Communicator
 
-SIGHUP = getattr(signal, "SIGHUP", None)  # the terminal is gone; Windows has no such signal
+SIGHUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has no such signal
 NOTE = "\nfinishing this step and saving; once more stops at once\n"
 
 
 class StopSignals:
-    """In a `with`: the first Ctrl-C, SIGTERM or SIGHUP is only noted, a second acts as it always did.
+    """In a `with`: the first Ctrl-C, SIGTERM or SIGHUP is recorded; a second acts as usual.
 
-    SIGHUP is not where it is ignored, as under nohup. What is printed after it goes nowhere.
+    SIGHUP remains ignored where it is ignored, as under nohup; after it, output to the terminal is discarded.
 
-    received: the signal's number, 0 before there is one. On a terminal a line says what is going on.
+    received: the number of the signal, 0 before there is one. On a terminal, a line tells the user.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
-    def anywhere(self, group: Communicator) -> int:
-        """The number of the signal that any process of the group has received: the same for all of them."""
+    def received_by_any(self, group: Communicator) -> int:
+        """Return the number of a signal that any process of the group has received, the same in all of them."""
         if group.size == 1:
             return self.received
         return int(group.gather([self.received]).max())
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()
         if number == SIGHUP:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for descriptor in self._terminals:  # to write there would be an error now
-                os.dup2(nowhere, descriptor)
-            os.close(nowhere)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            for descriptor in self._terminals:  # writing to a closed terminal would be an error
+                os.dup2(devnull, descriptor)
+            os.close(devnull)
         if sys.stderr is not None and sys.stderr.isatty():
-            os.write(2, NOTE.encode())  # print may be what the signal has interrupted, and cannot be entered again
+            os.write(2, NOTE.encode())  # the signal may have interrupted print, which cannot be called again then
 
     def _restore(self) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     def __enter__(self) -> StopSignals:
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._handle)
             if SIGHUP is not None and signal.getsignal(SIGHUP) is not signal.SIG_IGN:
-                self._before[SIGHUP] = signal.signal(SIGHUP, self._note)
+                self._previous[SIGHUP] = signal.signal(SIGHUP, self._handle)
         except ValueError:
-            pass  # not the main thread: signals are not ours to handle
+            pass  # only the main thread can handle signals
         return self
 
     def __exit__(self, *error: object) -> None:

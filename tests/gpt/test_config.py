@@ -1,4 +1,4 @@
-"""The two configurations: what they hold, what they refuse, and the names for the usual ones."""
+"""The two configurations: their fields, the values that they refuse, and the presets."""
 
 import json
 import math
@@ -19,6 +19,7 @@ from gpt.config import (
     TrainConfig,
     nearest,
 )
+from gpt.model import GPT
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ from gpt.config import (
         (GPT_CONFIG_SHAKESPEARE_CHAR, 6, 6, 384, 65, 256, False, 0.2),
     ],
 )
-def test_the_usual_models(
+def test_the_preset_models(
     config: dict[str, Any], n_layer: int, n_head: int, n_embd: int, vocab_size: int,
     block_size: int, bias: bool, dropout: float,
 ) -> None:  # fmt: skip
@@ -40,6 +41,21 @@ def test_the_usual_models(
         block_size=block_size, vocab_size=vocab_size, n_layer=n_layer, n_head=n_head,
         n_embd=n_embd, dropout=dropout, bias=bias,
     )  # fmt: skip
+
+
+def test_the_names_of_llms_from_scratch_are_answered_with_ours() -> None:
+    theirs = {
+        "vocab_size": 50257, "context_length": 1024, "emb_dim": 768, "n_heads": 12, "n_layers": 12,
+        "drop_rate": 0.1, "qkv_bias": False,
+    }  # fmt: skip
+    for build in (GPTConfig.from_dict, GPT):
+        with pytest.raises(ValueError) as error:
+            build(theirs)
+        assert str(error.value) == (
+            "unknown key 'context_length' in a model configuration; here context_length is called block_size, "
+            "emb_dim is called n_embd, n_heads is called n_head, n_layers is called n_layer, "
+            "drop_rate is called dropout, qkv_bias is called bias"
+        )
 
 
 def test_the_defaults_of_the_model_are_gpt2() -> None:
@@ -69,7 +85,7 @@ def test_named_configurations_train_the_models_they_are_named_after() -> None:
     [
         (
             {"n_embd": 130, "n_head": 4},
-            "n_embd 130 is not divisible by n_head 4: every head takes an equal share of the width",
+            "n_embd 130 is not divisible by n_head 4: every head gets an equal share of it",
         ),
         ({"n_layer": 0}, "n_layer must be at least 1, not 0"),
         ({"block_size": -1}, "block_size must be at least 1, not -1"),
@@ -79,11 +95,12 @@ def test_named_configurations_train_the_models_they_are_named_after() -> None:
         ({"n_head": True}, "n_head must be int, not True"),
         ({"bias": 1}, "bias must be bool, not 1"),
         ({"n_embd": "768"}, "n_embd must be int, not '768'"),
-        ({"n_layers": 2}, "unknown key 'n_layers' in a model configuration; did you mean n_layer?"),
+        ({"n_layer_": 2}, "unknown key 'n_layer_' in a model configuration; did you mean n_layer?"),
+        ({"n_layers": 2}, "unknown key 'n_layers' in a model configuration; here n_layers is called n_layer"),
         ({"colour": 2}, "unknown key 'colour' in a model configuration"),
     ],
 )
-def test_a_model_that_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:
+def test_an_invalid_model_configuration_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
         GPTConfig.from_dict(values)
     assert str(error.value) == message
@@ -111,19 +128,19 @@ def test_a_model_that_cannot_be_is_refused(values: dict[str, Any], message: str)
         ({"lr_decay_iters": 0}, "lr_decay_iters must be at least 1, not 0"),
         ({"seed": -1}, r"seed must be at least 0 and below 2\*\*64, not -1"),
         ({"seed": 2**64}, "seed must be at least 0 and below"),
-        ({"vocab_size": 300}, "vocab_size 300 is how much tokenizer bpe learns; char has tokens"),
+        ({"vocab_size": 300}, "vocab_size 300 is for tokenizer bpe; char determines its own vocabulary"),
         ({"tokenizer": "bpe", "vocab_size": 0}, "vocab_size must be at least 1, not 0"),
         ({"learning_rat": 1}, "unknown key 'learning_rat' in a training configuration"),
         ({"max_iter": 1}, "unknown key 'max_iter' .*; did you mean max_iters?"),
     ],
 )
-def test_a_run_that_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:
+def test_an_invalid_training_configuration_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}") as error:
         TrainConfig.from_dict(values)
     assert "\n" not in str(error.value)
 
 
-def test_a_whole_number_will_do_where_a_float_is_meant() -> None:
+def test_an_int_is_accepted_for_a_float() -> None:
     assert TrainConfig(lr=1, min_lr=0, grad_clip=1).lr == 1
 
 
@@ -132,12 +149,12 @@ def test_a_configuration_survives_json(config: GPTConfig | TrainConfig) -> None:
     assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_every_setting_of_a_run_has_a_place_and_a_text_in_the_help() -> None:
+def test_every_setting_has_a_group_and_a_text_in_the_help() -> None:
     for field in fields(TrainConfig):
         assert field.metadata["group"] in ("data", "model", "training", "run")
         assert field.metadata["help"]
 
 
-def test_nearest_says_nothing_when_nothing_is_near() -> None:
+def test_nearest_is_empty_where_no_name_is_close() -> None:
     assert nearest("beta", ["beta1", "gamma"]) == "; did you mean beta1?"
     assert nearest("xyz", ["beta1", "gamma"]) == ""

@@ -136,7 +136,7 @@ def test_a_prompt_longer_than_the_window_works_and_says_so(checkpoint: Path, cal
     prompt = "or not to be: that is"
     status, out, err = call("--prompt", prompt, "--temperature=0", "--max-new-tokens=9")
     assert status == 0
-    assert "the prompt has 21 tokens and the window 8: the last 8 count" in err
+    assert "the prompt has 21 tokens and the window 8: the model sees the last 8" in err
     cropped = call("--prompt", prompt[-WINDOW:], "--temperature=0", "--max-new-tokens=9")
     assert out == prompt[:-WINDOW] + cropped[1]
     assert "window" not in cropped[2]
@@ -167,14 +167,14 @@ def refused(answer: tuple[int, str, str]) -> str:
         (["--num_sample=1"], "unknown flag --num_sample; did you mean --num-samples?"),
         (["--backend=numpyy"], "unknown value 'numpyy'; did you mean numpy?"),
         (["--temperature=-1"], "temperature must be at least 0"),
-        (["--top-k=0"], "top_k must be a whole number from 1"),
+        (["--top-k=0"], "top_k must be a whole number of at least 1"),
         (["--top-p=0"], "top_p must be above 0"),
         (["--repetition-penalty=0"], "repetition_penalty must be above 0"),
         (["--max-new-tokens=-1"], "max_new_tokens must be at least 0"),
         (["--num-samples=0"], "--num-samples must be at least 1, not 0"),
         (["--seed=-3"], "seed: -3 is not"),
         (["--stop="], "stop must not be an empty text"),
-        (["--prompt=Zebra"], "never seen 'Z'"),
+        (["--prompt=Zebra"], "does not have 'Z'"),
         (["--prompt=FILE:none.txt"], "none.txt: No such file or directory"),
         (["--checkpoint=none"], "none: no such checkpoint"),
         (["--checkpoint=checkpoints/run/step-000005/state.json"], "this is a file"),

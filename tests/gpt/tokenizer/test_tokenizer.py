@@ -1,4 +1,4 @@
-"""The three tokenizers: published counts, exact round trips, files, and what they refuse."""
+"""The three tokenizers: published counts, exact round trips, and errors."""
 
 import codecs
 import logging
@@ -68,7 +68,7 @@ def test_bpe_vocabulary_counts_end_of_text(bpe: BPETokenizer) -> None:
 @given(text=texts)
 @example(text="")
 @example(text=f"{END_OF_TEXT}a{END_OF_TEXT}")
-def test_any_text_comes_back(text: str, bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
+def test_any_text_round_trips(text: str, bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
     for tokenizer in (bpe, gpt2, CharTokenizer.train(text + "x")):
         for allow_special in (False, True):
             ids = tokenizer.encode(text, allow_special=allow_special)
@@ -78,7 +78,7 @@ def test_any_text_comes_back(text: str, bpe: BPETokenizer, gpt2: GPT2Tokenizer) 
 
 
 @pytest.mark.parametrize("text", [" " * 1_000_100 + "x", "\n" * 1_000_100 + "x"], ids=["spaces", "lines"])
-def test_a_million_spaces_come_back(text: str, bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
+def test_a_million_spaces_round_trip(text: str, bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
     for tokenizer in (bpe, gpt2):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -97,7 +97,7 @@ def test_characters_have_no_special_token() -> None:
     assert len(tokenizer.encode(END_OF_TEXT, allow_special=True)) == len(END_OF_TEXT)
 
 
-def test_bytes_of_single_tokens_stream_as_text(bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
+def test_bytes_of_single_tokens_decode_as_a_stream(bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
     text = "naïve 👩‍👩‍👧 東京"
     for tokenizer in (bpe, gpt2, CharTokenizer.train(text)):
         utf8 = codecs.getincrementaldecoder("utf-8")()
@@ -110,13 +110,13 @@ def test_part_of_a_character_decodes_as_a_replacement(bpe: BPETokenizer) -> None
     assert bpe.decode(ids[:1]) == "\N{REPLACEMENT CHARACTER}"
 
 
-def test_ids_may_be_numpys(tokenizer: Tokenizer) -> None:
+def test_ids_may_be_numpy_integers(tokenizer: Tokenizer) -> None:
     ids = np.array(tokenizer.encode("a summer's day"), dtype=np.uint16)
     assert tokenizer.decode(ids) == "a summer's day"
 
 
 # --------------------------------------------------------------------------------------------------
-# What they refuse
+# Errors
 
 
 def test_unknown_characters_are_named() -> None:
@@ -125,9 +125,9 @@ def test_unknown_characters_are_named() -> None:
         tokenizer.encode("cab é\té")
     assert caught.value.positions == {" ": 3, "é": 4, "\t": 5}
     message = str(caught.value)
-    named = "never seen ' ' (U+0020) at position 3, 'é' (U+00E9) at position 4, '\\t' (U+0009)"
+    named = "does not have ' ' (U+0020) at position 3, 'é' (U+00E9) at position 4, '\\t' (U+0009)"
     assert named in message
-    assert "it knows 3 characters" in message
+    assert "vocabulary, of 3 characters" in message
     assert "--tokenizer bpe" in message
     assert "\n" not in message
 
@@ -138,17 +138,17 @@ def test_only_some_of_many_unknown_characters_are_named() -> None:
 
 
 @pytest.mark.parametrize("text", ["a\ud800", "a\udfff!", "a\udc00\ud800"])
-def test_half_a_utf16_pair_is_refused(tokenizer: Tokenizer, text: str) -> None:
-    with pytest.raises(TokenizerError, match="position 1 is half of a UTF-16 pair"):
+def test_an_unpaired_surrogate_is_refused(tokenizer: Tokenizer, text: str) -> None:
+    with pytest.raises(TokenizerError, match="position 1 is an unpaired UTF-16 surrogate"):
         tokenizer.encode(text)
-    with pytest.raises(TokenizerError, match="position 1 is half of a UTF-16 pair"):
+    with pytest.raises(TokenizerError, match="position 1 is an unpaired UTF-16 surrogate"):
         CharTokenizer.train(text)
-    with pytest.raises(TokenizerError, match="position 1 is half of a UTF-16 pair"):
+    with pytest.raises(TokenizerError, match="position 1 is an unpaired UTF-16 surrogate"):
         BPETokenizer.train(text, 300)
 
 
 def test_only_text_can_be_encoded(tokenizer: Tokenizer) -> None:
-    with pytest.raises(TypeError, match="takes str, not bytes"):
+    with pytest.raises(TypeError, match="encodes str, not bytes"):
         tokenizer.encode(b"abc")  # type: ignore[arg-type]
 
 
@@ -180,20 +180,20 @@ def test_the_smallest_vocabulary_is_bytes() -> None:
     assert tokenizer.encode("aé") == [97, 0xC3, 0xA9]
 
 
-def test_nothing_can_be_learnt_from_nothing() -> None:
+def test_an_empty_text_is_refused() -> None:
     with pytest.raises(TokenizerError, match="text is empty"):
         CharTokenizer.train("")
     with pytest.raises(TokenizerError, match="text is empty"):
         BPETokenizer.train("", 300)
 
 
-def test_a_text_too_short_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_text_too_short_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         tokenizer = BPETokenizer.train("abc", 4096)
     assert tokenizer.vocab_size == 256 + 2 + 1
-    assert caplog.messages == ["the text is too short for a vocabulary of 4096: nothing is left to merge at 259"]
+    assert caplog.messages == ["the text is too short for a vocabulary of 4096: no pair is left to merge after 259"]
 
 
-def test_a_text_long_enough_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_text_long_enough_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     BPETokenizer.train("abc", 259)
     assert caplog.messages == []

@@ -1,4 +1,4 @@
-"""tokenizer.json: saved whole or not at all, loaded as it was, and refused where it is damaged."""
+"""tokenizer.json: saved completely or not at all, loaded unchanged, and refused where it is damaged."""
 
 import base64
 import json
@@ -66,7 +66,7 @@ def test_a_save_never_writes_into_the_old_file(tmp_path: Path, bpe: BPETokenizer
     assert load_tokenizer(path).to_dict() == bpe.to_dict()
 
 
-def test_what_could_not_be_loaded_is_not_saved(
+def test_a_file_too_large_to_load_is_not_saved(
     tmp_path: Path, bpe: BPETokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = bpe.save(tmp_path)
@@ -82,8 +82,8 @@ def test_what_could_not_be_loaded_is_not_saved(
 
 
 def bpe_entries(**changes: Any) -> dict[str, Any]:
-    learnt = [base64.b64encode(token).decode() for token in (b"ab", b"abc")]
-    entries = {"version": 1, "type": "bpe", "pattern": GPT4_PATTERN, "tokens": learnt} | changes
+    learned = [base64.b64encode(token).decode() for token in (b"ab", b"abc")]
+    entries = {"version": 1, "type": "bpe", "pattern": GPT4_PATTERN, "tokens": learned} | changes
     return {key: value for key, value in entries.items() if value is not None}
 
 
@@ -91,7 +91,7 @@ def char_entries(**changes: Any) -> dict[str, Any]:
     return {"version": 1, "type": "char", "characters": "abc"} | changes
 
 
-def test_the_entries_to_be_damaged_are_right() -> None:
+def test_the_undamaged_entries_load() -> None:
     assert tokenizer_from_dict(char_entries()).encode("cab") == [2, 0, 1]
     assert tokenizer_from_dict(bpe_entries()).encode("abc ab") == [257, 32, 256]
 
@@ -121,11 +121,11 @@ def test_the_entries_to_be_damaged_are_right() -> None:
         (char_entries(characters=""), "there are no characters"),
         (char_entries(characters="aab"), "not sorted and distinct"),
         (char_entries(characters="ba"), "not sorted and distinct"),
-        (char_entries(characters="a\ud800"), "half of a UTF-16 pair"),
+        (char_entries(characters="a\ud800"), "an unpaired UTF-16 surrogate"),
         (char_entries(characters=["a"]), "'characters' is list, not str"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_is_wrong(entries: Any, message: str, tmp_path: Path) -> None:
+def test_the_error_of_a_damaged_file_names_it_and_what_is_wrong(entries: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(entries))
     with pytest.raises(TokenizerError) as caught:
@@ -138,16 +138,16 @@ def test_a_damaged_file_is_named_with_what_is_wrong(entries: Any, message: str, 
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"version": 1' + b"0" * 5000 + b"}", b"\x80\x04K\x01."],
-    ids=["empty", "cut off", "not UTF-8", "nested", "long number", "pickle"],
+    ids=["empty", "truncated", "not UTF-8", "nested", "long number", "pickle"],
 )
-def test_a_file_that_is_no_json_is_named(content: bytes, tmp_path: Path) -> None:
+def test_the_error_of_a_file_that_is_not_json_names_it(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(TokenizerError, match="tokenizer.json: not JSON "):
         load_tokenizer(path)
 
 
-def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+def test_a_file_truncated_anywhere_is_refused(tmp_path: Path) -> None:
     path = BPETokenizer.train("abcabc", 260).save(tmp_path)
     whole = path.read_bytes()
     for length in range(len(whole)):
@@ -168,8 +168,8 @@ json_values = st.recursive(
     key=st.sampled_from(["version", "type", "pattern", "tokens", "characters", "more"]),
     value=json_values,
 )
-def test_any_entry_is_read_or_refused(entries: dict[str, Any], key: str, value: Any) -> None:
-    """Nothing that JSON can hold gets further than a TokenizerError."""
+def test_any_entry_is_accepted_or_refused(entries: dict[str, Any], key: str, value: Any) -> None:
+    """No JSON value raises anything but TokenizerError."""
     try:
         tokenizer = tokenizer_from_dict(entries | {key: value})
     except TokenizerError:
@@ -177,6 +177,6 @@ def test_any_entry_is_read_or_refused(entries: dict[str, Any], key: str, value: 
     assert tokenizer_from_dict(tokenizer.to_dict()).to_dict() == tokenizer.to_dict()
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: No such file"):
         load_tokenizer(tmp_path)

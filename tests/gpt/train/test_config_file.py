@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt import config as config_module
-from gpt.checkpoint.metrics import CONFIG
+from gpt.checkpoint.files import CONFIG
 from gpt.config import GPTConfig, TrainConfig, UserError
-from gpt.train.config_file import describe, to_toml, write_config
-from gpt.train.flags import Arguments, parse, read_config
+from gpt.train.config_file import describe, read_config, to_toml, write_config
+from gpt.train.flags import Arguments, parse
 from gpt.train.loop import train
 from gpt.train.run import make_run, new_run
 

@@ -162,7 +162,7 @@ def test_the_memory_of_a_run_is_predicted_within_a_tenth(flags: list[str]) -> No
     """A dry run in one process, the run itself in another, and the most that the system saw it hold."""
     command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--n-head=4", *flags]
     said = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"^memory +([\d,.]+) MB at the most", said, re.MULTILINE)
+    found = re.search(r"^memory +([\d,.]+) MB at most", said, re.MULTILINE)
     assert found is not None
     predicted = float(found[1].replace(",", "")) * 1e6
     program = (
@@ -195,8 +195,9 @@ def test_everything_is_said_and_nothing_written(
     out = capsys.readouterr().out
     n = count_parameters(GPTConfig(16, 28, 2, 2, 32, 0.0, False))
     assert f"{n.total:,} parameters, {n.total - n.embeddings:,} without embeddings" in out
-    for word in ("a token", "moments", "gradients, kept over 2 batches", "(recomputed)", "logits", "ms a step", "disk"):
-        assert word in out
+    for text in ("per token", "moments", "gradients, kept over 2 batches", "(recomputed)", "logits", "ms per step"):
+        assert text in out
+    assert "disk" in out
     assert "for 4 steps and 2 validations" in out
     assert "grad_accum 2" in out
 
@@ -205,8 +206,8 @@ def test_what_does_not_fit_is_not_tried(capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setattr(module, "available_memory", lambda: 1000)
     assert call(monkeypatch, *SMALL, "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "time     not measured: " in out and "1 kB are free" in out
-    assert "ms a step" not in out
+    assert "time     not measured: " in out and "1 kB are available" in out
+    assert "ms per step" not in out
 
 
 def test_of_a_run_to_resume_what_is_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpt.checkpoint import load_checkpoint
-from gpt.checkpoint.metrics import METRICS
-from gpt.checkpoint.step_folders import steps_after
+from gpt.checkpoint.files import METRICS
+from gpt.checkpoint.steps import steps_after
 
 ROOT = Path(__file__).parents[3]
 SETTINGS = [
@@ -48,7 +48,7 @@ def run_train(*argv: str, meanwhile: Callable[[], None] | None = None) -> tuple[
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if "training goes on" in line and meanwhile is not None:
+            if "training continues" in line and meanwhile is not None:
                 meanwhile()
         assert process.stderr is not None
         err = process.stderr.read()
@@ -79,7 +79,7 @@ def test_the_run_goes_on_if_told_so(disk: Path) -> None:
 
     status, out, err = run_train(*SETTINGS, "--on-save-error=continue", meanwhile=make_room)
     assert (status, err) == (0, "")
-    assert "earlier ones are whole; training goes on" in out
+    assert "earlier ones are complete; training continues" in out
     assert load_checkpoint(disk / "run").state.step == 40
     assert (disk / "run" / METRICS).read_bytes().count(b"\n") == 40
 
@@ -87,7 +87,7 @@ def test_the_run_goes_on_if_told_so(disk: Path) -> None:
 def test_to_the_end_without_room_for_the_last_is_an_error(disk: Path) -> None:
     status, out, err = run_train(*SETTINGS, "--on-save-error=continue")
     assert status == 2
-    assert "training goes on" in out
+    assert "training continues" in out
     assert err.startswith("train.py: error: disk/run/step-000040: cannot be saved: ")
     for folder in steps_after(disk / "run", -1):
         load_checkpoint(folder)

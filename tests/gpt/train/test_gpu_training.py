@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import tensorgrad as tg
-from gpt.checkpoint.metrics import METRICS
+from gpt.checkpoint.files import METRICS
 from gpt.config import TrainConfig, UserError
 from gpt.train.flags import Arguments
 from gpt.train.loop import batch_of, train

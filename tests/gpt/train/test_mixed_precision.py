@@ -13,10 +13,11 @@ import pytest
 
 import tensorgrad as tg
 from gpt.checkpoint import load_checkpoint
+from gpt.checkpoint.files import METRICS
 from gpt.config import TrainConfig, UserError
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
-from gpt.train.progress import METRICS, Progress
+from gpt.train.progress import Progress
 from gpt.train.run import Run, make_run, new_run
 
 pytest.importorskip("ml_dtypes")
@@ -169,7 +170,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="dtype tf32: a format of NVIDIA's tensor cores, and numpy is not on a GPU"):
         new_run(small(dtype="tf32", out="run"))
     train(new_run(small(max_iters=1, out="run")))
-    with pytest.raises(UserError, match="dtype bfloat16: the run to resume has float32, and that cannot change"):
+    with pytest.raises(UserError, match="dtype bfloat16: the run to resume has float32, which cannot be changed"):
         make_run(Arguments(given={"dtype": "bfloat16", "max_iters": 2}, resume="run"))
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     with pytest.raises(UserError, match="dtype bfloat16: NumPy has no such numbers without ml_dtypes: pip install"):

@@ -12,14 +12,13 @@ import pytest
 
 import tensorgrad as tg
 from gpt.checkpoint import load_checkpoint
-from gpt.checkpoint.metrics import METRICS
-from gpt.checkpoint.step_folders import steps_after
+from gpt.checkpoint.files import METRICS
+from gpt.checkpoint.steps import steps_after
 from gpt.config import TrainConfig, UserError
 from gpt.train import loop as trainer
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
-from gpt.train.nonfinite import BATCH, find_culprit
-from gpt.train.replay import replay
+from gpt.train.nonfinite import BATCH, find_cause, replay
 from gpt.train.run import Run, make_run, new_run
 from gpt.train.saver import first_nonfinite
 
@@ -96,7 +95,7 @@ def test_skipped_steps_change_nothing_and_are_counted(capsys: pytest.CaptureFixt
     assert [row.get("skipped", 0) for row in rows] == [0] * 5 + [1] * 7
     assert rows[5]["loss"] is None or rows[5]["grad_norm"] is None
     assert run.optimizer.step_count == 11
-    lines = [line for line in capsys.readouterr().out.splitlines() if "Skipped, as all such steps will be" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "This and later such steps are skipped" in line]
     assert len(lines) == 1
     assert load_checkpoint("run").state.skipped == 1
     resumed = make_run(Arguments(given={"max_iters": 13, "data": "text.txt"}, resume="run"))
@@ -120,7 +119,7 @@ def test_replay_repeats_the_step(capsys: pytest.CaptureFixture[str]) -> None:
         assert "nan" not in lines[3]
         assert "inf" not in lines[3]
         assert lines[4].strip().startswith("largest gradients: ")
-        assert lines[5] == "so       it is the range of float32 that the values leave: the mathematics is sound"
+        assert lines[5] == "result   the values exceed the range of float32: the mathematics is correct"
 
 
 def test_replay_where_more_digits_do_not_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,13 +130,13 @@ def test_replay_where_more_digits_do_not_help(capsys: pytest.CaptureFixture[str]
     assert replay("run/nonfinite-000001") == 0
     out = capsys.readouterr().out
     assert out.count("parameter wte.weight of shape") == 2
-    assert out.endswith("so       more digits do not help: the weights, the batch or the mathematics are at fault\n")
+    assert out.endswith("result   float64 does not help: the weights, the batch or the mathematics are at fault\n")
 
 
 def test_replay_wants_what_such_a_step_has_left() -> None:
     train(small(max_iters=1))
     for path in ("run", "run/step-000001", "missing"):
-        with pytest.raises(UserError, match=f"^{path}: no batch.safetensors in it: --replay takes"):
+        with pytest.raises(UserError, match=f"^{path}: no batch.safetensors in it: --replay needs"):
             replay(path)
 
 
@@ -167,7 +166,7 @@ def test_a_norm_that_is_not_finite_while_every_gradient_is() -> None:
     def compute() -> None:
         parameter.grad = np.full_like(parameter.data, 1e30)
 
-    assert f"the norm of the gradient is not: parameter {name} has one of 1e+30" in find_culprit(
+    assert f"the norm of the gradient is not: parameter {name} has one of 1e+30" in find_cause(
         run.model, compute, rng
     )
 
@@ -180,4 +179,4 @@ def test_a_fault_that_does_not_come_again_is_the_machines() -> None:
     def compute() -> None:
         parameter.grad = np.ones_like(parameter.data)
 
-    assert find_culprit(run.model, compute, rng).startswith("computed once more, everything is finite: suspect")
+    assert find_cause(run.model, compute, rng).startswith("everything is finite when computed again: check")

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt.checkpoint.metrics import METRICS
+from gpt.checkpoint.files import METRICS
 from gpt.config import TrainConfig, UserError
 from gpt.train import observers
 from gpt.train.flags import Arguments
 from gpt.train.loop import gradient_ratios, train
-from gpt.train.observers import Picture, flat
+from gpt.train.observers import Plot, flatten
 from gpt.train.run import make_run, new_run
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
@@ -146,11 +146,11 @@ def test_pictures_take_little_of_the_time(monkeypatch: pytest.MonkeyPatch) -> No
         pictures.append(now[0])
 
     monkeypatch.setattr(observers, "draw_run", draw)
-    picture = Picture(new_run(TrainConfig(**SMALL, out="run")), print)
+    picture = Plot(new_run(TrainConfig(**SMALL, out="run")), print)
     for step in range(1, 1001):
         now[0] += 1
         picture.step(step, {"loss": 1.0, "lr": 1.0, "val_loss": 1.0})
-    assert 1 < len(pictures) <= 1000 * observers.SHARE + 1
+    assert 1 < len(pictures) <= 1000 * observers.MAX_PLOT_SHARE + 1
     before = len(pictures)
     picture.close()  # and one of how it ended
     picture.close()
@@ -163,7 +163,7 @@ def test_without_matplotlib_one_line_says_so(
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"] or ["matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     begin("run", plot=True)
-    line = "no picture of the losses: matplotlib is not installed (pip install matplotlib)"
+    line = "no plot of the losses: matplotlib is not installed (pip install matplotlib)"
     assert capsys.readouterr().out.count(line) == 1
     assert len(rows("run")) == 6
 
@@ -205,7 +205,7 @@ def test_a_ratio_is_that_of_the_norms() -> None:
 
 
 def test_figures_in_figures_are_flattened_for_loggers() -> None:
-    assert flat({"loss": 1.0, "ratios": {"h.0": 2.0, "wte": 3.0}}) == {
+    assert flatten({"loss": 1.0, "ratios": {"h.0": 2.0, "wte": 3.0}}) == {
         "loss": 1.0,
         "ratios/h.0": 2.0,
         "ratios/wte": 3.0,
@@ -285,7 +285,7 @@ def shown(server: Server, key: Any) -> list[dict[str, float]]:
 
 
 def expected(folder: str) -> list[dict[str, float]]:
-    return [{k: v for k, v in flat(row).items() if k != "step"} for row in rows(folder)]
+    return [{k: v for k, v in flatten(row).items() if k != "step"} for row in rows(folder)]
 
 
 def test_a_logger_is_told_everything_without_gaps_or_doubles(server: Any) -> None:

@@ -18,7 +18,8 @@ import train
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import run as run_program
 from gpt.config import CHOICES, NAMED_CONFIGS, TrainConfig, UserError
-from gpt.train.flags import NEWEST, build_parser, parse, read_config
+from gpt.train.config_file import read_config
+from gpt.train.flags import NEWEST, build_parser, parse
 from tests.processes import HANG_S, finish, wait_until
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
@@ -201,13 +202,13 @@ def test_a_bad_file_is_named(content: str | bytes, message: str) -> None:
         ("--config xyz", "unknown configuration 'xyz': give a .toml file, or one of shakespeare-"),
         ("--lr 0", "lr must be above 0, not 0.0"),
         ("--n-embd 130", "n_embd 130 is not divisible by n_head 4"),
-        ("--vocab-size 300", "vocab_size 300 is how much tokenizer bpe learns"),
+        ("--vocab-size 300", "vocab_size 300 is for tokenizer bpe; char determines its own vocabulary"),
         ("--data missing.txt", "data 'missing.txt': no such file, folder or corpus"),
         ("--data empty.txt", "data 'empty.txt' is empty"),
         ("--data binary.dat", "data 'binary.dat' is not UTF-8: byte 0xff at offset 4"),
         ("--data short.txt", "data 'short.txt' has 18 tokens, too few for block_size 64"),
         ("--data text.txt --block-size 2000", "too few for block_size 2000, which needs 2001"),
-        ("--data text.txt --out text.txt/run", "out text.txt/run: nothing can be written into"),
+        ("--data text.txt --out text.txt/run", "text.txt is not a folder that can be written"),
         ("--data text.txt --out text.txt", "out text.txt is a file; a run needs a folder"),
         ("--data text.txt --tokenizer bpe --vocab-size 9", "vocab_size 9 is too small"),
         ("--resume", "checkpoints: no such folder, so there is no checkpoint in it"),
@@ -312,7 +313,7 @@ def test_a_run_from_start_to_sample(capsys: pytest.CaptureFixture[str], monkeypa
     assert call(monkeypatch, *SMALL) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "data     text.txt: 1,188 tokens to train on, 132 to validate with" in out
+    assert "data     text.txt: 1,188 tokens for training, 132 for validation" in out
     assert "step 6/6" in out
     assert "Saved in checkpoints/text-char. " in out
     sample = out.split("-" * 80 + "\n")[1]
@@ -349,7 +350,7 @@ def test_ctrl_c_in_a_real_process() -> None:
     assert err == ""
     step = load_checkpoint("run").state.step
     assert step == len(Path("run/metrics.jsonl").read_text().splitlines())
-    assert f"Stopped after step {step}. To go on: python train.py --resume run\n" in out
+    assert f"Stopped after step {step}. To continue: python train.py --resume run\n" in out
 
 
 # --------------------------------------------------------------------------------------------------
@@ -385,7 +386,7 @@ def test_sigterm_in_a_real_process() -> None:
         out, err = finish(process)
     assert (process.returncode, err) == (143, "")
     step = load_checkpoint("run").state.step
-    assert f"Stopped after step {step}. To go on: python train.py --resume run\n" in out
+    assert f"Stopped after step {step}. To continue: python train.py --resume run\n" in out
     assert not Path("run/run.lock").exists()
 
 
@@ -397,20 +398,20 @@ import time
 from pathlib import Path
 from gpt import checkpoint
 from gpt.train.signals import StopSignals
-save, note = checkpoint.save_file, StopSignals._note
+save, handle = checkpoint.save_file, StopSignals._handle
 def hang(arrays, path):
     save(arrays, path)
     if "000002" in str(path):
         time.sleep(100_000)
-def note_and_tell(self, number, frame):
-    note(self, number, frame)
-    Path("noted").touch()
-checkpoint.save_file, StopSignals._note = hang, note_and_tell
+def handle_and_touch(self, number, frame):
+    handle(self, number, frame)
+    Path("handled").touch()
+checkpoint.save_file, StopSignals._handle = hang, handle_and_touch
 """
     with started(*ENDLESS, "--checkpoint-interval=2", code=hang) as process:
         wait_until(lambda: any(Path("run").glob(".step-000002.writing/model.safetensors")), process)
         process.send_signal(number)
-        wait_until(Path("noted").exists, process)
+        wait_until(Path("handled").exists, process)
         assert process.poll() is None  # it waits for the thread, since nothing else has been saved
         process.send_signal(number)
         finish(process)  # it no longer waits for the thread

@@ -57,7 +57,7 @@ def test_two_processes_learn_what_one_does(train: Any, flags: list[str]) -> None
     for name, array in ours.items():
         np.testing.assert_allclose(array, theirs[name], rtol=0, atol=2e-5, err_msg=name)
     # one alone writes and prints
-    assert both.stdout.count("Saved in two") == 1 and both.stdout.count("tokens to train on") == 1
+    assert both.stdout.count("Saved in two") == 1 and both.stdout.count("tokens for training") == 1
     assert sorted(path.name for path in Path("two").iterdir()) == sorted(path.name for path in Path("one").iterdir())
 
 
@@ -96,7 +96,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(mpirun: Any, numb
     program = TERMINATED.replace("signal.SIGTERM", str(int(number)))
     result = mpirun(2, "-c", program, *FLAGS, "--out=run", cwd=Path.cwd())
     assert result.returncode == 128 + number, result.stderr
-    assert "Stopped after step 5. To go on: python train.py --resume run" in result.stdout
+    assert "Stopped after step 5. To continue: python train.py --resume run" in result.stdout
     assert Path("run/step-000005/manifest.json").is_file()
     assert metrics("run")["step"] == [1, 2, 3, 4, 5]
 
@@ -113,7 +113,7 @@ cli.leave(cli.run(train.main, prog="train.py"))
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch-size=5"], "batch_size 5: 2 processes cannot share it equally; give a multiple of 2"),
+        (["--batch-size=5"], "batch_size 5 is not divisible by 2 processes: give a multiple of 2"),
         (["--n-layr=3"], "unknown flag --n-layr; did you mean --n-layer?"),
         (["--data=nothing.txt"], "data 'nothing.txt': no such file, folder or corpus"),
         (["--lr=1e30", "--grad-clip=0"], "repeats it in float64"),
@@ -161,11 +161,11 @@ from gpt.cli import leave, run
 from gpt.config import UserError
 from tensorgrad.distributed import world
 import train
-from gpt.train import run as run_module
+from gpt.train import build
 if world().rank == 1:
     def load_text(*arguments, **options):
         raise UserError("data 'text.txt': no such file here")
-    run_module.load_text = load_text
+    build.load_text = load_text
 leave(run(train.main, prog="train.py"))
 """
 
@@ -182,7 +182,7 @@ def test_other_data_in_one_process_is_refused(mpirun: Any) -> None:
     )
     result = mpirun(2, "-c", program, *FLAGS, "--out=run", cwd=Path.cwd())
     assert result.returncode != 0
-    assert "process 1 has others than process 0; all need the same files and flags" in result.stderr
+    assert "process 1 differs from process 0; all need the same files and flags" in result.stderr
 
 
 def test_without_mpi_nothing_of_it_is_imported() -> None:

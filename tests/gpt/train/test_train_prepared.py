@@ -55,7 +55,7 @@ def test_a_run_on_prepared_data_is_the_run_on_the_same_tokens(call: Any) -> None
     cut = TEXT.index("\n", len(train_text)) + 1
     status, out, _ = call("--data=data", "--out=ours")
     assert status == 0
-    assert f"data     data: {cut:,} tokens to train on, {len(TEXT) - cut:,} to validate with" in out
+    assert f"data     data: {cut:,} tokens for training, {len(TEXT) - cut:,} for validation" in out
     assert "tokens   char, " in out
     call("--data=data", "--out=half", "--max-iters=3", "--lr-decay-iters=6")
     assert call("--data=data", "--resume=half", "--max-iters=6", "--lr-decay-iters=6")[0] == 0
@@ -104,9 +104,8 @@ def test_a_shard_that_shrinks_while_training_is_one_line(call: Any, monkeypatch:
 
     monkeypatch.setitem(train.train.__globals__, "random_windows", shrinking)
     status, _, err = call("--data=data", "--out=run")
-    assert (status, err) == (
-        2, f"train.py: error: data/train-00000.bin: changed while it was in use: 10 bytes, and not {2 * shard_size()}\n"
-    )  # fmt: skip
+    sizes = f"10 bytes instead of {2 * shard_size()}"
+    assert (status, err) == (2, f"train.py: error: data/train-00000.bin: changed while it was in use: {sizes}\n")
     assert Path("run/step-000003").is_dir()
 
 
@@ -120,10 +119,10 @@ def test_data_that_is_not_prepared_to_the_end(call: Any, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare_module._Work, "finish", interrupt)
+        patch.setattr(prepare_module._Output, "finish", interrupt)
         prepared()
     status, _, err = call("--data=data", "--out=run")
-    assert status == 2 and "data 'data' is not prepared to the end: give the command that began it once more" in err
+    assert status == 2 and "data 'data' is incomplete: run the same prepare command again to finish it" in err
     assert not Path("run").exists()
 
 

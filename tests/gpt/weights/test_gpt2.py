@@ -76,7 +76,7 @@ def test_half_precision_is_widened(model: GPT, load: Callable) -> None:
 def test_heads(model: GPT, load: Callable) -> None:
     assert load(as_published(model), n_head=8).config.n_head == 8
     narrow = GPT({**CONFIG, "n_embd": 32})
-    with pytest.raises(ValueError, match="n_embd 32 is no multiple of 64: give n_head"):
+    with pytest.raises(ValueError, match="n_embd 32 is not a multiple of 64: give n_head"):
         load(as_published(narrow))
     assert_same(narrow, load(as_published(narrow), n_head=2))
 
@@ -103,7 +103,7 @@ def test_a_damaged_file_is_refused(model: GPT, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file(as_published(model), path)
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError, match="model.safetensors: not a whole safetensors file"):
+    with pytest.raises(ValueError, match="model.safetensors: not a complete safetensors file"):
         load_gpt2_weights(path)
     with pytest.raises(FileNotFoundError):
         load_gpt2_weights(tmp_path / "none.safetensors")

@@ -71,9 +71,9 @@ def test_a_shorter_window_takes_the_first_positions(old: Run) -> None:
         ({"bias": False}, "bias False: the weights of old have True"),
         ({"block_size": 9}, "block_size 9: the weights of old have 8"),
         ({"tokenizer": "bpe"}, "tokenizer bpe: the weights of old have char"),
-        ({"data": "other.txt"}, "data 'other.txt': this tokenizer has never seen 'Ä'"),
+        ({"data": "other.txt"}, "data 'other.txt': the vocabulary, of 28 characters, does not have 'Ä'"),
         ({"init_from": "missing"}, "missing: no such checkpoint"),
-        ({"init_from": "text.txt"}, "text.txt: not a whole safetensors file"),
+        ({"init_from": "text.txt"}, "text.txt: not a complete safetensors file"),
     ],
 )
 def test_what_does_not_fit_is_one_line(given: dict[str, Any], message: str, old: Run) -> None:
@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_one_line(given: dict[str, Any], message: str, old:
 
 
 def test_not_together_with_resume(old: Run) -> None:
-    with pytest.raises(UserError, match="--init-from begins a new run, and --resume goes on with one"):
+    with pytest.raises(UserError, match="--init-from starts a new run, and --resume continues one"):
         make_run(Arguments(given={"init_from": "old"}, resume="old"))
 
 

@@ -1,18 +1,17 @@
-"""The folders of a run, step-000500, step-001000 ...: which there are, and removing what is not kept."""
+"""The checkpoints of a run, in folders step-000500, step-001000 ...: finding, naming and removing them."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
-from gpt.checkpoint.metrics import METRICS
+from gpt.checkpoint.files import METRICS
 from gpt.config import UserError
+from gpt.files import sync
 
 _STEP_FOLDER = re.compile(r"step-(\d{6,18})")
-_WRITING, _REMOVING = ".writing", ".removing"  # endings of hidden names
+_WRITING, _REMOVING = ".writing", ".removing"  # suffixes of hidden folders
 
 
 def step_folder(run_dir: Path, step: int) -> Path:
@@ -21,65 +20,65 @@ def step_folder(run_dir: Path, step: int) -> Path:
 
 
 def step_of(folder: Path) -> int | None:
-    """Return the step that a folder's name stands for; None for any other name."""
+    """Return the step in a folder's name; None for any other name."""
     match = _STEP_FOLDER.fullmatch(folder.name)
     return int(match[1]) if match else None
 
 
 def step_folders(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return (step, folder) for every checkpoint of a run, the oldest first."""
+    """Return (step, folder) for every checkpoint of a run, in the order of the steps."""
     found = ((step_of(folder), folder) for folder in Path(run_dir).iterdir() if folder.is_dir())
     return sorted((step, folder) for step, folder in found if step is not None)
 
 
 def steps_after(run_dir: str | Path, step: int) -> list[Path]:
-    """Return the checkpoints of a run that are further than this step."""
+    """Return the checkpoints of a run after this step."""
     return [folder for number, folder in step_folders(run_dir) if number > step]
 
 
 def newest_checkpoint(root: str | Path = "checkpoints") -> Path:
-    """Return the newest step folder of a run, or of the run saved last when `root` holds many.
+    """Return the newest step folder of a run; where `root` holds several runs, that of the run saved last.
 
-    Raises UserError when there is none.
+    Raises UserError where there is none.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder, so there is no checkpoint in it")
     if steps := step_folders(root):
         return steps[-1][1]
-    of_runs = [steps[-1][1] for run in root.iterdir() if run.is_dir() and (steps := step_folders(run))]
-    if not of_runs and (root / METRICS).exists():
+    newest = [steps[-1][1] for run in root.iterdir() if run.is_dir() and (steps := step_folders(run))]
+    if not newest and (root / METRICS).exists():
         raise UserError(f"{root}: stopped before its first checkpoint: start it again, with the same --out")
-    if not of_runs:
+    if not newest:
         raise UserError(f"{root}: no checkpoint in it; train.py makes them")
-    return max(of_runs, key=lambda step: (step.stat().st_mtime_ns, step))
+    return max(newest, key=lambda step: (step.stat().st_mtime_ns, step))
 
 
 # --------------------------------------------------------------------------------------------------
-# Writing and removing: at no moment is there half a checkpoint under its name
+# Writing and removing: a folder with the name of a checkpoint is complete at any moment
 
 
-def folder_aside(target: Path) -> Path:
-    """Return the hidden name under which `target` is written before it gets its own."""
+def temporary_folder(target: Path) -> Path:
+    """Return the hidden name under which the folder `target` is written."""
     return target.with_name(f".{target.name}{_WRITING}")
 
 
-def give_name(aside: Path, target: Path) -> None:
-    """Give a folder that is whole and on the disk its name, in the place of one that had it before."""
-    remove(target)  # there only when a step is saved again
-    aside.rename(target)
+def publish(temporary: Path, target: Path) -> None:
+    """Give a complete folder, already on the disk, its name; an earlier folder of that name is removed."""
+    remove(target)  # exists only where a step is saved again
+    temporary.rename(target)
     sync(target.parent)
 
 
 def prune(run_dir: Path, step: int, *, last: int, best: int | None) -> None:
-    """Remove all checkpoints up to a step but the last few and the best."""
+    """Remove all checkpoints up to a step except the last few and the best."""
     steps = [number for number, _ in step_folders(run_dir) if number <= step]
     for number in set(steps[:-last]) - {best}:
         remove(step_folder(run_dir, number))
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint so that a crash half-way does not leave half of one under its name."""
+    """Remove a checkpoint; a crash in the middle leaves no part of it under its name."""
     if folder.exists():
         hidden = folder.with_name(f".{folder.name}{_REMOVING}")
         folder.rename(hidden)
@@ -87,17 +86,7 @@ def remove(folder: Path) -> None:
 
 
 def clear_leftovers(run_dir: Path) -> None:
-    """Remove what a kill left of a folder that was being written or removed."""
-    for ending in (_WRITING, _REMOVING):
-        for folder in run_dir.glob(f".*-*{ending}"):
+    """Remove the folders that a killed process was writing or removing."""
+    for suffix in (_WRITING, _REMOVING):
+        for folder in run_dir.glob(f".*-*{suffix}"):
             shutil.rmtree(folder)
-
-
-def sync(path: Path) -> None:
-    """Wait until the file or the folder is on the disk; Windows has no such call for folders."""
-    with suppress(PermissionError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

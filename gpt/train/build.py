@@ -1,0 +1,73 @@
+"""What a run is built from: its tokenizer, data, optimizer and gradient scaler, as the configuration says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import tensorgrad as tg
+from gpt.cli import user_errors
+from gpt.config import BPE_VOCAB_SIZE, TrainConfig, UserError
+from gpt.data import DataLoader, load_text, make_loaders
+from gpt.data.shards import is_prepared, load_prepared
+from gpt.model import GPT
+from gpt.tokenizer import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError
+
+
+def make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
+    """Return the tokenizer that the configuration names, trained on the text unless it is GPT-2's."""
+    with user_errors(TokenizerError, about=f"data {config.data!r}"):
+        if config.tokenizer == "bpe":
+            return BPETokenizer.train(text, config.vocab_size or BPE_VOCAB_SIZE)
+        return CharTokenizer.train(text) if config.tokenizer == "char" else GPT2Tokenizer()
+
+
+def make_optimizer(model: GPT, config: TrainConfig) -> tg.optim.AdamW:
+    """Return AdamW, with weight decay for the matrices, including embeddings, but not for biases and norms."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return tg.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), master_weights=config.half)
+
+
+def make_scaler(config: TrainConfig) -> tg.amp.GradScaler:
+    """Return a scaler that keeps gradients in the range of float16; for other dtypes it does nothing."""
+    return tg.amp.GradScaler(enabled=config.dtype == "float16")
+
+
+def with_prepared_settings(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """Return the configuration with the settings that its data was prepared with, if it was.
+
+    Raises UserError for a flag, in `given`, that contradicts them.
+    """
+    if not is_prepared(config.data):
+        return config
+    data = load_prepared(config.data)
+    prepared: dict[str, Any] = {
+        "tokenizer": data.tokenizer.type_name, "vocab_size": data.tokenizer.vocab_size,
+        "normalize_whitespace": data.manifest["plan"].get("normalize_whitespace", False),
+    }  # fmt: skip
+    for name, value in prepared.items():
+        if given.get(name) not in (None, value):
+            raise UserError(f"data {config.data!r} was prepared with {name} {value}: leave out {name} {given[name]}")
+    return replace(config, **prepared | {"vocab_size": None})
+
+
+def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> tuple[Tokenizer, DataLoader, DataLoader]:
+    """Return the tokenizer, a new one where none is given, and the loaders of training and validation data."""
+    options = {"batch_size": config.batch_size, "block_size": config.block_size, "seed": config.seed}
+    if not is_prepared(config.data):
+        text = load_text(config.data, normalize=config.normalize_whitespace, errors=config.encoding_errors)
+        tokenizer = tokenizer or make_tokenizer(config, text)
+        with user_errors(TokenizerError, about=f"data {config.data!r}"):
+            return tokenizer, *make_loaders(text, tokenizer, name=f"data {config.data!r}", **options)
+    data = load_prepared(config.data)
+    if tokenizer is not None and tokenizer.to_dict() != data.tokenizer.to_dict():
+        raise UserError(f"data {config.data!r} was prepared with another tokenizer than the weights were trained with")
+    train, val = (
+        DataLoader(tokens, tokenizer=data.tokenizer, name=f"the {kind} part of data {config.data!r}", **options)
+        for kind, tokens in (("training", data.train), ("validation", data.val))
+    )
+    return data.tokenizer, train, val
