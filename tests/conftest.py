@@ -1,4 +1,4 @@
-"""What every test shares: when GPU tests are skipped, how hypothesis behaves, tiny Shakespeare, mpirun."""
+"""What every test shares: the order, what is skipped, how hypothesis behaves, tiny Shakespeare, mpirun."""
 
 import importlib.util
 import os
@@ -14,11 +14,13 @@ import pytest
 from hypothesis import settings
 
 from tensorgrad import backend
+from tensorgrad.backend.threads import cpu_count
 from tests.processes import HANG_S
 
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 # The modules that tests share: the table of ops, and the stand-ins for CuPy, cuBLASLt and a GPU.
-sys.path[:0] = [str(ROOT / "tests" / "tensorgrad"), str(ROOT / "tests" / "tensorgrad" / "backend" / "cupy")]
+sys.path[:0] = [str(TESTS / "tensorgrad"), str(TESTS / "tensorgrad" / "backend" / "cupy")]
 
 # A deadline would make the outcome depend on how busy the machine is.
 settings.register_profile("tensorgrad", settings(), deadline=None)
@@ -31,12 +33,51 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--known-skips", metavar="FILE", help="fail if a test is skipped for a reason that is not in FILE")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run all tests in as many processes as there are cores, and files that are named in this one."""
+    return 0 if config.option.file_or_dir else cpu_count()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks: dict[Path, int] = {}
+    for item in items:
+        ranks[item.path] = max(ranks.get(item.path, 0), rank(item))
+    items.sort(key=lambda item: (ranks[item.path], TESTS / "tensorgrad" not in item.path.parents))
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     reason = backend.check("cupy") if on_gpu else None
     if reason:
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason=f"needs the cupy backend: {reason}"))
+
+
+def rank(item: pytest.Item) -> int:
+    """Quick tests come first: 0 for most, 1 if the module needs a compiler, 2 if it starts other programs.
+
+    What a module needs is seen from the names that it imports and from the fixtures of its tests.
+    """
+    names = {*vars(getattr(item, "module", None) or object), *getattr(item, "fixturenames", ())}
+    if names & {"subprocess", "mpirun"}:
+        return 2
+    return 1 if names & {"numba", "EmulatingLauncher", "gpu", "place"} else 0
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With --known-skips, fail and say so if a test was skipped for another reason."""
+    path = session.config.getoption("--known-skips")
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if path is None or reporter is None:  # one of several processes has no reporter
+        return
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    known = tuple(line for line in lines if line and not line.startswith("#"))
+    reasons = {report.longrepr[2].removeprefix("Skipped: ") for report in reporter.stats.get("skipped", ())}
+    for reason in sorted(reason for reason in reasons if not reason.startswith(known)):
+        reporter.write_line(f"ERROR: {path} does not list this reason to skip a test: {reason}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="module")
