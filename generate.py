@@ -1,7 +1,5 @@
 """Generate text with a trained model: `python generate.py`, or `python generate.py --help` for all settings."""
 
-from __future__ import annotations
-
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence

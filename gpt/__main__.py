@@ -1,7 +1,5 @@
 """`python -m gpt COMMAND ...`: every program besides train.py and generate.py."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What all programs share: flags with suggestions, errors of one line, and the choice of the backend."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import io

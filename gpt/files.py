@@ -3,8 +3,6 @@
 The errors are for the user: each is one line and names the file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -157,7 +155,7 @@ class FolderLock:
         self.path = folder / LOCK
         self._descriptor: int | None = None
 
-    def __enter__(self) -> FolderLock:
+    def __enter__(self) -> "FolderLock":
         try:
             self._descriptor = self._acquire(os.O_RDWR | os.O_CREAT)
             os.ftruncate(self._descriptor, 0)

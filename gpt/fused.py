@@ -4,8 +4,6 @@ Every class here has the parameters of its plain parent and overrides `forward` 
 checkpoints serve both. tests/gpt/test_fused.py compares the two.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import tensorgrad as tg

@@ -8,8 +8,6 @@ gpt/fused.py computes the same faster. A class that is changed here has to leave
 used as it is written.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -47,7 +45,7 @@ class CausalSelfAttention(nn.Module):
         self.attn_dropout = nn.Dropout(config.dropout)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, pos: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, pos: Tensor, cache: "LayerCache | None" = None) -> Tensor:
         """x (B, T, C) of the tokens at the positions pos, (T,) or (B, T) -> (B, T, C)."""
         B, T, C = x.shape
         D = C // self.n_head
@@ -89,7 +87,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, pos: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, pos: Tensor, cache: "LayerCache | None" = None) -> Tensor:
         """x (B, T, C) of the tokens at the positions pos, (T,) or (B, T) -> (B, T, C)."""
         x = x + self.attn(self.ln_1(x), pos, cache)
         return x + self.mlp(self.ln_2(x))
@@ -111,7 +109,7 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.recompute = False
 
-    def forward(self, idx: Any, targets: Any = None, *, cache: Cache | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, idx: Any, targets: Any = None, *, cache: "Cache | None" = None) -> tuple[Tensor, Tensor | None]:
         """Predict the next token at every position.
 
         idx and targets (B, T) integers, arrays or tensors -> logits (B, T, V) and the mean loss; without targets, the
@@ -129,7 +127,7 @@ class GPT(nn.Module):
         """The mean loss alone, for training and evaluation: `model(idx, targets)[1]`."""
         return self(idx, targets)[1]
 
-    def hidden_states(self, idx: Any, cache: Cache | None = None) -> Tensor:
+    def hidden_states(self, idx: Any, cache: "Cache | None" = None) -> Tensor:
         """Everything but the output layer: tokens (B, T) -> (B, T, C)."""
         idx = tg.asarray(idx)
         self._check(idx)

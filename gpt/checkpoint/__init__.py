@@ -14,8 +14,6 @@ A checkpoint is written into a hidden folder, synced to the disk and only then r
 the earlier ones unchanged. Reading one runs no code: there is no pickle.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -130,8 +128,8 @@ class Snapshot:
     @classmethod
     def take(
         cls, state: RunState, model: GPT, optimizer: tg.optim.AdamW, tokenizer: Tokenizer,
-        into: Snapshot | None = None, *, copy: bool = True,
-    ) -> Snapshot:  # fmt: skip
+        into: "Snapshot | None" = None, *, copy: bool = True,
+    ) -> "Snapshot":  # fmt: skip
         """Return the present state; with copy=False it shares memory with the model, and has to be written at once.
 
         The memory of an earlier snapshot is reused where `into` gives one.

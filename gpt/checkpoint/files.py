@@ -3,8 +3,6 @@
 Reading them runs no code: there is no pickle.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The folder of a run: choosing or creating it without overwriting anything, and rewinding its files on resume."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The checkpoints of a run, in folders step-000500, step-001000 ...: finding, naming and removing them."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`python -m gpt data prepare SOURCE... --out DIR`, and `verify DIR`."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

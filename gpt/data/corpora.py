@@ -3,8 +3,6 @@
 Every mistake of the user is a UserError of one line, which names the source and says what to do.
 """
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import http.client

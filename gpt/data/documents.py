@@ -7,8 +7,6 @@ depend on the sources alone: therefore the result is the same for any number of 
 any piece.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io

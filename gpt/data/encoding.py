@@ -1,7 +1,5 @@
 """Pieces of sources to tokens, in several processes, in order and in bounded memory."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import signal

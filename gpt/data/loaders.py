@@ -5,8 +5,6 @@
 A loader reads its tokens only in windows, so prepared data (`shards`) serves as well as an array.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator

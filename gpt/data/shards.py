@@ -11,8 +11,6 @@ a memory map: mapped pages count as memory of the process, and when somebody tru
 with SIGBUS, where `pread` gives an error that can be caught.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

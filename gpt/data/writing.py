@@ -1,7 +1,5 @@
 """Writing prepared data: shards that can be truncated to what an earlier attempt finished."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

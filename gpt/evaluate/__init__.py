@@ -1,7 +1,5 @@
 """The loss of a model: over a whole text, or an estimate from a few batches."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ class Score:
     n_tokens: int = 0
     n_bytes: int = 0  # of the text that they encode
 
-    def __add__(self, other: Score) -> Score:
+    def __add__(self, other: "Score") -> "Score":
         return Score(self.nats + other.nats, self.n_tokens + other.n_tokens, self.n_bytes + other.n_bytes)
 
     @property

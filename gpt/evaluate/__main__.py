@@ -1,7 +1,5 @@
 """`python -m gpt evaluate CHECKPOINT --data SOURCE`: the loss of a model over a whole text."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

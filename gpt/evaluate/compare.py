@@ -1,7 +1,5 @@
 """`python -m gpt compare RUN RUN... [--out FILE.png]`: several runs in a table and a plot."""
 
-from __future__ import annotations
-
 import json
 import sys
 import tomllib

@@ -1,7 +1,5 @@
 """Plots of training: the losses of one run, or of several in one plot. Needs matplotlib (extra `plot`)."""
 
-from __future__ import annotations
-
 import json
 import math
 from array import array
@@ -42,7 +40,7 @@ class History:
         return min(finite, key=lambda pair: pair[1]) if finite else None
 
     @classmethod
-    def read(cls, folder: Path) -> History:
+    def read(cls, folder: Path) -> "History":
         """Return what a run has written so far; incomplete lines, such as the last one, are skipped."""
         history = cls()
         with (folder / METRICS).open(encoding="utf-8", errors="replace") as lines:

@@ -5,8 +5,6 @@ generate_text(model, tokenizer, ["To be", "Or"], max_new_tokens=20)      texts
 stream_text(model, tokenizer, "To be", max_new_tokens=20)                pieces of text, as they are generated
 """
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Iterator, Sequence
 from typing import Unpack

@@ -1,7 +1,5 @@
 """The key/value cache: the keys and values of earlier tokens, so that the model computes only the new tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +12,7 @@ from tensorgrad.backend import Array, backend_of
 class LayerCache:
     """The keys and values of one layer, (B, H, capacity, D) each, allocated once."""
 
-    def __init__(self, cache: KVCache, k: Array, v: Array) -> None:
+    def __init__(self, cache: "KVCache", k: Array, v: Array) -> None:
         self.cache, self.k, self.v = cache, k, v
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,6 @@ Everything here runs on the host in float64 NumPy, whatever the backend of the m
 (seed, number of the draw), so a row of a batch draws the same tokens as it would alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

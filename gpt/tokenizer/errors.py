@@ -1,7 +1,5 @@
 """Errors in what a tokenizer is given, each of one line, and the checks that raise them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from operator import index
 from typing import Any, SupportsIndex, TypeVar, cast

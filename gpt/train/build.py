@@ -1,7 +1,5 @@
 """What a run is built from: its tokenizer, data, optimizer and gradient scaler, as the configuration says."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Configurations as TOML: `config.toml`, which a run keeps beside its checkpoints, and the files of `--config`."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 import tomllib

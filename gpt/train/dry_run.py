@@ -1,7 +1,5 @@
 """`train.py --dry-run`: how large a run is and how long it takes, printed before anything is written."""
 
-from __future__ import annotations
-
 import ctypes
 import io
 import math
@@ -91,7 +89,7 @@ class Resident:
     peak: int
 
     @classmethod
-    def now(cls) -> Resident:
+    def now(cls) -> "Resident":
         """Return what it is now, and the most that it was."""
         resident, peak = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if sys.platform == "linux":

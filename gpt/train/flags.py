@@ -1,7 +1,5 @@
 """The flags of train.py: one for every field of TrainConfig, also in nanoGPT's spelling."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import re

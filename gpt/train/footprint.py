@@ -4,8 +4,6 @@ What backward keeps is what the ops in tensorgrad/ops/ say they save, so the lar
 number of tokens in a batch, C the width, V the vocabulary.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from gpt.config import GPTConfig, TrainConfig

@@ -1,7 +1,5 @@
 """The training loop, top to bottom, with validation, checkpoints and Ctrl-C."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The metrics of a step: collected while a GPU may still compute them, and written as lines of JSON."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Steps whose loss or gradient is not finite: finding the cause, saving the step, and repeating it (`--replay`)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

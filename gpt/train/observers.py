@@ -4,8 +4,6 @@ Each observer receives the metrics of every step. After a resume it continues wi
 recorded after the checkpoint is removed, as in metrics.jsonl.
 """
 
-from __future__ import annotations
-
 import gc
 import importlib
 import io

@@ -1,7 +1,5 @@
 """What a run shows and writes during training: a bar, a line per validation, metrics.jsonl and timing.jsonl."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Mapping
@@ -72,7 +70,7 @@ class Progress:
             f"validation {val_loss:.4f}  lr {lr:.2e}  {tokens_per_s:,} tokens/s  {left} left"
         )
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,7 +1,5 @@
 """A training run: started from a configuration, or resumed from one of its checkpoints."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Saving checkpoints during training, in a background thread by default, and what happens when that fails."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -105,7 +103,7 @@ class Saver:
             raise error
         self.progress.print(f"{error}; training continues")
 
-    def __enter__(self) -> Saver:
+    def __enter__(self) -> "Saver":
         return self
 
     def __exit__(

@@ -1,7 +1,5 @@
 """Ctrl-C, SIGTERM, a closed terminal: the first ends a run after its step, a second ends it at once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -48,7 +46,7 @@ class StopSignals:
         while self._previous:
             signal.signal(*self._previous.popitem())
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> "StopSignals":
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)

@@ -1,7 +1,5 @@
 """One optimizer step: forward, backward, clipping and update."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import nullcontext

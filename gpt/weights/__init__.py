@@ -1,7 +1,5 @@
 """Models, and weights to start from: GPT-2's published ones (`gpt2`), or any that a run can start with (`initial`)."""
 
-from __future__ import annotations
-
 from gpt.config import GPTConfig
 from gpt.fused import FusedGPT
 from gpt.model import GPT

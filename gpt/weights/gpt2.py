@@ -1,7 +1,5 @@
 """GPT-2's published weights, from Hugging Face's `model.safetensors`."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The weights that `--init-from` and `evaluate` load: a checkpoint of train.py, or a GPT-2 from Hugging Face."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
