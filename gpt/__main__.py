@@ -17,8 +17,9 @@ USAGE = "\n".join(
         "usage: python -m gpt COMMAND ...",
         *(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()),
         "python -m gpt COMMAND --help describes a command. The other programs:",
-        "  python train.py      train a model",
-        "  python generate.py   generate text with a trained model",
+        "  python train.py        train a model",
+        "  python generate.py     generate text with a trained model",
+        "  python -m tensorgrad   list the commands of the library: gradcheck, doctor",
     ]
 )
 
