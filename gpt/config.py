@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -21,22 +21,39 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-# --------------------------------------------------------------------------------------------------
-# The model
+@dataclass(frozen=True)
+class _Config:
+    _what: ClassVar[str]  # in messages
+    _other_names: ClassVar[Mapping[str, str]] = {}  # the names of fields in other programs
 
-# LLMs-from-scratch's names for our fields
-_OTHER_NAMES = {
-    "context_length": "block_size", "emb_dim": "n_embd", "n_heads": "n_head", "n_layers": "n_layer",
-    "drop_rate": "dropout", "qkv_bias": "bias",
-}  # fmt: skip
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from a dict such as GPT_CONFIG_124M; ValueError for an unknown key."""
+        names = [f.name for f in fields(cls)]
+        others = ", ".join(f"{key} is called {cls._other_names[key]}" for key in values if key in cls._other_names)
+        for key in values:
+            if key not in names:
+                hint = f"; here {others}" if others else nearest(str(key), names)
+                raise ValueError(f"unknown key {key!r} in {cls._what}{hint}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict, ready for JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(_Config):
     """The shape of a GPT, with nanoGPT's field names; the defaults are the smallest GPT-2.
 
     Raises ValueError, in one line, for a value outside its range.
     """
+
+    _what = "a model configuration"
+    _other_names = {  # in LLMs-from-scratch
+        "context_length": "block_size", "emb_dim": "n_embd", "n_heads": "n_head", "n_layers": "n_layer",
+        "drop_rate": "dropout", "qkv_bias": "bias",
+    }  # fmt: skip
 
     block_size: int = 1024  # T, the context window
     vocab_size: int = 50257  # V
@@ -52,19 +69,8 @@ class GPTConfig:
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         _require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: every head gets an equal share of it"
-            )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> GPTConfig:
-        """Build from a dict such as GPT_CONFIG_124M; ValueError for an unknown key."""
-        _check_keys(values, cls, "a model configuration", _OTHER_NAMES)
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dict, ready for JSON."""
-        return asdict(self)
+            what = f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}"
+            raise ValueError(f"{what}: every head gets an equal share of it")
 
 
 _GPT2 = {"block_size": 1024, "vocab_size": 50257, "dropout": 0.0, "bias": True}
@@ -82,26 +88,18 @@ GPT_CONFIG_SHAKESPEARE_CHAR: dict[str, Any] = {
     **_SHAKESPEARE, "n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "dropout": 0.2,
 }  # fmt: skip
 
-
-# --------------------------------------------------------------------------------------------------
-# The run
-
 BPE_VOCAB_SIZE = 4096  # unless vocab_size is given
 BACKENDS = ("auto", "numpy", "numba", "cupy")
 ENCODING_ERRORS = ("strict", "replace", "ignore")
 TOKENIZERS = ("char", "bpe", "gpt2")
-DTYPES = ("float32", "tf32", "bfloat16", "float16")
-LOGGERS = ("tensorboard", "wandb")
-ON_SAVE_ERROR = ("stop", "continue")
-ON_NONFINITE = ("stop", "skip")
 CHOICES = {
     "backend": BACKENDS,
-    "dtype": DTYPES,
+    "dtype": ("float32", "tf32", "bfloat16", "float16"),
     "encoding_errors": ENCODING_ERRORS,
     "tokenizer": TOKENIZERS,
-    "on_save_error": ON_SAVE_ERROR,
-    "on_nonfinite": ON_NONFINITE,
-    "logger": LOGGERS,
+    "on_save_error": ("stop", "continue"),
+    "on_nonfinite": ("stop", "skip"),
+    "logger": ("tensorboard", "wandb"),
 }
 
 
@@ -112,15 +110,15 @@ def flag(default: T, group: str, help: str) -> T:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Config):
     """The settings of a training run: each is a flag of train.py and a key in TOML files.
 
     Raises ValueError, in one line, for a value outside its range.
     """
 
-    data: str = flag(
-        "shakespeare", "data", "shakespeare, kjv, python-docs, a file or folder, or prepared data"
-    )
+    _what = "a training configuration"
+
+    data: str = flag("shakespeare", "data", "shakespeare, kjv, python-docs, a file or folder, or prepared data")
     encoding_errors: str = flag("strict", "data", "bytes that are not UTF-8: strict (an error), replace or ignore")
     normalize_whitespace: bool = flag(False, "data", "remove white space at line ends, and repeated blank lines")
     tokenizer: str = flag("char", "data", "char, bpe (trained on the text) or gpt2")
@@ -176,7 +174,8 @@ class TrainConfig:
         for name, known in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in known:
-                raise ValueError(f"unknown {name} {value!r}{nearest(value, known) or _list(known)}")
+                hint = nearest(value, known) or f" (one of {', '.join(known)})"
+                raise ValueError(f"unknown {name} {value!r}{hint}")
         counts = ("eval_interval", "eval_iters", "keep_checkpoints", "log_interval")
         for name in ("max_iters", "batch_size", "grad_accum", *counts):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
@@ -193,9 +192,8 @@ class TrainConfig:
         if self.cuda_graph and self.log_ratios:
             raise ValueError("cuda_graph does not work with log_ratios: a replayed step does not show its gradients")
         if self.vocab_size is not None and self.tokenizer != "bpe":
-            raise ValueError(
-                f"vocab_size {self.vocab_size} is for tokenizer bpe; {self.tokenizer} determines its own vocabulary"
-            )
+            others = f"{self.tokenizer} determines its own vocabulary"
+            raise ValueError(f"vocab_size {self.vocab_size} is for tokenizer bpe; {others}")
         self.model_config(vocab_size=1)  # raises ValueError for an impossible shape
 
     @property
@@ -212,16 +210,6 @@ class TrainConfig:
         """Return the configuration of the model; the tokenizer determines the size of the vocabulary."""
         names = [f.name for f in fields(self) if f.metadata["group"] == "model"]
         return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """Build from a dict; ValueError for an unknown key."""
-        _check_keys(values, cls, "a training configuration", {})
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dict, ready for JSON."""
-        return asdict(self)
 
 
 def _preset(model: dict[str, Any], **training: Any) -> dict[str, Any]:
@@ -245,10 +233,6 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2-1558m": _preset(GPT_CONFIG_1558M, **_GPT2_RUN),
 }
 
-
-# --------------------------------------------------------------------------------------------------
-# Checks
-
 # A bool is an int in Python, but not in a configuration; an int is accepted for a float.
 _IS_A = {
     "int": lambda value: type(value) is int,
@@ -259,26 +243,13 @@ _IS_A = {
 }
 
 
-def _check_types(config: GPTConfig | TrainConfig) -> None:
+def _check_types(config: _Config) -> None:
     for f in fields(config):
         value, kinds = getattr(config, f.name), str(f.type).split(" | ")
         if not any(_IS_A[kind](value) for kind in kinds):
             raise ValueError(f"{f.name} must be {kinds[0]}, not {value!r}")
 
 
-def _check_keys(values: Mapping[str, Any], cls: type[Any], what: str, other_names: Mapping[str, str]) -> None:
-    names = [f.name for f in fields(cls)]
-    renamed = ", ".join(f"{key} is called {other_names[key]}" for key in values if key in other_names)
-    for key in values:
-        if key not in names:
-            hint = f"; here {renamed}" if renamed else nearest(str(key), names)
-            raise ValueError(f"unknown key {key!r} in {what}{hint}")
-
-
-def _require(config: GPTConfig | TrainConfig, name: str, holds: bool, rule: str) -> None:
+def _require(config: _Config, name: str, holds: bool, rule: str) -> None:
     if not holds:
         raise ValueError(f"{name} must be {rule}, not {getattr(config, name)!r}")
-
-
-def _list(known: Iterable[str]) -> str:
-    return f" (one of {', '.join(known)})"

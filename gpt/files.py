@@ -16,9 +16,6 @@ from typing import Any, BinaryIO
 
 from gpt.config import UserError
 
-# --------------------------------------------------------------------------------------------------
-# Writing
-
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
@@ -50,10 +47,6 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-# --------------------------------------------------------------------------------------------------
-# Reading
 
 
 def sha256_of(path: Path) -> str:
@@ -123,10 +116,6 @@ def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         raise ValueError("an entry occurs twice")
     return values
-
-
-# --------------------------------------------------------------------------------------------------
-# Locking
 
 LOCK = "run.lock"  # exists while a process writes into the folder, and remains after one that was killed
 

@@ -111,10 +111,6 @@ class Checkpoint:
             tg.random.default_generator.load_state_dict(self.state.rng)
 
 
-# --------------------------------------------------------------------------------------------------
-# Saving
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """The contents of a checkpoint before it is written: arrays in host memory, and the rest of the state."""
@@ -203,10 +199,6 @@ def _copied(arrays: Arrays, buffers: Arrays) -> Arrays:
         copies[name] = b if b is not None and (b.shape, b.dtype) == (a.shape, a.dtype) else np.empty_like(a)
         np.copyto(copies[name], a)
     return copies
-
-
-# --------------------------------------------------------------------------------------------------
-# Loading
 
 
 def load_checkpoint(path: str | Path, *, optimizer: bool = True) -> Checkpoint:

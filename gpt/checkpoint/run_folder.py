@@ -83,10 +83,6 @@ def make_unique_folder(config: TrainConfig) -> Path:
     raise AssertionError("unreachable")
 
 
-# --------------------------------------------------------------------------------------------------
-# Rewinding
-
-
 def rewind_metrics(source: Path, target: Path, step: int) -> None:
     """Copy the lines of metrics.jsonl, timing.jsonl and samples.txt up to a step from `source` to `target`.
 

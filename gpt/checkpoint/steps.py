@@ -52,10 +52,6 @@ def newest_checkpoint(root: str | Path = "checkpoints") -> Path:
     return max(newest, key=lambda step: (step.stat().st_mtime_ns, step))
 
 
-# --------------------------------------------------------------------------------------------------
-# Writing and removing: a folder with the name of a checkpoint is complete at any moment
-
-
 def temporary_folder(target: Path) -> Path:
     """Return the hidden name under which the folder `target` is written."""
     return target.with_name(f".{target.name}{_WRITING}")

@@ -59,48 +59,19 @@ def build_parser() -> ArgumentParser:
         description="Tokenize sources of any size into shards, which training reads without loading them.",
     )  # fmt: skip
     add = parser.add_argument
-    add(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="a corpus (shakespeare, kjv, ...), file, folder or pattern; .jsonl: one document per line; .gz of either",
-    )
-    add(
-        "--out",
-        required=True,
-        default=argparse.SUPPRESS,
-        metavar="DIR",
-        help="folder for the shards; an unfinished one is continued",
-    )
-    add(
-        "--tokenizer",
-        default="gpt2",
-        metavar="NAME",
-        help="char, bpe (both trained on the sources), gpt2, or the path of a tokenizer.json",
-    )
-    add(
-        "--vocab-size",
-        type=int,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help=f"of --tokenizer bpe (default: {BPE_VOCAB_SIZE})",
-    )
+    absent: dict[str, Any] = {"default": argparse.SUPPRESS}  # --help shows no default
+    add("sources", nargs="+", metavar="SOURCE",
+        help="a corpus (shakespeare, kjv, ...), file, folder or pattern; .jsonl: one document per line; .gz of either")
+    add("--out", required=True, **absent, metavar="DIR", help="folder for the shards; an unfinished one is continued")
+    add("--tokenizer", default="gpt2", metavar="NAME",
+        help="char, bpe (both trained on the sources), gpt2, or the path of a tokenizer.json")
+    add("--vocab-size", type=int, **absent, metavar="N", help=f"of --tokenizer bpe (default: {BPE_VOCAB_SIZE})")
     add("--field", default="text", metavar="NAME", help="of a line of .jsonl that holds the text")
     add("--val-fraction", type=float, default=0.1, metavar="X", help="share of the data for validation")
-    add(
-        "--split-by",
-        type=one_of(*SPLIT_BY),
-        default="end",
-        metavar="NAME",
-        help="end: the end of all the text is for validation; document: whole documents, drawn with --seed",
-    )
-    add(
-        "--encoding-errors",
-        type=one_of(*ENCODING_ERRORS),
-        default="strict",
-        metavar="NAME",
-        help="bytes that are not UTF-8: strict is an error, replace makes them U+FFFD, ignore leaves them out",
-    )
+    add("--split-by", type=one_of(*SPLIT_BY), default="end", metavar="NAME",
+        help="end: the end of all the text is for validation; document: whole documents, drawn with --seed")
+    add("--encoding-errors", type=one_of(*ENCODING_ERRORS), default="strict", metavar="NAME",
+        help="bytes that are not UTF-8: strict is an error, replace makes them U+FFFD, ignore leaves them out")
     add("--normalize-whitespace", action="store_true", help="remove white space at line ends, and repeated blank lines")
     add("--seed", type=int, default=1337, metavar="N", help="of --split-by document")
     add("--shard-tokens", type=int, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")

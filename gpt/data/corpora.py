@@ -54,10 +54,6 @@ def normalize_whitespace(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", stripped)
 
 
-# --------------------------------------------------------------------------------------------------
-# Files
-
-
 def find_files(name: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """Return the files that a path or a glob pattern stands for, sorted; in a folder, those with one of the suffixes.
 
@@ -121,10 +117,6 @@ def _nearest_source(name: str) -> str:
         entries = []
     siblings = [os.path.join(folder, entry) for entry in entries]
     return nearest(name, [*CORPORA, *siblings]) or f" (corpora: {', '.join(CORPORA)})"
-
-
-# --------------------------------------------------------------------------------------------------
-# Named corpora
 
 
 def shakespeare() -> str:

@@ -85,9 +85,6 @@ class Document:
     begins: bool  # here, and not in an earlier piece
 
 
-# --- sources --------------------------------------------------------------------------------------
-
-
 def find_sources(names: Sequence[str]) -> list[str]:
     """Return the corpora and files that names, paths, folders and patterns stand for, in their order.
 
@@ -138,9 +135,6 @@ def _reading(name: str) -> Iterator[None]:
         raise UserError(f"data '{name}' is not a complete gzip file: {error}") from None
     except OSError as error:
         raise UserError(f"data '{name}' cannot be read: {error.strerror or error}") from None
-
-
-# --- pieces ---------------------------------------------------------------------------------------
 
 
 def pieces(
@@ -215,9 +209,6 @@ def _end_of_lines(stream: BinaryIO, buffer: bytes, size: int, where: str) -> tup
         if not more:
             return buffer, len(buffer)
         buffer += more
-
-
-# --- documents ------------------------------------------------------------------------------------
 
 
 def documents(piece: Piece, field: str, errors: str) -> Iterator[Document]:

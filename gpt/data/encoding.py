@@ -117,9 +117,6 @@ def separator_of(tokenizer: Tokenizer) -> int | None:
     except TokenizerError:
         return None
 
-
-# --- processes ------------------------------------------------------------------------------------
-
 _encoder: Encoder | None = None  # of this worker process
 
 

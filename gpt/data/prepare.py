@@ -123,9 +123,6 @@ def _inspect_all(names: Sequence[str], show: bool) -> list[Source]:
     return sources
 
 
-# --- the folder -----------------------------------------------------------------------------------
-
-
 def _read_earlier(folder: Path) -> dict[str, Any] | None:
     """Return the manifest or the progress of an earlier attempt; UserError for a folder with other files."""
     if folder.exists() and not folder.is_dir():
@@ -173,9 +170,6 @@ def _write_errors(folder: Path) -> Iterator[None]:
         raise UserError(f"{where}: {error.strerror}; what is done is kept: the same command continues") from error
 
 
-# --- tokenizers -----------------------------------------------------------------------------------
-
-
 def _make_tokenizer(
     options: Preparation, sources: Sequence[Source], workers: int, show: bool
 ) -> tuple[Tokenizer, dict[str, Any]]:
@@ -216,9 +210,6 @@ def _sample(options: Preparation, sources: Sequence[Source]) -> str:
         if i % every == 0:
             taken += [document.text for document in encoder.documents(piece)]
     return "\n".join(taken)
-
-
-# --- encoding -------------------------------------------------------------------------------------
 
 
 class _Output:

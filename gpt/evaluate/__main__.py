@@ -70,32 +70,17 @@ def build_parser() -> ArgumentParser:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="a run, one step of it, or model.safetensors of a Hugging Face GPT-2")
     add("--data", required=True, metavar="SOURCE", help="a corpus, file, folder, pattern, or prepared data")
-    add(
-        "--split",
-        type=one_of(*SPLITS),
-        default="val",
-        metavar="NAME",
-        help="val (default), train, or all: as train.py splits a text, and as prepared data was split",
-    )
-    add(
-        "--stride",
-        type=int,
-        metavar="N",
-        help="tokens from one window to the next (default: a whole window); fewer give each token more context",
-    )
+    add("--split", type=one_of(*SPLITS), default="val", metavar="NAME",
+        help="val (default), train, or all: as train.py splits a text, and as prepared data was split")
+    add("--stride", type=int, metavar="N",
+        help="tokens from one window to the next (default: a whole window); fewer give each token more context")
     add("--batch-size", type=int, metavar="N", help="windows at a time (default: as many as fit 256 MiB of logits)")
-    add(
-        "--encoding-errors",
-        type=one_of(*ENCODING_ERRORS),
-        default="strict",
-        metavar="NAME",
-        help="bytes that are not UTF-8: strict (an error, the default), replace or ignore",
-    )
+    add("--encoding-errors", type=one_of(*ENCODING_ERRORS), default="strict", metavar="NAME",
+        help="bytes that are not UTF-8: strict (an error, the default), replace or ignore")
     add("--normalize-whitespace", action="store_true", help="as train.py --normalize-whitespace")
     add("--n-head", type=int, metavar="N", help="of a GPT-2 whose heads are not 64 wide")
-    add(
-        "--backend", type=one_of(*BACKENDS), default="auto", metavar="NAME", help="numpy, numba, cupy or auto (default)"
-    )
+    add("--backend", type=one_of(*BACKENDS), default="auto", metavar="NAME",
+        help="numpy, numba, cupy or auto (default)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: every core)")
     add("--json", action="store_true", help="print one line of JSON")
     return parser  # fmt: skip
@@ -121,18 +106,14 @@ def open_tokens(args: argparse.Namespace, tokenizer: Tokenizer) -> list[Tokens]:
     return parts
 
 
-def score_parts(
-    model: GPT, parts: Sequence[Tokens], stride: int, batch_size: int | None, token_bytes: Array
-) -> Score:
+def score_parts(model: GPT, parts: Sequence[Tokens], stride: int, batch_size: int | None, token_bytes: Array) -> Score:
     """Return the score of all parts together, and show a progress bar."""
     window_bytes = 4 * model.config.block_size * model.config.vocab_size
-    batch_size = batch_size or max(1, min(64, LOGITS_BYTES // window_bytes))
+    batch = batch_size or max(1, min(64, LOGITS_BYTES // window_bytes))
     total = Score()
     with tqdm(total=sum(len(part) - 1 for part in parts), unit=" tokens", disable=None, dynamic_ncols=True) as bar:
         for part in parts:
-            total += score(
-                model, part, stride=stride, batch_size=batch_size, token_bytes=token_bytes, advance=bar.update
-            )
+            total += score(model, part, stride=stride, batch_size=batch, token_bytes=token_bytes, advance=bar.update)
     return total
 
 
@@ -147,7 +128,7 @@ def bytes_per_token(tokenizer: Tokenizer) -> Array:
 def format_metrics(metrics: dict[str, Any]) -> str:
     """Return the metrics as a table."""
     bits = metrics["bits_per_byte"]
-    rows: list[tuple[str, str]] = [
+    rows = [
         ("checkpoint", f"{metrics['checkpoint']}, {metrics['parameters']:,} parameters"),
         ("data", f"{metrics['data']}, {metrics['split']}: {metrics['tokens']:,} tokens, {metrics['bytes']:,} bytes"),
         ("windows", f"of {metrics['block_size']} tokens, every {metrics['stride']}"),

@@ -18,9 +18,6 @@ from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 from tensorgrad.backend import Array
 
-# --------------------------------------------------------------------------------------------------
-# Tokens
-
 
 class Generation:
     """The generation of a batch of rows; iterating yields {row: new token} for each step.
@@ -31,14 +28,9 @@ class Generation:
     """
 
     def __init__(
-        self,
-        model: GPT,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        eot: int | None = None,
+        self, model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eot: int | None = None,
         **options: Unpack[SamplingOptions],
-    ) -> None:
+    ) -> None:  # fmt: skip
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
         self.sampling = Sampling(**options)
@@ -122,13 +114,9 @@ class Generation:
 
 
 def generate(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    eot: int | None = None,
+    model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eot: int | None = None,
     **options: Unpack[SamplingOptions],
-) -> list[list[int]]:
+) -> list[list[int]]:  # fmt: skip
     """Return the tokens that follow each prompt, which may differ in length.
 
     options: temperature, top_k, top_p, repetition_penalty and seed, as in Sampling. With a number as the seed, every
@@ -140,10 +128,6 @@ def generate(
         for row, token in new.items():
             generated[row].append(token)
     return generated
-
-
-# --------------------------------------------------------------------------------------------------
-# Text
 
 
 class TextWriter:
@@ -185,14 +169,9 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def stream_texts(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    stop: str | Sequence[str] = (),
+    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int, stop: str | Sequence[str] = (),
     **options: Unpack[SamplingOptions],
-) -> Iterator[tuple[int, str]]:
+) -> Iterator[tuple[int, str]]:  # fmt: skip
     """Yield (row, piece of text) as the model generates them.
 
     A row ends before the first of the stop texts, even one that spans several tokens, and at the tokenizer's eot. An
@@ -220,28 +199,18 @@ def _stream(batch: Generation, writers: list[TextWriter]) -> Iterator[tuple[int,
 
 
 def stream_text(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompt: str = "",
-    *,
-    max_new_tokens: int,
-    stop: str | Sequence[str] = (),
+    model: GPT, tokenizer: Tokenizer, prompt: str = "", *, max_new_tokens: int, stop: str | Sequence[str] = (),
     **options: Unpack[SamplingOptions],
-) -> Iterator[str]:
+) -> Iterator[str]:  # fmt: skip
     """Yield the text that follows one prompt, in pieces of whole characters. See stream_texts."""
     pieces = stream_texts(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, stop=stop, **options)
     return (piece for _, piece in pieces)
 
 
 def generate_text(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    stop: str | Sequence[str] = (),
+    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int, stop: str | Sequence[str] = (),
     **options: Unpack[SamplingOptions],
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """Return the text that follows each prompt. See stream_texts."""
     texts = [""] * len(prompts)
     pieces = stream_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop, **options)
