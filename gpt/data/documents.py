@@ -90,15 +90,13 @@ def find_sources(names: Sequence[str]) -> list[str]:
 
     Raises UserError where there are none, or where two of them name the same file.
     """
-    found: list[str] = []
+    found: dict[str, None] = {}
     for name in names:
-        found += [name] if name in CORPORA else map(str, find_files(name, SUFFIXES))
-    seen: set[str] = set()
-    for name in found:
-        if name in seen:
-            raise UserError(f"data '{name}' is given twice: two of the sources include it")
-        seen.add(name)
-    return found
+        for source in [name] if name in CORPORA else map(str, find_files(name, SUFFIXES)):
+            if source in found:
+                raise UserError(f"data '{source}' is given twice: two of the sources include it")
+            found[source] = None
+    return list(found)
 
 
 def inspect(name: str, advance: Callable[[int], Any] = lambda n: None) -> Source:
@@ -138,14 +136,12 @@ def _reading(name: str) -> Iterator[None]:
 
 
 def pieces(
-    sources: Sequence[Source], begin: Place | None = None, *, val_from: int | None = None,
-    piece_bytes: int = PIECE_BYTES,
-) -> Iterator[Piece]:  # fmt: skip
+    sources: Sequence[Source], begin: Place = Place(), *, val_from: int | None = None, piece_bytes: int = PIECE_BYTES
+) -> Iterator[Piece]:
     """Split all sources into pieces, beginning at a place where a piece begins.
 
     val_from: the first of all bytes that is for validation; a piece ends there, or at the next place where one can.
     """
-    begin = begin or Place()
     before = sum(source.n_bytes for source in sources[: begin.source])
     for i in range(begin.source, len(sources)):
         place = begin if i == begin.source else Place(i)
@@ -160,26 +156,20 @@ def _pieces_of(source: Source, place: Place, border: int | None, piece_bytes: in
         stream.seek(place.offset)
         buffer = b""
         while True:
-            size = piece_bytes
-            if border is not None and place.offset < border:
-                size = min(size, border - place.offset)
+            is_val = border is not None and place.offset >= border
+            size = piece_bytes if border is None or is_val else min(piece_bytes, border - place.offset)
             buffer, end = find_end(stream, buffer, size, f"data '{source.name}', line {place.line}")
             data, buffer = buffer[:end], buffer[end:]
             is_last = not buffer and not (buffer := stream.read(1))
             after = Place(place.source, place.offset + len(data), place.line + data.count(b"\n") * source.is_lines)
-            if is_last:
-                after = Place(place.source + 1)
-                _require_unchanged(source, place.offset + len(data))
-            is_val = border is not None and place.offset >= border
+            if is_last and after.offset != source.n_bytes:
+                sizes = f"{after.offset} bytes instead of {source.n_bytes}"
+                raise UserError(f"data '{source.name}' changed while it was read: {sizes}")
+            after = Place(place.source + 1) if is_last else after
             yield Piece(source.name, source.is_lines, place, data, after, is_val)
             if is_last:
-                break
+                return
             place = after
-
-
-def _require_unchanged(source: Source, n_bytes: int) -> None:
-    if n_bytes != source.n_bytes:
-        raise UserError(f"data '{source.name}' changed while it was read: {n_bytes} bytes instead of {source.n_bytes}")
 
 
 def _end_of_text(stream: BinaryIO, buffer: bytes, size: int, where: str) -> tuple[bytes, int]:
@@ -245,9 +235,7 @@ def _text_of(written: str, name: str, line: int, field: str, errors: str) -> str
     if not isinstance(text, str):
         raise UserError(f"{where}: field {field!r} is a {type(text).__name__}, not text")
     if errors == "strict" and (found := _SURROGATE.search(text)):
-        raise UserError(
-            f"{where}: field {field!r} has an unpaired UTF-16 surrogate (U+{ord(found[0]):04X}); "
-            "give --encoding-errors replace or ignore"
-        )
+        what = f"an unpaired UTF-16 surrogate (U+{ord(found[0]):04X})"
+        raise UserError(f"{where}: field {field!r} has {what}; give --encoding-errors replace or ignore")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _SURROGATE.sub("\ufffd" if errors == "replace" else "", text)

@@ -41,14 +41,10 @@ class DataLoader:
         if batch_size < 1 or block_size < 1:
             raise UserError(f"{name}: batch_size {batch_size} and block_size {block_size} must be at least 1")
         if len(tokens) < block_size + 1:
-            raise UserError(
-                f"{name} has {len(tokens)} tokens, too few for block_size {block_size}, "
-                f"which needs {block_size + 1}: give a longer text or a smaller block_size"
-            )
-        self.tokens = tokens
+            needs = f"too few for block_size {block_size}, which needs {block_size + 1}"
+            raise UserError(f"{name} has {len(tokens)} tokens, {needs}: give a longer text or a smaller block_size")
+        self.tokens, self.batch_size, self.block_size = tokens, batch_size, block_size
         self.tokenizer = tokenizer  # the one that made the tokens, to decode them
-        self.batch_size = batch_size
-        self.block_size = block_size
         self.generator = Generator(seed)
         self.epoch = 0  # of the next iteration
 
@@ -84,17 +80,14 @@ def windows(tokens: Tokens, starts: Array, block_size: int) -> tuple[Array, Arra
 
 
 def random_windows(tokens: Tokens, block_size: int, count: int, generator: Generator, step: int) -> tuple[Array, Array]:
-    """Return `count` windows that begin anywhere: x, y (count, T) int64.
-
-    The same seed and step give the same windows, independently of earlier draws.
-    """
+    """Return `count` windows that begin anywhere, x, y (count, T) int64: a pure function of the seed and the step."""
     end = len(tokens) - block_size  # of the starts, exclusive: y extends one token further
     starts = generator.integers(0, end, (count,), stream=Stream.DATA, step=step)
     return windows(tokens, starts, block_size)
 
 
 def split_text(text: str, split: float = 0.9) -> tuple[str, str]:
-    """Split a text in two: the first share `split` of its characters for training, the rest for validation.
+    """Split a text: the first share `split` of its characters is for training, the rest for validation.
 
     Raises UserError for a split that is not between 0 and 1.
     """
@@ -105,10 +98,7 @@ def split_text(text: str, split: float = 0.9) -> tuple[str, str]:
 
 
 def tokenize(text: str, tokenizer: Tokenizer) -> Array:
-    """Return the tokens of a text, (N,), as uint16 where the vocabulary fits and uint32 otherwise.
-
-    A special token that occurs in the text is encoded as ordinary characters.
-    """
+    """Return the tokens of a text, (N,), uint16 or uint32; special tokens in it are encoded as ordinary characters."""
     return np.array(tokenizer.encode(text), dtype=dtype_name(tokenizer))
 
 
@@ -116,10 +106,7 @@ def make_loaders(
     text: str, tokenizer: Tokenizer, *, batch_size: int, block_size: int, split: float = 0.9,
     seed: int = 1337, name: str = "text",
 ) -> tuple[DataLoader, DataLoader]:  # fmt: skip
-    """Split a text, tokenize both parts and return train_loader, val_loader.
-
-    Raises UserError for a split outside (0, 1), and for a part too short for one window.
-    """
+    """Split a text, tokenize both parts and return train_loader, val_loader; UserError as split_text and DataLoader."""
     parts = zip(("training", "validation"), split_text(text, split), strict=True)
     train, val = (
         DataLoader(
@@ -132,9 +119,8 @@ def make_loaders(
 
 
 def spawn_dataloader(
-    text_path: str | os.PathLike[str] = "shakespeare", *, batch_size: int = 32,
-    block_size: int = 64, tokenizer: Tokenizer | None = None, split: float = 0.9,
-    seed: int = 1337, normalize: bool = False,
+    text_path: str | os.PathLike[str] = "shakespeare", *, batch_size: int = 32, block_size: int = 64,
+    tokenizer: Tokenizer | None = None, split: float = 0.9, seed: int = 1337, normalize: bool = False,
 ) -> tuple[DataLoader, DataLoader]:  # fmt: skip
     """Return train_loader, val_loader for a named corpus, a file, a folder or a glob pattern.
 

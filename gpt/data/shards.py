@@ -6,9 +6,8 @@
       train-00000.bin     token ids, uint16 or uint32, little-endian, and nothing else:
       val-00000.bin       numpy.memmap(path, "<u2") reads them, and so does nanoGPT
 
-Training reads only the few thousand tokens of a batch, so its memory does not grow with the data. It uses `pread`, not
-a memory map: mapped pages count as memory of the process, and when somebody truncates a mapped file, the process ends
-with SIGBUS, where `pread` gives an error that can be caught.
+Training reads the tokens of one batch at a time, with `pread`. The pages of a memory map would count as memory of the
+process, and when somebody truncates a mapped file, the process ends with SIGBUS, not with an error that can be caught.
 """
 
 import hashlib
@@ -47,10 +46,9 @@ class Shard:
     def __init__(self, path: Path, dtype: np.dtype[Any], n_tokens: int, sha256: str) -> None:
         self.path, self.dtype, self.n_tokens, self.sha256 = path, dtype, n_tokens, sha256
         self._descriptor: int | None = None
-        size = path.stat().st_size if path.is_file() else None
-        if size is None:
+        if not path.is_file():
             raise UserError(f"{path}: missing, but the manifest beside it lists it")
-        if size != self.n_bytes:
+        if (size := path.stat().st_size) != self.n_bytes:
             raise UserError(f"{path}: damaged: {size} bytes instead of {self.n_bytes}")
 
     @property
@@ -72,14 +70,9 @@ class Shard:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}") from error
         if status.st_size != self.n_bytes or len(data) != (stop - start) * size:
-            sizes = f"{status.st_size} bytes instead of {self.n_bytes}"
-            raise UserError(f"{self.path}: changed while it was in use: {sizes}")
+            found = f"{status.st_size} bytes instead of {self.n_bytes}"
+            raise UserError(f"{self.path}: changed while it was in use: {found}")
         return np.frombuffer(data, self.dtype)
-
-    def check_hash(self) -> None:
-        """Raise UserError where the contents have changed since they were written."""
-        with file_errors(self.path):
-            require_hash(self.path, self.sha256, MANIFEST)
 
 
 class ShardedTokens:
@@ -122,7 +115,8 @@ class ShardedTokens:
     def check_hashes(self) -> None:
         """Raise UserError, naming the file, where a shard has changed since it was written."""
         for shard in self.shards:
-            shard.check_hash()
+            with file_errors(shard.path):
+                require_hash(shard.path, shard.sha256, MANIFEST)
 
 
 @dataclass(frozen=True)

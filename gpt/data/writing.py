@@ -54,7 +54,6 @@ class ShardWriter:
         }  # fmt: skip
 
     def append(self, tokens: bytes) -> None:
-        """Append tokens."""
         rest = memoryview(tokens)
         while rest:
             if self._file is None:
@@ -80,7 +79,6 @@ class ShardWriter:
         self.n_open = 0
 
     def close(self) -> None:
-        """Close the file."""
         if self._file is not None:
             with suppress(OSError):  # a full disk cannot take what is still buffered either
                 self._file.close()

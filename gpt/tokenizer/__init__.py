@@ -1,7 +1,6 @@
 """Text to token ids and back: characters, byte-pair encoding trained on a text, and GPT-2's vocabulary.
 
-Every tokenizer has the same few methods, and decoding returns exactly the text that was encoded. The tokenizer of a
-model is saved beside its weights as tokenizer.json.
+Decoding returns exactly the text that was encoded. A model's tokenizer is saved beside its weights as tokenizer.json.
 """
 
 from __future__ import annotations
@@ -26,29 +25,14 @@ from gpt.tokenizer.bpe import (
     split_long_spaces,
     train_bpe,
 )
-from gpt.tokenizer.errors import (
-    TokenizerError,
-    UnknownCharacterError,
-    require_entry,
-    require_ids,
-    require_text,
-)
+from gpt.tokenizer.errors import TokenizerError, UnknownCharacterError, require_entry, require_ids, require_text
 from gpt.tokenizer.gpt2 import gpt2_encoding
 
 if TYPE_CHECKING:
     import tiktoken
 
-__all__ = [
-    "END_OF_TEXT",
-    "BPETokenizer",
-    "CharTokenizer",
-    "GPT2Tokenizer",
-    "Tokenizer",
-    "TokenizerError",
-    "UnknownCharacterError",
-    "load_tokenizer",
-    "tokenizer_from_dict",
-]
+__all__ = ["END_OF_TEXT", "BPETokenizer", "CharTokenizer", "GPT2Tokenizer", "Tokenizer", "TokenizerError",
+           "UnknownCharacterError", "load_tokenizer", "tokenizer_from_dict"]  # fmt: skip
 
 FILE_NAME = "tokenizer.json"
 FORMAT_VERSION = 1
@@ -90,9 +74,9 @@ class Tokenizer(ABC):
         """Return the text of these ids, with U+FFFD in place of bytes that are not UTF-8."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of tokenizer.json, which tokenizer_from_dict reads."""
+        return {"version": FORMAT_VERSION, "type": self.type_name}
 
     @classmethod
     @abstractmethod
@@ -149,7 +133,7 @@ class CharTokenizer(Tokenizer):
         return "".join([self.characters[i] for i in require_ids(ids, self.vocab_size)]).encode()
 
     def to_dict(self) -> dict[str, Any]:
-        return {"version": FORMAT_VERSION, "type": self.type_name, "characters": self.characters}
+        return {**super().to_dict(), "characters": self.characters}
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> Self:
@@ -197,8 +181,7 @@ class BPETokenizer(_TiktokenTokenizer):
         ranks = {token: i for i, token in enumerate(tokens)}
         if len(ranks) != len(tokens) or b"" in ranks:
             raise TokenizerError("'tokens' holds an empty token, or one token twice")
-        self.tokens = list(tokens)
-        self.pattern = pattern
+        self.tokens, self.pattern = list(tokens), pattern
         super().__init__(make_encoding("tensorgrad-bpe", ranks, pattern))
 
     @classmethod
@@ -221,13 +204,8 @@ class BPETokenizer(_TiktokenTokenizer):
         return tokenizer
 
     def to_dict(self) -> dict[str, Any]:
-        learned = [base64.b64encode(token).decode() for token in self.tokens[256:]]
-        return {
-            "version": FORMAT_VERSION,
-            "type": self.type_name,
-            "pattern": self.pattern,
-            "tokens": learned,  # from id 256 on; the ids below are the bytes themselves
-        }
+        learned = [base64.b64encode(token).decode() for token in self.tokens[256:]]  # the ids below are the bytes
+        return {**super().to_dict(), "pattern": self.pattern, "tokens": learned}
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> Self:
@@ -249,9 +227,6 @@ class GPT2Tokenizer(_TiktokenTokenizer):
         """Raise TokenizerError, saying what to install, when the vocabulary is not available."""
         super().__init__(gpt2_encoding())
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"version": FORMAT_VERSION, "type": self.type_name}
-
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> Self:
         return cls()
@@ -262,9 +237,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
     Raises TokenizerError, naming the file and what is wrong, for one that is missing or damaged.
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= FILE_NAME
+    path = Path(path, FILE_NAME) if os.path.isdir(path) else Path(path)
     try:
         with path.open("rb") as file:
             written = file.read(MAX_FILE_BYTES + 1)

@@ -14,10 +14,7 @@ class TokenizerError(ValueError):
 
 
 class UnknownCharacterError(TokenizerError):
-    """Characters that are not in the vocabulary of a character tokenizer.
-
-    `positions` has the first position of each in the text.
-    """
+    """Characters outside the vocabulary of a character tokenizer, with the first position of each in the text."""
 
     def __init__(self, text: str, known: str) -> None:
         vocabulary = set(known)

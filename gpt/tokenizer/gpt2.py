@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt.files import find_in_package
 from gpt.tokenizer.bpe import END_OF_TEXT, GPT2_PATTERN, make_encoding
 from gpt.tokenizer.errors import TokenizerError
 
@@ -28,11 +28,9 @@ def gpt2_encoding() -> tiktoken.Encoding:
     import tiktoken
 
     try:
-        ranks = read_ranks(find_encoder_json())
+        return make_encoding("gpt2", read_ranks(find_encoder_json()), GPT2_PATTERN)
     except TokenizerError as error:
         missing = error
-    else:
-        return make_encoding("gpt2", ranks, GPT2_PATTERN)
     try:
         return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors); a bad hash
@@ -43,12 +41,9 @@ def gpt2_encoding() -> tiktoken.Encoding:
 
 
 def find_encoder_json() -> Path:
-    """Return the path of the package's encoder.json, without importing the package and its dependencies."""
-    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder, "data", "encoder.json")
-        if path.is_file():
-            return path
+    """Return the path of the package's encoder.json; TokenizerError where the package is not installed."""
+    if path := find_in_package(PACKAGE.replace("-", "_"), "data/encoder.json"):
+        return path
     raise TokenizerError(f"{PACKAGE} is not installed")
 
 
