@@ -24,6 +24,6 @@ def torch() -> Any:
 
 @pytest.fixture(scope="module")
 def numpy_backend() -> Iterator[None]:
-    """For tests that are about the plain mathematics, whatever backend other tests leave behind."""
+    """For tests of the plain mathematics, whichever backend is current."""
     with tg.use_backend("numpy"):
         yield

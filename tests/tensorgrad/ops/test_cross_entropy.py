@@ -1,4 +1,4 @@
-"""The head and its loss as one op: what the table of ops cannot say."""
+"""linear_cross_entropy: its blocks, its gradients that are computed in forward, and its memory."""
 
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -19,15 +19,15 @@ def operands() -> tuple[tg.Tensor, tg.Tensor, Any]:
 
 
 def both_gradients(loss: tg.Tensor, *leaves: tg.Tensor) -> list[Any]:
-    """Pulled back from the loss; the leaves have none afterwards."""
+    """The gradients of the leaves, which are then set to None."""
     loss.backward()
-    found = [leaf.grad for leaf in leaves]
+    gradients = [leaf.grad for leaf in leaves]
     for leaf in leaves:
         leaf.grad = None
-    return found
+    return gradients
 
 
-def assert_the_same(got: list[Any], expected: list[Any]) -> None:
+def assert_close(got: list[Any], expected: list[Any]) -> None:
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
 
@@ -52,7 +52,7 @@ USES: dict[str, Callable[[tg.Tensor], tg.Tensor]] = {
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("targets", ["all", "some ignored", "all ignored"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_it_is_linear_and_then_cross_entropy(
+def test_it_equals_cross_entropy_of_linear(
     block: int, use: str, reduction: Any, targets: str, smoothing: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, weight, t = operands()
@@ -62,14 +62,14 @@ def test_it_is_linear_and_then_cross_entropy(
     losses = [tg.cross_entropy(tg.linear(x, weight), t, **options), tg.linear_cross_entropy(x, weight, t, **options)]
     with tg.no_grad():
         losses.append(tg.linear_cross_entropy(x, weight, t, **options))
-    assert_the_same([loss.numpy() for loss in losses[1:]], [losses[0].numpy()] * 2)
+    assert_close([loss.numpy() for loss in losses[1:]], [losses[0].numpy()] * 2)
     expected, got = (both_gradients(USES[use](loss), x, weight) for loss in losses[:2])
-    assert_the_same(got, expected)
+    assert_close(got, expected)
     assert expected[0].any() == (targets != "all ignored")
 
 
 @pytest.mark.parametrize("block", [10, 1000])
-def test_with_a_loss_for_every_row_it_is_the_same(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_loss_for_every_row_it_is_equal_too(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, targets = operands()
     monkeypatch.setattr(tg.get_backend(), "logits_block", block)
     rows = tg.Tensor(np.random.default_rng(1).standard_normal(targets.shape))
@@ -79,7 +79,7 @@ def test_with_a_loss_for_every_row_it_is_the_same(block: int, monkeypatch: pytes
     ]
     np.testing.assert_allclose(losses[1].numpy(), losses[0].numpy(), rtol=1e-12)
     expected, got = (both_gradients((loss * rows).sum(), x, weight) for loss in losses)
-    assert_the_same(got, expected)
+    assert_close(got, expected)
 
 
 @pytest.mark.usefixtures("backend")
@@ -88,12 +88,12 @@ def test_gradients_add_up_over_calls() -> None:
     expected = both_gradients(tg.cross_entropy(tg.linear(x, weight), targets), x, weight)
     for factor in (1, 1, 0.5):
         (factor * tg.linear_cross_entropy(x, weight, targets)).backward()
-    assert_the_same([x.grad, weight.grad], [2.5 * gradient for gradient in expected])
+    assert_close([x.grad, weight.grad], [2.5 * gradient for gradient in expected])
 
 
 @pytest.mark.usefixtures("backend")
-def test_a_retained_graph_gives_the_same_bits_again() -> None:
-    """What the first backward handed over has been added to since, in place: the second needs gradients of its own."""
+def test_a_second_backward_through_a_retained_graph_is_bitwise_equal() -> None:
+    """The arrays of the first backward belong to the leaves, which may write into them: the second computes new ones."""
     x, weight, targets = operands()
     for dy in (1.0, 3.0):
         loss = tg.linear_cross_entropy(x, weight, targets)
@@ -106,34 +106,34 @@ def test_a_retained_graph_gives_the_same_bits_again() -> None:
         np.testing.assert_array_equal(x.grad, first[0])
         np.testing.assert_array_equal(weight.grad, first[1])
         loss.backward(np.array(dy))
-        assert_the_same([x.grad, weight.grad], [2 * gradient for gradient in first])
+        assert_close([x.grad, weight.grad], [2 * gradient for gradient in first])
         x.grad = weight.grad = None
         with pytest.raises(RuntimeError, match="linear_cross_entropy: backward a second time through a graph"):
             loss.backward()
 
 
-def test_what_needs_no_gradient_has_none_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products are counted: one of the logits, and one for each operand that wants a gradient."""
+def test_only_needed_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are counted: one for the logits, and one for each operand that requires a gradient."""
     x, weight, targets = operands()
     k, products = tg.get_backend(), []
     for name in ("linear", "linear_backward_x", "linear_backward_weight"):
         kernel = getattr(k, name)
         monkeypatch.setattr(k, name, lambda *a, name=name, kernel=kernel: products.append(name) or kernel(*a))
     more = {"x": ["linear_backward_x"], "weight": ["linear_backward_weight"], "": []}
-    for learns, expected in more.items():
+    for operand, expected in more.items():
         products.clear()
         loss = tg.linear_cross_entropy(
-            x if learns == "x" else x.detach(), weight if learns == "weight" else weight.detach(), targets
+            x if operand == "x" else x.detach(), weight if operand == "weight" else weight.detach(), targets
         )
         assert products == ["linear", *expected]
-        assert loss.requires_grad == bool(learns)
+        assert loss.requires_grad == bool(operand)
     with tg.no_grad():
         products.clear()
         assert not tg.linear_cross_entropy(x, weight, targets).requires_grad
         assert products == ["linear"]
 
 
-def test_a_checkpoint_may_hold_it() -> None:
+def test_it_works_inside_a_checkpoint() -> None:
     x, weight, targets = operands()
     expected = both_gradients(tg.linear_cross_entropy(x, weight, targets) * 3, x, weight)
     got = both_gradients(tg.checkpoint(tg.linear_cross_entropy, x, weight, targets) * 3, x, weight)
@@ -141,7 +141,7 @@ def test_a_checkpoint_may_hold_it() -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def test_what_is_overwritten_before_backward_is_seen() -> None:
+def test_an_operand_that_is_overwritten_before_backward_raises() -> None:
     x, weight, targets = operands()
     loss = tg.linear_cross_entropy(x, weight, targets)
     weight.data[...] = 0
@@ -150,14 +150,14 @@ def test_what_is_overwritten_before_backward_is_seen() -> None:
         loss.backward()
 
 
-def test_ctx_is_no_argument() -> None:
+def test_ctx_cannot_be_passed_as_an_argument() -> None:
     x, weight, targets = operands()
     with pytest.raises(TypeError, match="linear_cross_entropy: got an unexpected keyword argument 'ctx'"):
         tg.linear_cross_entropy(x, weight, targets, ctx=None)
 
 
 def peak_of(step: Callable[[], Any]) -> int:
-    step()  # what is made once is there
+    step()  # first, so that caches exist
     tracemalloc.start()
     try:
         step()
@@ -167,7 +167,7 @@ def peak_of(step: Callable[[], Any]) -> int:
 
 
 @pytest.mark.usefixtures("backend")
-def test_neither_logits_nor_their_gradient_are_held_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_all_logits_nor_their_gradient_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     n_rows, n_classes = 512, 2048
     logits_bytes = n_rows * n_classes * 4
     monkeypatch.setattr(tg.get_backend(), "logits_block", n_rows * n_classes // 16)
@@ -175,19 +175,19 @@ def test_neither_logits_nor_their_gradient_are_held_as_a_whole(monkeypatch: pyte
     weight = tg.normal((n_classes, 8), requires_grad=True)
     targets = np.zeros(n_rows, np.int64)
 
-    def evaluated() -> None:
+    def evaluate() -> None:
         with tg.no_grad():
             tg.linear_cross_entropy(x, weight, targets)
 
     steps: dict[str, Callable[[], Any]] = {
         "training": lambda: tg.linear_cross_entropy(x, weight, targets).backward(),
         "times a number": lambda: (2 * tg.linear_cross_entropy(x, weight, targets)).backward(),
-        "evaluation": evaluated,
+        "evaluation": evaluate,
     }
     for what, step in steps.items():
         assert (peak := peak_of(step)) < logits_bytes / 2, f"{what}: {peak} bytes, and all logits are {logits_bytes}"
-    whole = peak_of(lambda: tg.cross_entropy(tg.linear(x, weight), targets).backward())
-    assert whole > 2 * logits_bytes  # the measure sees them
+    plain = peak_of(lambda: tg.cross_entropy(tg.linear(x, weight), targets).backward())
+    assert plain > 2 * logits_bytes  # tracemalloc sees them
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:
@@ -199,8 +199,8 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["numpy", "numba"])
-def test_a_table_read_by_number_and_multiplied_gets_one_gradient(name: str) -> None:
-    """The output layer's gradient is there first; that of the rows is added into it, as where it is alone."""
+def test_a_table_that_is_also_the_output_layer_gets_the_sum_of_both_gradients(name: str) -> None:
+    """The sparse gradient of its rows is added to the gradient of the output layer, which arrives first."""
     pytest.importorskip("numba") if name == "numba" else None
     with tg.use_backend(name):
         indices = np.array([[3, 1, -1, 3], [0, 3, 1, 4]])
@@ -217,7 +217,7 @@ def test_a_table_read_by_number_and_multiplied_gets_one_gradient(name: str) -> N
 
 @pytest.mark.parametrize("block", [10, 1000])
 @pytest.mark.parametrize("use", USES)
-def test_on_a_gpu_it_is_the_same_and_nobody_waits(
+def test_on_a_gpu_it_is_equal_without_synchronisation(
     block: int, use: str, gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tg.use_backend("numpy"):
@@ -229,4 +229,4 @@ def test_on_a_gpu_it_is_the_same_and_nobody_waits(
     before = gpu.xp.copied_to_host
     got = both_gradients(USES[use](tg.linear_cross_entropy(x, weight, targets)), x, weight)
     assert gpu.xp.copied_to_host == before
-    assert_the_same([gpu.to_numpy(gradient) for gradient in got], expected)
+    assert_close([gpu.to_numpy(gradient) for gradient in got], expected)

@@ -1,4 +1,4 @@
-"""What random calls do not reach: ties and corners, the ends of the range, special values, empty arrays."""
+"""Cases that random calls rarely reach: ties, kinks, the limits of the range, special values, empty arrays."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def leaf(*values: Any) -> Any:
 
 
 def gradient(fn: Callable[..., Any], *operands: Any, dy: Any = None) -> list[Any]:
-    """The gradients of fn(*operands), or of its sum where no dy is given."""
+    """The gradients of fn(*operands) for dy, which is 1 everywhere unless given."""
     tensors = [leaf(*x) if isinstance(x, list) else x for x in operands]
     y = fn(*tensors)
     y.backward(np.ones(y.shape) if dy is None else np.array(dy, np.float64))
@@ -36,7 +36,7 @@ def test_ties_share_the_gradient_equally() -> None:
     assert gradient(lambda x: tg.maximum(x, 0), [-1, 0, 1]) == [[0, 0.5, 1]]
 
 
-def test_gradients_at_corners() -> None:
+def test_gradients_at_kinks() -> None:
     assert gradient(tg.relu, [-1, 0, 1]) == [[0, 0, 1]]
     assert gradient(tg.abs, [-2, 0, 2]) == [[-1, 0, 1]]
     assert gradient(tg.sign, [-2, 0, 2]) == [[0, 0, 0]]
@@ -50,7 +50,7 @@ def test_powers_at_zero() -> None:
     assert gradient(lambda x: x**0.0, [0, 2]) == [[0, 0]]
     assert gradient(lambda x: x**1, [0, -2]) == [[1, 1]]
     assert gradient(lambda x: x**3, [0, -2]) == [[0, 12]]
-    assert gradient(tg.pow, [0, 0, 0], [0, 1, 2]) == [[0, 1, 0], [0, 0, 0]]  # 0^b does not change with b > 0
+    assert gradient(tg.pow, [0, 0, 0], [0, 1, 2]) == [[0, 1, 0], [0, 0, 0]]  # 0^b is constant for b > 0
     assert gradient(lambda b: 0.0**b, [1, 2]) == [[0, 0]]
     assert gradient(lambda b: 2.0**b, [0, 1]) == [[math.log(2), 2 * math.log(2)]]
     assert gradient(lambda b: 2**b, [0]) == [[math.log(2)]]
@@ -62,7 +62,7 @@ def test_products_with_zeros() -> None:
     assert gradient(lambda x: tg.prod(x, axis=(2, 0)), [[[2.0, 3.0]], [[0.0, 5.0]]]) == [[[[0, 0]], [[30, 0]]]]
 
 
-def test_a_loss_without_targets_is_zero() -> None:
+def test_a_loss_whose_targets_are_all_ignored_is_zero() -> None:
     logits = leaf([1.0, 2.0], [3.0, 1.0])
     for reduction, expected in (("mean", 0), ("sum", 0), ("none", [0, 0])):
         logits.grad = None
@@ -81,7 +81,7 @@ def test_a_class_can_be_ignored() -> None:
     assert logits.grad[0].tolist() == [0, 0]
 
 
-def test_rows_that_may_attend_to_nothing_give_zeros() -> None:
+def test_the_result_of_a_query_without_keys_is_zero() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (Tensor(rng.standard_normal((1, 2, 3, 4)), requires_grad=True) for _ in range(3))
     mask = np.array([[True, False, True], [False, False, False], [True, True, True]])
@@ -92,20 +92,20 @@ def test_rows_that_may_attend_to_nothing_give_zeros() -> None:
     assert not q.grad[:, :, 1].any()
     for x in (q, k, v):
         assert np.isfinite(x.grad).all()
-    more_queries = tg.attention(q, k[:, :, :2], v[:, :, :2], causal=True)  # the first comes before every key
+    more_queries = tg.attention(q, k[:, :, :2], v[:, :, :2], causal=True)  # the first query is before every key
     assert not more_queries.data[:, :, 0].any()
     np.testing.assert_allclose(more_queries.data[:, :, 1], v.data[:, :, 0], rtol=1e-12)
 
 
-def test_the_last_query_sees_every_key() -> None:
+def test_the_last_query_attends_to_every_key() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 2, 5, 4)) for _ in range(3))
     whole = tg.attention(Tensor(q), k, v, causal=True).numpy()
-    for n in range(1, 6):  # as with a cache: the last n queries alone
+    for n in range(1, 6):  # only the last n queries, as with a KV cache
         np.testing.assert_allclose(tg.attention(Tensor(q[:, :, -n:]), k, v, causal=True).numpy(), whole[:, :, -n:])
 
 
-def test_masks_in_every_form() -> None:
+def test_masks_of_any_type_and_layout() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (Tensor(rng.standard_normal((2, 2, 3, 4))) for _ in range(3))
     mask = rng.random((3, 3)) < 0.6
@@ -114,17 +114,17 @@ def test_masks_in_every_form() -> None:
         np.testing.assert_array_equal(tg.attention(q, k, v, mask=same).numpy(), expected)
 
 
-def test_axes_that_are_none_at_all() -> None:
+def test_reductions_over_no_axes() -> None:
     x = np.array([[1.5, -2.0]])
     for fn in (tg.sum, tg.max, tg.mean, tg.prod, tg.logsumexp):
         np.testing.assert_allclose(fn(Tensor(x), axis=()).numpy(), x, rtol=1e-12)
 
 
-# --- the ends of the range ------------------------------------------------------------------------
+# --- the limits of the range ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_what_is_small_keeps_its_digits(dtype: Any) -> None:
+def test_small_results_are_as_precise_as_large_ones(dtype: Any) -> None:
     x = np.array([-80, -40, -20, -5, 0, 5, 40], dtype)
     exact = 1 / (1 + np.exp(-x.astype(np.longdouble)))
     tolerance = 4 * np.finfo(dtype).eps
@@ -134,7 +134,7 @@ def test_what_is_small_keeps_its_digits(dtype: Any) -> None:
 
 
 def test_nothing_overflows() -> None:
-    """Warnings are errors here, so not even on the way."""
+    """Not even in intermediate results: warnings are errors in these tests."""
     big = np.array([-1e4, -750.0, 0.0, 750.0, 1e4])
     x = Tensor(big, requires_grad=True)
     for fn in (tg.sigmoid, tg.silu, tg.tanh, tg.gelu, lambda x: tg.gelu(x, approximate="tanh"), tg.erf, tg.softmax,
@@ -149,7 +149,7 @@ def test_nothing_overflows() -> None:
     assert tg.cross_entropy(x, np.array(0)).item() == 2e4
 
 
-def test_minus_infinity_is_the_logarithm_of_nothing() -> None:
+def test_minus_infinity_is_the_logarithm_of_zero() -> None:
     x = Tensor(np.array([[-np.inf, 0.0, 0.0], [-np.inf] * 3]), requires_grad=True)
     y = tg.logsumexp(x, axis=1)
     assert y.tolist() == [math.log(2), -math.inf]
@@ -159,7 +159,7 @@ def test_minus_infinity_is_the_logarithm_of_nothing() -> None:
     assert tg.cross_entropy(x[0], np.array(1)).item() == pytest.approx(math.log(2))
 
 
-def test_a_quotient_whose_square_is_out_of_range() -> None:
+def test_the_gradient_of_a_quotient_does_not_square_the_divisor() -> None:
     a, b = (Tensor(np.array([value], np.float32), requires_grad=True) for value in (1e-30, 1e-25))
     (a / b).backward(np.ones(1))
     np.testing.assert_allclose(b.grad, [-1e20], rtol=1e-5)
@@ -172,7 +172,7 @@ def test_a_quotient_whose_square_is_out_of_range() -> None:
     "name",
     ["exp", "sin", "tanh", "abs", "sign", "square", "negative", "isnan", "isinf", "isfinite", "floor", "ceil", "round"],
 )
-def test_special_values_are_numpys(name: str) -> None:
+def test_special_values_equal_numpys(name: str) -> None:
     x = np.array([np.nan, -0.0, 0.0, 1e-320, -2.5, 0.5, 1.5])
     x = x if name == "sin" else np.append(x, [np.inf, -np.inf])
     got, expected = getattr(tg, name)(Tensor(x)).numpy(), getattr(np, name)(x)
@@ -180,7 +180,7 @@ def test_special_values_are_numpys(name: str) -> None:
     np.testing.assert_array_equal(np.signbit(got), np.signbit(expected)) if got.dtype != bool else None
 
 
-def test_not_a_number_goes_through() -> None:
+def test_nan_in_gives_nan_out() -> None:
     x = Tensor(np.array([np.nan, 1.0]))
     for fn in (tg.sigmoid, tg.silu, tg.relu, tg.gelu, tg.erf, lambda x: tg.maximum(x, 0.0), lambda x: x.clip(min=0)):
         assert np.isnan(fn(x).numpy()).tolist() == [True, False]
@@ -195,27 +195,27 @@ def test_not_a_number_goes_through() -> None:
 
 
 def test_empty_operands() -> None:
-    def none(*shape: int) -> Any:
+    def zeros(*shape: int) -> Any:
         return Tensor(np.zeros(shape), requires_grad=True)
 
     for fn, operands, shape in (
-        (tg.matmul, [none(2, 3, 4), none(4, 0)], (2, 3, 0)),
-        (tg.matmul, [none(2, 0, 4), none(4, 3)], (2, 0, 3)),
-        (tg.matmul, [none(2, 3, 0), none(0, 5)], (2, 3, 5)),
-        (tg.matmul, [none(0), none(0)], ()),
-        (tg.linear, [none(2, 0), none(3, 0), none(3)], (2, 3)),
-        (tg.linear, [none(0, 4), none(3, 4)], (0, 3)),
-        (tg.mlp, [none(2, 0), none(0, 0), none(0), none(3, 0), none(3)], (2, 3)),
-        (tg.embedding, [none(3, 0), np.array([0, 2])], (2, 0)),
-        (tg.embedding, [none(3, 2), np.zeros((2, 0), int)], (2, 0, 2)),
-        (tg.layer_norm, [none(0, 3), none(3), none(3)], (0, 3)),
-        (tg.attention, [none(0, 2, 3, 4), none(0, 2, 3, 4), none(0, 2, 3, 4)], (0, 2, 3, 4)),
-        (tg.attention, [none(1, 2, 0, 4), none(1, 1, 3, 4), none(1, 1, 3, 4)], (1, 2, 0, 4)),
-        (lambda x: tg.softmax(x), [none(0, 3)], (0, 3)),
-        (tg.sum, [none(0, 3)], ()),
-        (tg.prod, [none(0)], ()),
-        (lambda *x: tg.concat(x), [none(0, 2), none(3, 2)], (3, 2)),
-        (lambda x: tg.dropout(x), [none(0)], (0,)),
+        (tg.matmul, [zeros(2, 3, 4), zeros(4, 0)], (2, 3, 0)),
+        (tg.matmul, [zeros(2, 0, 4), zeros(4, 3)], (2, 0, 3)),
+        (tg.matmul, [zeros(2, 3, 0), zeros(0, 5)], (2, 3, 5)),
+        (tg.matmul, [zeros(0), zeros(0)], ()),
+        (tg.linear, [zeros(2, 0), zeros(3, 0), zeros(3)], (2, 3)),
+        (tg.linear, [zeros(0, 4), zeros(3, 4)], (0, 3)),
+        (tg.mlp, [zeros(2, 0), zeros(0, 0), zeros(0), zeros(3, 0), zeros(3)], (2, 3)),
+        (tg.embedding, [zeros(3, 0), np.array([0, 2])], (2, 0)),
+        (tg.embedding, [zeros(3, 2), np.zeros((2, 0), int)], (2, 0, 2)),
+        (tg.layer_norm, [zeros(0, 3), zeros(3), zeros(3)], (0, 3)),
+        (tg.attention, [zeros(0, 2, 3, 4), zeros(0, 2, 3, 4), zeros(0, 2, 3, 4)], (0, 2, 3, 4)),
+        (tg.attention, [zeros(1, 2, 0, 4), zeros(1, 1, 3, 4), zeros(1, 1, 3, 4)], (1, 2, 0, 4)),
+        (lambda x: tg.softmax(x), [zeros(0, 3)], (0, 3)),
+        (tg.sum, [zeros(0, 3)], ()),
+        (tg.prod, [zeros(0)], ()),
+        (lambda *x: tg.concat(x), [zeros(0, 2), zeros(3, 2)], (3, 2)),
+        (lambda x: tg.dropout(x), [zeros(0)], (0,)),
     ):
         y = fn(*operands)
         assert y.shape == shape
@@ -224,7 +224,7 @@ def test_empty_operands() -> None:
             if isinstance(x, Tensor):
                 assert x.grad is not None
                 assert x.grad.shape == x.shape
-    assert tg.prod(none(0)).item() == 1
+    assert tg.prod(zeros(0)).item() == 1
 
 
 def test_concat_flattens_without_an_axis() -> None:
@@ -235,13 +235,13 @@ def test_concat_flattens_without_an_axis() -> None:
     assert x.grad.tolist() == [[0, 1], [2, 3]]
 
 
-def test_padding_without_dimensions() -> None:
+def test_padding_a_scalar() -> None:
     x = Tensor(3.0, requires_grad=True)
     tg.pad(x, pad_width=2).backward()
     assert x.grad == 1
 
 
-def test_repeats_and_shifts_in_any_integers() -> None:
+def test_repeats_and_shifts_of_any_integer_type() -> None:
     x = leaf(1, 2, 3)
     np.testing.assert_array_equal(tg.repeat(x, np.int64(2)).numpy(), [1, 1, 2, 2, 3, 3])
     np.testing.assert_array_equal(tg.repeat(x, Tensor([0, 2, 1])).numpy(), [2, 2, 3])

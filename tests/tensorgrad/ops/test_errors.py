@@ -108,13 +108,13 @@ ERRORS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("call", "error", "message"), ERRORS, ids=[message[:40] for _, _, message in ERRORS])
-def test_errors_name_the_op_and_what_would_be_right(call: Any, error: type[Exception], message: str) -> None:
+def test_errors_name_the_op_and_the_rule(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match="^" + message) as caught:
         call(Tensor(X, requires_grad=True))
     assert "\n" not in str(caught.value)
 
 
-def test_operands_that_can_have_no_gradient_say_so() -> None:
+def test_a_gradient_of_an_operand_without_one_raises() -> None:
     positions = Tensor(np.arange(2.0), requires_grad=True)
     with pytest.raises(RuntimeError, match="rotary_embedding: the gradient of an operand that requires one is None"):
         tg.rotary_embedding(Tensor(np.ones((2, 4))), positions).sum().backward()

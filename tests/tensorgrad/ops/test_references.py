@@ -38,7 +38,7 @@ def assert_close(got: Any, expected: Any, tolerance: float) -> None:
 
 @drawn
 @given(data=st.data())
-def test_forward_is_numpys(row: Row, data: Any) -> None:
+def test_forward_equals_numpys(row: Row, data: Any) -> None:
     call = data.draw(row.calls)
     got = results(row.run(*call.tensors(), **call.options))
     expected = results(row.numpy(*call.arrays(), **call.options))
@@ -48,13 +48,13 @@ def test_forward_is_numpys(row: Row, data: Any) -> None:
 
 @drawn
 @given(dtype=st.sampled_from(["float64", "float32"]), data=st.data())
-def test_forward_and_gradients_are_pytorchs(row: Row, torch: Any, dtype: str, data: Any) -> None:
+def test_forward_and_gradients_equal_pytorchs(row: Row, torch: Any, dtype: str, data: Any) -> None:
     call, rng = data.draw(row.calls), data.draw(generators())
     layout = data.draw(st.sampled_from(["plain", "reversed", "stretched"]))
     ours = call.tensors(dtype)
     theirs = [torch.from_numpy(np.array(x)) if isinstance(x, np.ndarray) else x for x in call.arrays(dtype)]
-    learning = [i for i, x in enumerate(ours) if isinstance(x, Tensor) and x.requires_grad]
-    for i in learning:
+    differentiable = [i for i, x in enumerate(ours) if isinstance(x, Tensor) and x.requires_grad]
+    for i in differentiable:
         theirs[i].requires_grad_()
     got = results(row.run(*ours, **call.options))
     expected = results(row.torch(torch, *theirs, **call.options))
@@ -64,7 +64,7 @@ def test_forward_and_gradients_are_pytorchs(row: Row, torch: Any, dtype: str, da
     dys = [lay_out(layout, rng.standard_normal(y.shape).astype(y.dtype)) for y in got]
     backward(got, dys)
     torch.autograd.backward(expected, [torch.from_numpy(np.array(dy)) for dy in dys])
-    for i in learning:
+    for i in differentiable:
         gradient = ours[i].grad
         assert gradient.dtype == dtype
         assert_close(gradient, theirs[i].grad.numpy(), TOLERANCE[dtype])
@@ -72,7 +72,7 @@ def test_forward_and_gradients_are_pytorchs(row: Row, torch: Any, dtype: str, da
 
 @drawn
 @given(data=st.data())
-def test_an_op_without_a_gradient_gives_numpys_result(row_without_gradient: Row, data: Any) -> None:
+def test_an_op_without_a_gradient_equals_numpys(row_without_gradient: Row, data: Any) -> None:
     row, call = row_without_gradient, data.draw(row_without_gradient.calls)
     expected = np.asarray(row.numpy(*call.arrays(), **call.options))
     first, *rest = call.tensors()
@@ -85,7 +85,7 @@ def test_an_op_without_a_gradient_gives_numpys_result(row_without_gradient: Row,
 
 @drawn
 @given(data=st.data())
-def test_an_op_whose_registration_names_no_strategy_is_called_as_in_its_examples(data: Any) -> None:
+def test_an_op_without_a_strategy_is_called_as_in_its_examples(data: Any) -> None:
     examples = [Example("", randn(2, 3), axis=0), Example("", randn(3), call=lambda op, x: op(x + x))]
     row = Row(Case(ops.softmax, examples))
     call = data.draw(row.calls)

@@ -1,4 +1,4 @@
-"""What every op keeps for its backward, against its registration: memory is decided by what a closure names."""
+"""The arrays that each op saves for backward, against its registration."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +15,15 @@ from tensorgrad.tensor import Tensor
 CHECKED = [(case, example) for case in cases.values() for example in case.examples if example.saves is not None]
 
 
-def kept(case: Case, example: Example, dtype: str) -> list[str]:
-    """What the node that the op made keeps, a word for each array: see `Example.saves`."""
+def saved(case: Case, example: Example, dtype: str) -> list[str]:
+    """The arrays that the op's node saves, a word for each: see `Example.saves`."""
     inputs = example.tensors(get_backend(), dtype)
     result = example.run(case.op, *inputs)
     outputs = result if isinstance(result, list) else [result]
     node = outputs[0].node
     named = {letter: x for letter, x in zip("abcdefgh", inputs, strict=False) if isinstance(x, Tensor)}
     first = next(iter(named.values()))
-    words = {}  # by memory: several views of an array cost no more than one
+    words = {}  # by memory: views of one array count once
     for array in saved_arrays(node.backward):
         words[id(owner(array))] = word(array, named, [y.data for y in outputs], first, dtype)
     return sorted(words.values())
@@ -47,12 +47,12 @@ def owner(array: Any) -> Any:
 
 @pytest.mark.parametrize("dtype", ["float64", "float16"])
 @pytest.mark.parametrize(("case", "example"), CHECKED, ids=lambda x: x.name)
-def test_an_op_keeps_exactly_what_its_registration_says(case: Case, example: Example, dtype: str) -> None:
+def test_an_op_saves_exactly_what_its_registration_says(case: Case, example: Example, dtype: str) -> None:
     saves = example.saves_in_half if dtype == "float16" else example.saves
-    assert saves is not None and kept(case, example, dtype) == sorted(saves.split())
+    assert saves is not None and saved(case, example, dtype) == sorted(saves.split())
 
 
-def test_a_closure_that_names_too_much_is_seen() -> None:
+def test_whatever_a_closure_refers_to_is_found() -> None:
     def keeping(extra: Callable[[Any, Any], Any]) -> list[str]:
         @op
         def halved(k: Any, a: Any) -> Any:
@@ -61,7 +61,7 @@ def test_a_closure_that_names_too_much_is_seen() -> None:
             return y, lambda dy: dy / 2 if more is not None else dy
 
         example = Example("", randn(2, 3, 4))
-        return kept(Case(halved, [example]), example, "float64")
+        return saved(Case(halved, [example]), example, "float64")
 
     assert keeping(lambda a, y: None) == []
     assert keeping(lambda a, y: a[1:]) == ["a"]
@@ -69,4 +69,4 @@ def test_a_closure_that_names_too_much_is_seen() -> None:
     assert keeping(lambda a, y: a > 1) == ["bool(2,3,4)"]
     assert keeping(lambda a, y: lambda: a * 1) == ["a"]
     assert keeping(lambda a, y: np.sum(a, axis=1)) == ["(2,4)"]
-    assert keeping(lambda a, y: [a * 2, a * 3]) == ["(2,3,4)", "(2,3,4)"]  # two of one shape are two
+    assert keeping(lambda a, y: [a * 2, a * 3]) == ["(2,3,4)", "(2,3,4)"]  # two arrays of one shape
