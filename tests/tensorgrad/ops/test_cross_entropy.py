@@ -93,7 +93,7 @@ def test_gradients_add_up_over_calls() -> None:
 
 @pytest.mark.usefixtures("backend")
 def test_a_second_backward_through_a_retained_graph_is_bitwise_equal() -> None:
-    """The arrays of the first backward belong to the leaves, which may write into them: the second computes new ones."""
+    """The arrays of the first backward belong to the leaves, which write into them: the second computes new ones."""
     x, weight, targets = operands()
     for dy in (1.0, 3.0):
         loss = tg.linear_cross_entropy(x, weight, targets)
