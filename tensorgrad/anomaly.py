@@ -21,10 +21,7 @@ class NonFiniteError(FloatingPointError):
 
     def __init__(self, message: str, *, op: str, module: str, parameter: str | None, phase: str) -> None:
         super().__init__(message)
-        self.op = op
-        self.module = module
-        self.parameter = parameter
-        self.phase = phase
+        self.op, self.module, self.parameter, self.phase = op, module, parameter, phase
 
 
 class detect_anomaly(Observer):
@@ -43,11 +40,9 @@ class detect_anomaly(Observer):
         self._module_of: dict[int, str] = {}  # sequence number of a node -> its module
 
     def enter_module(self, module: Any) -> None:
-        """See `Observer.enter_module`."""
         self._modules.append(self._names.get(id(module), type(module).__name__))
 
     def leave_module(self, module: Any) -> None:
-        """See `Observer.leave_module`."""
         self._modules.pop()
 
     def after_op(self, name: str, operands: tuple[Any, ...], output: Any) -> None:

@@ -128,9 +128,6 @@ def _moved(read: list[Array], written: list[Array]) -> int:
     return sum({id(x): x.nbytes for x in (*read, *written)}.values())
 
 
-# --- arrays that count their arithmetic -----------------------------------------------------------
-
-
 class _Counting(threading.local):
     observers: tuple[count, ...] = ()
 
@@ -221,11 +218,9 @@ class _CountingBackend(Backend):
     array_type = CountedArray
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
-        """See `Backend.asarray`."""
         return _counted(np.asanyarray(x, dtype=dtype))
 
     def to_numpy(self, x: Array) -> Any:
-        """See `Backend.to_numpy`."""
         return _plain(x)
 
 

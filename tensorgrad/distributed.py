@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -34,8 +34,8 @@ BUCKET_BYTES = 2**22  # gradients sent together: large enough to be efficient, s
 LAUNCHER_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "MV2_COMM_WORLD_SIZE")
 
 
-class Exchange(Protocol):
-    """An exchange of arrays that has been started."""
+class Exchange:
+    """An exchange of arrays that has been started. This class is one that is over, as in a single process."""
 
     def wait(self) -> None:
         """Wait for the result. On a device it suffices that all later computations there will use the result."""
@@ -52,7 +52,7 @@ class Communicator:
 
     def all_reduce(self, array: Array) -> Exchange:
         """Start to replace a contiguous array by its sum over the group, bitwise equal on every process."""
-        return _DONE
+        return Exchange()
 
     def progress(self) -> None:
         """Advance exchanges that have been started, where the library only does so while it is called."""
@@ -79,14 +79,6 @@ class Communicator:
 ALONE = Communicator()
 
 
-class _Done:
-    def wait(self) -> None:
-        pass
-
-
-_DONE = _Done()
-
-
 class MPICommunicator(Communicator):
     """The processes that mpirun started, which exchange NumPy arrays by mpi4py."""
 
@@ -97,7 +89,6 @@ class MPICommunicator(Communicator):
         self._pending: list[Any] = []
 
     def all_reduce(self, array: Array) -> Exchange:
-        """See `Communicator.all_reduce`."""
         from mpi4py import MPI
 
         if not isinstance(array, np.ndarray):
@@ -107,26 +98,22 @@ class MPICommunicator(Communicator):
         return _Request(request)
 
     def progress(self) -> None:
-        """See `Communicator.progress`: MPI moves data only while it is called."""
+        """MPI moves data only while it is called."""
         self._pending = [request for request in self._pending if not request.Test()]
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        """See `Communicator.broadcast`."""
         self.comm.Bcast(array.reshape(-1).view(np.uint8), root)  # bytes: MPI has no bfloat16
 
     def gather(self, values: Sequence[float]) -> Any:
-        """See `Communicator.gather`."""
         own = np.array(values, np.float64)
         rows = np.empty((self.size, len(own)))
         self.comm.Allgather(own, rows)
         return rows
 
     def barrier(self) -> None:
-        """See `Communicator.barrier`."""
         self.comm.Barrier()
 
     def threads(self) -> int:
-        """See `Communicator.threads`."""
         from mpi4py import MPI
 
         local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
@@ -136,7 +123,6 @@ class MPICommunicator(Communicator):
         return max(1, cpu_count() // n_sharing)
 
     def abort(self, status: int) -> NoReturn:
-        """See `Communicator.abort`."""
         sys.stdout.flush()
         sys.stderr.flush()
         time.sleep(0.3)  # mpirun may drop output that it has not forwarded yet
@@ -144,7 +130,7 @@ class MPICommunicator(Communicator):
         os._exit(status)  # some MPIs return from Abort and end the processes later
 
 
-class _Request:
+class _Request(Exchange):
     def __init__(self, request: Any) -> None:
         self.request = request
 
@@ -199,12 +185,11 @@ class GradientReady(Observer):
         self._missing: Counter[Node] | None = None  # gradients that each leaf still expects; None between backwards
 
     def arrived(self, node: Node, dys: list[Array | None]) -> None:
-        """See `Observer.arrived`. The first node is the root of the graph, in which the uses of leaves are counted."""
+        """The first node is the root of the graph, in which the uses of leaves are counted."""
         if self._missing is None:
             self._missing = _count_uses(node)
 
     def added(self, node: Node | None, edge: Edge) -> None:
-        """See `Observer.added`."""
         leaf = edge[0]
         if isinstance(leaf, Leaf):
             missing = Counter({leaf: 1}) if self._missing is None else self._missing
@@ -213,7 +198,7 @@ class GradientReady(Observer):
                 self.report(leaf)
 
     def finished(self) -> None:
-        """See `Observer.finished`. A leaf gets fewer gradients than it has uses if a checkpoint has unused results."""
+        """A leaf gets fewer gradients than it has uses if a checkpoint has unused results."""
         missing, self._missing = self._missing or Counter(), None
         for leaf, count in missing.items():
             if count > 0 and isinstance(leaf, Leaf) and leaf.grad is not None:
@@ -313,11 +298,9 @@ class _Bucket:
         self.leaves: list[Any] = [p.node for p in members]
         ends = [int(end) for end in np.cumsum([p.size for p in members])]
         self.sums = k.xp.empty(ends[-1], k.wide(members[0].data.reshape(-1)[:0]).dtype)
-        self.parts = [
-            self.sums[end - p.size : end].reshape(p.shape) for p, end in zip(members, ends, strict=True)
-        ]  # fmt: skip
+        self.parts = [self.sums[end - p.size : end].reshape(p.shape) for p, end in zip(members, ends, strict=True)]
         self.has = [False] * len(members)  # whether each has a gradient in this step
-        self.exchange: Exchange = _DONE
+        self.exchange = Exchange()
 
     def take(self, i: int) -> None:
         """Copy a gradient into the bucket and make the parameter's gradient a view of it."""
@@ -332,4 +315,4 @@ class _Bucket:
         for leaf, part, has_any in zip(self.leaves, self.parts, anywhere, strict=True):
             leaf.grad = part.astype(leaf.dtype, copy=False) if has_any else None
         self.has = [False] * len(self.leaves)
-        self.exchange = _DONE
+        self.exchange = Exchange()

@@ -138,7 +138,6 @@ class Linear(Module):
             self.bias = zeros(n_out, requires_grad=True) if bias else None
 
     def forward(self, x: Tensor) -> Any:
-        """See `tensorgrad.linear`."""
         return ops.linear(x, self.weight, self.bias)
 
 
@@ -149,7 +148,6 @@ class Embedding(Module):
         self.weight = normal((n_entries, n_embd), std=std, requires_grad=True)
 
     def forward(self, indices: Any) -> Any:
-        """See `tensorgrad.embedding`."""
         return ops.embedding(self.weight, indices)
 
 
@@ -162,7 +160,6 @@ class LayerNorm(Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Any:
-        """See `tensorgrad.layer_norm`."""
         return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
     def add(self, x: Tensor, residual: Tensor) -> Any:
@@ -178,7 +175,6 @@ class RMSNorm(Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Any:
-        """See `tensorgrad.rms_norm`."""
         return ops.rms_norm(x, self.weight, eps=self.eps)
 
     def add(self, x: Tensor, residual: Tensor) -> Any:
@@ -195,5 +191,4 @@ class Dropout(Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Any:
-        """See `tensorgrad.dropout`."""
         return ops.dropout(x, p=self.p, training=self.training)

@@ -204,7 +204,6 @@ class SGD(Optimizer):
         super().__init__(params, options)
 
     def update(self, p: Tensor, grad: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
-        """The formula above."""
         k = backend_of("SGD", [p.data, grad])
         grad = k.wide(grad)
         if group["weight_decay"]:

@@ -7,7 +7,6 @@ CuPy are imported only when their backend is loaded.
 import difflib
 import importlib
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,8 @@ from tensorgrad.backend.runtime import Backend, BackendUnavailable
 from tensorgrad.backend.threads import cpu_count
 
 __all__ = [
-    "Array",
-    "Backend",
-    "BackendUnavailable",
-    "backend_of",
-    "check",
-    "get_backend",
-    "load",
-    "register",
-    "set_float32_matmul_precision",
-    "set_num_threads",
-    "use_backend",
+    "Array", "Backend", "BackendUnavailable", "backend_of", "check", "get_backend", "load", "register",
+    "set_float32_matmul_precision", "set_num_threads", "use_backend",
 ]
 
 NAMES = ("numpy", "numba", "cupy")
@@ -94,9 +84,7 @@ class use_backend:
         _make_current(self.backend)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         before, types = self._before
         _make_current(before)
         _by_type.update(types)

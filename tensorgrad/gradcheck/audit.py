@@ -1,5 +1,6 @@
 """What a gradient has to be besides right: repeatable, of the right shape and dtype, and nobody else's memory."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,6 @@ from tensorgrad.gradcheck.probe import Probe, Recorded
 
 ROUNDING = 1e-11  # what another order of additions may change in float64, relative to the largest gradient
 FLOAT32_BYTES = 4
-
-
-# --- what a single op's backward may do ----------------------------------------------------------
 
 
 class Audit(Observer):
@@ -93,9 +91,6 @@ class _Call:
         return bytes(self.k.to_numpy(x).tobytes())
 
 
-# --- what must not change the result ------------------------------------------------------------
-
-
 def check_unchanged(what: str, before: list[bytes], arrays: list[Array]) -> None:
     """Raise GradcheckError where an array's bytes are no longer `before`."""
     for i, (old, x) in enumerate(zip(before, arrays, strict=True)):
@@ -138,7 +133,7 @@ def check_layouts(probe: Probe, recorded: Recorded, dys: list[Array], gradients:
     filled = [probe.k.xp.ones(dy.shape, dy.dtype) for dy in dys]
     expected = recorded.pull(filled)
     _compare(probe, "a stride-0 dy gives", recorded.pull(stretched), expected, size)
-    for layout, lay in {"contiguous": _contiguous, **LAYOUTS}.items():
+    for layout, lay in {"contiguous": lambda xp, x: xp.ascontiguousarray(x).reshape(x.shape), **LAYOUTS}.items():
         moved = probe.record([lay(probe.k.xp, x) for x in probe.arrays])
         _compare(probe, f"where inputs are {layout},", moved.pull(dys), gradients, size)
         for i, (y, z) in enumerate(zip(recorded.arrays, moved.arrays, strict=True)):
@@ -156,31 +151,20 @@ def _compare(probe: Probe, what: str, got: list[Array], expected: list[Array], s
             )
 
 
-def _contiguous(xp: Any, x: Array) -> Array:
-    return xp.ascontiguousarray(x).reshape(x.shape)
-
-
-def _sliced(xp: Any, x: Array) -> Array:
-    """Every other element of a larger array, with NaN between."""
-    spacious = xp.full(tuple(2 * n for n in x.shape), xp.nan, x.dtype)
-    view = spacious[(..., *(slice(None, None, 2),) * x.ndim)]  # ... keeps 0 dimensions an array
-    view[...] = x
+def stepped(xp: Any, x: Array, step: int) -> Array:
+    """x as every step-th element, backwards for a negative step, of a larger array with NaN or 0 between."""
+    fill = xp.nan if is_floating(x.dtype) else 0
+    view = xp.full([abs(step) * n for n in x.shape], fill, x.dtype)[(..., *(slice(None, None, step),) * x.ndim)]
+    view[...] = x  # the Ellipsis above keeps an array of 0 dimensions an array
     return view
 
 
-def _reversed(xp: Any, x: Array) -> Array:
-    """Negative strides along every axis."""
-    back = (..., *(slice(None, None, -1),) * x.ndim)
-    return xp.ascontiguousarray(x[back]).reshape(x.shape)[back]
-
-
-def _transposed(xp: Any, x: Array) -> Array:
-    """The first axis fastest."""
+def transposed(xp: Any, x: Array) -> Array:
+    """x with the first axis fastest."""
     return xp.ascontiguousarray(x.T).reshape(x.shape[::-1]).T
 
 
 LAYOUTS: dict[str, Callable[[Any, Array], Array]] = {
-    "sliced": _sliced,
-    "reversed": _reversed,
-    "transposed": _transposed,
-}
+    "sliced": functools.partial(stepped, step=2), "reversed": functools.partial(stepped, step=-1),
+    "transposed": transposed,
+}  # fmt: skip

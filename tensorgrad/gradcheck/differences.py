@@ -93,11 +93,6 @@ def jacobian(probe: Probe, recorded: Recorded, eps: float) -> Difference:
     return Difference(float(errors[row, column]), where, float(analytic[row, column]), float(numeric[row, column]))
 
 
-def jacobian_size(probe: Probe, recorded: Recorded) -> int:
-    """The number of elements of the Jacobian."""
-    return int(sum(x.size for x in probe.arrays)) * sum(y.size for y in recorded.outputs)
-
-
 def _by_differences(probe: Probe, values: list[Array], eps: float) -> Array:
     """(results, inputs), column by column."""
     columns = []
@@ -112,8 +107,7 @@ def _by_differences(probe: Probe, values: list[Array], eps: float) -> Array:
             (plus, above), (minus, below) = ends
             step = plus - minus if np.isfinite(plus) else 2 * eps
             columns.append((above - below) / step)
-    n_results = len(columns[0]) if columns else 0
-    return np.stack(columns, axis=1) if columns else np.zeros((n_results, 0))
+    return np.stack(columns, axis=1) if columns else np.zeros((0, 0))
 
 
 def _by_backward(recorded: Recorded) -> Array:

@@ -101,8 +101,6 @@ def _percent(row: Row) -> float:
     return 100 * min(1.0, max(0.0, 1 + math.log10(row.share) / 8)) if row.error > 0 else 0.0
 
 
-# --- the chart: one dot for every check, by the logarithm of its error -------------------------------------
-
 LEFT, RIGHT, HEIGHT, LEAST = 90, 960, 64, -18  # pixels; LEAST is the exponent at the left edge, where 0 is too
 
 

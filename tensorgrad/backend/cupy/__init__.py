@@ -1,7 +1,7 @@
 """The backend for NVIDIA GPUs: CuPy's arrays, and CUDA kernels where they are faster than `math.py` on CuPy.
 
-Every family of kernels has a .cu file, and beside it a class with the methods that launch them. Arrays that the kernels
-do not support are left to `math.py`. CuPy is imported only when this backend is loaded.
+Every family of kernels has a .cu file, and beside it a class with the methods that launch them. `math.py` says what the
+methods compute, and does so for arrays without a kernel. CuPy is imported only when this backend is loaded.
 """
 
 import contextlib

@@ -13,39 +13,30 @@ class Activation(Kernels):
     """The kernels of activation.cu."""
 
     def sigmoid(self, x: Array) -> Array:
-        """1 / (1 + e^-x)."""
         return self._map("sigmoid", super().sigmoid, x)
 
     def silu(self, x: Array) -> Array:
-        """x sigmoid(x)."""
         return self._map("silu", super().silu, x)
 
     def silu_backward(self, dy: Array, x: Array) -> Array:
-        """dx of silu."""
         return self._map("silu_backward", super().silu_backward, dy, x)
 
     def erf(self, x: Array) -> Array:
-        """2/sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
         return self._map("erf_of", super().erf, x)
 
     def gelu(self, x: Array) -> Array:
-        """x times the normal distribution function of x."""
         return self._map("gelu", super().gelu, x)
 
     def gelu_backward(self, dy: Array, x: Array) -> Array:
-        """dx of gelu."""
         return self._map("gelu_backward", super().gelu_backward, dy, x)
 
     def gelu_tanh(self, x: Array) -> Array:
-        """GPT-2's approximation of gelu."""
         return self._map("gelu_tanh", super().gelu_tanh, x)
 
     def gelu_tanh_backward(self, dy: Array, x: Array) -> Array:
-        """dx of gelu_tanh."""
         return self._map("gelu_tanh_backward", super().gelu_tanh_backward, dy, x)
 
     def gelu_tanh_recompute(self, dy: Array, x: Array) -> tuple[Array, Array]:
-        """dx of gelu_tanh, and gelu_tanh(x) recomputed, written over dy and x."""
         if not supported(dy, x) or dy.shape != x.shape or not (dy.flags.c_contiguous and x.flags.c_contiguous):
             return super().gelu_tanh_recompute(dy, x)
         self._start_elementwise("gelu_tanh_recompute", dy, x)

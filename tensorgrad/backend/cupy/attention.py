@@ -55,7 +55,6 @@ class Attention(Dropout):
         self, q: Array, key: Array, v: Array,
         causal: bool, mask: Array | None, dropout: DropoutOptions | None, scale: float,
     ) -> tuple[Array, Array]:  # fmt: skip
-        """softmax(scale q key^T) v for every head, and the logsumexp of every row."""
         decode = q.shape[2] <= MAX_DECODE_QUERIES and dropout is None and rows_of_16_bytes(q)
         if not has_kernel(q, key, v, scale) or not (mask is None or decode):
             return super().attention(q, key, v, causal, mask, dropout, scale)
@@ -96,8 +95,6 @@ class Attention(Dropout):
             self._start_float("attention_backward_key_float", problem, key, 4, for_key, (lse, delta))
         return dq, dkey, dv
 
-    # --- launches -------------------------------------------------------------------------------
-
     def _start(
         self, kernel: str, problem: Problem, owner: Array, rows: int, tile_rows: int, arrays: tuple[Array, ...],
         floats: tuple[Array, ...], more_shared: int = 0,
@@ -122,9 +119,8 @@ class Attention(Dropout):
         args: tuple[Any, ...],
     ) -> None:  # fmt: skip
         n_blocks = owner.shape[0] * owner.shape[1] * -(-owner.shape[2] // rows)
-        defines = {
-            "T": c_type(owner.dtype), "HEAD": str(problem.head), "DROPOUT": str(int(problem.dropout is not None)),
-        }  # fmt: skip
+        dropout = str(int(problem.dropout is not None))
+        defines = {"T": c_type(owner.dtype), "HEAD": str(problem.head), "DROPOUT": dropout}
         args = (*args, *problem.sizes(), *self._dropout_arguments(problem.dropout))
         self.launcher.launch(source, kernel, (n_blocks,), (threads,), args, shared, defines)
 
@@ -151,11 +147,7 @@ class Attention(Dropout):
             n_key, d, causal, scale, np.int32(part_size),
         )  # fmt: skip
         defines = {"T": c_type(arrays[0].dtype), "HEAD": str(problem.head)}
-        self.launcher.launch(
-            "attention_decode", "attention_decode", (rows, n_parts), (THREADS,), args, defines=defines
-        )  # fmt: skip
-
-    # --- arrays ---------------------------------------------------------------------------------
+        self.launcher.launch("attention_decode", "attention_decode", (rows, n_parts), (THREADS,), args, defines=defines)
 
     def _aligned(self, x: Array) -> Array:
         """x (B, H, T, D), or a contiguous copy where the kernels cannot read its rows."""

@@ -17,7 +17,6 @@ class CrossEntropy(Kernels):
     def cross_entropy(
         self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
     ) -> tuple[Array, Array]:
-        """logits (N, V), targets (N) -> losses (N), 0 where ignored, and logsumexp (N)."""
         if not supported(logits):
             return super().cross_entropy(logits, targets, ignore_index, label_smoothing)
         wide = wide_dtype(logits.dtype)
@@ -32,7 +31,6 @@ class CrossEntropy(Kernels):
         self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float,
         out: Array | None = None,
     ) -> Array:  # fmt: skip
-        """dlogits of cross_entropy; written to `out`, which may be the logits."""
         if not supported(logits) or (out is not None and not out.flags.c_contiguous):
             return super().cross_entropy_backward(dlosses, logits, targets, lse, ignore_index, label_smoothing, out)
         whole, wide = self.contiguous(logits), wide_dtype(logits.dtype)

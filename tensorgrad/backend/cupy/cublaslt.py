@@ -11,6 +11,8 @@ from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int32, 
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from tensorgrad.backend.cupy.driver import first_line
+
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType
 COMPUTE = {"float32": 68, "tf32": 77, "float64": 70}  # cublasComputeType: the type of the sum
 # Attributes with the types of their values. Of a product:
@@ -92,20 +94,15 @@ Stopwatch = Callable[[Callable[[], None]], float]  # returns how long a function
 SIGNATURES: dict[str, list[Any]] = {
     "Create": [POINTER(c_void_p)],
     "MatmulDescCreate": [POINTER(c_void_p), c_int, c_int],
-    "MatmulDescDestroy": [c_void_p],
-    "MatmulDescSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
-    "MatmulDescGetAttribute": [c_void_p, c_int, c_void_p, c_size_t, POINTER(c_size_t)],
     "MatrixLayoutCreate": [POINTER(c_void_p), c_int, c_uint64, c_uint64, c_int64],
-    "MatrixLayoutDestroy": [c_void_p],
-    "MatrixLayoutSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
-    "MatrixLayoutGetAttribute": [c_void_p, c_int, c_void_p, c_size_t, POINTER(c_size_t)],
     "MatmulPreferenceCreate": [POINTER(c_void_p)],
-    "MatmulPreferenceDestroy": [c_void_p],
-    "MatmulPreferenceSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
-    "MatmulPreferenceGetAttribute": [c_void_p, c_int, c_void_p, c_size_t, POINTER(c_size_t)],
     "MatmulAlgoGetHeuristic": [*[c_void_p] * 7, c_int, c_void_p, POINTER(c_int)],
     "Matmul": [*[c_void_p] * 14, c_size_t, c_void_p],
 }
+for _kind in ("MatmulDesc", "MatrixLayout", "MatmulPreference"):
+    SIGNATURES[f"{_kind}Destroy"] = [c_void_p]
+    SIGNATURES[f"{_kind}SetAttribute"] = [c_void_p, c_int, c_void_p, c_size_t]
+    SIGNATURES[f"{_kind}GetAttribute"] = [c_void_p, c_int, c_void_p, c_size_t, POINTER(c_size_t)]
 
 
 class CublasLt:
@@ -156,9 +153,7 @@ class CublasLt:
 
         self._keep(min((described._replace(algorithm=x) for x in self.candidates(described, count)), key=time))
 
-    def run(
-        self, plan: Plan, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int
-    ) -> None:  # fmt: skip
+    def run(self, plan: Plan, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int) -> None:
         """Run a plan on a stream."""
         if plan.product.bias:
             self.set(plan.operation, "MatmulDesc", BIAS_POINTER, bias)
@@ -269,9 +264,5 @@ def load() -> CublasLt:
     try:
         found = pathfinder.load_nvidia_dynamic_lib("cublasLt")
     except (pathfinder.DynamicLibNotFoundError, RuntimeError) as error:
-        raise CublasLtError(f"libcublasLt is not found ({_line(error)}): pip install nvidia-cublas") from error
+        raise CublasLtError(f"libcublasLt is not found ({first_line(error)}): pip install nvidia-cublas") from error
     return CublasLt(ctypes.CDLL(found.abs_path))
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -18,7 +18,6 @@ class Dropout(Kernels):
     step_offset: Array | None = None
 
     def random_bits(self, n: int, seed: int, stream: int, step: int) -> Array:
-        """The first n words of a Philox stream: (n,) uint32."""
         words = self.xp.empty(n, np.uint32)
         if n:
             self.launcher.launch(
@@ -28,7 +27,6 @@ class Dropout(Kernels):
         return words
 
     def dropout(self, x: Array, dropout: DropoutOptions) -> Array:
-        """x with elements zeroed at random, the rest scaled up; its own backward, applied to dy."""
         if not supported(x):
             return super().dropout(x, dropout)
         p, seed, stream, step = dropout

@@ -18,7 +18,6 @@ class Embedding(Kernels):
     """The kernels of embedding.cu."""
 
     def embedding(self, weight: Array, indices: Array) -> Array:
-        """Row `indices` of weight (V, C): indices (...) -> (..., C)."""
         if not supported(weight) or not indices.size:
             return super().embedding(weight, indices)
         indices = self.indices(indices)
@@ -30,7 +29,6 @@ class Embedding(Kernels):
         return y
 
     def embedding_backward(self, dy: Array, indices: Array, shape: tuple[int, ...]) -> Array:
-        """dweight (V, C): every row's dy added to the row it was read from, in a fixed order."""
         if not supported(dy) or not math.prod(shape) or indices.size > 2**31 - SEGMENT:
             return super().embedding_backward(dy, indices, shape)
         dy, indices = as_rows(self.contiguous(dy)), self.indices(indices)

@@ -17,7 +17,6 @@ class Graphs(Dropout, Optimization):
     """Recording of CUDA graphs."""
 
     def record(self, fn: Function, advance: Advance) -> Function:
-        """See `Backend.record`."""
         return CudaGraph(self, fn, advance)
 
     @cached_property

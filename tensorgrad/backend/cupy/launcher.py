@@ -104,9 +104,6 @@ def c_type(dtype: Any) -> str:
     return C_TYPES[np.dtype(dtype).name]
 
 
-# --- compiling ------------------------------------------------------------------------------------
-
-
 def options(arch: str) -> list[str]:
     """The compiler options of every kernel. arch: sm_80, sm_90a ..."""
     folders = [str(FOLDER), *nvrtc.include_folders()]
@@ -155,9 +152,6 @@ def _write_atomically(path: Path, content: bytes) -> None:
     except OSError:
         os.unlink(name)
         raise
-
-
-# --- on the GPU -----------------------------------------------------------------------------------
 
 
 class CudaLauncher(Launcher):

@@ -9,15 +9,7 @@ from functools import cached_property
 
 from tensorgrad.backend.arrays import Array, as_rows, is_half
 from tensorgrad.backend.cupy import cublaslt
-from tensorgrad.backend.cupy.cublaslt import (
-    NOT_SUPPORTED,
-    TYPES,
-    WORKSPACE_BYTES,
-    CublasLt,
-    CublasLtError,
-    Matrix,
-    Product,
-)
+from tensorgrad.backend.cupy.cublaslt import CublasLt, CublasLtError, Matrix, Product
 from tensorgrad.backend.cupy.kernels import Kernels, supported, wide_dtype
 
 AMPERE = 80  # compute capability, times ten, of the first tensor cores for bfloat16 and TF32
@@ -49,20 +41,15 @@ class Linear(Kernels):
         return set()
 
     def lacks(self, what: str) -> str | None:
-        """Why this GPU does not support a dtype, in one line; None if it does."""
         capability = self.xp.cuda.Device().compute_capability
         if what in ("bfloat16", "tf32") and int(capability) < AMPERE:
             return f"needs a GPU of compute capability 8.0, and this one has {int(capability) / 10}: choose float16"
         return None if what in ("tf32", "cuda_graph") else super().lacks(what)
 
     def set_float32_precision(self, tf32: bool) -> None:
-        """Set whether float32 products may use TF32."""
         self.tf32 = tf32
 
-    # --- the backend's methods ------------------------------------------------------------------
-
     def matmul(self, a: Array, b: Array) -> Array:
-        """a (..., m, n) @ b (..., n, p) -> (..., m, p)."""
         if a.ndim < 2 or b.ndim < 2:
             left, right = a[None, :] if a.ndim == 1 else a, b[:, None] if b.ndim == 1 else b
             y = self.matmul(left, right)
@@ -82,14 +69,12 @@ class Linear(Kernels):
         return y
 
     def add_matmul(self, c: Array, a: Array, b: Array) -> None:
-        """c += a @ b, in place, for matrices; c may be float32 where a and b are half precision."""
         if not self._supports(a, b) or c.dtype not in (a.dtype, self.wide(a[:0]).dtype) or not c.flags.c_contiguous:
             super().add_matmul(c, a, b)
         else:
             self._multiply(a, b, c, beta=1.0)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m)."""
         x, weight = self._same_dtype(x, weight)
         if not self._supports(x, weight):
             return super().linear(x, weight, bias)
@@ -101,7 +86,6 @@ class Linear(Kernels):
         return y
 
     def linear_backward_weight(self, dy: Array, x: Array) -> Array:
-        """dweight = dy^T @ x, over all rows of both; float32 where they are half precision."""
         dy, x = self._same_dtype(as_rows(dy), as_rows(x))
         if not self._supports(dy.T, x):
             return super().linear_backward_weight(dy, x)
@@ -110,15 +94,12 @@ class Linear(Kernels):
         return dweight
 
     def linear_backward_bias(self, dy: Array) -> Array:
-        """The sum over all rows, at least float32: (n,)."""
         if not supported(dy):
             return super().linear_backward_bias(dy)
         return self.column_sums(as_rows(self.contiguous(dy)), wide_dtype(dy.dtype))
 
-    # --- shared ---------------------------------------------------------------
-
     def _supports(self, a: Array, b: Array) -> bool:
-        return a.dtype == b.dtype and a.dtype.name in TYPES and a.size > 0 and b.size > 0
+        return a.dtype == b.dtype and a.dtype.name in cublaslt.TYPES and a.size > 0 and b.size > 0
 
     def _same_dtype(self, a: Array, b: Array) -> tuple[Array, Array]:
         """Both converted to the dtype of their product."""
@@ -153,7 +134,7 @@ class Linear(Kernels):
                 self.cublaslt.tune(product, b.data.ptr, a.data.ptr, at, bias_address, space, stream, self._milliseconds)
             self.cublaslt.multiply(product, b.data.ptr, a.data.ptr, d.data.ptr, bias_address, beta, space, stream)
         except CublasLtError as error:
-            if bias is None or error.status != NOT_SUPPORTED:
+            if bias is None or error.status != cublaslt.NOT_SUPPORTED:
                 raise
             self.unfused.add(product)  # no algorithm adds a bias to such matrices, for example to a single row
             self._multiply(a, b, d, beta, bias)
@@ -169,7 +150,7 @@ class Linear(Kernels):
 
     def _workspace(self, stream: int) -> int:
         if stream not in self.workspaces:
-            self.workspaces[stream] = self.xp.empty(WORKSPACE_BYTES, "uint8")
+            self.workspaces[stream] = self.xp.empty(cublaslt.WORKSPACE_BYTES, "uint8")
         return int(self.workspaces[stream].data.ptr)
 
     def _milliseconds(self, run: Callable[[], None]) -> float:

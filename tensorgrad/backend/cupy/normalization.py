@@ -40,7 +40,6 @@ class Normalization(Kernels):
     """The kernels of normalization.cu; its partial sums are added by linear.cu."""
 
     def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
-        """x (..., n) -> y, and mean and 1/std (..., 1)."""
         if not has_kernel(x, None, (), weight, bias):
             return super().layer_norm(x, weight, bias, eps)
         return self._layer_norm(x, None, None, weight, bias, eps)
@@ -71,7 +70,6 @@ class Normalization(Kernels):
     def layer_norm_backward_x(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None
     ) -> Array:
-        """dx of layer_norm, plus dsum."""
         if not has_kernel(x, dy, (mean, rstd), weight) or not has_kernel(x, dsum):
             return super().layer_norm_backward_x(dy, x, weight, mean, rstd, dsum)
         dx = self.xp.empty(x.shape, x.dtype)
@@ -83,13 +81,11 @@ class Normalization(Kernels):
         return dx
 
     def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
-        """dweight of layer_norm: (n,)."""
         if not has_kernel(x, dy, (mean, rstd)):
             return super().layer_norm_backward_weight(dy, x, mean, rstd)
         return self._weight_sums(dy, x, self.contiguous(mean), rstd)
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
-        """x (..., n) -> y, and 1/rms (..., 1)."""
         if not has_kernel(x, None, (), weight):
             return super().rms_norm(x, weight, eps)
         return self._rms_norm(x, None, None, weight, eps)
@@ -115,7 +111,6 @@ class Normalization(Kernels):
     def rms_norm_backward_x(
         self, dy: Array, x: Array, weight: Array | None, rrms: Array, dsum: Array | None = None
     ) -> Array:
-        """dx of rms_norm, plus dsum."""
         if not has_kernel(x, dy, (rrms,), weight) or not has_kernel(x, dsum):
             return super().rms_norm_backward_x(dy, x, weight, rrms, dsum)
         dx = self.xp.empty(x.shape, x.dtype)
@@ -126,7 +121,6 @@ class Normalization(Kernels):
         return dx
 
     def rms_norm_backward_weight(self, dy: Array, x: Array, rrms: Array) -> Array:
-        """dweight of rms_norm: (n,)."""
         if not has_kernel(x, dy, (rrms,)):
             return super().rms_norm_backward_weight(dy, x, rrms)
         return self._weight_sums(dy, x, None, rrms)

@@ -29,7 +29,6 @@ class Optimization(Kernels):
         self, p: Array, g: Array, m: Array, v: Array, *,
         lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
     ) -> None:  # fmt: skip
-        """One AdamW step on p, m and v in place. `step` counts from 1."""
         self.adamw_group(
             [p], [g], [m], [v], [None], skip=False, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
             weight_decay=weight_decay, step=step,
@@ -63,14 +62,10 @@ class Optimization(Kernels):
             self.launch_over("adamw", rows, {"T": t, "G": g_type}, *numbers)
 
     def decide(self, flag: bool | Array) -> bool | Array:
-        """A flag for kernels: the array itself, to avoid synchronisation."""
         return flag if isinstance(flag, self.array_type) else bool(flag)
 
     def clip_norm(self, arrays: list[Array], max_norm: float) -> Any:
-        """Scale all arrays down together until their norm is at most max_norm; returns the norm before, on the GPU.
-
-        A norm that is not finite scales nothing.
-        """
+        """Scale by a factor that is computed on the GPU; the norm stays there, too."""
         norm, factor = self._norm_and_factor(arrays, max_norm)
         self.scale(arrays, factor)
         return norm
@@ -107,8 +102,6 @@ class Optimization(Kernels):
             defines={"T": "float", "G": "float"},
         )  # fmt: skip
         return norm, factor
-
-    # --- many arrays in one launch --------------------------------------------------------------
 
     def launch_over(self, kernel: str, rows: list[Row], defines: dict[str, str], *args: Any) -> None:
         """Launch a kernel on all rows of a table: a block for each CHUNK elements of each array."""

@@ -17,7 +17,6 @@ class RotaryEmbedding(Kernels):
     """The kernel of rotary_embedding.cu."""
 
     def rotary_embedding(self, x: Array, positions: Array, base: float, inverse: bool = False) -> Array:
-        """Rotate the pairs (x[i], x[i + D/2]) of x (..., T, D) by positions * base^(-2i / D), or back."""
         if not supported(x) or positions.dtype.name not in POSITIONS or not positions.size:
             return super().rotary_embedding(x, positions, base, inverse)
         rows, half, shape = n_rows(x), x.shape[-1] // 2, x.shape[:-1]

@@ -13,19 +13,15 @@ class Softmax(Kernels):
     """The kernels of softmax.cu."""
 
     def softmax(self, x: Array, axis: int) -> Array:
-        """exp(x) / sum exp(x)."""
         return self._over_last_axis("softmax", super().softmax, axis, x)
 
     def softmax_backward(self, dy: Array, y: Array, axis: int) -> Array:
-        """dx of softmax."""
         return self._over_last_axis("softmax_backward", super().softmax_backward, axis, dy, y)
 
     def log_softmax(self, x: Array, axis: int) -> Array:
-        """x - logsumexp(x)."""
         return self._over_last_axis("log_softmax", super().log_softmax, axis, x)
 
     def log_softmax_backward(self, dy: Array, y: Array, axis: int) -> Array:
-        """dx of log_softmax."""
         return self._over_last_axis("log_softmax_backward", super().log_softmax_backward, axis, dy, y)
 
     def _over_last_axis(self, kernel: str, plain: Callable[..., Array], axis: int, *arrays: Array) -> Array:

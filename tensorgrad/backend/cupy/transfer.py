@@ -55,14 +55,10 @@ class Transfer(Kernels):
         return self.to_numpy(self.xp.stack(arrays)).tolist() if arrays else []
 
     def number(self, x: Array) -> Any:
-        """The array itself: reading its value would wait for the GPU."""
         return x
 
     def stage(self, *arrays: Any) -> tuple[Array, ...]:
-        """Copy host arrays to the GPU while the step before is computed.
-
-        The results are valid until `stage` has been called twice more for arrays of these shapes.
-        """
+        """Copy while the step before is computed; valid until `stage` is called twice more for these shapes."""
         key = tuple((x.shape, x.dtype) for x in arrays)
         slots = self._slots.setdefault(key, [])
         slot = Slot(self.xp, arrays) if len(slots) < MAX_SLOTS else slots.pop(0)

@@ -1,7 +1,7 @@
 """The NumPy backend: the kernels of `math.py`, some of them faster because they work in blocks, on all threads.
 
 There is one file for each family of kernels. Its functions compute one block in place, and its class decides which
-arrays they are used for. All other arrays, and all other kernels, are computed by `math.py`.
+arrays they are used for. `math.py` says what the methods compute, and does so for all other arrays and kernels.
 """
 
 import numpy as np
@@ -15,13 +15,10 @@ from tensorgrad.backend.numpy.embedding import Embedding
 from tensorgrad.backend.numpy.linear import Linear
 from tensorgrad.backend.numpy.normalization import Normalization
 from tensorgrad.backend.numpy.optimizer import Optimization
-from tensorgrad.backend.runtime import Backend
 from tensorgrad.memory import keep_freed_memory
 
 
-class NumpyBackend(
-    Activation, Attention, CrossEntropy, Elementwise, Embedding, Linear, Normalization, Optimization
-):  # fmt: skip
+class NumpyBackend(Activation, Attention, CrossEntropy, Elementwise, Embedding, Linear, Normalization, Optimization):
     """Kernels over NumPy arrays. NumPy releases the GIL while it computes, so blocks run on all cores."""
 
     name = "numpy"
@@ -32,8 +29,3 @@ class NumpyBackend(
         """Keep freed memory for the next step, and let only the threads of `team` compute."""
         keep_freed_memory()
         blas.use_threads(1)
-
-
-def create() -> Backend:
-    """The backend, for `tensorgrad.backend.load`."""
-    return NumpyBackend()

@@ -60,23 +60,18 @@ class Activation(Blocks):
     """The functions above; the other activations apply the formula of `math.py` to each block."""
 
     def silu(self, x: Array) -> Array:
-        """x sigmoid(x)."""
         return self._elementwise(super().silu, x)
 
     def silu_backward(self, dy: Array, x: Array) -> Array:
-        """dx of silu."""
         return self._elementwise(super().silu_backward, dy, x)
 
     def gelu(self, x: Array) -> Array:
-        """x times the normal distribution function of x."""
         return self._elementwise(super().gelu, x)
 
     def gelu_backward(self, dy: Array, x: Array) -> Array:
-        """dx of gelu."""
         return self._elementwise(super().gelu_backward, dy, x)
 
     def gelu_tanh(self, x: Array) -> Array:
-        """GPT-2's approximation of gelu."""
         if x.size < MIN_BLOCKED_ELEMENTS or not same_layout(x):
             return super().gelu_tanh(x)
         y = np.empty(x.shape, x.dtype)
@@ -84,7 +79,6 @@ class Activation(Blocks):
         return y
 
     def gelu_tanh_backward(self, dy: Array, x: Array) -> Array:
-        """dx of gelu_tanh."""
         if x.size < MIN_BLOCKED_ELEMENTS or not same_layout(dy, x):
             return super().gelu_tanh_backward(dy, x)
         dx = np.empty(x.shape, x.dtype)
@@ -92,7 +86,6 @@ class Activation(Blocks):
         return dx
 
     def gelu_tanh_recompute(self, dy: Array, x: Array) -> tuple[Array, Array]:
-        """dx of gelu_tanh, and gelu_tanh(x) recomputed, written over dy and x."""
         if x.size < MIN_BLOCKED_ELEMENTS or not same_layout(dy, x) or not (dy.flags.writeable and x.flags.writeable):
             return super().gelu_tanh_recompute(dy, x)
         self._in_blocks(gelu_tanh_recompute, dy, x)

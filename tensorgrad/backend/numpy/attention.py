@@ -106,7 +106,6 @@ class Attention(Blocks):
     def attention(
         self, q: Array, key: Array, v: Array, causal: bool, mask: Array | None, dropout: Dropout | None, scale: float
     ) -> tuple[Array, Array]:
-        """softmax(scale q key^T) v for every head, and the logsumexp of every row."""
         if not supported(q, key, v) or not causal or mask is not None or dropout is not None:
             return super().attention(q, key, v, causal, mask, dropout, scale)
         n_batch, n_head, n_query, _ = q.shape

@@ -12,7 +12,6 @@ class CrossEntropy(Blocks):
     def cross_entropy(
         self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
     ) -> tuple[Array, Array]:
-        """logits (N, V), targets (N) -> losses (N), 0 where ignored, and logsumexp (N), both at least float32."""
         plain = super().cross_entropy
         if logits.size < MIN_BLOCKED_ELEMENTS:
             return plain(logits, targets, ignore_index, label_smoothing)
@@ -28,7 +27,6 @@ class CrossEntropy(Blocks):
         self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float,
         out: Array | None = None,
     ) -> Array:  # fmt: skip
-        """dlogits, into `out`, which may be the logits."""
         plain = super().cross_entropy_backward
         if logits.size < MIN_BLOCKED_ELEMENTS:
             return plain(dlosses, logits, targets, lse, ignore_index, label_smoothing, out)

@@ -17,7 +17,6 @@ class Elementwise(Blocks):
     """Sums of large arrays of one shape."""
 
     def add(self, a: Array, b: Array) -> Array:
-        """a + b, broadcast."""
         large = getattr(a, "size", 0) >= MIN_ADD_ELEMENTS and getattr(b, "size", 0) >= MIN_ADD_ELEMENTS
         if not large or not same_layout(a, b):
             return super().add(a, b)
@@ -26,7 +25,6 @@ class Elementwise(Blocks):
         return y
 
     def add_to(self, y: Array, x: Array) -> None:
-        """y += x, in place."""
         if y.size < MIN_ADD_ELEMENTS or not same_layout(y, x):
             super().add_to(y, x)
         else:

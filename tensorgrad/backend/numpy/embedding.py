@@ -10,7 +10,6 @@ class Embedding(Blocks):
     """Faster than NumPy's `add.at`, which adds row by row."""
 
     def embedding_backward(self, dy: Array, indices: Array, shape: tuple[int, ...]) -> Array:
-        """dweight (V, C): every row's dy added to the row it was read from."""
         dweight = np.zeros(shape, self.wide(dy[:0]).dtype)
         self.add_embedding_backward(dweight, dy, indices)
         return dweight

@@ -38,7 +38,6 @@ class Linear(Blocks):
     """Products of matrices and of stacks of matrices, and sums over all rows, of arrays of one dtype."""
 
     def matmul(self, a: Array, b: Array) -> Array:
-        """a (..., m, n) @ b (..., n, p) -> (..., m, p)."""
         if b.ndim == 2 and b.size >= MIN_SKINNY_WEIGHTS and a.size <= MAX_SKINNY_ROWS * a.shape[-1]:
             blas.use_threads(self.threads)
             try:
@@ -65,7 +64,6 @@ class Linear(Blocks):
             self._multiply(add_product, c, a, b, max(n_parts, math.ceil(c.size / MAX_ADDED_ELEMENTS)))
 
     def linear_backward_bias(self, dy: Array) -> Array:
-        """dbias = the sum of dy over all rows; at least float32."""
         if dy.size < MIN_PARALLEL_SUM_ELEMENTS or is_half(dy.dtype):
             return super().linear_backward_bias(dy)
         rows, dbias = as_rows(dy), np.empty(dy.shape[-1:], dy.dtype)

@@ -67,7 +67,6 @@ class Normalization(Blocks):
     """The functions above, for contiguous arrays of one dtype."""
 
     def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
-        """x (..., n) -> y, and mean and 1/std (..., 1)."""
         if not supported([x], weight, bias):
             return super().layer_norm(x, weight, bias, eps)
         y, mean, rstd = np.empty(x.shape, x.dtype), empty_per_row(x), empty_per_row(x)
@@ -78,7 +77,6 @@ class Normalization(Blocks):
     def add_layer_norm(
         self, x: Array, residual: Array, weight: Array | None, bias: Array | None, eps: float
     ) -> tuple[Array, Array, Array, Array]:
-        """x + residual, and layer_norm of that."""
         if not supported([x, residual], weight, bias):
             return super().add_layer_norm(x, residual, weight, bias, eps)
         total, y = (np.empty(x.shape, x.dtype) for _ in range(2))
@@ -112,7 +110,6 @@ class Normalization(Blocks):
     def layer_norm_backward_x(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None
     ) -> Array:
-        """dx of layer_norm, plus dsum."""
         added = [] if dsum is None else [dsum]
         if not supported([dy, x, *added], weight, mean, rstd):
             return super().layer_norm_backward_x(dy, x, weight, mean, rstd, dsum)

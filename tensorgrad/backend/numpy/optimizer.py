@@ -46,7 +46,6 @@ class Optimization(Blocks):
         self, p: Array, g: Array, m: Array, v: Array, *,
         lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
     ) -> None:  # fmt: skip
-        """One AdamW step on p, m and v in place."""
         options = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
         if is_half(p.dtype) or any(x.dtype != p.dtype for x in (g, m, v)):
             super().adamw(p, g, m, v, **options, step=step)
@@ -57,7 +56,6 @@ class Optimization(Blocks):
         self, ps: list[Array], gs: list[Array], ms: list[Array], vs: list[Array], masters: list[Array | None], *,
         skip: bool | Array, **options: Any,
     ) -> None:  # fmt: skip
-        """`adamw`, with its options, on all parameters of a group, unless `skip` is true."""
         dtypes = {x.dtype for x in (*ps, *gs, *ms, *vs)}
         if skip or len(dtypes) > 1 or is_half(dtypes.pop()) or any(master is not None for master in masters):
             super().adamw_group(ps, gs, ms, vs, masters, skip=skip, **options)
@@ -66,11 +64,9 @@ class Optimization(Blocks):
             self._in_blocks_of_each(functools.partial(adamw, **numbers), ps, gs, ms, vs)
 
     def scale(self, arrays: list[Array], factor: Any) -> None:
-        """All arrays times one number, in place."""
         self._in_blocks_of_each(functools.partial(scale, factor=factor), arrays)
 
     def global_norm(self, arrays: list[Array]) -> float:
-        """The Euclidean norm of all elements together."""
         squares: list[float] = []
 
         def square(x: Array) -> None:

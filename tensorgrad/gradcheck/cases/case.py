@@ -1,5 +1,6 @@
 """A case registers an op with everything that checks it: examples, what each saves, NumPy's and PyTorch's names."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.arrays import is_floating
+from tensorgrad.gradcheck.audit import stepped, transposed
 from tensorgrad.tensor import Tensor
 
 Function = Callable[..., Any]
@@ -51,10 +53,11 @@ class Example:
 
     def layouts(self) -> "list[Example]":
         """This example, and the same with all arrays in Fortran's order, sliced backwards, and of stride 0."""
-        return [self, *(
-            Example(f"{self.name}, {name}", *map(lay_out, self.inputs), call=self.call, **self.options)
-            for name, lay_out in LAYOUTS.items()
-        )]  # fmt: skip
+        examples = [self]
+        for name, lay in LAYOUTS.items():
+            inputs = [lay(np, x) if isinstance(x, np.ndarray) else x for x in self.inputs]
+            examples.append(Example(f"{self.name}, {name}", *inputs, call=self.call, **self.options))
+        return examples
 
     def tensors(self, k: Backend, dtype: Any) -> list[Any]:
         """The inputs as tensors of a backend, floats rounded to `dtype`, with the strides that they have here."""
@@ -88,26 +91,15 @@ def _with_strides(k: Backend, x: Array, dtype: Any) -> Array:
     return k.xp.lib.stride_tricks.as_strided(moved[start:], x.shape, strides)
 
 
-def _transposed(x: Any) -> Any:
-    return np.asfortranarray(x) if isinstance(x, np.ndarray) else x
-
-
-def _sliced(x: Any) -> Any:
-    if not isinstance(x, np.ndarray):
-        return x
-    every_other: Any = (..., *(slice(None, None, -2),) * x.ndim)  # ... keeps 0 dimensions an array
-    view = np.zeros([2 * n for n in x.shape], x.dtype)[every_other]
-    view[...] = x
-    return view
-
-
-def _stretched(x: Any) -> Any:
+def _stretched(xp: Any, x: Array) -> Array:
     """The first along one axis in place of all."""
-    axis = next((i for i, n in enumerate(np.shape(x)) if n > 1), None)
-    return x if axis is None else np.broadcast_to(x.take([0], axis), x.shape)
+    axis = next((i for i, n in enumerate(x.shape) if n > 1), None)
+    return x if axis is None else xp.broadcast_to(x.take([0], axis), x.shape)
 
 
-LAYOUTS: dict[str, Function] = {"transposed": _transposed, "sliced": _sliced, "stride 0": _stretched}
+LAYOUTS: dict[str, Function] = {
+    "transposed": transposed, "sliced": functools.partial(stepped, step=-2), "stride 0": _stretched,
+}  # fmt: skip
 
 
 class Draw:
