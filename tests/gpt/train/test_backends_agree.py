@@ -9,7 +9,7 @@ from gpt.fused import FusedGPT
 
 pytest.importorskip("numba")
 
-STEPS, BATCH, BLOCK = 100, 12, 64
+STEPS, BATCH, BLOCK = 100, 4, 64
 
 
 def losses(backend: str) -> list[float]:

@@ -170,11 +170,11 @@ def test_the_memory_of_a_run_is_predicted_within_a_tenth(flags: list[str]) -> No
         "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
-    # A first time: whatever is compiled then takes memory of its own.
-    subprocess.run([*command, "--out=first"], check=True, capture_output=True)
-    wrapped = [sys.executable, "-c", program, *command, "--out=run"]
-    measured = 1024 * int(subprocess.run(wrapped, capture_output=True, text=True, check=True).stdout)
-    assert measured == pytest.approx(predicted, rel=0.1)
+    for out in ("--out=run", "--out=again"):
+        run = subprocess.run([sys.executable, "-c", program, *command, out], capture_output=True, text=True, check=True)
+        if "compiling" not in run.stderr:  # which takes memory of its own
+            break
+    assert 1024 * int(run.stdout) == pytest.approx(predicted, rel=0.1)
 
 
 # --------------------------------------------------------------------------------------------------

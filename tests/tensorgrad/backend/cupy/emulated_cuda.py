@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,9 +31,10 @@ from tensorgrad.backend.cupy.launcher import Defines, Grid, Launcher
 from tensorgrad.backend.cupy.signature import FOLDER, Parameter, dependencies, path_of, signatures, with_defines
 
 HEADERS = Path(__file__).parent / "cuda_emulation"
+HEADER = "cuda_emulation.h"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 FLAGS = [
-    "-std=c++17", "-O2", "-shared", "-fPIC", "-DCUDA_EMU", "-fvisibility=hidden", "-fno-gnu-unique",
+    "-std=c++17", "-O1", "-shared", "-fPIC", "-DCUDA_EMU", "-fvisibility=hidden", "-fno-gnu-unique",
     "-fno-strict-aliasing", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wno-unknown-pragmas", "-Werror",
     f"-I{FOLDER}", f"-I{HEADERS}",
 ]  # fmt: skip
@@ -160,18 +161,43 @@ def library(source: str, defines: Defines) -> ctypes.CDLL:
     digest = hashlib.sha256(f"{compiler_version()} {FLAGS} {text}".encode())
     for path in [*dependencies(path_of(source))[1:], *sorted(HEADERS.iterdir())]:
         digest.update(path.read_bytes())
-    folder = Path(tempfile.gettempdir()) / f"tensorgrad-emulation-{os.getuid()}"
-    path = folder / f"{source}-{digest.hexdigest()[:32]}.so"
+    path = folder() / f"{source}-{digest.hexdigest()[:32]}.so"
     if not path.exists():
-        folder.mkdir(mode=0o700, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(dir=folder()) as scratch:
             made = Path(scratch) / path.name
-            command = [str(COMPILER), *FLAGS, "-x", "c++", "-", "-o", str(made)]
+            header = [f"-I{precompiled_header()}", "-include", HEADER]
+            command = [str(COMPILER), *header, *FLAGS, "-x", "c++", "-", "-o", str(made)]
             result = subprocess.run(command, input=f'#line 1 "{source}.cu"\n{text}', capture_output=True, text=True)
             if result.returncode:
                 raise RuntimeError(f"{source}.cu does not compile for the CPU:\n{result.stderr}")
             os.replace(made, path)
     return ctypes.CDLL(str(path))
+
+
+@cache
+def precompiled_header() -> Path:
+    """A folder with the header of the emulation and what it compiles to: a quarter of the time of most sources."""
+    text = (HEADERS / HEADER).read_bytes()
+    digest = hashlib.sha256(f"{compiler_version()} {FLAGS}".encode() + text).hexdigest()
+    path = folder() / f"header-{digest[:32]}"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=folder()) as scratch:
+            made = Path(scratch, "made")
+            made.mkdir()
+            (made / HEADER).write_bytes(text)
+            command = [str(COMPILER), *FLAGS, "-x", "c++-header", str(made / HEADER)]
+            subprocess.run(command, capture_output=True, text=True, check=True)
+            with suppress(OSError):  # another process was faster
+                made.rename(path)
+    return path
+
+
+@cache
+def folder() -> Path:
+    """The folder for what has been compiled."""
+    path = Path(tempfile.gettempdir()) / f"tensorgrad-emulation-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
 
 
 @cache

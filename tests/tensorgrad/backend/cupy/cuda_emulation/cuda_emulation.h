@@ -5,7 +5,8 @@
 // block), missing barriers (fibers run from the first to the last or, with `backwards`, from the last to the first),
 // barriers that not every thread reaches, and copies of cp.async that are used before they were waited for. What it
 // cannot find are races between threads that really run at the same time.
-#pragma once
+#ifndef CUDA_EMULATION_H  // rather than #pragma once: the header is precompiled
+#define CUDA_EMULATION_H
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -387,3 +388,5 @@ inline long long min(long long a, long long b) { return a < b ? a : b; }
 inline long long max(long long a, long long b) { return a > b ? a : b; }
 inline float min(float a, float b) { return std::fmin(a, b); }
 inline float max(float a, float b) { return std::fmax(a, b); }
+
+#endif
