@@ -1,4 +1,4 @@
-"""How large a training run is before it is begun: parameters, operations, memory and disk, from its shape alone.
+"""The size of a training run, from its configuration alone: parameters, operations, memory and disk.
 
 What backward keeps is what the ops in tensorgrad/ops/ say they save, so the largest part of memory is a sum. N is the
 number of tokens in a batch, C the width, V the vocabulary.
@@ -16,7 +16,7 @@ from tensorgrad.ops.cross_entropy import rows_at_a_time
 FLOAT32 = 4  # bytes
 # Of N x C in a block: what both norms read (2), q, k and v (3), attention's result (1), and what the GELU reads (4).
 SAVED_IN_A_BLOCK = 10
-NORMALISED = 2  # and what both norms give, where that is too small to be made again
+NORMALIZED = 2  # and what both norms give, where they are too small to be recomputed
 # And what the last block's backward needs beside it before the first of that is freed: the gradient of the stream, of
 # the MLP's inside (4), and what goes on from there.
 WORKING = 6
@@ -42,12 +42,12 @@ class Parameters:
 class Memory:
     """Bytes that training needs beside the program and its data."""
 
-    weights: int  # with the float32 copy that the optimiser has of half precision
+    weights: int  # with the float32 master weights of half precision
     moments: int
     gradients: int  # all of them, as they are when backward ends
     activations: int  # what backward keeps and works with where it begins
     logits: int  # and their loss, with what is worked on of them at a time
-    snapshot: int  # the copy from which a checkpoint is written while training goes on
+    snapshot: int  # the copy from which a checkpoint is written while training continues
     peak: int  # the most of it that is needed at one time
 
 
@@ -60,19 +60,19 @@ def count_parameters(config: GPTConfig) -> Parameters:
 
 
 def flops_per_token(config: GPTConfig, recompute: bool = False) -> int:
-    """Return the operations of training on one token, as GPT.estimate_flops_per_token counts, and those done again."""
+    """Return the operations of training on one token, as in GPT.estimate_flops_per_token, and of recomputation."""
     parameters = count_parameters(config)
     attention = config.n_layer * config.n_embd * config.block_size
     multiplied = parameters.total - config.block_size * config.n_embd
-    again = 2 * config.n_layer * parameters.block + 4 * attention if recompute else 0
-    return 6 * multiplied + 12 * attention + again
+    recomputed = 2 * config.n_layer * parameters.block + 4 * attention if recompute else 0
+    return 6 * multiplied + 12 * attention + recomputed
 
 
 def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     """Return what a training step with these settings needs, on that backend.
 
-    Where backward begins all activations are there, and few gradients; where it ends, all gradients. Where these are
-    added up over several batches, those of the batches before are always there.
+    When backward begins, all activations exist and few gradients; when it ends, all gradients. Where gradients are
+    accumulated over several batches, those of the earlier batches always exist.
     """
     shape = config.model_config(vocab_size)
     parameters = count_parameters(shape)
@@ -89,24 +89,24 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     scores = _attention_weights(config, shape, backend)
     inside = 2 * FLOAT32 * min(4 * tokens * shape.n_embd, threads * NUMPY_BLOCK) if backend == "numpy" else 0
     inside = max(0, inside - scores)  # of the blocks of GELU's backward, at another time than attention's
-    saved = (SAVED_IN_A_BLOCK + (NORMALISED if stream < MIN_RECOMPUTE_BYTES else 0)) * stream + small
+    saved = (SAVED_IN_A_BLOCK + (NORMALIZED if stream < MIN_RECOMPUTE_BYTES else 0)) * stream + small
     block = saved + scores
-    again = block if config.recompute else 0
+    recomputed = block if config.recompute else 0
     kept = shape.n_layer * (stream if config.recompute else saved)
     logits, before_head, beside_head = _logits(tokens, vocab_size, size, backend, threads)
-    before = gradients if config.grad_accum > 1 else 0  # of the batches before
+    before = gradients if config.grad_accum > 1 else 0  # of the earlier batches
     head_there = FLOAT32 * head + before
     peaks = [
         kept + 3 * stream + logits + before_head + before,  # the loss
         kept + 3 * stream + logits + beside_head + head_there,  # and the gradient of its head
-        kept + (again or scores) + inside + WORKING * stream + head_there,  # the last block
-        again + inside + WORKING * stream + gradients - FLOAT32 * parameters.block,  # the first one
+        kept + (recomputed or scores) + inside + WORKING * stream + head_there,  # the last block
+        recomputed + inside + WORKING * stream + gradients - FLOAT32 * parameters.block,  # the first one
         gradients + WORKING * stream,  # and the end
     ]
     snapshot = (FLOAT32 * n + moments) if config.async_save else 0
     copies = COPIES * threads if backend == "numba" else 0
     return Memory(
-        weights, moments, gradients, kept + again + WORKING * stream,
+        weights, moments, gradients, kept + recomputed + WORKING * stream,
         logits + max(before_head, beside_head), snapshot, weights + moments + max(peaks) + copies + snapshot,
     )  # fmt: skip
 
