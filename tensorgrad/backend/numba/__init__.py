@@ -1,7 +1,8 @@
-"""Compiled, multi-threaded kernels for the CPU, over the same NumPy arrays as the plain mathematics.
+"""Kernels for the CPU that Numba compiles and runs on all threads; the arrays are NumPy's.
 
-One file a family, each with its kernels and, in a class, the arrays they are for; everything else is left to
-`NumpyBackend`. Importing this raises BackendUnavailable where Numba is missing.
+Each file holds the kernels of one family and a class with the methods of `Backend` that call them. For arrays that the
+kernels do not support, the methods call those of `NumpyBackend`. Importing this raises BackendUnavailable if Numba is
+not installed.
 """
 
 import os
@@ -23,13 +24,13 @@ from tensorgrad.backend.runtime import Backend
 class NumbaBackend(
     Activation, Elementwise, Attention, CrossEntropy, Dropout, Embedding, Normalization, Optimization, Softmax
 ):
-    """Kernels compiled by Numba for float32 and float64; the plain mathematics for all else."""
+    """Kernels compiled by Numba for float32 and float64; NumPy for other dtypes."""
 
     name = "numba"
 
     def compile_ahead(self) -> None:
-        """Have a second process compile what the end of a first training step needs."""
-        from tensorgrad.backend.numba import compile_ahead  # it loads this backend
+        """Start a process that compiles the kernels for backward and the optimizer while this one compiles forward."""
+        from tensorgrad.backend.numba import compile_ahead  # imported here: it imports this package
 
         compile_ahead.start()
 
@@ -41,10 +42,10 @@ class NumbaBackend(
 
 def create() -> Backend:
     """The backend, for `tensorgrad.backend.load`."""
-    # A thread that waits for the next kernel spins for some 10 microseconds, then sleeps. By default it spins for
-    # long, and where another program wants the core too, takes it from the thread it is waiting for; where it sleeps at
-    # once, the system wakes it on the core of the thread that called it. OpenMP reads this when the first kernel
-    # starts; what the user has set stays.
+    # A thread that waits for the next kernel spins for some 10 microseconds and then sleeps. By default it spins for
+    # long; if other programs use the cores too, it takes a core from the very thread it waits for. If it slept at
+    # once, the system would wake it on the core of the calling thread. OpenMP reads these variables when the first
+    # kernel starts. Values that the user has set are kept.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     use_whole_vectors()

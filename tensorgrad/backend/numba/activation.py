@@ -74,7 +74,7 @@ def gelu_backward(dy: Any, x: Any, dx: Any) -> None:
 
 @kernel
 def gelu_tanh(x: Any, y: Any) -> None:
-    """y = x (1 + tanh u) / 2 = x sigmoid(2u): one function written in two ways, and in this one nothing cancels."""
+    """y = x (1 + tanh u) / 2 = x sigmoid(2u). The second form avoids cancellation."""
     scale, cubic = x.dtype.type(2 * GELU_SCALE), x.dtype.type(GELU_CUBIC)
     for block in prange(n_blocks(x)):
         xb, yb = block_of(x, block), block_of(y, block)
@@ -94,12 +94,12 @@ def gelu_tanh_backward(dy: Any, x: Any, dx: Any) -> None:
 
 @kernel
 def gelu_tanh_recompute(dy: Any, x: Any) -> None:
-    """dy becomes dx, and x gelu_tanh(x), from one exponential."""
+    """dy becomes dx and x becomes gelu_tanh(x), with one exponential for both."""
     scale, cubic = x.dtype.type(2 * GELU_SCALE), x.dtype.type(GELU_CUBIC)
     for block in prange(n_blocks(x)):
         dyb, xb = block_of(dy, block), block_of(x, block)
         for i in range(xb.size):
-            number = xb[i]  # read once: LLVM does not see that what is written between is not x
+            number = xb[i]  # read once: LLVM cannot know that dy and x do not overlap
             dyb[i] *= gelu_tanh_slope(number, scale, cubic)
             xb[i] = gelu_tanh_at(number, scale, cubic)
 
@@ -140,7 +140,7 @@ class Activation(NumpyBackend):
         return elementwise(gelu_tanh_backward, super().gelu_tanh_backward, dy, x)
 
     def gelu_tanh_recompute(self, dy: Array, x: Array) -> tuple[Array, Array]:
-        """dx of gelu_tanh and gelu_tanh(x) once more, in place of dy and x."""
+        """dx of gelu_tanh and the recomputed gelu_tanh(x), written over dy and x if possible."""
         if not is_supported(dy, x) or dy.shape != x.shape or not (dy.flags.carray and x.flags.carray):
             return super().gelu_tanh_recompute(dy, x)
         gelu_tanh_recompute(dy.reshape(-1), x.reshape(-1))

@@ -1,7 +1,8 @@
-"""Attention by tiles, every head on one thread (Dao et al. 2022, arXiv:2205.14135).
+"""Attention in blocks, every head on one thread (Dao et al. 2022, arXiv:2205.14135).
 
-Nothing of size T x S is ever stored: backward makes the weights again from each query's logsumexp, and those that
-dropout took from the same random numbers. The kernels are in attention_forward.py and attention_backward.py.
+Nothing of size T x S is ever stored: backward recomputes the attention weights from each query's logsumexp, and the
+dropout mask from the same random numbers. The kernels are in attention_forward.py, attention_backward.py and
+attention_decode.py.
 """
 
 import numpy as np
@@ -14,11 +15,11 @@ from tensorgrad.backend.numba.attention_forward import forward
 from tensorgrad.backend.numba.dropout import rule
 from tensorgrad.backend.numba.linear import Linear
 from tensorgrad.backend.numba.macrokernel import MIN_PARALLEL_MULTIPLICATIONS
-from tensorgrad.backend.numba.strided import with_packed_rows
+from tensorgrad.backend.numba.strided import with_contiguous_rows
 
 
 class Attention(Linear):
-    """The kernels above, and for few queries theirs, for float32 and float64; masks of more are for plain NumPy."""
+    """Attention for float32 and float64. With a mask and more than MAX_DECODE_QUERIES queries, NumPy computes it."""
 
     def attention(
         self, q: Array, key: Array, v: Array, causal: bool, mask: Array | None, dropout: Dropout | None, scale: float
@@ -32,30 +33,20 @@ class Attention(Linear):
         n_batch, n_head, n_query, _ = q.shape
         y = np.empty((n_batch, n_query, n_head, v.shape[3]), q.dtype).transpose(0, 2, 1, 3)  # a token's heads together
         lse = np.empty((n_batch, n_head, n_query), q.dtype)
-        forward(
-            with_packed_rows(q),
-            with_packed_rows(key),
-            with_packed_rows(v),
-            y,
-            lse,
-            scale,
-            causal,
-            dropout is not None,
-            rule(dropout),
-            self.threads,
-        )
+        q, key, v = map(with_contiguous_rows, (q, key, v))
+        forward(q, key, v, y, lse, scale, causal, dropout is not None, rule(dropout), self.threads)
         return y, lse[..., None]
 
     def attention_backward(
         self, dy: Array, q: Array, key: Array, v: Array, y: Array, lse: Array,
         causal: bool, mask: Array | None, dropout: Dropout | None, scale: float,
     ) -> tuple[Array, Array, Array]:  # fmt: skip
-        """dq, dkey, dv; side by side in one array where all three have one shape, as a projection's gradient needs."""
+        """dq, dkey and dv, as views of one array if they have one shape: it is the gradient of the joint projection."""
         supported = is_supported(dy, q, key, v, y, lse) and v.size > 0
         if not supported or q.size * key.shape[2] < MIN_PARALLEL_MULTIPLICATIONS or mask is not None:
             return super().attention_backward(dy, q, key, v, y, lse, causal, mask, dropout, scale)
         dq, dkey, dv = _gradients(q, key, v)
-        dy, q, key, v, y = map(with_packed_rows, (dy, q, key, v, y))
+        dy, q, key, v, y = map(with_contiguous_rows, (dy, q, key, v, y))
         backward(
             dy, q, key, v, y, lse[..., 0], dq, dkey, dv, scale, causal, dropout is not None, rule(dropout), self.threads
         )  # fmt: skip

@@ -1,8 +1,9 @@
-"""Attention, forward: as many queries at a time as a tile has columns, of a head that one thread has to itself.
+"""Attention, forward: NR queries of one head at a time; every head is computed by one thread.
 
-The scores (keys, queries) are made by tiles of the keys' rows and a panel of queries across. A query's are a column, so
-the softmax of all of them goes down the rows, and weights in the form of a panel are what the product with the values
-needs. Of what causality hides no more is computed than shares a tile with what it shows.
+The scores of NR queries are computed transposed, as a matrix (keys, queries): MR rows of keys times one packed panel of
+queries. So the scores of a query are a column, softmax goes down the columns, and the matrix of weights is already a
+packed panel for the product with the values. Scores that a causal mask hides are computed only where they share a call
+of the microkernel with visible ones.
 """
 
 from typing import Any, NamedTuple
@@ -26,22 +27,22 @@ from tensorgrad.backend.numba.strided import array, as_panels, as_row, strided
 
 
 class ForwardWorkspace(NamedTuple):
-    """Where a thread keeps what belongs to a head, and in the lower half to the queries of a tile."""
+    """The arrays that a thread reuses: keys and values for each head, the others for each NR queries."""
 
-    keys: Any  # (S, D), times the scale
+    keys: Any  # (S, D), multiplied by the scale
     values: Any  # (S, D)
     queries: Any  # (D, nr)
     scores: Any  # (S, nr)
     y: Any  # (D, nr)
-    top: Any  # (nr): the largest score
-    size: Any  # (nr): the sum of the weights
+    top: Any  # (nr): the largest score of each query
+    size: Any  # (nr): the sum of the weights of each query
     kept: Any  # (S), for dropout
     words: Any
 
 
 @noinline
 def forward_workspace(q: Any, v: Any, drop: bool) -> ForwardWorkspace:
-    """For one head's q (T, D) and v (S, D)."""
+    """A workspace for heads with q (T, D) and v (S, D)."""
     nr, n_keys = nr_of(q), round_up(len(v), MR)
     width, v_width = round_up(q.shape[1], MR), round_up(v.shape[1], MR)
     keys, values = matrix(n_keys, width + ROW_PADDING, q), matrix(n_keys, v_width + ROW_PADDING, q)
@@ -52,18 +53,18 @@ def forward_workspace(q: Any, v: Any, drop: bool) -> ForwardWorkspace:
 
 
 @inline
-def mask_later_keys(strip: Any, nr: int, first: int) -> None:
-    """-inf for the scores (key i, query j) of a strip where j < first + i: the keys that are later than a query."""
-    for t in range(strip.size):
-        strip[t] = strip[t] if t % nr >= first + t // nr else NEVER
+def mask_later_keys(scores: Any, nr: int, first: int) -> None:
+    """scores[i, j] = -inf where j < first + i: key i is later than query j. scores (MR, nr) come as one row."""
+    for t in range(scores.size):
+        scores[t] = scores[t] if t % nr >= first + t // nr else NEVER
 
 
 @noinline
 def softmax_columns(scores: Any, n: int, top: Any, size: Any) -> None:
-    """scores[:n] -> e^(score - largest of the column); the largest, and the sum of the column."""
+    """scores[:n] become e^(score - top), with the largest score of each column in `top` and the sum in `size`."""
     largest_of_columns(scores, n, top)
     for j in range(top.size):
-        top[j] = top[j] if top[j] > NEVER else ZERO  # nothing is seen: weights and sum will be 0
+        top[j] = top[j] if top[j] > NEVER else ZERO  # all keys are masked: weights and sum become 0
     subtract_from_columns(scores, n, top)
     weights = as_row(scores, 0, n)
     for t in range(weights.size):

@@ -1,4 +1,4 @@
-"""How a function becomes a kernel, and where compiled code is kept. Numba's decorators get their types here."""
+"""Decorators that compile functions with Numba, and the cache of compiled code on disk."""
 
 import contextlib
 import functools
@@ -17,20 +17,21 @@ try:
     from numba.extending import overload
 except ModuleNotFoundError as error:
     raise BackendUnavailable("numba is not installed: pip install numba") from error
-except ImportError as error:  # Numba refuses a NumPy that is newer than it knows
+except ImportError as error:  # Numba raises this for a NumPy that is too new for it
     raise BackendUnavailable(f"numba cannot be imported: {error}") from error
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 prange: Any = numba.prange
 
-MIN_PARALLEL_ELEMENTS = 2**15  # elements; below, waking the other threads costs more than they save
+MIN_PARALLEL_ELEMENTS = 2**15  # with fewer, waking the other threads costs more than they save
 
 
 def use_whole_vectors() -> None:
-    """Have loops compiled for all 512 bits of a vector where the processor has them; before anything is compiled.
+    """Compile loops for vectors of 512 bits if the processor has them. To be called before anything is compiled.
 
-    LLVM takes half of them on Intel's, the first of which slowed down for all. What the user has set stays.
+    LLVM uses only 256 bits on Intel processors, because the first ones with 512 bits lowered their clock for them. A
+    value of NUMBA_CPU_FEATURES that the user has set is kept.
     """
     if numba.config.CPU_FEATURES is None and has_instructions("avx512f"):
         numba.config.CPU_FEATURES = f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
@@ -39,7 +40,7 @@ def use_whole_vectors() -> None:
 def has_instructions(feature: str) -> bool:
     """Whether kernels are compiled for an instruction set extension, by LLVM's name: "avx512f", "avx2", "fma" ...
 
-    It is the processor's unless the user has set NUMBA_CPU_FEATURES or NUMBA_ENABLE_AVX.
+    That depends on the processor, unless the user has set NUMBA_CPU_FEATURES or NUMBA_ENABLE_AVX.
     """
     if numba.config.CPU_FEATURES is not None:
         return f"+{feature}" in numba.config.CPU_FEATURES.split(",")
@@ -48,14 +49,14 @@ def has_instructions(feature: str) -> bool:
 
 
 class Kernel:
-    """A loop over arrays, compiled twice from one body: `prange` over threads, and in series for small arrays.
+    """A loop over arrays, compiled twice from one function: parallel (`prange` over threads), and serial.
 
-    Called with the arguments of the body; the size of the first tells how much there is to do.
+    It is called with the arguments of the function; the size of the first one decides which version runs.
 
-    Compiled without any of LLVM's fast-math flags: what is written is what is computed. Numba optimises a parallel loop
-    once when it compiles it and twice when it keeps it on disk, and LLVM rounds differently in the vector instructions
-    of a loop and in those for its last elements, wherever a flag leaves a choice. Without, the same bits come out of
-    the first run and the second, in parallel and in series, with any number of threads.
+    It is compiled without any of LLVM's fast-math flags. They would let LLVM round differently in the vectorised part
+    of a loop and in its last elements, and Numba optimises a parallel loop once more when it writes it to the cache.
+    Without them the first run and later ones, the parallel and the serial version, and any number of threads give the
+    same bits.
     """
 
     def __init__(self, fn: Callable[..., None]) -> None:
@@ -69,54 +70,54 @@ class Kernel:
 
 
 def kernel(fn: Callable[..., None]) -> Kernel:
-    """Compile a loop over arrays, as a decorator."""
+    """Decorator: compile a function that loops over arrays as a `Kernel`."""
     return Kernel(fn)
 
 
 def inline(fn: Function) -> Function:
-    """Compile a function that kernels call, into where it is called: loops with calls in them are not vectorised."""
+    """Decorator: compile a function into its callers, since LLVM does not vectorise loops that contain calls."""
     result: Function = jit(fn, fn.__name__, forceinline=True)
     return result
 
 
 def noinline(fn: Function) -> Function:
-    """Compile a function that kernels call and that is long: once, and not again into every place it is called from."""
+    """Decorator: compile a long function that kernels call only once, not into each of its callers."""
     result: Function = jit(fn, fn.__name__)
     return result
 
 
 def by_type(fn: Callable[..., Any], float32: Callable[..., Any], float64: Callable[..., Any]) -> None:
-    """Let compiled code that calls fn(x) call one of two functions: the first if x is float32 or an array of it."""
+    """Make fn(x) in compiled code call `float32(x)` if x is a float32 or an array of them, otherwise `float64(x)`."""
 
     def choose(x: Any) -> Callable[..., Any]:
         is_float32 = getattr(x, "dtype", x) == numba.types.float32
         return (lambda x: float32(x)) if is_float32 else (lambda x: float64(x))
 
-    choose.__annotations__.clear()  # Numba wants the signature of the lambdas
+    choose.__annotations__.clear()  # Numba requires the signature of the lambdas
     overload(fn, jit_options={"forceinline": True})(choose)
 
 
 def jit(fn: Callable[..., Any], name: str, **options: bool) -> Any:
-    """fn, compiled when it is first called with arguments of new types and kept on disk as `name` for later runs."""
+    """fn compiled for each new combination of argument types at the first call, and cached on disk as `name`."""
     copy = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__)
     copy.__qualname__, copy.__module__, copy.__doc__ = name, fn.__module__, fn.__doc__
-    options["no_cfunc_wrapper"] = True  # nothing in C calls it, and the wrapper takes time to compile
+    options["no_cfunc_wrapper"] = True  # C code never calls it, and the wrapper takes time to compile
     dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(copy)
-    with contextlib.suppress(RuntimeError):  # no folder that can be written: every process compiles anew
+    with contextlib.suppress(RuntimeError):  # no writable folder for the cache: every process compiles
         dispatcher._cache = Cache(copy)
     return dispatcher
 
 
 def is_kept(dispatcher: Any) -> bool:
-    """Whether the cache on disk has the function, as its sources are now; True, too, where nothing can be kept."""
+    """Whether the cache on disk has compiled code of the current sources; True, too, if nothing can be cached."""
     return not isinstance(dispatcher._cache, Cache) or dispatcher._cache.is_filled()
 
 
 class Cache(FunctionCache):  # type: ignore[misc]
-    """Numba's cache on disk, that knows what a kernel is made of and never stands in the way.
+    """Numba's cache on disk, invalidated by a change in any file of this package, and without errors.
 
-    Numba looks at the file a function is written in; kernels call functions of other files of this package too. A full
-    disk or a damaged file costs a compilation, not an error.
+    Numba itself looks only at the file of the function, but kernels call functions of other files. After a failure to
+    read or write (a damaged file, a full disk) the function is compiled.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -124,21 +125,21 @@ class Cache(FunctionCache):  # type: ignore[misc]
         self._cache_file._source_stamp = (self._cache_file._source_stamp, digest(Path(__file__).parent))
 
     def is_filled(self) -> bool:
-        """Whether there is anything of the function as its sources are now."""
+        """Whether it has any compiled code of the current sources."""
         try:
             return bool(self._cache_file._load_index())
         except Exception:
             return False
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """What was compiled in an earlier run; None where nothing usable is there."""
+        """Code compiled in an earlier run, or None if there is none that can be read."""
         try:
             return super().load_overload(sig, target_context)
         except Exception:
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep compiled code for later runs, if that is possible."""
+        """Write compiled code for later runs, if possible."""
         try:
             super().save_overload(sig, data)
         except Exception:
@@ -153,5 +154,5 @@ def digest(folder: Path) -> str:
 
 
 def set_num_threads(n: int) -> None:
-    """Share the loops of kernels among n threads, or as many as Numba has if that is fewer."""
+    """Run kernels on n threads, or on all that Numba has if n is larger."""
     numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))

@@ -1,7 +1,7 @@
-"""A second process that compiles what the end of a first training step needs, while the first compiles its beginning.
+"""A second process that compiles the kernels for backward and the optimizer, while the first one compiles forward.
 
-Compiling keeps one core busy. What the other one compiles goes through the cache on disk: the first process finds it
-there when it comes to it, or, where it came sooner, compiles it itself.
+Compiling uses one core. The second process writes to the cache on disk, where the first one finds the kernels when it
+needs them. A kernel that is not there yet the first process compiles itself.
 """
 
 import functools
@@ -21,7 +21,7 @@ ROW_ELEMENTS = 128
 
 @functools.cache
 def start() -> "subprocess.Popen[bytes] | None":
-    """Start it, once; None where one core is all there is, or what it would compile is there already."""
+    """Start the process, once; None if there is only one core, or if the kernels are in the cache already."""
     if cpu_count() < 2 or backward.is_kept():
         return None
     paths = os.pathsep.join(path for path in sys.path if path)
@@ -31,14 +31,14 @@ def start() -> "subprocess.Popen[bytes] | None":
             [sys.executable, "-m", __name__], stdin=quiet, stdout=quiet, stderr=quiet,
             env={**os.environ, "PYTHONPATH": paths},
         )  # fmt: skip
-    except OSError:  # no room for another process: this one compiles all
+    except OSError:  # no further process is allowed: this one compiles everything
         return None
 
 
 def compile_backward() -> None:
-    """Run the kernels of backward and of the update in float32, in the order in which a step comes to them."""
+    """Run the kernels of backward and of the optimizer in float32, in the order in which a training step needs them."""
     k = load("numba")
-    for n_rows in (2 * MIN_PARALLEL_ELEMENTS // ROW_ELEMENTS, 8):  # shared among threads, and on one
+    for n_rows in (2 * MIN_PARALLEL_ELEMENTS // ROW_ELEMENTS, 8):  # the parallel and the serial version
         x, row = np.ones((n_rows, ROW_ELEMENTS), np.float32), np.ones((n_rows, 1), np.float32)
         k.layer_norm_backward(x, x, x[0], row, row, None, (True, True, False))
         k.gelu_tanh_recompute(x.copy(), x.copy())

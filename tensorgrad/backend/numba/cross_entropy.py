@@ -1,4 +1,4 @@
-"""Cross-entropy of logits: a row is read for its maximum while it comes from memory, and again from the cache."""
+"""Cross-entropy of logits, a row at a time: it is read from memory for its maximum, and then from the cache."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def cross_entropy_backward(
 class CrossEntropy(NumpyBackend):
     """The kernels above, for float32 and float64."""
 
-    logits_block = 2**23  # products of few rows read the weights where they lie: smaller blocks cost nothing
+    logits_block = 2**23  # elements; skinny products do not pack the weights, so smaller blocks cost nothing
 
     def cross_entropy(
         self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
@@ -67,7 +67,7 @@ class CrossEntropy(NumpyBackend):
         self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float,
         out: Array | None = None,
     ) -> Array:  # fmt: skip
-        """dlogits of cross_entropy; into `out`, which may be the logits themselves."""
+        """dlogits of cross_entropy, written to `out` if given, which may be the logits themselves."""
         into = out is None or (out.dtype == logits.dtype and out.flags.carray)
         if not is_supported(logits, lse) or not logits.size or not into:
             return super().cross_entropy_backward(dlosses, logits, targets, lse, ignore_index, label_smoothing, out)

@@ -1,4 +1,4 @@
-"""Philox4x32-10 (see backend/philox.py) inside the loop that needs its bits, so that they never reach memory."""
+"""Dropout: Philox4x32-10 (see backend/philox.py) inside the loops that use its bits, so they are never stored."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ DRAW = types.Tuple((types.uint64, types.float64, types.uint64, types.uint64, typ
 
 @inline
 def philox(four: Any, step: Any, stream: Any, seed: Any) -> Any:
-    """Words 4 four to 4 four + 3 of a stream. All arguments, and the four 32-bit words, are uint64."""
+    """Words 4 four to 4 four + 3 of a stream. All arguments, and the four 32-bit words returned, are uint64."""
     x0, x1, x2, x3 = four & LOW, four >> SHIFT, step & LOW, stream & LOW
     k0, k1 = seed & LOW, seed >> SHIFT
     for _ in range(plain.ROUNDS):
@@ -35,7 +35,7 @@ def philox(four: Any, step: Any, stream: Any, seed: Any) -> Any:
 
 @inline
 def fill_bits(words: Any, first: Any, step: Any, stream: Any, seed: Any) -> None:
-    """The words of a stream, as uint32; four at a time from `first` on."""
+    """words (n) = the words of a stream from 4 first on, as uint32; n is a multiple of 4."""
     for i in range(words.size // 4):
         a, b, c, d = philox(first + U(i), step, stream, seed)
         words[4 * i] = np.uint32(a)
@@ -48,7 +48,7 @@ def fill_bits(words: Any, first: Any, step: Any, stream: Any, seed: Any) -> None
 def drop_fours(
     x: Any, y: Any, threshold: Any, kept: Any, lost: Any, first: Any, step: Any, stream: Any, seed: Any
 ) -> None:
-    """y = x kept where the element's word reaches the threshold, x lost where not; four at a time from `first` on."""
+    """y = x kept where an element's word is >= threshold, otherwise x lost; the first element has word 4 first."""
     for i in range(x.size // 4):
         a, b, c, d = philox(first + U(i), step, stream, seed)
         y[4 * i] = x[4 * i] * (kept if a >= threshold else lost)
@@ -59,13 +59,13 @@ def drop_fours(
 
 @inline
 def words_for(n: int) -> Any:
-    """Room for the random numbers of n elements, wherever they begin among four."""
+    """A buffer for the words of n elements, the first of which may be any of the four words of a counter."""
     return np.empty((n + 3) // 4 * 4 + 4, np.uint32)
 
 
 @noinline
 def fill_kept(row: Any, number: int, words: Any, draw: Any) -> None:
-    """row: what dropout multiplies the elements from `number` on with."""
+    """row = what dropout multiplies the elements from `number` on by. words: of `words_for`; draw: of `rule`."""
     threshold, scale, step, stream, seed = draw
     fill_bits(words[: (row.size + 3) // 4 * 4 + 4], U(number // 4), step, stream, seed)
     first, kept, lost = number % 4, row.dtype.type(scale), row.dtype.type(0)
@@ -75,14 +75,14 @@ def fill_kept(row: Any, number: int, words: Any, draw: Any) -> None:
 
 @kernel
 def random_bits(words: Any, step: Any, stream: Any, seed: Any) -> None:
-    """words (n), n a multiple of 4: the first of a stream, as uint32."""
+    """words (n) = the first n words of a stream, as uint32; n is a multiple of 4."""
     for block in prange(n_blocks(words)):
         fill_bits(block_of(words, block), U(block * (BLOCK_ELEMENTS // 4)), step, stream, seed)
 
 
 @kernel
 def drop(x: Any, y: Any, threshold: Any, scale: float, step: Any, stream: Any, seed: Any) -> None:
-    """y = x scale where the element's word reaches the threshold, x 0 where not."""
+    """y = x scale where an element's word is >= threshold, otherwise x 0."""
     kept, lost = x.dtype.type(scale), x.dtype.type(0)
     for block in prange(n_blocks(x)):
         first = U(block * (BLOCK_ELEMENTS // 4))
@@ -94,7 +94,7 @@ def drop(x: Any, y: Any, threshold: Any, scale: float, step: Any, stream: Any, s
 
 
 def rule(dropout: Draw | None) -> tuple[Any, float, Any, Any, Any]:
-    """What kernels need to know: the least word that is kept, what kept elements are multiplied by, and the counter."""
+    """Dropout as the kernels need it: the threshold of the words, the scale of kept elements, step, stream and seed."""
     p, seed, stream, step = dropout or (0.0, 0, 0, 0)
     threshold, scale = min(round(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
     return U(threshold), scale, U(step), U(stream), U(seed)
@@ -110,7 +110,7 @@ class Dropout(NumpyBackend):
         return words[:n]
 
     def dropout(self, x: Array, dropout: Draw) -> Array:
-        """x with elements zeroed at random, the rest scaled up; its own backward, applied to dy."""
+        """x with elements zeroed at random, the others scaled by 1 / (1 - p). Applied to dy it gives dx."""
         if not is_supported(x):
             return super().dropout(x, dropout)
         y = np.empty(x.shape, x.dtype)

@@ -1,4 +1,4 @@
-"""Sums of two arrays on all threads: the residual stream, and gradients that meet."""
+"""Addition on all threads: for residual connections, and for the accumulation of gradients."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def add(a: Any, b: Any, y: Any) -> None:
 
 
 def supports(a: Array, b: Array) -> bool:
-    """Whether the kernel is for these: large, of one shape and dtype, each in one piece. NumPy is as fast on others."""
+    """Whether the kernel supports these: large, contiguous, one shape and dtype. NumPy is as fast for others."""
     if getattr(a, "size", 0) < MIN_PARALLEL_ELEMENTS or not is_supported(a, b):
         return False
     return bool(a.shape == b.shape and a.flags.carray and b.flags.carray)

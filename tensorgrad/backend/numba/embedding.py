@@ -1,4 +1,4 @@
-"""The gradient of a table whose rows were read by number."""
+"""The gradient of an embedding table."""
 
 from typing import Any
 
@@ -12,32 +12,32 @@ from tensorgrad.backend.numpy import NumpyBackend
 
 @inline
 def sort_by_row(indices: Any, starts: Any, order: Any, distinct: Any) -> int:
-    """Counting sort: order[starts[r] : starts[r + 1]] are the places, ascending, at which row r was read.
+    """Counting sort: order[starts[r] : starts[r + 1]] are the positions, ascending, at which indices has row r.
 
-    indices (n), from the end where negative -> fills starts (V + 1), given as zeros, order (n), and distinct (n) with
-    the rows that were read at all, ascending. Returns how many those are.
+    It fills starts (V + 1), which must be zeros, order (n), and distinct (n) with the rows that occur in indices (n),
+    ascending, and returns the number of these. Negative indices count from the end.
     """
     n_rows, n_distinct = starts.size - 1, 0
     for index in indices:
         starts[index % n_rows] += 1
     total = 0
-    for row in range(n_rows):  # counts become the ends of the runs
+    for row in range(n_rows):  # counts become the ends of the rows' ranges
         if starts[row]:
             distinct[n_distinct] = row
             n_distinct += 1
         total += starts[row]
         starts[row] = total
     starts[n_rows] = total
-    for place in range(indices.size - 1, -1, -1):  # filled from their ends, which become their starts
-        row = indices[place] % n_rows
+    for position in range(indices.size - 1, -1, -1):  # each range is filled from its end, which becomes its start
+        row = indices[position] % n_rows
         starts[row] -= 1
-        order[starts[row]] = place
+        order[starts[row]] = position
     return n_distinct
 
 
 @kernel
 def add_rows(dy: Any, distinct: Any, starts: Any, order: Any, dweight: Any) -> None:
-    """dweight[r] += the sum of dy where row r was read: one thread a row, so that no two ever add to the same one."""
+    """dweight[r] += the sum of dy at the positions of row r. One thread adds to a row, so no two write to the same."""
     for d in prange(distinct.size):
         total = dweight[distinct[d]]
         for i in range(starts[distinct[d]], starts[distinct[d] + 1]):
@@ -50,7 +50,7 @@ class Embedding(NumpyBackend):
     """The kernel above, for float32 and float64."""
 
     def add_embedding_backward(self, dweight: Array, dy: Array, indices: Array) -> None:
-        """dweight (V, C) += every row's dy added to the row it was read from, in the order of reading."""
+        """dweight (V, C) += dy (..., C), each row added to the row of its index, in the order of the indices."""
         if not is_supported(dweight, dy) or not dy.size or not dweight.flags.carray:
             super().add_embedding_backward(dweight, dy, indices)
             return

@@ -15,7 +15,7 @@ from tensorgrad.backend.numpy import NumpyBackend
 
 
 def writable(x: Array) -> Array:
-    """x, copied if it is read-only or not aligned: kernels are compiled for arrays that are neither."""
+    """x, copied if it is read-only or not aligned, which kernels are not compiled for."""
     return x if x.flags.behaved else x.copy()
 
 
@@ -55,7 +55,7 @@ class Linear(NumpyBackend):
         return y
 
     def linear_backward_x(self, dy: Array, weight: Array) -> Array:
-        """dx = dy @ weight."""
+        """dx (..., n) = dy (..., m) @ weight (m, n)."""
         if not self._supports(dy, weight):
             return super().linear_backward_x(dy, weight)
         rows = dy.reshape(-1, dy.shape[-1])

@@ -1,7 +1,8 @@
-"""Rows and a much larger matrix, as when text is written, or for the loss: the weights are read once, where they lie.
+"""Skinny products: few rows times a much larger weight matrix, as in generating text and in the loss.
 
-A product that copies its right operand into panels first (`gemm.py`) would read and write all weights for the sake of a
-few rows. Here it is the rows that are copied, or nothing at all.
+The general product (macrokernel.py) packs its right operand. For few rows that would cost more than the product: all
+weights would be read, written and read again. Here the weights are read once and in place. With at most MAX_SKINNY_ROWS
+rows nothing is packed; with more, x is.
 """
 
 from typing import Any
@@ -20,46 +21,54 @@ from tensorgrad.backend.numba.microkernel import (
     MR,
     VECTOR_BYTES,
     element,
-    fetch,
     microkernel,
     nr_of,
     number,
+    prefetch,
     round_up,
 )
-from tensorgrad.backend.numba.pack import aligned, pack_panels, pack_transposed, packed_panels
+from tensorgrad.backend.numba.pack import (
+    PANEL_PADDING,
+    ROW_PADDING,
+    aligned,
+    pack_panels,
+    pack_transposed,
+    packed_panels,
+)
 from tensorgrad.backend.numba.reductions import fold
-from tensorgrad.backend.numba.strided import Strided, array, packed_row, strided
+from tensorgrad.backend.numba.strided import Strided, array, contiguous_row, strided
 
-MAX_SKINNY_ROWS = 4  # rows: with more, computing takes longer than reading
+MAX_SKINNY_ROWS = 4  # with more rows, computing takes longer than reading the weights
 # For so many rows of x, how many rows of the weights are read at a time: the sums have to fit into the registers.
 WEIGHT_ROWS = {1: 8, 2: 8, 4: 4} if AVX512 else {1: 8, 2: 4, 4: 2}
-ROWS_READ = {1: (0,), 2: (0, 1), 3: (0, 1, 2, 2), 4: (0, 1, 2, 3)}  # as many of x as one of the kernels is made for
+# For so many rows of x, their indices, with the last repeated to a number of rows that a kernel is compiled for.
+ROWS_READ = {1: (0,), 2: (0, 1), 3: (0, 1, 2, 2), 4: (0, 1, 2, 3)}
 # The next group of rows is prefetched if it begins within so many bytes: further away, it may leave the second-level
 # cache before it is used. Otherwise the same rows are prefetched, so many bytes ahead.
 MAX_GROUP_PREFETCH_BYTES = 2**18
 ROW_PREFETCH_BYTES = 2**12
-BAND_ROWS = 32  # rows of the weights whose products are turned over together
-MAX_PACKED_X_ELEMENTS = 2**18  # elements of x: their panels, a megabyte of float32, stay in the second-level cache
-MAX_DX_ELEMENTS = 2**17  # elements of dx: their sums stay there beside the panels of dy
+BAND_ROWS = 32  # rows of the weights whose products are transposed together
+MAX_PACKED_X_ELEMENTS = 2**18  # a megabyte of float32: the packed panels of x stay in the second-level cache
+MAX_DX_ELEMENTS = 2**17  # the sums of dx stay there beside the packed panels of dy
 
 
 def reads_in_place(x: Array, weight: Array) -> bool:
-    """Whether `skinny_linear` is for these: x (r, n) and weight (m, n), both in C order."""
-    some = x.size <= MAX_PACKED_X_ELEMENTS and BAND_ROWS <= len(weight) >= 2 * len(x)
-    return (len(x) <= MAX_SKINNY_ROWS or some) and x.flags.carray and weight.flags.carray
+    """Whether `skinny_linear` supports x (r, n) and weight (m, n), and is faster than the general product."""
+    fits = x.size <= MAX_PACKED_X_ELEMENTS and BAND_ROWS <= len(weight) >= 2 * len(x)
+    return (len(x) <= MAX_SKINNY_ROWS or fits) and x.flags.carray and weight.flags.carray
 
 
 def backward_reads_in_place(dy: Array, weight: Array) -> bool:
-    """Whether `unpacked_product_backward` is for these: dy (r, m) and weight (m, n)."""
+    """Whether `unpacked_product_backward` supports dy (r, m), weight (m, n) and is faster than the general product."""
     m, n = weight.shape
     return len(dy) * n <= MAX_DX_ELEMENTS and n >= MR and m >= 8 * max(len(dy), n) and weight.flags.carray
 
 
 def skinny_linear(x: Array, weight: Array, bias: Array, y: Array, threads: int) -> None:
-    """y (r, m) = x (r, n) @ weight (m, n)^T, plus bias (m) unless it is empty.
+    """y (r, m) = x (r, n) @ weight (m, n)^T, plus bias (m) unless it is empty; all in C order.
 
-    Any number of threads gives the same bits; and, up to MAX_SKINNY_ROWS rows, so does
-    a row whatever stands in the others.
+    Any number of threads gives the same bits. Up to MAX_SKINNY_ROWS rows, a row of y has the same bits whatever the
+    other rows are.
     """
     if len(x) > MAX_SKINNY_ROWS:
         unpacked_product(x, weight, bias, y, threads)
@@ -68,28 +77,29 @@ def skinny_linear(x: Array, weight: Array, bias: Array, y: Array, threads: int) 
         SKINNY_KERNELS[len(rows)](x, weight, bias, y, rows, threads)
 
 
-# --- a few rows: vectors of sums ------------------------------------------------------------------
+# --- at most MAX_SKINNY_ROWS rows: dot products, nothing is packed -------------------------------
 
 
 def group_size(rows: Any) -> int:
-    """How many rows of the weights are read at a time for so many of x."""
+    """How many rows of the weights are read at a time for these rows of x."""
     return WEIGHT_ROWS[len(rows)]
 
 
 def dots(x: Any, rows: Any, weight: Any, first: int, prefetch_bytes: int) -> Any:
-    """The sums of x[i] weight[j] for all i in rows and the group of j from `first` on; the last j fills it up.
+    """The dot products of x[i] and weight[j] for all i in rows and for the group of j that starts at `first`.
 
-    x (r, n) and weight (m, n) in C order. What lies `prefetch_bytes` further on is brought nearer meanwhile.
+    x (r, n) and weight (m, n) are in C order. If the group goes beyond the last row of weight, that row is repeated.
+    Memory `prefetch_bytes` ahead is prefetched meanwhile.
     """
     group = range(first, first + group_size(rows))
     return tuple((x[i] * weight[min(j, len(weight) - 1)]).sum() for i in rows for j in group)
 
 
 def skinny_product(x: Any, weight: Any, bias: Any, y: Any, rows: Any, parts: int) -> None:
-    """See `skinny_linear`. rows: those of x, the last one several times where there are less than this is compiled for.
+    """See `skinny_linear`. rows: the indices of the rows of x, the last repeated to a number that is compiled for.
 
-    A core that goes through one row after the other waits for memory. So it reads several side by side, each a stream
-    that the processor itself reads ahead of, and asks for the next group while it sums this one.
+    A core that reads one row after the other waits for memory. So it reads a group of rows side by side, which the
+    processor's own prefetcher recognises as several streams, and prefetches the next group meanwhile.
     """
     group, last = group_size(rows), len(weight) - 1
     n_groups = round_up(len(weight), group) // group
@@ -130,7 +140,7 @@ overload(dots, jit_options={"forceinline": True})(
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _dots(context: Any, x: Any, rows: Any, weight: Any, first: Any, prefetch_bytes: Any) -> Any:
-    """See `dots`: whole vectors, and then what is over one by one."""
+    """See `dots`: full vectors first, then the remaining elements one by one."""
     group = group_size(rows)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -151,11 +161,11 @@ def _dots(context: Any, x: Any, rows: Any, weight: Any, first: Any, prefetch_byt
             for total in sums:
                 builder.store(ir.Constant(vector, None), total)
             with cgutils.for_range_slice(builder, start, stop, number(width), I64) as (k, _):
-                places = [element(builder, view, vector, j, k) for j in columns]
-                for place in places if width > 1 else ():
-                    further = builder.add(builder.ptrtoint(place, I64), prefetch_bytes)
-                    fetch(builder, builder.inttoptr(further, place.type), to_write=False)
-                right = [builder.load(place, align=size) for place in places]
+                addresses = [element(builder, view, vector, j, k) for j in columns]
+                for address in addresses if width > 1 else ():
+                    ahead = builder.add(builder.ptrtoint(address, I64), prefetch_bytes)
+                    prefetch(builder, builder.inttoptr(ahead, address.type), to_write=False)
+                right = [builder.load(address, align=size) for address in addresses]
                 for i, row in enumerate(rows):
                     left = builder.load(element(builder, x_view, vector, row, k), align=size)
                     for j, total in enumerate(sums[i * group : (i + 1) * group]):
@@ -169,58 +179,59 @@ def _dots(context: Any, x: Any, rows: Any, weight: Any, first: Any, prefetch_byt
     return result(x, rows, weight, types.int64, types.int64), generate
 
 
-# --- some more: tiles -----------------------------------------------------------------------------
+# --- more rows: the microkernel, with x packed and the weights in place ---------------------------
 
 
 @strided(lambda real: (array(real, 2), array(real, 2), array(real, 1), array(real, 2), types.int64))
 def unpacked_product(x: Any, weight: Any, bias: Any, y: Any, parts: int) -> None:
-    """See `skinny_linear`; weight and y with packed rows, and at least BAND_ROWS rows of weight.
+    """See `skinny_linear`; weight and y have contiguous rows, and weight at least BAND_ROWS of them.
 
-    Tiles are made of y^T = weight x^T, so that x^T is what is copied into panels. Every thread has its own.
+    It computes y^T = weight @ x^T: the microkernel reads MR rows of weight in place, and x^T is the right operand that
+    is packed, by every thread for itself.
     """
     (n_rows, n_inner), m = x.shape, len(weight)
     n_bands = round_up(m, BAND_ROWS) // BAND_ROWS
     for part in prange(parts):
         panels, nr = packed_panels(x.T), nr_of(x)
         n_panels = len(panels)
-        sums = aligned(BAND_ROWS * (n_panels * nr + 16), x).reshape(BAND_ROWS, n_panels * nr + 16)  # 16: see `multiply`
+        sums = aligned(BAND_ROWS * (n_panels * nr + ROW_PADDING), x).reshape(BAND_ROWS, n_panels * nr + ROW_PADDING)
         for band in range(n_bands * part // parts, n_bands * (part + 1) // parts):
             new, first = band * BAND_ROWS, min(band * BAND_ROWS, m - BAND_ROWS)  # the last may overlap
-            for strip in range(0, BAND_ROWS, MR):
+            for top in range(0, BAND_ROWS, MR):
                 for p in range(n_panels):
-                    microkernel(weight, first + strip, 0, n_inner, panels, p, sums, strip, p * nr, False)
+                    microkernel(weight, first + top, 0, n_inner, panels, p, sums, top, p * nr, False)
             out = y[:, new : first + BAND_ROWS]
             pack_transposed(sums[new - first :, :n_rows].T, out)
             if bias.size > 0:
                 for i in range(n_rows):
-                    row = packed_row(out[i])
+                    row = contiguous_row(out[i])
                     for j in range(row.size):
                         row[j] += bias[new + j]
 
 
 @strided(lambda real: (array(real, 2), array(real, 2, "C"), array(real, 2), types.int64))
 def unpacked_product_backward(dy: Any, weight: Any, dx: Any, parts: int) -> None:
-    """dx (r, n) = dy (r, m) @ weight (m, n), for at least MR columns of weight, where `backward_reads_in_place`.
+    """dx (r, n) = dy (r, m) @ weight (m, n), for a weight with at least MR columns: see `backward_reads_in_place`.
 
-    Tiles are made of dx^T = weight^T dy^T: weight is read across, a part of its columns by each thread.
+    It computes dx^T = weight^T @ dy^T: the microkernel reads MR columns of weight in place, and dy^T is packed. Every
+    thread has its own part of the columns.
     """
     (n_rows, m), n, nr = dy.shape, weight.shape[1], nr_of(dy)
-    n_strips, n_panels = round_up(n, MR) // MR, round_up(n_rows, nr) // nr
+    n_groups, n_panels = round_up(n, MR) // MR, round_up(n_rows, nr) // nr
     for part in prange(parts):
-        first, last = n_strips * part // parts, n_strips * (part + 1) // parts
-        panels = aligned(n_panels * (KC + 2) * nr, dy).reshape(n_panels, KC + 2, nr)  # 2: see `multiply`
-        sums = aligned((last - first) * MR * (n_panels * nr + 16), dy).reshape(
-            (last - first) * MR, n_panels * nr + 16
+        first, last = n_groups * part // parts, n_groups * (part + 1) // parts
+        panels = aligned(n_panels * (KC + PANEL_PADDING) * nr, dy).reshape(n_panels, KC + PANEL_PADDING, nr)
+        sums = aligned((last - first) * MR * (n_panels * nr + ROW_PADDING), dy).reshape(
+            (last - first) * MR, n_panels * nr + ROW_PADDING
         )
         for top in range(0, m, KC):
             bottom = min(top + KC, m)
             pack_panels(dy[:, top:bottom].T, panels)
-            across = weight[top:bottom].T
-            for strip in range(first, last):
+            columns = weight[top:bottom].T
+            for group in range(first, last):
                 for p in range(n_panels):
-                    column = min(strip * MR, n - MR)  # the last strip may begin among the columns of the one before
-                    microkernel(across, column, 0, bottom - top, panels, p, sums, (strip - first) * MR, p * nr, top > 0)
-        for strip in range(first, last):
-            column = min(strip * MR, n - MR)
-            at = (strip - first) * MR
-            pack_transposed(sums[at : at + MR, :n_rows].T, dx[:, column : column + MR])
+                    column, row = min(group * MR, n - MR), (group - first) * MR  # the last group may overlap
+                    microkernel(columns, column, 0, bottom - top, panels, p, sums, row, p * nr, top > 0)
+        for group in range(first, last):
+            column, row = min(group * MR, n - MR), (group - first) * MR
+            pack_transposed(sums[row : row + MR, :n_rows].T, dx[:, column : column + MR])

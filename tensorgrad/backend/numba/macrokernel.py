@@ -1,7 +1,9 @@
-"""Matrix products: blocks of the right operand in panels, tiles of the result in registers, parts of it on threads.
+"""Matrix products: the loops around the microkernel, and the split of a product over threads.
 
-The blocking is Goto and van de Geijn's (2008, "Anatomy of High-Performance Matrix Multiplication"), without the copy
-of the left operand that BLAS makes: a tile reads its rows where they are.
+The blocking is that of BLIS (Van Zee and van de Geijn 2015; Goto and van de Geijn 2008, "Anatomy of High-Performance
+Matrix Multiplication"). A block of b, KC rows by NC columns, is packed into panels of NR columns, and stays in the
+second-level cache while all rows of a pass by, MR at a time. The microkernel multiplies MR rows of a by one packed
+panel and keeps the MR x NR results in registers. Unlike BLIS, this packs a only where its rows are not contiguous.
 """
 
 from typing import Any
@@ -10,80 +12,81 @@ from numba import types
 
 from tensorgrad.backend.numba.compile import inline, noinline, prange
 from tensorgrad.backend.numba.microkernel import MR, microkernel, nr_of, round_up
-from tensorgrad.backend.numba.pack import aligned, pack_panels, pack_transposed
-from tensorgrad.backend.numba.strided import array, packed_row, strided
+from tensorgrad.backend.numba.pack import PANEL_PADDING, ROW_PADDING, aligned, pack_panels, pack_transposed
+from tensorgrad.backend.numba.strided import array, contiguous_row, strided
 
 MIN_PARALLEL_MULTIPLICATIONS = 2**19  # in a smaller product, waking the other threads costs more than they save
-MC = 128  # rows of a block of the left operand, where it is copied
-KC = 384  # rows of a block of the right operand,
-NC = 384  # and its columns: half a megabyte of float32, which stays in the second-level cache
+MC = 128  # rows of a that are packed at a time, where a has to be packed
+KC = 384  # rows of a packed block of b, and
+NC = 384  # its columns: half a megabyte of float32, which stays in the second-level cache
 
 
 @inline
 def store(x: Any, y: Any, add: bool) -> None:
-    """y = x, or y += x, for as many rows and columns as y has."""
+    """y = x, or y += x with `add`, for the rows and columns that y has; x may have more."""
     for i in range(y.shape[0]):
-        row, own = x[i], packed_row(y[i])
-        for j in range(own.size):
-            own[j] = own[j] + row[j] if add else row[j]
+        xi, yi = x[i], contiguous_row(y[i])
+        for j in range(yi.size):
+            yi[j] = yi[j] + xi[j] if add else xi[j]
 
 
 @noinline
 def macrokernel(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
-    """c = a @ b, or c += a @ b with `add`, plus bias on every row unless it is empty; on one thread.
+    """c = a @ b, or c += a @ b with `add`, plus bias (n) on every row unless it is empty; on one thread.
 
-    a (m, k) and b (k, n) of any strides, c (m, n) with packed rows. A block of b is copied into panels once for all
-    rows of a. Those are read as they lie; only rows that are not packed, or fewer than a tile has, are copied first.
+    a (m, k) and b (k, n) may have any strides; the rows of c (m, n) must be contiguous. The microkernel reads
+    contiguous rows of a in place. Other rows, and the last ones if they are fewer than MR, are copied first.
     """
-    m, n_inner = a.shape
+    m, k = a.shape
     n, nr = b.shape[1], nr_of(c)
-    depth, width, height = min(KC, n_inner), min(NC, round_up(n, nr)), min(MC, round_up(m, MR))
-    panels = aligned(width * (depth + 2), c).reshape(width // nr, depth + 2, nr)  # 2: or all begin in one set
-    strips = aligned(height * (depth + 16), c).reshape(height, depth + 16)  # of the cache, which has room for 12
-    edge = aligned(MR * nr, c).reshape(MR, nr)
-    read = a.strides[1] == a.itemsize
+    kc, nc, mc = min(KC, k), min(NC, round_up(n, nr)), min(MC, round_up(m, MR))
+    b_panels = aligned(nc * (kc + PANEL_PADDING), c).reshape(nc // nr, kc + PANEL_PADDING, nr)
+    a_block = aligned(mc * (kc + ROW_PADDING), c).reshape(mc, kc + ROW_PADDING)
+    edge = aligned(MR * nr, c).reshape(MR, nr)  # results at the edges of c, where fewer than MR x NR are needed
+    in_place = a.strides[1] == a.itemsize
     for left in range(0, n, NC):
         right = min(left + NC, n)
-        for first in range(0, n_inner, KC):
-            last = min(first + KC, n_inner)
+        for first in range(0, k, KC):
+            last = min(first + KC, k)
             adds = add or first > 0
-            pack_panels(b[first:last, left:right], panels)
+            pack_panels(b[first:last, left:right], b_panels)
             for top in range(0, m, MR):
                 bottom = min(top + MR, m)
                 rows = a[top:bottom, first:last]
-                if not read and top % MC == 0:
-                    pack_transposed(a[top : min(top + MC, m), first:last], strips)
-                if read and bottom - top < MR:
-                    pack_transposed(rows, strips)
-                if not read or bottom - top < MR:
-                    start = 0 if read else top % MC
-                    rows = strips[start : start + MR, : last - first]
+                if not in_place and top % MC == 0:
+                    pack_transposed(a[top : min(top + MC, m), first:last], a_block)
+                if in_place and bottom - top < MR:
+                    pack_transposed(rows, a_block)
+                if not in_place or bottom - top < MR:
+                    start = 0 if in_place else top % MC
+                    rows = a_block[start : start + MR, : last - first]
                 for column in range(left, right, nr):
                     p = (column - left) // nr
                     if top + MR <= m and column + nr <= n:
-                        microkernel(rows, 0, 0, last - first, panels, p, c, top, column, adds)
+                        microkernel(rows, 0, 0, last - first, b_panels, p, c, top, column, adds)
                     else:
-                        microkernel(rows, 0, 0, last - first, panels, p, edge, 0, 0, False)
+                        microkernel(rows, 0, 0, last - first, b_panels, p, edge, 0, 0, False)
                         store(edge, c[top:bottom, column : min(column + nr, n)], adds)
-                if bias.size > 0 and last == n_inner:
+                if bias.size > 0 and last == k:
                     for i in range(top, bottom):
-                        own = packed_row(c[i, left:right])
-                        for j in range(own.size):
-                            own[j] += bias[left + j]
+                        ci = contiguous_row(c[i, left:right])
+                        for j in range(ci.size):
+                            ci[j] += bias[left + j]
 
 
 @strided(lambda real: (array(real, 2),) * 3 + (array(real, 1), types.boolean, types.int64))
 def parallel_product(a: Any, b: Any, c: Any, bias: Any, add: bool, parts: int) -> None:
-    """`multiply`, with the longer side of c cut into equal parts: so rows mostly stay with the thread that made them.
+    """`macrokernel` on threads: c is split along its longer side into equal parts, one per thread.
 
-    What is summed for an element does not depend on the parts: any number of threads gives the same bits.
+    So a thread mostly keeps the rows that it computed before. Which products are summed for an element, and in which
+    order, does not depend on the number of parts: any number of threads gives the same bits.
     """
     m, n = c.shape
     nr = nr_of(c)
-    n_panels, n_strips = round_up(n, nr) // nr, round_up(m, MR) // MR
+    n_panels, n_row_groups = round_up(n, nr) // nr, round_up(m, MR) // MR
     for part in prange(parts):
         if m > n:
-            start, stop = n_strips * part // parts * MR, min(n_strips * (part + 1) // parts * MR, m)
+            start, stop = n_row_groups * part // parts * MR, min(n_row_groups * (part + 1) // parts * MR, m)
             macrokernel(a[start:stop], b, c[start:stop], bias, add)
         else:
             start, stop = n_panels * part // parts * nr, min(n_panels * (part + 1) // parts * nr, n)

@@ -1,8 +1,8 @@
-"""Exponential and error function without branches, so that LLVM makes vector instructions of loops that call them.
+"""Exponential and error function without branches, so that LLVM can vectorise loops that call them.
 
-In float32 they are polynomials after a reduction of the range (Cody and Waite 1980, "Software Manual for the Elementary
-Functions"), with coefficients of least maximum error found by Lawson's reweighted least squares. In float64, which
-serves to check, they are the C library's. NaN stays NaN, infinities have their limits.
+In float32 they are polynomials after range reduction (Cody and Waite 1980, "Software Manual for the Elementary
+Functions"), with minimax coefficients found by Lawson's reweighted least squares. In float64, which is used for checks,
+they are the C library's. NaN gives NaN, an infinity gives the limit.
 """
 
 import math
@@ -14,13 +14,13 @@ from numba.extending import intrinsic, overload
 from tensorgrad.backend.numba.compile import by_type, inline
 
 F = np.float32
-# Exact in float32, so that they leave float32 and float64 what they are.
+# As float32 these are exact, and an operation with them keeps the dtype of float32 and float64.
 ZERO, ONE, HALF, THREE, NEVER = F(0), F(1), F(0.5), F(3), F(-np.inf)
 LOG2_E = F(1.4426950408889634)
 LN2_HIGH, LN2_LOW = F(-0.69314718), F(1.9046543e-9)  # together -ln 2
-ROUND, ROUND_BITS = F(1.5 * 2**23), np.int32(0x4B400000)  # adding it rounds to an integer, left in the lowest bits
-ONE_BITS = np.int32(0x3F800000)  # of 1: so much, and n in the exponent, is 2^n
-SIGN = np.int32(-(2**31))  # the bit of a float32 that holds its sign
+ROUND, ROUND_BITS = F(1.5 * 2**23), np.int32(0x4B400000)  # adding it rounds to an integer, in the lowest bits
+ONE_BITS = np.int32(0x3F800000)  # of 1.0; adding n to the exponent gives 2^n
+SIGN = np.int32(-(2**31))  # the sign bit of a float32
 
 # e^r = 1 + r + r^2 q(r) for |r| <= ln(2) / 2, to 3e-9. Coefficients from the highest power down.
 EXP = (F(0.0013814613), F(0.00836871), F(0.04166839), F(0.16666521), F(0.49999994))
@@ -32,7 +32,7 @@ ERF_LARGE = (F(0.00019822), F(-0.0030654934), F(0.022315225), F(-0.1041137), F(-
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
-    """a b + c for float32, rounded once: one instruction where it is compiled."""
+    """a b + c for float32, rounded once; compiled code uses the instruction for it."""
     return F(float(a) * float(b) + float(c))
 
 
@@ -73,20 +73,20 @@ def power_of_two(n: Any) -> Any:
 
 @inline
 def exp_float32(x: Any) -> Any:
-    """e^x = 2^n e^r, with n = round(x / ln 2) and r what is left: |r| <= ln(2) / 2."""
-    x = F(-104) if x < F(-104) else x  # written so that NaN passes
+    """e^x = 2^n e^r, with n = round(x / ln 2) and r the remainder: |r| <= ln(2) / 2."""
+    x = F(-104) if x < F(-104) else x  # written so that NaN stays NaN
     x = F(89) if x > F(89) else x
     rounded = fma(x, LOG2_E, ROUND)
     n = np.int32(bits(rounded) - ROUND_BITS)
     r = fma(rounded - ROUND, LN2_LOW, fma(rounded - ROUND, LN2_HIGH, x))
     mantissa = fma(polynomial(EXP, r) * r, r, r) + ONE
-    half = np.int32(n >> 1)  # 2^n in two steps, as it may be infinite or subnormal and its root is not
+    half = np.int32(n >> 1)  # 2^n in two factors: it may overflow or be subnormal, its square root is not
     return mantissa * power_of_two(half) * power_of_two(np.int32(n - half))
 
 
 @inline
 def exp_at_most_0_float32(x: Any) -> Any:
-    """e^x for x <= 0, without the subnormal numbers that processors are slow at: 0 for all x below -87."""
+    """e^x for x <= 0, without subnormal numbers, which are slow: 0 for all x below -87."""
     rounded = fma(x, LOG2_E, ROUND)
     r = fma(rounded - ROUND, LN2_LOW, fma(rounded - ROUND, LN2_HIGH, x))
     mantissa = fma(fma(polynomial(EXP, r), r, ONE), r, ONE)
@@ -96,7 +96,7 @@ def exp_at_most_0_float32(x: Any) -> Any:
 
 @inline
 def logistic_float32(x: Any) -> Any:
-    """1 / (1 + e^-x), and 0 where x is below -88.4: e^-x takes 2^n in one step, which is infinite from n = 128 on."""
+    """1 / (1 + e^-x), and 0 where x is below -88.4: 2^n of e^-x is one factor, which overflows from n = 128 on."""
     x = F(87) if x > F(87) else x
     x = F(-89) if x < F(-89) else x
     rounded = fma(x, -LOG2_E, ROUND)
@@ -108,17 +108,17 @@ def logistic_float32(x: Any) -> Any:
 
 @inline
 def logistic_float64(x: Any) -> Any:
-    """1 / (1 + e^-x): where e^-x overflows it is 0, as it should be."""
+    """1 / (1 + e^-x): if e^-x overflows, the result is 0."""
     return ONE / (ONE + math.exp(-x))
 
 
 @inline
 def erf_float32(x: Any) -> Any:
-    """Two polynomials: of x^2 near 0, and of |x| for the logarithm of 1 - erf(x), which falls like -x^2."""
+    """Two polynomials: of x^2 near 0, and of |x| for log(1 - erf(x)), which behaves like -x^2."""
     size = F(4) if abs(x) > F(4) else abs(x)  # erf(4) is 1 in float32
     small = fma(x, polynomial(ERF_SMALL, size * size), x)
     large = bits(ONE - exp_float32(polynomial(ERF_LARGE, size))) | (bits(x) & SIGN)
-    is_large = -np.int32(size > F(0.9))  # all its bits are set, or none: a branch would keep loops from vectorising
+    is_large = -np.int32(size > F(0.9))  # all bits set, or none: a branch would prevent vectorisation
     return from_bits((large & is_large) | (bits(small) & ~is_large))
 
 
@@ -128,7 +128,7 @@ def exp(x: Any) -> Any:
 
 
 def exp_at_most_0(x: Any) -> Any:
-    """e^x for a float32 or float64 scalar that is at most 0; far below, a number close to 0."""
+    """e^x for a float32 or float64 scalar that is at most 0; for large negative x 0, or close to it."""
     return exp_at_most_0_float32(x) if isinstance(x, np.float32) else np.exp(x)
 
 

@@ -1,8 +1,8 @@
-"""A product of a few rows and a panel of columns: a tile of the result, which never leaves the registers.
+"""The microkernel: MR rows of a times one packed panel of NR columns, with the MR x NR results in registers.
 
-The tile's size is that of the register file: two vectors wide and as high as still leaves room for the operands. All
-matrix products are made of it, attention's and those of linear layers (Goto and van de Geijn 2008, "Anatomy of
-High-Performance Matrix Multiplication").
+MR and NR follow from the number of vector registers: the results are two vectors wide, and as high as leaves registers
+for the operands. All matrix products are made of it, those of attention and of linear layers (Goto and van de Geijn
+2008, "Anatomy of High-Performance Matrix Multiplication"; Van Zee and van de Geijn 2015, "BLIS").
 """
 
 from typing import Any
@@ -17,84 +17,89 @@ from tensorgrad.backend.numba.compile import has_instructions, inline, noinline
 from tensorgrad.backend.numba.reductions import spread
 
 AVX512 = has_instructions("avx512f")
-MR = 8 if AVX512 else 4  # of a tile: 8 x 2 of 32 vector registers, or 4 x 2 of 16, hold it
+MR = 8 if AVX512 else 4  # the results take 8 x 2 of 32 vector registers, or 4 x 2 of 16
 NR_VECTORS = 2
-VECTOR_BYTES = 64 if AVX512 else 32  # bytes
+VECTOR_BYTES = 64 if AVX512 else 32
 I64 = ir.IntType(64)
-UNROLL = 4  # products a turn of the loop: what counts and compares takes the place of a product now and then
-NR = NR_VECTORS * VECTOR_BYTES // 4  # columns of a tile of float32; of float64 it takes two tiles for as many
+UNROLL = 4  # iterations of the inner loop, so that counting and comparing cost less
+NR = NR_VECTORS * VECTOR_BYTES // 4  # of float32
 NR_FLOAT64 = NR // 2
 
 
 def nr_of(x: Any) -> int:
-    """Columns of a tile in the dtype of x."""
+    """NR for the dtype of x: the number of columns of a packed panel."""
     return NR if x.dtype == np.float32 else NR_FLOAT64
 
 
 overload(nr_of)(
     lambda x: (lambda x: NR) if x.dtype == types.float32 else (lambda x: NR_FLOAT64)
-)  # a number that the compiler knows
+)  # a constant for the compiler
 
 
 @inline
 def round_up(n: int, step: int) -> int:
-    """n, rounded up to a multiple of step."""
+    """n rounded up to a multiple of step."""
     return (n + step - 1) // step * step
 
 
 def microkernel(
-    a: Any, row: int, first: int, last: int, panels: Any, p: int, c: Any, at: int, column: int, add: bool
+    a: Any, row: int, first: int, last: int, panels: Any, p: int, c: Any, c_row: int, c_column: int, add: bool
 ) -> None:
-    """c[at : at + MR, column : column + nr] = a[row : row + MR, first:last] @ panels[p, first:last], or +=.
+    """c[c_row : c_row + MR, c_column : c_column + nr] = a[row : row + MR, first:last] @ panels[p, first:last].
 
-    a (m, k), Fortran-ordered or with packed rows, panels (n, k, nr) and c with packed rows, all of one dtype.
+    With `add` the product is added to c. a (m, k) has contiguous rows or is in Fortran order, panels (n, k, nr) are
+    packed, the rows of c are contiguous; all have one dtype.
     """
     product = a[row : row + MR, first:last] @ panels[p, first:last]
-    c = c[at : at + MR, column : column + panels.shape[2]]
+    c = c[c_row : c_row + MR, c_column : c_column + panels.shape[2]]
     c[...] = c + product if add else product
 
 
 overload(microkernel, jit_options={"forceinline": True})(
-    lambda a, row, first, last, panels, p, c, at, column, add: (
-        lambda a, row, first, last, panels, p, c, at, column, add: _microkernel(
-            a, row, first, last, panels, p, c, at, column, add
+    lambda a, row, first, last, panels, p, c, c_row, c_column, add: (
+        lambda a, row, first, last, panels, p, c, c_row, c_column, add: _microkernel(
+            a, row, first, last, panels, p, c, c_row, c_column, add
         )
     )
 )
 
 
 @noinline
-def microkernel_transposed(a: Any, n: int, first: int, last: int, panels: Any, c: Any, at: int, add: bool) -> None:
-    """c[at : at + n] = a[first:last, :n]^T @ panels[0, first:last], or +=, up to whole tiles of rows."""
-    across = a.T
+def microkernel_transposed(a: Any, n: int, first: int, last: int, panels: Any, c: Any, c_row: int, add: bool) -> None:
+    """c[c_row : c_row + n] = a[first:last, :n]^T @ panels[0, first:last], or += with `add`.
+
+    n is rounded up to a multiple of MR: a has as many columns, and c as many rows.
+    """
+    transposed = a.T
     for d in range(0, n, MR):
-        microkernel(across, d, first, last, panels, 0, c, at + d, 0, add)
+        microkernel(transposed, d, first, last, panels, 0, c, c_row + d, 0, add)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _microkernel(
-    context: Any, a: Any, row: Any, first: Any, last: Any, panels: Any, p: Any, c: Any, at: Any, column: Any, add: Any
-) -> Any:
-    """See `tile`: addresses, and a call of `microkernel_function`."""
+    context: Any, a: Any, row: Any, first: Any, last: Any, panels: Any, p: Any, c: Any, c_row: Any, c_column: Any,
+    add: Any,
+) -> Any:  # fmt: skip
+    """See `microkernel`: computes addresses and calls `microkernel_function`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a_view, panel_view, c_view = (
             context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 4, 6)
         )
-        row, first, last, p, at, column, add = (arguments[i] for i in (1, 2, 3, 5, 7, 8, 9))
+        row, first, last, p, c_row, c_column, add = (arguments[i] for i in (1, 2, 3, 5, 7, 8, 9))
         scalar = c_view.data.type.pointee
         a_strides = cgutils.unpack_tuple(builder, a_view.strides)
-        # While the tiles of a strip are made, the rows of the next come nearer: a tile sees to some of them.
+        # While MR rows of a are multiplied by all panels, the next MR rows are prefetched: each call prefetches some.
         size = context.get_abi_sizeof(scalar)
-        seen_to = builder.and_(builder.mul(p, number(turns_a_line(size))), number(MR - 1))
-        next_row = builder.add(builder.add(row, number(MR)), seen_to)
+        offset = builder.and_(builder.mul(p, number(iterations_per_line(size))), number(MR - 1))
+        next_row = builder.add(builder.add(row, number(MR)), offset)
         arguments = [
             element(builder, a_view, scalar, row, first),
             a_strides[0],
             a_strides[1] if a.layout == "F" else number(context.get_abi_sizeof(scalar)),
             element(builder, a_view, scalar, next_row, first),
             element(builder, panel_view, scalar, p, first, number(0)),
-            element(builder, c_view, scalar, at, column),
+            element(builder, c_view, scalar, c_row, c_column),
             cgutils.unpack_tuple(builder, c_view.strides)[0],
             builder.sub(last, first),
             builder.trunc(add, ir.IntType(1)),
@@ -107,13 +112,14 @@ def _microkernel(
     return types.void(a, i64, i64, i64, panels, i64, c, i64, i64, types.boolean), generate
 
 
-def microkernel_function(module: Any, scalar: Any, size: int, across: bool) -> Any:
-    """One vector product and sum a vector of the tile, for every element of a row: compiled once a kernel.
+def microkernel_function(module: Any, scalar: Any, size: int, transposed: bool) -> Any:
+    """The loop of the microkernel, compiled once per kernel: one fused multiply-add per vector of results and element.
 
-    `step` is the distance between the elements of a row of a; they are packed, or, across, those of a column are.
+    `step` is the distance in bytes between the elements of a row of a. Rows of a are contiguous, or, if `transposed`,
+    its columns are.
     """
     kind = ir.FunctionType(ir.VoidType(), [I64] * 8 + [ir.IntType(1)])
-    name = f"tensorgrad_microkernel_{size}_{int(across)}"
+    name = f"tensorgrad_microkernel_{size}_{int(transposed)}"
     if name in module.globals:
         return module.globals[name]
     function = ir.Function(module, kind, name)
@@ -129,8 +135,8 @@ def microkernel_function(module: Any, scalar: Any, size: int, across: bool) -> A
     def after(start: Any, distance: Any, times: int) -> Any:
         return builder.add(start, builder.mul(distance, number(times)))
 
-    def pointer(place: Any, kind: Any) -> Any:
-        return builder.inttoptr(place, kind.as_pointer())
+    def pointer(address: Any, kind: Any) -> Any:
+        return builder.inttoptr(address, kind.as_pointer())
 
     def variable(value: Any) -> Any:
         result = cgutils.alloca_once(builder, value.type)
@@ -138,30 +144,30 @@ def microkernel_function(module: Any, scalar: Any, size: int, across: bool) -> A
         return result
 
     rows = range(MR)
-    places = [
+    addresses = [
         pointer(after(after(c, c_stride, i), number(VECTOR_BYTES), v), vector) for i in rows for v in range(NR_VECTORS)
     ]  # fmt: skip
-    for place in places:  # wanted when the sums are done
-        fetch(builder, place, to_write=True)
-    sums = [variable(ir.Constant(vector, None)) for _ in places]
+    for address in addresses:  # c is read and written when the sums are complete
+        prefetch(builder, address, to_write=True)
+    sums = [variable(ir.Constant(vector, None)) for _ in addresses]
     starts = [opaque(builder, after(a, a_stride, i)) for i in rows]
-    way, place_in_panel = variable(number(0)), variable(panel)  # from the starts, and a place
+    distance_done, panel_row = variable(number(0)), variable(panel)  # bytes along the rows of a; an address
 
     def add_products(count: int) -> None:
-        """The next elements of every row of a, and rows of the panel."""
-        along, place = opaque(builder, builder.load(way)), opaque(builder, builder.load(place_in_panel))
+        """Multiply the next `count` elements of every row of a by as many rows of the panel."""
+        along, address = opaque(builder, builder.load(distance_done)), opaque(builder, builder.load(panel_row))
         if count == UNROLL:
-            further = builder.add(next_row, along)
-            if not across:  # a line of one row, then the same of the next
+            prefetched = builder.add(next_row, along)
+            if not transposed:  # a cache line of one row, then the same of the next row
                 turn = builder.udiv(along, number(UNROLL * size))
-                turn = builder.and_(turn, number(turns_a_line(size) - 1))
-                further = builder.add(further, builder.mul(turn, a_stride))
-            fetch(builder, pointer(further, scalar), to_write=False)
-        distance = step if across else number(size)
+                turn = builder.and_(turn, number(iterations_per_line(size) - 1))
+                prefetched = builder.add(prefetched, builder.mul(turn, a_stride))
+            prefetch(builder, pointer(prefetched, scalar), to_write=False)
+        distance = step if transposed else number(size)
         for k in range(count):
-            rights = [after(place, number(VECTOR_BYTES), k * NR_VECTORS + v) for v in range(NR_VECTORS)]
+            rights = [after(address, number(VECTOR_BYTES), k * NR_VECTORS + v) for v in range(NR_VECTORS)]
             right = [builder.load(pointer(x, vector), align=size) for x in rights]
-            if across:  # opaque, or they are all loaded at the start of the turn, and have to leave the registers
+            if transposed:  # opaque: otherwise all loads move to the start of the iteration and spill registers
                 column = opaque(builder, builder.add(a, after(along, step, k)))
                 lefts = [after(column, number(size), i) for i in rows]
             else:
@@ -171,8 +177,8 @@ def microkernel_function(module: Any, scalar: Any, size: int, across: bool) -> A
                 for v in range(NR_VECTORS):
                     total = sums[i * NR_VECTORS + v]
                     builder.store(builder.call(fma, (left, right[v], builder.load(total))), total)
-        builder.store(after(along, distance, count), way)
-        builder.store(after(place, number(VECTOR_BYTES), count * NR_VECTORS), place_in_panel)
+        builder.store(after(along, distance, count), distance_done)
+        builder.store(after(address, number(VECTOR_BYTES), count * NR_VECTORS), panel_row)
 
     middle = builder.sub(n, builder.srem(n, number(UNROLL)))
     with cgutils.for_range_slice(builder, number(0), middle, number(UNROLL), I64):
@@ -180,44 +186,44 @@ def microkernel_function(module: Any, scalar: Any, size: int, across: bool) -> A
     with cgutils.for_range_slice(builder, middle, n, number(1), I64):
         add_products(1)
     with builder.if_then(add):
-        for place, total in zip(places, sums, strict=True):
-            builder.store(builder.fadd(builder.load(total), builder.load(place, align=size)), total)
-    for place, total in zip(places, sums, strict=True):
-        builder.store(builder.load(total), place, align=size)
+        for address, total in zip(addresses, sums, strict=True):
+            builder.store(builder.fadd(builder.load(total), builder.load(address, align=size)), total)
+    for address, total in zip(addresses, sums, strict=True):
+        builder.store(builder.load(total), address, align=size)
     builder.ret_void()
     return function
 
 
-def turns_a_line(size: int) -> int:
-    """Turns of the loop in which a row's line of memory, 64 bytes, is read, for elements of `size` bytes."""
+def iterations_per_line(size: int) -> int:
+    """How many iterations of the unrolled loop read one cache line (64 bytes), for elements of `size` bytes."""
     return 64 // (UNROLL * size)
 
 
 def number(n: int) -> Any:
-    """A constant."""
+    """A constant of type int64."""
     return ir.Constant(I64, n)
 
 
 def element(builder: Any, view: Any, kind: Any, *index: Any) -> Any:
-    """A pointer to view[index], as one to that kind."""
-    place = builder.ptrtoint(view.data, index[0].type)
+    """A pointer of type `kind` to view[index]."""
+    address = builder.ptrtoint(view.data, index[0].type)
     for i, stride in zip(index, cgutils.unpack_tuple(builder, view.strides), strict=True):
-        place = builder.add(place, builder.mul(i, stride))
-    return builder.inttoptr(place, kind.as_pointer())
+        address = builder.add(address, builder.mul(i, stride))
+    return builder.inttoptr(address, kind.as_pointer())
 
 
-def opaque(builder: Any, place: Any) -> Any:
-    """An address or a distance of which the compiler knows nothing.
+def opaque(builder: Any, address: Any) -> Any:
+    """The same address or distance, but the compiler cannot see where it came from.
 
-    Or it makes each address of a tile from the one before, and the products wait for a chain of additions.
+    Otherwise it computes each address from the previous one, and the products wait for a chain of additions.
     """
-    return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [place], False)
+    return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [address], False)
 
 
-def fetch(builder: Any, place: Any, to_write: bool) -> None:
-    """Have the line of a pointer brought into the second-level cache; any address will do."""
+def prefetch(builder: Any, address: Any, to_write: bool) -> None:
+    """Prefetch the cache line of a pointer into the second-level cache; the address need not be valid."""
     flag = ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), flag, flag, flag])
-    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    place = builder.bitcast(place, ir.IntType(8).as_pointer())
-    builder.call(prefetch, [place, *(ir.Constant(flag, n) for n in (int(to_write), 2, 1))])
+    llvm_prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    address = builder.bitcast(address, ir.IntType(8).as_pointer())
+    builder.call(llvm_prefetch, [address, *(ir.Constant(flag, n) for n in (int(to_write), 2, 1))])

@@ -1,4 +1,4 @@
-"""Layer normalisation and RMS normalisation, a row at a time while it is in the cache."""
+"""Layer normalisation and RMS normalisation, a row at a time: it is read from memory once and then from the cache."""
 
 from typing import Any
 
@@ -6,42 +6,44 @@ import numpy as np
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import contiguous, flat, is_supported, rows
-from tensorgrad.backend.numba.compile import kernel, prange
+from tensorgrad.backend.numba.compile import inline, kernel, prange
 from tensorgrad.backend.numba.mathematics import ONE
 from tensorgrad.backend.numba.reductions import dot, dot_about, squares_about, total
 from tensorgrad.backend.numpy import NumpyBackend
 
-BLOCK_ROWS = 64  # rows: each block is added up by one thread, and the sums of the blocks in their order
+BLOCK_ROWS = 64  # one thread sums a block of rows; the sums of the blocks are added in order
+
+
+@inline
+def normalize_row(x: Any, weight: Any, bias: Any, y: Any, small: Any) -> Any:
+    """y = (x - mean) rstd weight + bias for one row, with rstd = 1 / sqrt(variance + small); returns mean and rstd."""
+    per_element = ONE / x.dtype.type(x.size)
+    mu = total(x) * per_element
+    scale = ONE / np.sqrt(squares_about(x, mu) * per_element + small)
+    for j in range(x.size):
+        y[j] = (x[j] - mu) * scale * weight[j] + bias[j]
+    return mu, scale
 
 
 @kernel
 def layer_norm(x: Any, weight: Any, bias: Any, y: Any, mean: Any, rstd: Any, eps: float) -> None:
     """y = (x - mean) rstd weight + bias, with rstd = 1 / sqrt(variance + eps)."""
-    per_element, small = ONE / x.dtype.type(x.shape[1]), x.dtype.type(eps)
+    small = x.dtype.type(eps)
     for i in prange(x.shape[0]):
-        xi, yi = x[i], y[i]
-        middle = total(xi) * per_element
-        scale = ONE / np.sqrt(squares_about(xi, middle) * per_element + small)
-        for j in range(xi.size):
-            yi[j] = (xi[j] - middle) * scale * weight[j] + bias[j]
-        mean[i], rstd[i] = middle, scale
+        mean[i], rstd[i] = normalize_row(x[i], weight, bias, y[i], small)
 
 
 @kernel
 def add_layer_norm(
     x: Any, residual: Any, weight: Any, bias: Any, both: Any, y: Any, mean: Any, rstd: Any, eps: float
 ) -> None:
-    """both = x + residual, and y the layer_norm of it."""
-    per_element, small = ONE / x.dtype.type(x.shape[1]), x.dtype.type(eps)
+    """both = x + residual, and y = layer_norm(both)."""
+    small = x.dtype.type(eps)
     for i in prange(x.shape[0]):
-        xi, ri, bi, yi = x[i], residual[i], both[i], y[i]
+        xi, ri, bi = x[i], residual[i], both[i]
         for j in range(xi.size):
             bi[j] = xi[j] + ri[j]
-        middle = total(bi) * per_element
-        scale = ONE / np.sqrt(squares_about(bi, middle) * per_element + small)
-        for j in range(xi.size):
-            yi[j] = (bi[j] - middle) * scale * weight[j] + bias[j]
-        mean[i], rstd[i] = middle, scale
+        mean[i], rstd[i] = normalize_row(bi, weight, bias, y[i], small)
 
 
 @kernel
@@ -55,17 +57,17 @@ def layer_norm_backward(
     per_element = ONE / x.dtype.type(x.shape[1])
     for block in prange(dweight.shape[0]):
         for i in range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, x.shape[0])):
-            dyi, xi, dxi, middle, scale = dy[i], x[i], dx[i], mean[i], rstd[i]
+            dyi, xi, dxi, mu, scale = dy[i], x[i], dx[i], mean[i], rstd[i]
             mean_g = dot(dyi, weight) * per_element
-            along = dot_about(dyi, weight, xi, middle) * per_element * scale * scale
+            along = dot_about(dyi, weight, xi, mu) * per_element * scale * scale
             for j in range(xi.size):
-                dxi[j] = scale * (dyi[j] * weight[j] - mean_g - (xi[j] - middle) * along)
+                dxi[j] = scale * (dyi[j] * weight[j] - mean_g - (xi[j] - mu) * along)
             if dsum.size > 0:
                 dsi = dsum[i]
                 for j in range(xi.size):
                     dxi[j] += dsi[j]
             for j in range(xi.size):
-                dweight[block, j] += dyi[j] * ((xi[j] - middle) * scale)
+                dweight[block, j] += dyi[j] * ((xi[j] - mu) * scale)
             if dbias.size > 0:
                 for j in range(xi.size):
                     dbias[block, j] += dyi[j]
@@ -76,9 +78,9 @@ def layer_norm_backward_weight(dy: Any, x: Any, mean: Any, rstd: Any, partial: A
     """partial (blocks, n): the sum of dy (x - mean) rstd over each block of rows."""
     for block in prange(partial.shape[0]):
         for i in range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, x.shape[0])):
-            middle, scale = mean[i], rstd[i]
+            mu, scale = mean[i], rstd[i]
             for j in range(x.shape[1]):
-                partial[block, j] += dy[i, j] * ((x[i, j] - middle) * scale)
+                partial[block, j] += dy[i, j] * ((x[i, j] - mu) * scale)
 
 
 @kernel
@@ -114,7 +116,7 @@ def rms_norm_backward_x(dy: Any, x: Any, weight: Any, rrms: Any, dx: Any) -> Non
 
 
 def supports(x: Array, like_x: Array | None = None, per_row: tuple[Array, ...] = (), *vectors: Array | None) -> bool:
-    """Whether kernels may have x (..., n), an array of its shape, arrays with a number a row, and vectors (n)."""
+    """Whether kernels support x (..., n), an array of its shape, arrays with one element per row, and vectors (n)."""
     given = [v for v in vectors if v is not None]
     return (
         is_supported(x, *([] if like_x is None else [like_x]), *per_row, *given)
@@ -127,18 +129,18 @@ def supports(x: Array, like_x: Array | None = None, per_row: tuple[Array, ...] =
 
 def supports_backward(
     dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None
-) -> bool:  # fmt: skip
-    """Whether the kernel of layer_norm's backward may have these."""
+) -> bool:
+    """Whether the kernel of layer_norm's backward supports these arrays."""
     return supports(x, dy, (mean, rstd), weight) and (dsum is None or supports(x, dsum))
 
 
 def or_constant(vector: Array | None, constant: float, x: Array) -> Array:
-    """A weight or bias that is not there as one that does nothing, so that there is one kernel."""
+    """The weight or bias; if it is None, a constant vector without effect, so that one kernel serves all cases."""
     return np.full(x.shape[-1], constant, x.dtype) if vector is None else contiguous(vector)
 
 
 def partial_sums(x: Array) -> Array:
-    """Zeros for the sums of the blocks of rows of x (rows, n)."""
+    """Zeros (blocks, n) for the sums of the blocks of rows of x (rows, n)."""
     return np.zeros((-(-len(x) // BLOCK_ROWS), x.shape[1]), x.dtype)
 
 
@@ -158,7 +160,7 @@ class Normalization(NumpyBackend):
     def add_layer_norm(
         self, x: Array, residual: Array, weight: Array | None, bias: Array | None, eps: float
     ) -> tuple[Array, Array, Array, Array]:
-        """x + residual, and layer_norm of that."""
+        """x + residual, its layer_norm, and mean and 1/std (..., 1)."""
         if not supports(x, residual, (), weight, bias):
             return super().add_layer_norm(x, residual, weight, bias, eps)
         both, y = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
@@ -235,5 +237,5 @@ class Normalization(NumpyBackend):
         return dx
 
     def rms_norm_backward_weight(self, dy: Array, x: Array, rrms: Array) -> Array:
-        """dweight of rms_norm: (n,), as layer_norm's with mean 0."""
+        """dweight of rms_norm: (n,). It is that of layer_norm with mean 0."""
         return self.layer_norm_backward_weight(dy, x, np.zeros_like(rrms), rrms)

@@ -1,4 +1,4 @@
-"""The update of the parameters, and the norm of their gradients."""
+"""The AdamW update, the global norm of gradients, and their scaling."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ from tensorgrad.backend.runtime import Backend
 def adamw(
     p: Any, g: Any, m: Any, v: Any, beta1: float, beta2: float, decay: float, rate: float, correction: float, eps: float
 ) -> None:
-    """p = decay p - rate m / (correction sqrt(v) + eps), after m and v took in g; one pass over the four arrays."""
+    """p = decay p - rate m / (correction sqrt(v) + eps), after g has updated m and v; one pass over the four arrays."""
     number = p.dtype.type
     b1, b2, keep, step, root, small = (
         number(beta1), number(beta2), number(decay), number(rate), number(correction), number(eps)
@@ -66,10 +66,10 @@ class Optimization(NumpyBackend):
             float(lr / (1 - beta1**step)), 1 / math.sqrt(1 - beta2**step), float(eps),
         )  # fmt: skip
 
-    adamw_group = Backend.adamw_group  # each parameter by a call of the kernel
+    adamw_group = Backend.adamw_group  # one call of the kernel per parameter
 
     def global_norm(self, arrays: list[Array]) -> float:
-        """The Euclidean norm of all elements of all arrays together, added up in float64."""
+        """The Euclidean norm of all elements of all arrays together, summed in float64."""
         total = 0.0
         for x in map(self.wide, arrays):
             if not is_supported(x):
@@ -81,7 +81,7 @@ class Optimization(NumpyBackend):
         return math.sqrt(total)
 
     def scale(self, arrays: list[Array], factor: float) -> None:
-        """All arrays times one number, in place."""
+        """Multiply all arrays by a number, in place."""
         for x in arrays:
             if is_supported(x) and x.flags.carray:
                 scale(x.reshape(-1), float(factor))

@@ -1,4 +1,4 @@
-"""A line on stderr while kernels are compiled, so that the first step of the first run is not a silence."""
+"""A line on stderr while kernels are compiled, so that the user knows what the first run is waiting for."""
 
 import functools
 import sys
@@ -12,20 +12,20 @@ CLEAR = "\r\x1b[K"
 
 
 class Announcement(Listener):  # type: ignore[misc]
-    """Told by Numba of every compilation that the cache did not spare.
+    """Numba calls this for every function that it compiles, but not for those it loads from the cache.
 
-    On a terminal the line names the kernel and is wiped when that is done; in a log it appears once, and only if a
-    second was spent.
+    On a terminal the line names the kernel and is erased afterwards. In a log it is written once, after a second of
+    compiling.
     """
 
     def __init__(self) -> None:
-        self.depth = 0  # a kernel's compilation compiles what it calls
+        self.depth = 0  # compiling a kernel compiles the functions it calls
         self.seconds = 0.0
         self.started = 0.0
-        self.told = False
+        self.is_announced = False
 
     def on_start(self, event: Any) -> None:
-        """Before a function is compiled."""
+        """Called before a function is compiled."""
         if not is_ours(event):
             return
         if self.depth == 0:
@@ -35,7 +35,7 @@ class Announcement(Listener):  # type: ignore[misc]
         self.depth += 1
 
     def on_end(self, event: Any) -> None:
-        """After it."""
+        """Called after a function was compiled."""
         if not is_ours(event):
             return
         self.depth -= 1
@@ -44,23 +44,23 @@ class Announcement(Listener):  # type: ignore[misc]
         self.seconds += time.perf_counter() - self.started
         if is_terminal():
             show(CLEAR)
-        elif self.seconds > 1 and not self.told:
-            self.told = True
+        elif self.seconds > 1 and not self.is_announced:
+            self.is_announced = True
             show(f"{TEXT}\n")
 
 
 def is_ours(event: Any) -> bool:
-    """Whether what is compiled belongs to this library."""
+    """Whether the function being compiled belongs to this library."""
     return str(event.data["dispatcher"].py_func.__module__).startswith("tensorgrad.")
 
 
 def is_terminal() -> bool:
-    """Whether someone may be looking at stderr."""
+    """Whether stderr is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def show(text: str) -> None:
-    """Write to stderr now, if there is one."""
+    """Write to stderr immediately, if there is one."""
     if sys.stderr is not None:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -68,5 +68,5 @@ def show(text: str) -> None:
 
 @functools.cache
 def announce_compilation() -> None:
-    """Listen from now on; again does nothing."""
+    """Announce compilations from now on. Further calls have no effect."""
     register("numba:compile", Announcement())

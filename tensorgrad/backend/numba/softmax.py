@@ -1,4 +1,4 @@
-"""Softmax and its logarithm over the last axis, a row at a time while it is in the cache."""
+"""Softmax and log-softmax over the last axis, a row at a time: read from memory once and then from the cache."""
 
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +60,7 @@ def log_softmax_backward(dy: Any, y: Any, dx: Any) -> None:
 
 
 def row_wise(kernel: Callable[..., None], plain: Callable[..., Array], axis: int, *arrays: Array) -> Array:
-    """A new array from arrays of one shape, row by row; from `plain` where axis or arrays are not for kernels."""
+    """Apply a kernel to the rows of arrays of one shape; use `plain` if it does not support the axis or the arrays."""
     first = arrays[0]
     is_last = axis in (-1, first.ndim - 1) and first.size > 0
     if not is_last or not is_supported(*arrays) or any(x.shape != first.shape for x in arrays):

@@ -1,4 +1,4 @@
-"""Kernels over arrays with any strides, compiled once a dtype: Numba itself compiles anew for every memory layout."""
+"""Kernels for arrays of any strides, compiled once per dtype. By itself Numba would compile once per memory layout."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,12 @@ from tensorgrad.backend.numba.compile import inline, is_kept, jit
 
 
 def array(real: Any, ndim: int, layout: str = "A") -> Any:
-    """The type of an array of any strides, or, with layout "C", of a contiguous one."""
+    """The Numba type of an array of any strides, or, with layout "C", of a contiguous one."""
     return types.Array(real, ndim, layout)
 
 
 class Strided:
-    """A parallel loop; the dtype of its first argument decides which of the compiled ones runs."""
+    """A parallel loop, compiled for each dtype of its first argument."""
 
     def __init__(self, fn: Callable[..., None], signature: Callable[[Any], tuple[Any, ...]]) -> None:
         self.py_func = fn
@@ -29,11 +29,11 @@ class Strided:
         (run or self.compile(first.dtype))(first, *rest)
 
     def is_kept(self) -> bool:
-        """Whether an earlier run compiled it, for some dtype."""
+        """Whether the cache on disk has it, for some dtype."""
         return is_kept(jit(self.py_func, self.py_func.__name__, parallel=True))
 
     def compile(self, dtype: Any) -> Any:
-        """Compile for a dtype, or load what an earlier run compiled."""
+        """Compile for a dtype, or load it from the cache on disk."""
         run = jit(self.py_func, self.py_func.__name__, parallel=True)
         run.compile(self.signature(from_dtype(dtype)))
         run.disable_compile()
@@ -42,13 +42,13 @@ class Strided:
 
 
 def strided(signature: Callable[[Any], tuple[Any, ...]]) -> Callable[[Callable[..., None]], Strided]:
-    """Make a kernel whose arguments have the types that `signature` gives for a Numba float type."""
+    """Decorator: compile a kernel with the argument types that `signature` returns for a Numba float type."""
     return lambda fn: Strided(fn, signature)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def address(context: Any, array: Any) -> Any:
-    """Where the elements of an array begin."""
+    """The address of the first element of an array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -58,23 +58,23 @@ def address(context: Any, array: Any) -> Any:
 
 
 @inline
-def packed_row(x: Any) -> Any:
-    """x (n) of any stride as the contiguous row that it is: loops over it are vectorised."""
+def contiguous_row(x: Any) -> Any:
+    """A contiguous x (n), as an array whose type says that it is contiguous: loops over it are vectorised."""
     return carray(address(x), (x.size,), x.dtype)
 
 
 @inline
 def as_row(x: Any, first: int, n: int) -> Any:
-    """Rows x[first : first + n] of a contiguous matrix as one: loops over few elements are not vectorised."""
+    """Rows x[first : first + n] of a contiguous matrix as one row: loops over short rows are not vectorised."""
     return carray(address(x[first:]), (n * x.shape[1],), x.dtype)
 
 
 @inline
 def as_panels(x: Any, n: int) -> Any:
-    """A contiguous matrix as n of them."""
+    """A contiguous matrix (n k, nr) as n packed panels (n, k, nr)."""
     return carray(address(x), (n, x.shape[0] // n, x.shape[1]), x.dtype)
 
 
-def with_packed_rows(x: Array) -> Array:
-    """x, copied if its last axis does not lie together in memory, or it is read-only, which kernels do not know."""
+def with_contiguous_rows(x: Array) -> Array:
+    """x, copied if its last axis is not contiguous or if it is read-only, which kernels are not compiled for."""
     return x if x.flags.writeable and x.strides[-1] == x.itemsize else x.copy()

@@ -1,4 +1,4 @@
-"""How the numba backend is chosen, and how kernels are compiled, kept and announced."""
+"""How the numba backend is selected, and how kernels are compiled, cached and announced."""
 
 import errno
 import importlib
@@ -21,7 +21,7 @@ from tensorgrad.backend.numba import compile as compiling  # noqa: E402
 from tensorgrad.backend.numba import progress  # noqa: E402
 
 
-def test_it_is_chosen_by_name() -> None:
+def test_the_backend_is_selected_by_name() -> None:
     with tg.use_backend("numba") as use:
         assert use.backend.name == "numba"
         assert tg.get_backend() is use.backend
@@ -29,22 +29,22 @@ def test_it_is_chosen_by_name() -> None:
 
 @pytest.fixture
 def not_imported(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """As in a process that has not met the backend yet."""
+    """As in a process that has not imported the backend yet."""
     for name in list(sys.modules):
         if name.startswith("tensorgrad.backend.numba"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(backend, "_loaded", {})
-    monkeypatch.setattr(backend, "numba", None, raising=False)  # put back what the import below would leave
+    monkeypatch.setattr(backend, "numba", None, raising=False)  # undo what the import below sets
     return monkeypatch
 
 
-def test_without_numba(not_imported: pytest.MonkeyPatch) -> None:
+def test_error_if_numba_is_not_installed(not_imported: pytest.MonkeyPatch) -> None:
     not_imported.setitem(sys.modules, "numba", None)
     with pytest.raises(BackendUnavailable, match=r"^numba is not installed: pip install numba$"):
         backend.load("numba")
 
 
-def test_with_a_numba_that_does_not_import(not_imported: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_error_if_numba_cannot_be_imported(not_imported: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "numba.py").write_text("raise ImportError('needs NumPy 2.9 or less')")
     not_imported.delitem(sys.modules, "numba")
     not_imported.syspath_prepend(str(tmp_path))
@@ -71,20 +71,20 @@ def was_compiled(dispatcher: Any) -> bool:
     return bool(dispatcher.stats.cache_misses)
 
 
-def test_compiled_code_is_kept(cache_folder: Path) -> None:
+def test_compiled_code_is_cached_on_disk(cache_folder: Path) -> None:
     assert was_compiled(compile_double())
     assert list(cache_folder.rglob("*.nbi"))
     assert not was_compiled(compile_double())
 
 
 @pytest.mark.usefixtures("cache_folder")
-def test_a_change_in_any_file_of_the_package_compiles_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_in_any_file_of_the_package_invalidates_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_double()
     monkeypatch.setattr(compiling, "digest", lambda _: "another")
     assert was_compiled(compile_double())
 
 
-def test_the_digest_reads_all_sources(tmp_path: Path) -> None:
+def test_the_digest_depends_on_all_sources(tmp_path: Path) -> None:
     seen = []
     for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "1")):
         (tmp_path / name).write_text(text)
@@ -94,7 +94,7 @@ def test_the_digest_reads_all_sources(tmp_path: Path) -> None:
     assert len(set(seen)) == 3
 
 
-def test_a_damaged_cache_is_compiled_anew(cache_folder: Path) -> None:
+def test_a_damaged_cache_is_ignored(cache_folder: Path) -> None:
     compile_double()
     for path in (*cache_folder.rglob("*.nbi"), *cache_folder.rglob("*.nbc")):
         path.write_bytes(path.read_bytes()[:20])
@@ -102,7 +102,7 @@ def test_a_damaged_cache_is_compiled_anew(cache_folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("cache_folder")
-def test_a_full_disk_costs_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -110,7 +110,7 @@ def test_a_full_disk_costs_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert was_compiled(compile_double())
 
 
-def test_no_folder_that_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_writable_cache_folder_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     caching = importlib.import_module("numba.core.caching")
     monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
     assert was_compiled(compile_double())
@@ -126,7 +126,7 @@ class Screen(io.StringIO):
 
 
 def compilation(announcement: progress.Announcement, module: str = "tensorgrad.backend.numba.example") -> None:
-    """What Numba tells of a kernel that calls itself a function."""
+    """Numba's events for a kernel that calls another function."""
 
     def kernel() -> None: ...
 
@@ -138,7 +138,7 @@ def compilation(announcement: progress.Announcement, module: str = "tensorgrad.b
     announcement.on_end(event)
 
 
-def test_a_terminal_sees_the_kernel_while_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_the_kernel_while_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", screen := Screen(terminal=True))
     compilation(progress.Announcement())
     assert screen.getvalue() == f"{progress.CLEAR}compiling kernels (once): kernel{progress.CLEAR}"
@@ -155,22 +155,22 @@ def test_a_log_gets_one_line_after_a_second(seconds: float, text: str, monkeypat
     assert screen.getvalue() == text
 
 
-def test_other_peoples_functions_are_not_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_of_other_packages_are_not_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", screen := Screen(terminal=True))
-    compilation(progress.Announcement(), module="theirs")
+    compilation(progress.Announcement(), module="other_package")
     assert screen.getvalue() == ""
 
 
-def test_without_stderr_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_stderr_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     announcement = progress.Announcement()
     announcement.seconds = 2.0
     compilation(announcement)
-    assert announcement.told
+    assert announcement.is_announced
 
 
 @pytest.mark.usefixtures("cache_folder")
-def test_numba_tells_of_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numba_reports_compilations(monkeypatch: pytest.MonkeyPatch) -> None:
     backend.load("numba")
     monkeypatch.setattr(sys, "stderr", screen := Screen(terminal=True))
     monkeypatch.setattr(double, "__module__", "tensorgrad.backend.numba.example")

@@ -1,4 +1,4 @@
-"""The second process that compiles the end of a first training step."""
+"""The second process, which compiles the kernels for backward and the optimizer."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from tensorgrad.backend.numba import compile_ahead  # noqa: E402
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]:
-    """The commands that were to be started, where nothing has been compiled and there are two cores."""
+    """The commands that would have been started, with an empty cache and two cores."""
     commands: list[Any] = []
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(compile_ahead, "cpu_count", lambda: 2)
@@ -41,21 +41,21 @@ def test_other_backends_compile_nothing(started: list[Any]) -> None:
     assert started == []
 
 
-def test_one_core_has_no_room_for_it(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_not_started_on_one_core(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_ahead, "cpu_count", lambda: 1)
     assert compile_ahead.start() is None and started == []
 
 
-def test_what_is_there_is_not_compiled_again(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_not_started_if_the_cache_has_the_kernels(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(compile_ahead.backward), "is_kept", lambda _: True)
     assert compile_ahead.start() is None and started == []
 
 
-def test_no_process_to_be_had_is_no_error(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(*_: Any, **__: Any) -> None:
+def test_a_process_that_cannot_be_started_is_no_error(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise BlockingIOError("Resource temporarily unavailable")
 
-    monkeypatch.setattr(subprocess, "Popen", none_left)
+    monkeypatch.setattr(subprocess, "Popen", fail)
     assert compile_ahead.start() is None
 
 
@@ -69,8 +69,8 @@ from tensorgrad.backend.numba.attention_backward import backward
 compile_ahead.compile_backward()
 kernels = [activation.gelu_tanh_recompute, normalization.layer_norm_backward, optimizer.adamw, optimizer.scale,
            optimizer.sums_of_squares]
-found = lambda: [set(fn.signatures) for kernel in kernels for fn in (kernel.serial, kernel.parallel)]
-before = found()
+compiled = lambda: [set(fn.signatures) for kernel in kernels for fn in (kernel.serial, kernel.parallel)]
+before = compiled()
 assert all(before) and list(backward.compiled) == [np.float32]
 tg.use_backend("numba")
 config = {"n_layer": 1, "n_head": 4, "n_embd": 256, "block_size": 64, "vocab_size": 65, "dropout": 0.0, "bias": True}
@@ -80,10 +80,10 @@ tokens = np.zeros((8, 64), np.int64)
 model.loss(tokens, tokens).backward()
 tg.optim.clip_grad_norm(model.parameters(), 1e-3)
 adamw.step()
-assert found() == before
+assert compiled() == before
 """
 
 
-def test_what_it_compiles_is_what_a_step_needs() -> None:
+def test_it_compiles_exactly_what_a_training_step_needs() -> None:
     done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The compiled kernels against the plain mathematics, value by value, and what surrounds them."""
+"""The compiled kernels against the plain array code of backend/math.py, value by value."""
 
 import math
 import os
@@ -16,6 +16,7 @@ import pytest
 import tensorgrad as tg
 from tensorgrad.backend.erf import erf as precise_erf
 from tensorgrad.backend.runtime import Backend
+from tests.tensorgrad.backend.numba.reference import Plain
 
 numba = pytest.importorskip("numba")
 
@@ -34,21 +35,13 @@ from tensorgrad.backend.numba import (  # noqa: E402
 )
 from tensorgrad.backend.numba import compile as compiling  # noqa: E402
 
-
-class Plain(Backend):
-    """The plain mathematics alone."""
-
-    xp = np
-    array_type = np.ndarray
-
-
 PLAIN, FAST = Plain(), NumbaBackend()
 ROOT = Path(tg.__file__).parent.parent
 FAMILIES = (activation, cross_entropy, dropout, embedding, normalization, optimizer, softmax)
 KERNELS = {
     name: value for module in FAMILIES for name, value in vars(module).items() if isinstance(value, compiling.Kernel)
 }
-SMALL, LARGE = (3, 4, 5), (9, 31, 130)  # compiled in series, and in parallel
+SMALL, LARGE = (3, 4, 5), (9, 31, 130)  # for the serial and for the parallel version
 TOLERANCE = {np.dtype(np.float32): 3e-6, np.dtype(np.float64): 1e-13}
 DROP = (0.3, 7, 1, 5)
 
@@ -56,24 +49,24 @@ Call = Callable[[Backend, Any], Any]
 
 
 class Inputs:
-    """Arrays of one shape and dtype, the same for the same name, whatever their layout in memory."""
+    """Arrays of one shape and dtype. A name always gives the same values, whatever the layout in memory."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any = np.float32, layout: str = "C") -> None:
         self.shape, self.dtype, self.layout = shape, np.dtype(dtype), layout
         self.given: list[tuple[np.ndarray, np.ndarray]] = []
 
     def __getattr__(self, name: str) -> np.ndarray:
-        """x, y, dy ...: full arrays; names in capitals: one number a column."""
+        """x, y, dy ...: arrays of the shape; names in capitals: one number per column."""
         shape = self.shape[-1:] if name.isupper() else self.shape
         values = np.random.default_rng(list(name.encode())).standard_normal(shape)
         return self.lay(values.astype(self.dtype))
 
     def rows(self, name: str) -> np.ndarray:
-        """Positive numbers, one a row: (..., 1)."""
+        """Positive numbers, one per row: (..., 1)."""
         return self.lay(np.abs(Inputs((*self.shape[:-1], 1), self.dtype).__getattr__(name)) + self.dtype.type(0.5))
 
     def classes(self, n: int, dtype: Any = np.int64) -> np.ndarray:
-        """A class a row, and some ignored."""
+        """A class per row; class 1, which is ignored, in every fifth."""
         chosen = np.random.default_rng(1).integers(0, n, math.prod(self.shape[:-1])).astype(dtype)
         chosen[::5] = 1
         return self.lay(chosen)
@@ -117,7 +110,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "misaligned": misaligned,
 }
 
-# Every kernel by the method that runs it. `k` is a backend, `a` the inputs.
+# Every kernel, by the method that calls it. `k` is a backend, `a` the inputs.
 ELEMENTWISE: dict[str, Call] = {
     "sigmoid": lambda k, a: k.sigmoid(a.x),
     "silu": lambda k, a: k.silu(a.x),
@@ -174,7 +167,7 @@ CASES = {**ELEMENTWISE, **ROWWISE, **FLAT}
 
 
 def scaled(k: Backend, arrays: list[Any]) -> Any:
-    """What `scale` leaves of the arrays it works on."""
+    """The arrays after `scale`."""
     k.scale(arrays, 0.3)
     return tuple(arrays)
 
@@ -195,25 +188,25 @@ def adamw(k: Backend, a: Inputs, weight_decay: float) -> Any:
     return p, m, v
 
 
-def several(result: Any) -> tuple[np.ndarray, ...]:
+def as_tuple(result: Any) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(x) for x in (result if isinstance(result, tuple) else (result,)))
 
 
 def assert_like_plain(call: Call, a: Inputs) -> None:
-    """As precise as the plain mathematics in float64 says, and of the dtype and shape that it has without."""
-    got = several(call(FAST, a))
+    """Compare values with the plain code in float64, and dtype and shape with the plain code in the given dtype."""
+    got = as_tuple(call(FAST, a))
     a.assert_untouched()
-    exact = several(call(PLAIN, Exact(a)))
-    plain = several(call(PLAIN, a))
-    for mine, truth, same in zip(got, exact, plain, strict=True):
-        assert mine.dtype == same.dtype
-        assert mine.shape == same.shape
-        scale = float(np.abs(truth).max(initial=0)) + 1e-30
-        assert float(np.abs(mine - truth).max(initial=0)) / scale < TOLERANCE[a.dtype]
+    exact = as_tuple(call(PLAIN, Exact(a)))
+    plain = as_tuple(call(PLAIN, a))
+    for value, reference, same in zip(got, exact, plain, strict=True):
+        assert value.dtype == same.dtype
+        assert value.shape == same.shape
+        scale = float(np.abs(reference).max(initial=0)) + 1e-30
+        assert float(np.abs(value - reference).max(initial=0)) / scale < TOLERANCE[a.dtype]
 
 
 class Exact:
-    """Inputs with their very numbers as float64."""
+    """The values of inputs as float64."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs, self.shape, self.layout = inputs, inputs.shape, "C"
@@ -230,7 +223,7 @@ class Exact:
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the Python that is otherwise compiled, arithmetic and all."""
+    """Run the kernels, and the functions they call, as Python."""
     monkeypatch.setattr(compiling.Kernel, "__call__", lambda self, *arguments: self.py_func(*arguments))
     for module in (arrays, mathematics, reductions, *FAMILIES):
         for name, value in list(vars(module).items()):
@@ -260,12 +253,12 @@ def test_float64_in_parallel(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("interpreted")
-def test_the_python_that_is_compiled(name: str) -> None:
+def test_kernels_run_as_python(name: str) -> None:
     for dtype in (np.float32, np.float64):
         assert_like_plain(CASES[name], Inputs((2, 3, 5), dtype))
 
 
-def test_every_kernel_is_among_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kernel_has_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     called = set()
     monkeypatch.setattr(compiling.Kernel, "__call__", lambda self, *_: called.add(self.__name__))
     for call in CASES.values():
@@ -276,7 +269,7 @@ def test_every_kernel_is_among_the_cases(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", [*ELEMENTWISE, "adamw", "global_norm"])
 @pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (7,)], ids=str)
-def test_scalars_and_nothing(name: str, shape: tuple[int, ...]) -> None:
+def test_scalars_and_empty_arrays(name: str, shape: tuple[int, ...]) -> None:
     call = CASES[name]
     if name == "global_norm":
         call = lambda k, a: k.global_norm([a.x, a.y])  # noqa: E731
@@ -298,9 +291,9 @@ def test_other_axes(name: str, axis: int) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
 def test_layouts(name: str, layout: str) -> None:
-    """Bit for bit what comes of contiguous arrays, but for the updates in place, which the plain mathematics makes."""
+    """The bits are those for contiguous arrays, except for updates in place, which the plain code computes."""
     a = Inputs(SMALL, layout=layout)
-    got, same = several(CASES[name](FAST, a)), several(CASES[name](FAST, Inputs(SMALL)))
+    got, same = as_tuple(CASES[name](FAST, a)), as_tuple(CASES[name](FAST, Inputs(SMALL)))
     a.assert_untouched()
     for x, y in zip(got, same, strict=True):
         if name.startswith("adamw"):
@@ -310,21 +303,21 @@ def test_layouts(name: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if "backward" in n and "cross" not in n])
-def test_gradient_that_is_one_number(name: str) -> None:
-    """What the gradient of a sum is: an array without strides, which may not be written to."""
+def test_gradient_that_is_a_broadcast_scalar(name: str) -> None:
+    """The gradient of a sum is such an array: all strides are 0, and it is read-only."""
 
-    class OneNumber(Inputs):
+    class BroadcastScalar(Inputs):
         @property
         def dy(self) -> np.ndarray:
             return np.broadcast_to(self.dtype.type(0.3), self.shape)
 
-    assert_like_plain(CASES[name], OneNumber(SMALL))
+    assert_like_plain(CASES[name], BroadcastScalar(SMALL))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_half_precision_is_left_to_the_plain_mathematics(name: str) -> None:
+def test_half_precision_uses_the_plain_code(name: str) -> None:
     for dtype in (np.float16, pytest.importorskip("ml_dtypes").bfloat16):
-        got, plain = (several(CASES[name](k, Inputs(SMALL, dtype))) for k in (FAST, PLAIN))
+        got, plain = (as_tuple(CASES[name](k, Inputs(SMALL, dtype))) for k in (FAST, PLAIN))
         for x, y in zip(got, plain, strict=True):
             assert x.dtype == y.dtype
             tolerance = 3e-6 if name == "global_norm" else 0
@@ -332,7 +325,7 @@ def test_half_precision_is_left_to_the_plain_mathematics(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["silu_backward", "softmax_backward", "layer_norm_backward_x", "adamw"])
-def test_mixed_dtypes_are_left_to_the_plain_mathematics(name: str) -> None:
+def test_mixed_dtypes_use_the_plain_code(name: str) -> None:
     class Mixed(Inputs):
         @property
         def x(self) -> np.ndarray:
@@ -340,20 +333,20 @@ def test_mixed_dtypes_are_left_to_the_plain_mathematics(name: str) -> None:
 
         y = g = x
 
-    for x, y in zip(*(several(CASES[name](k, Mixed(SMALL))) for k in (FAST, PLAIN)), strict=True):
+    for x, y in zip(*(as_tuple(CASES[name](k, Mixed(SMALL))) for k in (FAST, PLAIN)), strict=True):
         assert x.dtype == y.dtype
         np.testing.assert_allclose(x, y, rtol=1e-12)
 
 
 # --------------------------------------------------------------------------------------------------
-# What is not a number, and what is large
+# NaN, infinity and large numbers
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("bad", [math.nan, -math.nan])
 @pytest.mark.parametrize("name", [n for n in CASES if n != "dropout_scale"])
-def test_nan_is_seen(name: str, bad: float, dtype: Any) -> None:
-    """Wherever it is, it comes out where the plain mathematics has it, and nowhere else."""
+def test_nan_propagates(name: str, bad: float, dtype: Any) -> None:
+    """A NaN at any position gives NaN exactly where the plain code does."""
     for place in (0, 17, 129):
 
         class Bad(Inputs):
@@ -362,7 +355,7 @@ def test_nan_is_seen(name: str, bad: float, dtype: Any) -> None:
                     x.reshape(-1)[place] = bad  # noqa: B023
                 return x
 
-        got, plain = (several(CASES[name](k, Bad((2, 65), dtype))) for k in (FAST, PLAIN))
+        got, plain = (as_tuple(CASES[name](k, Bad((2, 65), dtype))) for k in (FAST, PLAIN))
         assert any(np.isnan(x).any() for x in got)
         for x, y in zip(got, plain, strict=True):
             np.testing.assert_array_equal(np.isnan(x), np.isnan(y))
@@ -399,12 +392,12 @@ def test_scale_works_in_place_on_any_layout(dtype: Any) -> None:
     assert all(np.array_equal(x, np.full_like(x, 0.25)) and x.dtype == dtype for x in arrays)
 
 
-def test_global_norm_of_any_numbers() -> None:
+def test_global_norm_of_any_dtype() -> None:
     arrays = [np.array([2, 1]), np.array([2], ">f4"), np.array([4], np.float32), np.array([5], np.float16)]
     assert FAST.global_norm(arrays) == pytest.approx(math.sqrt(50))
 
 
-def test_ignored_targets_count_for_nothing() -> None:
+def test_ignored_targets_have_no_loss_and_no_gradient() -> None:
     logits = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
     targets = np.array([-100, 2, -100])
     losses, lse = FAST.cross_entropy(logits, targets, -100, 0.0)
@@ -425,7 +418,7 @@ def exp_of(x: Any, y: Any) -> None:
 
 
 def all_float32(every: int) -> np.ndarray:
-    """One in so many of all float32, both signs, and those at the ends: subnormal, infinite, not a number."""
+    """Every n-th float32 of both signs, and the extremes: subnormal, largest, infinite, NaN."""
     some = np.arange(0, 0x7F800000, every, dtype=np.uint32)
     ends = [1, 0x7FFFFF, 0x800000, 0x7F7FFFFF, 0x7F800000, 0x7FC00000]
     positive = np.concatenate([some, np.array(ends, np.uint32)]).view(np.float32)
@@ -442,7 +435,7 @@ def units_off(got: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return np.where(same, 0, off)
 
 
-def test_exp_is_good_to_one_unit() -> None:
+def test_exp_is_accurate_to_one_unit() -> None:
     around = np.linspace(-110, 95, 2_000_001).astype(np.float32)
     x = np.concatenate([all_float32(every=2003), around])
     y = np.empty_like(x)
@@ -451,7 +444,7 @@ def test_exp_is_good_to_one_unit() -> None:
         assert units_off(y, np.exp(x.astype(np.float64))).max() <= 1.01
 
 
-def test_exp_at_most_0_is_good_to_two_units_and_0_far_below() -> None:
+def test_exp_at_most_0_is_accurate_to_two_units_and_0_below_minus_87() -> None:
     x = np.concatenate([np.linspace(-87, 0, 1_000_001), [-87.1, -1e30, -np.inf, np.nan]]).astype(np.float32)
     y = np.empty_like(x)
     exp_at_most_0_of(x, y)
@@ -465,21 +458,21 @@ def exp_at_most_0_of(x: Any, y: Any) -> None:
         y[i] = mathematics.exp_at_most_0(x[i])
 
 
-def test_erf_is_good_to_two_units() -> None:
+def test_erf_is_accurate_to_two_units() -> None:
     x = np.concatenate([all_float32(every=2003), np.linspace(-5, 5, 1_000_001).astype(np.float32)])
     with np.errstate(under="ignore"):
         exact = precise_erf(np, x.astype(np.float64))
     assert units_off(FAST.erf(x), exact).max() <= 2
 
 
-def test_sigmoid_is_good_to_three_units() -> None:
+def test_sigmoid_is_accurate_to_three_units() -> None:
     x = np.linspace(-87, 100, 1_000_001).astype(np.float32)
     assert units_off(FAST.sigmoid(x), 1 / (1 + np.exp(-x.astype(np.float64)))).max() <= 3
 
 
 @pytest.mark.parametrize("value", [-1e30, -104.0, -88.0, -0.7, 0.0, 1e-40, 1.0, 88.7])
 @pytest.mark.usefixtures("interpreted")
-def test_mathematics_in_python(value: float) -> None:
+def test_mathematics_runs_as_python(value: float) -> None:
     for dtype in (np.float32, np.float64):
         x = dtype(value)
         with np.errstate(under="ignore"):
@@ -489,11 +482,11 @@ def test_mathematics_in_python(value: float) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
-@pytest.mark.skipif(not compiling.has_instructions("fma"), reason="without FMA it is a function of the C library")
+@pytest.mark.skipif(not compiling.has_instructions("fma"), reason="without FMA, LLVM calls a function of the C library")
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("name", ["gelu_backward", "softmax"])
 def test_loops_are_vectorised(name: str, parallel: bool) -> None:
-    """The multiplications fused with additions in exp and erf are of whole vectors."""
+    """The fused multiply-adds of exp and erf are vector instructions."""
     fresh = numba.njit(error_model="numpy", parallel=parallel)(KERNELS[name].py_func)
     a = Inputs((1, 4) if name == "softmax" else (4,))
     fresh(*(a.x for _ in range(name.count("backward"))), a.x, a.y.copy())
@@ -502,7 +495,7 @@ def test_loops_are_vectorised(name: str, parallel: bool) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# The same again
+# Determinism
 
 
 @pytest.fixture
@@ -519,18 +512,18 @@ def test_any_number_of_threads_gives_the_same_bits(name: str) -> None:
     for n in {1, 2, numba.config.NUMBA_NUM_THREADS}:
         if n <= numba.config.NUMBA_NUM_THREADS:
             numba.set_num_threads(n)
-            results += [several(CASES[name](FAST, Inputs(LARGE))) for _ in range(2)]
+            results += [as_tuple(CASES[name](FAST, Inputs(LARGE))) for _ in range(2)]
     for other in results[1:]:
         for x, y in zip(results[0], other, strict=True):
             assert x.tobytes() == y.tobytes()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_in_series_and_in_parallel_come_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serial_and_parallel_give_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
-    for small in (-1, 2**62):
-        monkeypatch.setattr(compiling, "MIN_PARALLEL_ELEMENTS", small)
-        results.append(several(CASES[name](FAST, Inputs((33, 130)))))
+    for min_parallel in (-1, 2**62):
+        monkeypatch.setattr(compiling, "MIN_PARALLEL_ELEMENTS", min_parallel)
+        results.append(as_tuple(CASES[name](FAST, Inputs((33, 130)))))
     for x, y in zip(*results, strict=True):
         assert x.tobytes() == y.tobytes()
 
@@ -547,8 +540,8 @@ print(*(hashlib.sha256(x.tobytes()).hexdigest() for x in results))
 """
 
 
-def test_the_run_that_compiles_and_the_next_give_the_same_bits(tmp_path: Path) -> None:
-    """Numba keeps other machine code than what it runs after compiling, which shows wherever LLVM has a choice."""
+def test_compiled_and_cached_code_give_the_same_bits(tmp_path: Path) -> None:
+    """Numba caches other machine code than it runs after compiling; it may only differ if LLVM may choose."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     first, second = (
         subprocess.run([sys.executable, "-c", BITS], env=environment, capture_output=True, text=True, check=True).stdout
@@ -560,7 +553,7 @@ def test_the_run_that_compiles_and_the_next_give_the_same_bits(tmp_path: Path) -
 
 @pytest.mark.parametrize("n", [1, 7, 8, 63, 64, 65, 127, 500])
 def test_sums(n: int) -> None:
-    """The compiled sums against NumPy's, for rows that fill their vectors and rows that do not."""
+    """The compiled sums against NumPy's, for rows that are multiples of a vector's length and rows that are not."""
     a, b, x = np.random.default_rng(n).standard_normal((3, n)).astype(np.float32)
     wide = [v.astype(np.float64) for v in (a, b, x)]
     exact = [
@@ -576,36 +569,36 @@ def test_sums(n: int) -> None:
 
 
 @numba.njit
-def all_sums(a: Any, b: Any, x: Any, middle: Any) -> Any:
-    about = reductions.dot_about(a, b, x, middle), reductions.squares_about(x, middle)
+def all_sums(a: Any, b: Any, x: Any, mean: Any) -> Any:
+    about = reductions.dot_about(a, b, x, mean), reductions.squares_about(x, mean)
     return reductions.total(a), reductions.dot(a, b), *about, reductions.squares(a)
 
 
-def test_sums_of_rows_with_gaps_are_refused() -> None:
+def test_sums_of_strided_rows_are_a_type_error() -> None:
     with pytest.raises(numba.TypingError, match="contiguous"):
         numba.njit(lambda x: reductions.total(x))(np.ones((4, 2))[:, 0])
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-9, 0.1, 0.5, 1 - 1e-9, 1.0])
 @pytest.mark.parametrize("n", [0, 1, 4, 4095, 4096, 4097, 32770, 50001])
-def test_dropout_has_the_bits_of_the_plain_mask(n: int, p: float) -> None:
+def test_dropout_has_the_bits_of_the_plain_code(n: int, p: float) -> None:
     x = np.random.default_rng(n).standard_normal(n).astype(np.float32)
     draw = (p, 2**64 - 3, 1, 2**40 + 9)
     assert FAST.dropout(x, draw).tobytes() == PLAIN.dropout(x, draw).tobytes()
 
 
 @pytest.mark.parametrize("n", [0, 1, 6, 4096, 32770, 50001])
-def test_random_bits_are_those_of_the_plain_mathematics(n: int) -> None:
+def test_random_bits_are_those_of_the_plain_code(n: int) -> None:
     for seed, stream, step in ((0, 0, 0), (2**63 + 12345, 3, 2**32 - 1)):
         np.testing.assert_array_equal(FAST.random_bits(n, seed, stream, step), PLAIN.random_bits(n, seed, stream, step))
 
 
-def test_embedding_rows_are_added_in_the_order_of_reading() -> None:
+def test_embedding_gradients_are_added_in_the_order_of_the_indices() -> None:
     dy = np.array([[1e8], [1], [-1e8], [1]], np.float32)
     assert FAST.embedding_backward(dy, np.zeros(4, np.int64), (2, 1)).tolist() == [[1], [0]]
 
 
-def test_a_model_trains_as_on_numpy() -> None:
+def test_a_model_has_the_losses_of_the_numpy_backend() -> None:
     def losses(name: str) -> list[float]:
         with tg.use_backend(name):
             tg.manual_seed(3)
