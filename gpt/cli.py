@@ -79,11 +79,11 @@ def one_of(*names: str) -> Callable[[str], str]:
 
 def boolean(text: str) -> bool:
     """Parse `True`, `False`, `1`, `0`, `yes`, `no`, `on`, `off` in any case; an argparse type."""
-    words = {"true": True, "1": True, "yes": True, "on": True}
-    words |= {"false": False, "0": False, "no": False, "off": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return words[text.lower()]
+    if text.lower() in ("true", "1", "yes", "on"):
+        return True
+    if text.lower() in ("false", "0", "no", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
 @contextmanager
@@ -131,10 +131,9 @@ def error_line(prog: str, message: str) -> str:
 def run(main: Callable[[], int], prog: str | None = None) -> int:
     """Run a program's main and return its exit status, for `sys.exit(run(main))`.
 
-    A mistake of the user (UserError, a text that the tokenizer cannot encode, a backend that cannot run here, a file
-    that cannot be read or written) and a lack of memory are reported in one line on stderr, with status 2. Ctrl-C gives
-    status 130 and a closed pipe 141, without a message. Anything else is a bug, and keeps its traceback. Of the
-    processes that mpirun started, only rank 0 prints on stdout, and an error of one ends all.
+    A mistake of the user and a lack of memory are reported in one line on stderr, with status 2. Ctrl-C gives status
+    130 and a closed pipe 141, without a message. Anything else is a bug, and keeps its traceback. Of the processes that
+    mpirun started, only rank 0 prints on stdout, and an error of one ends all.
     """
     prog = prog or Path(sys.argv[0]).name
     for name in ("stdout", "stderr"):
@@ -181,20 +180,15 @@ def _outcome(main: Callable[[], int]) -> tuple[int, str]:
     except BrokenPipeError:
         return EXIT_PIPE_CLOSED, ""
     except OSError as error:
-        if error.filename is None and error.errno in DISK_ERRORS:
-            _discard_output()
-            return EXIT_ERROR, f"the output of this program, or one of its files, cannot be written: {error.strerror}"
-        if error.filename is None:
+        if error.filename is not None:
+            return EXIT_ERROR, f"{error.filename}: {error.strerror}"
+        if error.errno not in DISK_ERRORS:
             raise
-        return EXIT_ERROR, f"{error.filename}: {error.strerror}"
-
-
-def _discard_output() -> None:
-    """Discard what could not be written to stdout: Python would try again at exit, and print a warning."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # stays open
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would try again at exit, and print a warning
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # stays open
+        return EXIT_ERROR, f"the output of this program, or one of its files, cannot be written: {error.strerror}"
 
 
 def out_of_memory(error: MemoryError, batch_size: int, grad_accum: int) -> UserError:
@@ -206,10 +200,9 @@ def out_of_memory(error: MemoryError, batch_size: int, grad_accum: int) -> UserE
 
 
 def leave(status: int) -> NoReturn:
-    """Exit with a status; after Ctrl-C immediately, without Python's shutdown.
+    """Exit with a status; after Ctrl-C at once, because Python's shutdown may crash in a thread that is writing.
 
-    The shutdown would stop a thread that is writing a checkpoint inside native code, where some libraries crash. The
-    incomplete checkpoint has no name yet, so nothing is lost.
+    The incomplete checkpoint of that thread has no name yet, so nothing is lost.
     """
     if status == EXIT_INTERRUPTED and world().size == 1:  # several processes stop together, when nothing is written
         sys.stdout.flush()

@@ -1,7 +1,4 @@
-"""Files that are either whole or absent, files that are checked when read, and a lock for a folder.
-
-The errors are for the user: each is one line and names the file.
-"""
+"""Files that are either whole or absent, files that are checked when read, and a lock for a folder."""
 
 import hashlib
 import importlib.util
@@ -85,19 +82,14 @@ def require_hash(path: Path, sha256: str, manifest: str) -> None:
 
 
 def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises ValueError for anything else, for more than max_bytes, for nan or infinity and for a repeated key.
-    """
+    """Read a JSON object; ValueError for anything else, more than max_bytes, nan, infinity or a repeated key."""
     require_regular_file(path)
     if path.stat().st_size > max_bytes:
         raise ValueError(f"larger than {max_bytes} bytes, so this program did not write it")
     values = json.loads(
-        path.read_text(encoding="utf-8"),
-        parse_constant=_refuse_constant,
-        parse_float=_parse_finite,
+        path.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_parse_finite,
         object_pairs_hook=_refuse_repeated_keys,
-    )
+    )  # fmt: skip
     if not isinstance(values, dict):
         raise ValueError("does not hold a JSON object")
     return values
@@ -141,11 +133,9 @@ else:
 
 
 class FolderLock:
-    """Lock a folder for the duration of a `with` block.
+    """Lock a folder for the duration of a `with` block; UserError, naming the process, where another one has the lock.
 
-    The operating system releases the lock when the process ends, however it ends; the file that a killed process leaves
-    behind only says which process it was. Raises UserError where another process has the lock, naming the process and
-    its machine.
+    The operating system releases the lock when the process ends; the file of a killed one only says which it was.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -85,10 +85,7 @@ class Checkpoint:
     optimizer: dict[str, Any] | None  # for optimizer.load_state_dict; None where it was not loaded
 
     def build_model(self, *, plain: bool = False) -> GPT:
-        """Return the model on the current backend; UserError where the weights do not fit its configuration.
-
-        plain: see gpt.weights.build_model.
-        """
+        """Return the model on the current backend; UserError where the weights do not fit. plain: see build_model."""
         config = self.state.model_config
         with file_errors(self.path / MODEL):  # tg.nn.StateDictError is a ValueError
             require_enough(self.weights, config)

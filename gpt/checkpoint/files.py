@@ -1,7 +1,4 @@
-"""The files of a run and of its checkpoints: their names, and checks before anything is made of their contents.
-
-Reading them runs no code: there is no pickle.
-"""
+"""The files of a run and of its checkpoints: their names, and checks of their contents."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -84,10 +84,10 @@ def make_unique_folder(config: TrainConfig) -> Path:
 
 
 def rewind_metrics(source: Path, target: Path, step: int) -> None:
-    """Copy the lines of metrics.jsonl, timing.jsonl and samples.txt up to a step from `source` to `target`.
+    """Copy metrics.jsonl, timing.jsonl and samples.txt up to a step from one folder to another, or to itself.
 
-    Both may be the same folder. The lines that a run wrote after its last checkpoint, perhaps half a line, are dropped:
-    those steps are taken again. Raises UserError where the disk is full; the files are then unchanged.
+    Later lines, and half a line at the end, are dropped: those steps are taken again. Raises UserError where the disk
+    is full; the files are then unchanged.
     """
     for name in (METRICS, TIMING):
         _copy(source / name, target / name, lambda lines: (line for line in lines if _step_of(line) <= step))

@@ -1,4 +1,4 @@
-"""The checkpoints of a run, in folders step-000500, step-001000 ...: finding, naming and removing them."""
+"""The checkpoints of a run, in folders step-000500, step-001000 ...: each is complete as long as it has that name."""
 
 import re
 import shutil
@@ -35,10 +35,7 @@ def steps_after(run_dir: str | Path, step: int) -> list[Path]:
 
 
 def newest_checkpoint(root: str | Path = "checkpoints") -> Path:
-    """Return the newest step folder of a run; where `root` holds several runs, that of the run saved last.
-
-    Raises UserError where there is none.
-    """
+    """Return the newest step folder of a run, or of the run saved last of several; UserError where there is none."""
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder, so there is no checkpoint in it")

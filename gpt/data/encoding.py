@@ -143,10 +143,8 @@ def ordered_map(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise UserError(
-            "a worker process was killed, perhaps because memory ran out (fewer --workers need less); "
-            "the same command continues from here"
-        ) from None
+        why = "perhaps because memory ran out (fewer --workers need less)"
+        raise UserError(f"a worker process was killed, {why}; the same command continues from here") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

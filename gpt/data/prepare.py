@@ -67,10 +67,9 @@ class Preparation:
         """Return what the workers need."""
         entries = None if tokenizer is None else tokenizer.to_dict()
         dtype = "<u2" if tokenizer is None else DTYPES[dtype_name(tokenizer)].str
-        by_document = self.split_by == "document"
         return Settings(
-            self.field, self.encoding_errors, self.seed, self.val_fraction, by_document, self.normalize_whitespace,
-            entries, dtype,
+            self.field, self.encoding_errors, self.seed, self.val_fraction, self.split_by == "document",
+            self.normalize_whitespace, entries, dtype,
         )  # fmt: skip
 
     def plan(self, sources: Sequence[Source]) -> dict[str, Any]:
@@ -139,9 +138,9 @@ def _read_earlier(folder: Path) -> dict[str, Any] | None:
             pass
         raise UserError(f"{path}: damaged: delete the folder and start again")
     if folder.is_dir():
-        foreign = [path.name for path in folder.iterdir() if path.name.lstrip(".").split(".")[0] not in _LEFTOVERS]
-        if foreign:
-            raise UserError(f"out {folder} has {sorted(foreign)[0]} in it: give a new --out, or an empty folder")
+        names = sorted(path.name for path in folder.iterdir())
+        if foreign := [name for name in names if name.lstrip(".").split(".")[0] not in _LEFTOVERS]:
+            raise UserError(f"out {folder} has {foreign[0]} in it: give a new --out, or an empty folder")
     return None
 
 
@@ -249,7 +248,6 @@ class _Output:
         write_json(self.folder / PROGRESS, {"format": UNFINISHED, "version": VERSION, **progress})
 
     def close(self) -> None:
-        """Close the files."""
         for writer in self.writers:
             writer.close()
 

@@ -94,8 +94,7 @@ def _windows(predicted: int, T: int, S: int, batch_size: int) -> Iterator[tuple[
 def estimate_loss(model: GPT, loader: DataLoader, eval_iters: int, group: Communicator = ALONE) -> float:
     """Return the mean loss over the loader's first `eval_iters` random batches, which the processes of a group share.
 
-    The batches are the same at every call, so two estimates differ by the model alone, and the number of validations
-    does not affect training.
+    The batches are the same at every call, so two estimates differ by the model alone.
     """
     rounds = -(-eval_iters // group.size)
     with evaluating(model):

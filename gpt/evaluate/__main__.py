@@ -92,8 +92,7 @@ def open_tokens(args: argparse.Namespace, tokenizer: Tokenizer) -> list[Tokens]:
         data = load_prepared(args.data)
         if data.tokenizer.to_dict() != tokenizer.to_dict():
             raise UserError(f"data {args.data!r} was prepared with another tokenizer than {args.checkpoint} has")
-        splits = {"train": data.train, "val": data.val}
-        parts: list[Tokens] = [part for name, part in splits.items() if args.split in (name, "all")]
+        parts: list[Tokens] = [getattr(data, name) for name in ("train", "val") if args.split in (name, "all")]
     else:
         text = load_text(args.data, normalize=args.normalize_whitespace, errors=args.encoding_errors)
         train, val = split_text(text)

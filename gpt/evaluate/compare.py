@@ -21,11 +21,12 @@ NOT_COMPARED = {"plot", "logger", "threads", "async_save"}  # settings that do n
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, and draw the plot where matplotlib is installed."""
     options = parse(argv)
-    folders = [Path(run) for run in options.runs]
-    histories = {name: read(folder) for name, folder in zip(names_of(folders), folders, strict=True)}
-    rows = [row_of(name, history, folder) for (name, history), folder in zip(histories.items(), folders, strict=True)]
+    paths = [Path(run) for run in options.runs]
+    folders = dict(zip(names_of(paths), paths, strict=True))
+    histories = {name: read(folder) for name, folder in folders.items()}
+    rows = [row_of(name, history, folders[name]) for name, history in histories.items()]
     print(table(["run", "steps", "loss", "validation", "best", "at step", "tokens/s"], rows))
-    for line in differences({name: config_of(f) for name, f in zip(histories, folders, strict=True)}):
+    for line in differences({name: config_of(folder) for name, folder in folders.items()}):
         print(line)
     try:
         draw_comparison(Path(options.out), histories)
@@ -38,10 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> Any:
     """Parse the command line."""
-    parser = ArgumentParser(
-        prog="python -m gpt compare",
-        description="Compare training runs: losses and learning rates in one plot, results in a table.",
-    )
+    text = "Compare training runs: losses and learning rates in one plot, results in a table."
+    parser = ArgumentParser(prog="python -m gpt compare", description=text)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, such as checkpoints/shakespeare-char")
     parser.add_argument("--out", default=OUT, metavar="FILE.png", help="the plot")
     options = parser.parse_args(argv)
@@ -103,24 +102,22 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 def differences(configs: dict[str, dict[str, Any]]) -> list[str]:
     """Return a line for every setting in which the runs differ."""
-    keys = dict.fromkeys(key for config in configs.values() for key in config if key not in NOT_COMPARED)
-    values = {key: [config.get(key) for config in configs.values()] for key in keys if all(configs.values())}
-    different = {key: found for key, found in values.items() if any(value != found[0] for value in found)}
-    return [
-        f"{key}: " + ", ".join(f"{'not set' if value is None else value} in {name}" for name, value in pairs)
-        for key, found in different.items()
-        for pairs in [list(zip(configs, found, strict=True))]
-    ]
+    if not all(configs.values()):
+        return []
+    lines = []
+    for key in dict.fromkeys(key for config in configs.values() for key in config if key not in NOT_COMPARED):
+        values = [config.get(key, "not set") for config in configs.values()]
+        if any(value != values[0] for value in values):
+            lines.append(f"{key}: " + ", ".join(f"{v} in {name}" for name, v in zip(configs, values, strict=True)))
+    return lines
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return aligned columns: the first to the left, all others to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in [header, *rows]
-    ]
-    return "\n".join(lines)
+    first, *rest = widths
+    lines = ([row[0].ljust(first), *map(str.rjust, row[1:], rest)] for row in [header, *rows])
+    return "\n".join(map("  ".join, lines))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import math
 from array import array
 from collections.abc import Mapping
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,8 @@ def draw_comparison(path: Path, histories: Mapping[str, History]) -> None:
 
 def smooth(values: Any) -> Any:
     """Return a centered running mean over a twentieth of the curve, with a narrower window near its ends."""
-    half = len(values) // 40
-    finite = np.isfinite(values)
-    at = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))
+    finite, at = np.isfinite(values), np.arange(len(values))
+    reach = np.minimum(len(values) // 40, np.minimum(at, at[::-1]))
     totals = (np.concatenate([[0.0], np.cumsum(column)]) for column in (np.where(finite, values, 0), finite))
     return _divide(*(total[at + reach + 1] - total[at - reach] for total in totals))
 
@@ -160,8 +159,5 @@ def _finish(figure: Any, losses: Any, rates: Any, title: str, path: Path | Bytes
     losses.set_title(title, loc="left", fontsize=11)
     losses.legend(frameon=False, fontsize=9)
     figure.align_ylabels()
-    if isinstance(path, BytesIO):
-        figure.savefig(path, dpi=110, format="png")
-        return
-    with atomic_write(path) as file:
+    with nullcontext(path) if isinstance(path, BytesIO) else atomic_write(path) as file:
         figure.savefig(file, dpi=110, format="png")

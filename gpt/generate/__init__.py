@@ -50,10 +50,8 @@ class Generation:
                 return
             new = {}
             for row, logits in self.next_logits().items():
-                seen, generator = self.rows[row], self.generators[row]
-                new[row] = self.sampling.choose(logits, seen, generator, step)
-            for row, token in new.items():
-                self.rows[row].append(token)
+                new[row] = self.sampling.choose(logits, self.rows[row], self.generators[row], step)
+                self.rows[row].append(new[row])
             self.active = [row for row in self.active if new[row] != self.eot]
             yield {row: new[row] for row in self.active}
 
@@ -123,8 +121,7 @@ def generate(
     row gets the same tokens as it would alone. See Generation.
     """
     generated: list[list[int]] = [[] for _ in prompts]
-    batch = Generation(model, prompts, max_new_tokens=max_new_tokens, eot=eot, **options)
-    for new in batch:
+    for new in Generation(model, prompts, max_new_tokens=max_new_tokens, eot=eot, **options):
         for row, token in new.items():
             generated[row].append(token)
     return generated
@@ -213,8 +210,7 @@ def generate_text(
 ) -> list[str]:  # fmt: skip
     """Return the text that follows each prompt. See stream_texts."""
     texts = [""] * len(prompts)
-    pieces = stream_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop, **options)
-    for row, piece in pieces:
+    for row, piece in stream_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop, **options):
         texts[row] += piece
     return texts
 

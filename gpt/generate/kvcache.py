@@ -30,10 +30,9 @@ class LayerCache:
 class KVCache:
     """The keys and values of a batch; rows may differ in length.
 
-    capacity: the largest number of tokens in a row; by default, and at most, the window. A larger one than necessary
-    costs the time to clear it, for one sequence of GPT-2's window as much as generating a token. The slot of a token is
-    its position, so a short row has empty slots at its end. Those are masked, and hold zeros, because a masked value is
-    multiplied by 0, and 0 times nan is nan.
+    capacity: the largest number of tokens in a row; by default, and at most, the window. Clearing GPT-2's takes as long
+    as generating a token. The slot of a token is its position, so a short row has empty slots at its end. They are
+    masked, and hold zeros, because a masked value is multiplied by 0, and 0 times nan is nan.
     """
 
     def __init__(self, model: GPT, n_rows: int, capacity: int | None = None) -> None:
@@ -53,10 +52,8 @@ class KVCache:
             raise ValueError("KVCache: a cache is for generation, it keeps no gradients: run the model under no_grad()")
         start, self.end_slot = int(self.lengths.min()), int(self.lengths.max()) + n_new
         if self.end_slot > self.capacity:
-            raise ValueError(
-                f"the cache has room for {self.capacity} tokens per row, not {self.end_slot}: "
-                "beyond the window, the model has to compute the last tokens again"
-            )
+            beyond = "beyond the window, the model has to compute the last tokens again"
+            raise ValueError(f"the cache has room for {self.capacity} tokens per row, not {self.end_slot}: {beyond}")
         self.uniform = start + n_new == self.end_slot
         if self.uniform:
             self.slots = slice(start, self.end_slot)

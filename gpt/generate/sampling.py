@@ -1,7 +1,6 @@
 """Sampling of the next token from its logits: temperature, top-k, top-p, repetition penalty.
 
-Everything here runs on the host in float64 NumPy, whatever the backend of the model. Every draw is a pure function of
-(seed, number of the draw), so a row of a batch draws the same tokens as it would alone.
+It runs in float64 NumPy, whatever the backend of the model. A draw depends on its seed and number alone.
 """
 
 import math
@@ -64,10 +63,9 @@ class Sampling:
         return [tg.random.Generator(seed) for seed in seeds]
 
     def choose(self, logits: Array, seen: Sequence[int], generator: tg.random.Generator, step: int) -> int:
-        """Return the next token.
+        """Return the token after `seen`, from its logits (V,), by the draw of this number.
 
-        logits (V,) of one row; seen: the tokens of the row so far; step: the number of this draw. Raises
-        FloatingPointError where a logit is nan or infinite.
+        Raises FloatingPointError where a logit is nan or infinite.
         """
         logits = logits.astype(np.float64)  # a copy
         if not np.isfinite(logits).all():
@@ -80,9 +78,7 @@ class Sampling:
         self._keep_top_k(logits)
         self._keep_top_p(logits)
         cumulative = np.exp(logits).cumsum()  # (V,), not normalised
-        draw = generator.uniform(
-            (), dtype=np.float64, stream=tg.random.Stream.SAMPLING, step=step
-        )  # in [0, 1): the token is the first whose cumulative probability exceeds it
+        draw = generator.uniform((), dtype=np.float64, stream=tg.random.Stream.SAMPLING, step=step)  # in [0, 1)
         return int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
 
     def _penalise(self, logits: Array, seen: Sequence[int]) -> None:
