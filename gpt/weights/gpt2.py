@@ -21,8 +21,8 @@ _MASK = re.compile(r"\.attn\.(bias|masked_bias)$")
 def load_gpt2_weights(path: str | Path, *, n_head: int | None = None) -> GPT:
     """Return a GPT with the weights of a Hugging Face GPT-2, in float32, in eval mode.
 
-    The shapes of the weights determine the configuration, except n_head, which is n_embd / 64 unless given. Raises
-    ValueError, naming the file, for one that is not a GPT-2, and OSError for one that cannot be read.
+    Their shapes determine its configuration, except n_head, by default n_embd / 64. Raises ValueError, naming the file,
+    for one that is not a GPT-2, and OSError for one that cannot be read.
     """
     try:
         weights = _to_our_names(read_arrays(Path(path)))
@@ -41,10 +41,8 @@ def _to_our_names(arrays: Arrays) -> Arrays:
         if array.dtype.kind == "c":
             raise ValueError(f"{name} is {array.dtype}: only real numbers are supported")
     return {
-        name.removeprefix("transformer."): np.ascontiguousarray(
-            array.T if _TRANSPOSED.search(name) else array, dtype=np.float32
-        )
-        for name, array in arrays.items()
+        name.removeprefix("transformer."): np.ascontiguousarray(a.T if _TRANSPOSED.search(name) else a, np.float32)
+        for name, a in arrays.items()
         if not _MASK.search(name)
     }
 
