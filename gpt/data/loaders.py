@@ -87,10 +87,7 @@ def random_windows(tokens: Tokens, block_size: int, count: int, generator: Gener
 
 
 def split_text(text: str, split: float = 0.9) -> tuple[str, str]:
-    """Split a text: the first share `split` of its characters is for training, the rest for validation.
-
-    Raises UserError for a split that is not between 0 and 1.
-    """
+    """Return the first share `split` of the characters, for training, and the rest; UserError unless 0 < split < 1."""
     if not 0 < split < 1:
         raise UserError(f"split must be above 0 and below 1, the share of the text to train on, not {split}")
     n = int(len(text) * split)

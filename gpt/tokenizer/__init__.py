@@ -65,10 +65,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode_bytes(self, ids: Iterable[SupportsIndex]) -> bytes:
-        """Return the UTF-8 bytes of these ids, which may begin or end within a character.
-
-        Raises TokenizerError for an id outside the vocabulary.
-        """
+        """Return the UTF-8 bytes of these ids, perhaps a part of a character; TokenizerError for an unknown id."""
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Return the text of these ids, with U+FFFD in place of bytes that are not UTF-8."""
