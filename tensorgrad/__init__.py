@@ -5,29 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from tensorgrad import nn, ops, optim, random
 from tensorgrad.autograd import enable_grad, is_grad_enabled, no_grad
-from tensorgrad.backend import (
-    BackendUnavailable,
-    get_backend,
-    set_float32_matmul_precision,
-    set_num_threads,
-    use_backend,
-)
-from tensorgrad.creation import (
-    arange,
-    asarray,
-    empty,
-    empty_like,
-    eye,
-    full,
-    full_like,
-    linspace,
-    normal,
-    ones,
-    ones_like,
-    uniform,
-    zeros,
+
+from tensorgrad.backend import (  # isort: skip
+    BackendUnavailable, get_backend, set_float32_matmul_precision, set_num_threads, use_backend,
+)  # fmt: skip
+from tensorgrad.creation import (  # isort: skip
+    arange, asarray, empty, empty_like, eye, full, full_like, linspace, normal, ones, ones_like, uniform, zeros,
     zeros_like,
-)
+)  # fmt: skip
 from tensorgrad.gradcheck import gradcheck
 from tensorgrad.ops import *  # noqa: F403
 from tensorgrad.random import Generator, manual_seed

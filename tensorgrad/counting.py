@@ -109,7 +109,6 @@ class count(Observer):
         self._running[:] = [] if node is None else [self.backward[node.name]]
 
     def finished(self) -> None:
-        """Backward has ended."""
         self._running.clear()
 
     def __str__(self) -> str:

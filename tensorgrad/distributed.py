@@ -272,10 +272,7 @@ class GradientReducer:
         self._started += 1
 
     def wait(self) -> None:
-        """Wait until every gradient is the sum over the group.
-
-        A parameter with a gradient on some processes only counts as zeros on the others, and gets the sum on all.
-        """
+        """Wait until every gradient is the sum over the group, where None counts as zeros unless it is None on all."""
         if self.group.size == 1:
             return
         for bucket in self._buckets[self._started :]:

@@ -18,10 +18,7 @@ HEAP_GROWTH_BYTES = 64 * 2**20
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Make malloc keep freed memory for later arrays, in the whole process.
-
-    Returns whether it does: without glibc nothing is changed.
-    """
+    """Make malloc keep freed memory in the whole process; returns whether it does: without glibc nothing changes."""
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt

@@ -84,10 +84,7 @@ class Module:
         return {name: p.data for name, p in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy arrays into the parameters.
-
-        Raises StateDictError, before it changes anything, if entries are missing, unexpected or of another shape.
-        """
+        """Copy arrays into the parameters. Raises StateDictError, before any change, if names or shapes do not fit."""
         parameters = dict(self.named_parameters())
         problems = [f"missing {name}" for name in parameters if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in parameters]

@@ -54,10 +54,7 @@ class Optimizer:
         return int(self._calls) - int(self._skipped)
 
     def step(self, skip: bool | Array = False) -> None:
-        """Update every parameter that has a gradient, in place.
-
-        skip: change nothing. It may be a scalar array, which a GPU reads without the host waiting for it.
-        """
+        """Update every parameter that has a gradient, in place, unless `skip`, which may be a scalar array on a GPU."""
         skip = backend_of("optimizer", [self.params[0].data]).decide(skip)
         self._calls += 1  # in place if they are arrays
         self._skipped += skip
@@ -200,8 +197,7 @@ class SGD(Optimizer):
         self, params: Parameters, lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:  # fmt: skip
-        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(params, options)
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
 
     def update(self, p: Tensor, grad: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
         k = backend_of("SGD", [p.data, grad])
@@ -228,10 +224,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Any:
 
 
 def warmup_cosine(step: int, *, lr: float, min_lr: float, warmup_iters: int, lr_decay_iters: int) -> float:
-    """The learning rate of a step: linear warm-up, then half a cosine from lr down to min_lr, then min_lr.
-
-    Loshchilov and Hutter 2017, arXiv:1608.03983; nanoGPT's formula.
-    """
+    """Linear warm-up, half a cosine from lr down to min_lr, then min_lr (Loshchilov, Hutter 2017, arXiv:1608.03983)."""
     if step < warmup_iters:
         return lr * (step + 1) / (warmup_iters + 1)
     if step >= lr_decay_iters:

@@ -29,10 +29,7 @@ _current: Backend = _loaded["numpy"]
 
 
 def load(name: str) -> Backend:
-    """The backend of that name, imported at the first call.
-
-    Raises ValueError for an unknown name, BackendUnavailable where it cannot run.
-    """
+    """The backend of that name. Raises ValueError for an unknown one, BackendUnavailable if it cannot run here."""
     if name not in NAMES:
         near = difflib.get_close_matches(name, (*NAMES, "auto"), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -127,10 +124,7 @@ def get_backend() -> Backend:
 
 
 def backend_of(name: str, arrays: Sequence[Any]) -> Backend:
-    """The backend of an op's operands; Python and NumPy scalars are allowed on every backend.
-
-    Raises TypeError, naming the op, where operands are on two backends.
-    """
+    """The backend of an op's operands, scalars aside. Raises TypeError, naming the op, if they are on two backends."""
     found = None
     for x in arrays:
         k = _by_type.get(type(x))

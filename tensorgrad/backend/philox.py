@@ -16,10 +16,7 @@ LOW_32 = 0xFFFFFFFF
 
 
 def philox4x32(xp: Any, counter: tuple[Array, Array, Array, Array], key: tuple[int, int]) -> tuple[Array, ...]:
-    """Ten rounds over arrays of counters.
-
-    counter: four uint64 arrays that hold 32-bit words; key: two 32-bit ints -> four uint64 arrays of 32-bit words.
-    """
+    """Ten rounds on a counter, four uint64 arrays of 32-bit words, under a key of two 32-bit ints; returns four."""
     x0, x1, x2, x3 = counter
     k0, k1 = key
     shift, low = xp.uint64(32), xp.uint64(LOW_32)

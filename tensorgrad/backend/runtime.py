@@ -114,10 +114,7 @@ class Backend(Math):
                 p[...] = master
 
     def clip_norm(self, arrays: list[Array], max_norm: float) -> Any:
-        """Scale all arrays down together until their norm is at most max_norm; returns the norm before.
-
-        A norm that is not finite scales nothing.
-        """
+        """Scale all arrays down until their norm is at most max_norm, if it is finite; returns the norm before."""
         norm = self.global_norm(arrays)
         if math.isfinite(norm) and norm > max_norm:
             self.scale(arrays, max_norm / (norm + 1e-6))  # PyTorch's guard, kept so that results agree

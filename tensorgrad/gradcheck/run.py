@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tensorgrad.backend import Backend, use_backend
+from tensorgrad.backend import Backend, load, use_backend
 from tensorgrad.gradcheck.cases import Case, Example
 from tensorgrad.gradcheck.check import measure
 from tensorgrad.gradcheck.differences import Difference
@@ -35,16 +35,7 @@ class Row:
 
 def dtypes() -> list[str]:
     """The dtypes that can be checked here: bfloat16 only where ml_dtypes is installed."""
-    return [name for name in TOLERANCE if name != "bfloat16" or has_bfloat16()]
-
-
-def has_bfloat16() -> bool:
-    """Whether NumPy can have a bfloat16."""
-    try:
-        import ml_dtypes
-    except ImportError:
-        return False
-    return np.dtype(ml_dtypes.bfloat16).name in TOLERANCE
+    return [name for name in TOLERANCE if load("numpy").lacks(name) is None]
 
 
 def run(cases: Iterable[Case], dtypes: Sequence[str], backends: Sequence[str]) -> Iterator[Row]:

@@ -23,12 +23,10 @@ class RowGradient(SparseGradient):
     dtype: Any
 
     def dense(self) -> Array:
-        """The gradient of the whole table."""
         dweight: Array = self.k.embedding_backward(self.dy, self.indices, self.shape).astype(self.dtype, copy=False)
         return dweight
 
     def add_to(self, dweight: Array) -> None:
-        """Add this to the gradient of the whole table, in place."""
         self.k.add_embedding_backward(dweight, self.dy, self.indices)
 
 

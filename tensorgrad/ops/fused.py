@@ -7,10 +7,7 @@ Op = TypeVar("Op", bound=Callable[..., Any])
 
 
 def fused(composition: Callable[..., Any]) -> Callable[[Op], Op]:
-    """Mark an op as the fused form of `composition`, a function over tensors with the same parameters.
-
-    gradcheck compares the op with `op.composition`.
-    """
+    """Mark an op as the fused form of `composition`, of the same parameters, which gradcheck compares it with."""
 
     def mark(op: Op) -> Op:
         op.composition = composition  # type: ignore[attr-defined]

@@ -22,8 +22,7 @@ def _is_basic(key: Any) -> bool:
     """Whether indexing returns a view: only slices, ints, None and Ellipsis, which read no element twice."""
     parts = key if isinstance(key, tuple) else (key,)
     return all(
-        part is None or part is Ellipsis or isinstance(part, slice) or (isinstance(part, int) and part is not True
-        and part is not False)
+        part is None or part is Ellipsis or (isinstance(part, slice | int) and not isinstance(part, bool))
         for part in parts
     )  # fmt: skip
 

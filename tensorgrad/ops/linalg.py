@@ -28,6 +28,7 @@ def matmul(k: Backend, a: Array, b: Array) -> Result:
     a_shape, b_shape = a.shape, b.shape
     left = a[None, :] if a.ndim == 1 else a
     right = b[:, None] if b.ndim == 1 else b
+    left_shape, right_shape = left.shape, right.shape
 
     def matrices(dy: Array) -> Array:
         """dy with an axis of size 1 for each operand that is a vector."""
@@ -36,21 +37,15 @@ def matmul(k: Backend, a: Array, b: Array) -> Result:
 
     def da(dy: Array) -> Array:
         full_da = k.matmul(matrices(dy), right.swapaxes(-1, -2))
-        return unbroadcast(k, full_da, _as_matrix(a_shape, True)).reshape(a_shape)
+        return unbroadcast(k, full_da, left_shape).reshape(a_shape)
 
     def db(dy: Array) -> Array:
         if len(b_shape) <= 2 and len(a_shape) > 2:  # b is shared by all leading axes of a: one large product
             return k.linear_backward_weight(left, matrices(dy)).reshape(b_shape)
         full_db = k.matmul(left.swapaxes(-1, -2), matrices(dy))
-        return unbroadcast(k, full_db, _as_matrix(b_shape, False)).reshape(b_shape)
+        return unbroadcast(k, full_db, right_shape).reshape(b_shape)
 
     return k.matmul(a, b), (da, db)
-
-
-def _as_matrix(shape: tuple[int, ...], row: bool) -> tuple[int, ...]:
-    if len(shape) > 1:
-        return shape
-    return (1, *shape) if row else (*shape, 1)
 
 
 @op

@@ -66,16 +66,8 @@ def broadcast_to(k: Backend, x: Array, *, shape: Shape) -> Result:
 @op
 def _concat(k: Backend, *arrays: Array, axis: int) -> Result:
     axis = normalize_axis("concat", axis, arrays[0].ndim)
-    sizes = [a.shape[axis] for a in arrays]
-
-    def backward(dy: Array) -> tuple[Array, ...]:
-        parts, start = [], 0
-        for size in sizes:
-            parts.append(dy[(slice(None),) * axis + (slice(start, start + size),)])
-            start += size
-        return tuple(parts)
-
-    return k.xp.concatenate(arrays, axis=axis), backward
+    *ends, _ = itertools.accumulate(a.shape[axis] for a in arrays)
+    return k.xp.concatenate(arrays, axis=axis), lambda dy: tuple(k.xp.split(dy, ends, axis))
 
 
 def concat(arrays: Sequence[Any], axis: int | None = 0) -> Any:

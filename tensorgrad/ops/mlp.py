@@ -11,8 +11,6 @@ from tensorgrad.ops.linalg import linear
 
 __all__ = ["mlp"]
 
-Result = tuple[Array, Any]
-
 
 def plain_mlp(
     x: Any, weight1: Any, bias1: Any, weight2: Any, bias2: Any = None, *, approximate: Literal["none", "tanh"] = "none"
@@ -26,7 +24,7 @@ def plain_mlp(
 def mlp(
     k: Backend, x: Array, weight1: Array, bias1: Array | None, weight2: Array, bias2: Array | None = None, *,
     approximate: Literal["none", "tanh"] = "none", ctx: Context,
-) -> Result:  # fmt: skip
+) -> tuple[Array, Any]:  # fmt: skip
     """gelu(x @ weight1^T + bias1) @ weight2^T + bias2, with `approximate` as gelu has it.
 
     x (..., n), weight1 (m, n), bias1 (m), weight2 (p, m), bias2 (p) -> (..., p). Saves h = x @ weight1^T + bias1, but

@@ -141,10 +141,7 @@ def logsumexp(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False
 
 @op
 def cumulative_sum(k: Backend, x: Array, *, axis: int | None = None) -> Result:
-    """The sum of all elements up to and including each one. dx is the sum of dy from each one on.
-
-    axis may be None if x has one dimension.
-    """
+    """The sum of all elements up to each one; axis None is that of a vector. dx is the sum of dy from each one on."""
     if axis is None and x.ndim != 1:
         raise ValueError(f"cumulative_sum: axis is needed for shape {x.shape}")
     axis = 0 if axis is None else normalize_axis("cumulative_sum", axis, x.ndim)

@@ -8,11 +8,9 @@ from tensorgrad.ops.broadcasting import normalize_axis
 
 __all__ = ["log_softmax", "softmax"]
 
-Result = tuple[Array, Any]
-
 
 @op
-def softmax(k: Backend, x: Array, *, axis: int = -1) -> Result:
+def softmax(k: Backend, x: Array, *, axis: int = -1) -> tuple[Array, Any]:
     """exp(x) / sum exp(x) along an axis: positive numbers that add up to 1.
 
     x of any shape, floating -> same shape and dtype. dx = y (dy - sum(y dy)). Saves the result for backward.
@@ -23,7 +21,7 @@ def softmax(k: Backend, x: Array, *, axis: int = -1) -> Result:
 
 
 @op
-def log_softmax(k: Backend, x: Array, *, axis: int = -1) -> Result:
+def log_softmax(k: Backend, x: Array, *, axis: int = -1) -> tuple[Array, Any]:
     """x - log sum exp(x) along an axis. dx = dy - softmax(x) sum(dy). Saves the result for backward."""
     axis = normalize_axis("log_softmax", axis, x.ndim)
     y = k.log_softmax(x, axis)

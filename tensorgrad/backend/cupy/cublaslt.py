@@ -106,10 +106,7 @@ for _kind in ("MatmulDesc", "MatrixLayout", "MatmulPreference"):
 
 
 class CublasLt:
-    """A cuBLASLt handle and a cache of plans.
-
-    library: the loaded `libcublasLt`. Every method raises CublasLtError if a call fails.
-    """
+    """A cuBLASLt handle and a cache of plans. Every method raises CublasLtError if a call of the library fails."""
 
     def __init__(self, library: Any) -> None:
         self.library = library
@@ -134,10 +131,7 @@ class CublasLt:
     def multiply(
         self, product: Product, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int
     ) -> None:  # fmt: skip
-        """Run the product on a stream, planning it at the first call.
-
-        a, b, d, bias and workspace (of WORKSPACE_BYTES) are addresses. Raises CublasLtError.
-        """
+        """Run the product on a stream, planned at the first call; a, b, d, bias and workspace are addresses."""
         plan = self.plans.get(product) or self._keep(self.plan(product))
         self.run(plan, a, b, d, bias, beta, workspace, stream)
 

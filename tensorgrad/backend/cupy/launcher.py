@@ -15,16 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.cupy import nvrtc
-from tensorgrad.backend.cupy.signature import (
-    C_TYPES,
-    FOLDER,
-    Parameter,
-    dependencies,
-    path_of,
-    signatures,
-    with_defines,
-)
+from tensorgrad.backend.cupy import nvrtc, signature
+from tensorgrad.backend.cupy.signature import Parameter
 
 Grid = tuple[int, ...]
 Defines = tuple[tuple[str, str], ...]
@@ -64,7 +56,7 @@ class Launcher:
 
 def parameters(source: str, kernel: str, defines: Defines) -> tuple[Parameter, ...]:
     """The parameters of a kernel. Raises ValueError for a kernel that its file does not define."""
-    found = signatures(read(source), defines)
+    found = signature.signatures(read(source), defines)
     if kernel not in found:
         raise ValueError(f"kernel {kernel}: {source}.cu does not define it; it defines {', '.join(found) or 'none'}")
     return found[kernel]
@@ -73,7 +65,7 @@ def parameters(source: str, kernel: str, defines: Defines) -> tuple[Parameter, .
 @functools.cache
 def read(source: str) -> str:
     """The text of a .cu file."""
-    return path_of(source).read_text(encoding="utf-8")
+    return signature.path_of(source).read_text(encoding="utf-8")
 
 
 def check_arguments(kernel: str, declared: Sequence[Parameter], args: Sequence[Any]) -> None:
@@ -101,18 +93,18 @@ def check_arguments(kernel: str, declared: Sequence[Parameter], args: Sequence[A
 
 def c_type(dtype: Any) -> str:
     """C's name for a floating dtype, for `defines`."""
-    return C_TYPES[np.dtype(dtype).name]
+    return signature.C_TYPES[np.dtype(dtype).name]
 
 
 def options(arch: str) -> list[str]:
     """The compiler options of every kernel. arch: sm_80, sm_90a ..."""
-    folders = [str(FOLDER), *nvrtc.include_folders()]
+    folders = [str(signature.FOLDER), *nvrtc.include_folders()]
     return [f"-arch={arch}", "-std=c++17", "--ptxas-options=-v", *(f"-I{folder}" for folder in folders)]
 
 
 def build(source: str, arch: str, defines: Defines = ()) -> tuple[bytes, str]:
     """Machine code of a .cu file for one architecture, and the log of the compiler."""
-    return nvrtc.compile_cubin(f"{source}.cu", with_defines(read(source), dict(defines)), options(arch))
+    return nvrtc.compile_cubin(f"{source}.cu", signature.with_defines(read(source), dict(defines)), options(arch))
 
 
 def cached_build(source: str, arch: str, defines: Defines = ()) -> bytes:
@@ -137,7 +129,7 @@ def cache_folder() -> Path:
 def _key(source: str, arch: str, defines: Defines) -> str:
     """A hash of all that the machine code depends on."""
     digest = hashlib.sha256(repr((nvrtc.version(), options(arch), defines)).encode())
-    for path in dependencies(path_of(source)):
+    for path in signature.dependencies(signature.path_of(source)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:32]
 

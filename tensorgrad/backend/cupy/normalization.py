@@ -5,16 +5,10 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend.arrays import Array, as_rows
-from tensorgrad.backend.cupy.kernels import (
-    THREADS,
-    WARPS,
-    Kernels,
-    blocks_of_rows,
-    columns_per_lane,
-    n_rows,
-    supported,
-    wide_dtype,
-)
+
+from tensorgrad.backend.cupy.kernels import (  # isort: skip
+    THREADS, WARPS, Kernels, blocks_of_rows, columns_per_lane, n_rows, supported, wide_dtype,
+)  # fmt: skip
 from tensorgrad.backend.cupy.launcher import c_type
 
 
@@ -42,7 +36,7 @@ class Normalization(Kernels):
     def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
         if not has_kernel(x, None, (), weight, bias):
             return super().layer_norm(x, weight, bias, eps)
-        return self._layer_norm(x, None, None, weight, bias, eps)
+        return self._normalize("layer_norm", 2, x, None, None, eps, weight, bias)
 
     def add_layer_norm(
         self, x: Array, residual: Array, weight: Array | None, bias: Array | None, eps: float
@@ -51,21 +45,7 @@ class Normalization(Kernels):
         if not has_kernel(x, residual, (), weight, bias):
             return super().add_layer_norm(x, residual, weight, bias, eps)
         total = self.xp.empty(x.shape, x.dtype)
-        return total, *self._layer_norm(x, residual, total, weight, bias, eps)
-
-    def _layer_norm(
-        self, x: Array, residual: Array | None, total: Array | None, weight: Array | None, bias: Array | None,
-        eps: float,
-    ) -> tuple[Array, Array, Array]:  # fmt: skip
-        wide = wide_dtype(x.dtype)
-        y = self.xp.empty(x.shape, x.dtype)
-        mean, rstd = (self.xp.empty((*x.shape[:-1], 1), wide) for _ in range(2))
-        vectors = self.contiguous(weight), self.contiguous(bias)
-        self._start_rows(
-            "layer_norm", x, (self.contiguous(x), self.contiguous(residual), total, *vectors, y, mean, rstd),
-            defines(x, weight, bias), wide.type(eps),
-        )  # fmt: skip
-        return y, mean, rstd
+        return total, *self._normalize("layer_norm", 2, x, residual, total, eps, weight, bias)
 
     def layer_norm_backward_x(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None
@@ -73,11 +53,8 @@ class Normalization(Kernels):
         if not has_kernel(x, dy, (mean, rstd), weight) or not has_kernel(x, dsum):
             return super().layer_norm_backward_x(dy, x, weight, mean, rstd, dsum)
         dx = self.xp.empty(x.shape, x.dtype)
-        self._start_rows(
-            "layer_norm_backward_x", x,
-            (self.contiguous(dy), self.contiguous(x), self.contiguous(weight), self.contiguous(mean),
-             self.contiguous(rstd), self.contiguous(dsum), dx), defines(x, weight),
-        )  # fmt: skip
+        arrays = (*map(self.contiguous, (dy, x, weight, mean, rstd, dsum)), dx)
+        self._start_rows("layer_norm_backward_x", x, arrays, defines(x, weight))
         return dx
 
     def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
@@ -88,25 +65,14 @@ class Normalization(Kernels):
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
         if not has_kernel(x, None, (), weight):
             return super().rms_norm(x, weight, eps)
-        return self._rms_norm(x, None, None, weight, eps)
+        return self._normalize("rms_norm", 1, x, None, None, eps, weight)
 
     def add_rms_norm(self, x: Array, residual: Array, weight: Array | None, eps: float) -> tuple[Array, Array, Array]:
         """x + residual, and rms_norm of that, in one pass."""
         if not has_kernel(x, residual, (), weight):
             return super().add_rms_norm(x, residual, weight, eps)
         total = self.xp.empty(x.shape, x.dtype)
-        return total, *self._rms_norm(x, residual, total, weight, eps)
-
-    def _rms_norm(
-        self, x: Array, residual: Array | None, total: Array | None, weight: Array | None, eps: float
-    ) -> tuple[Array, Array]:
-        wide = wide_dtype(x.dtype)
-        y, rrms = self.xp.empty(x.shape, x.dtype), self.xp.empty((*x.shape[:-1], 1), wide)
-        self._start_rows(
-            "rms_norm", x, (self.contiguous(x), self.contiguous(residual), total, self.contiguous(weight), y, rrms),
-            defines(x, weight), wide.type(eps),
-        )  # fmt: skip
-        return y, rrms
+        return total, *self._normalize("rms_norm", 1, x, residual, total, eps, weight)
 
     def rms_norm_backward_x(
         self, dy: Array, x: Array, weight: Array | None, rrms: Array, dsum: Array | None = None
@@ -114,16 +80,25 @@ class Normalization(Kernels):
         if not has_kernel(x, dy, (rrms,), weight) or not has_kernel(x, dsum):
             return super().rms_norm_backward_x(dy, x, weight, rrms, dsum)
         dx = self.xp.empty(x.shape, x.dtype)
-        self._start_rows(
-            "rms_norm_backward_x", x,
-            (*map(self.contiguous, (dy, x, weight, rrms, dsum)), dx), defines(x, weight),
-        )  # fmt: skip
+        arrays = (*map(self.contiguous, (dy, x, weight, rrms, dsum)), dx)
+        self._start_rows("rms_norm_backward_x", x, arrays, defines(x, weight))
         return dx
 
     def rms_norm_backward_weight(self, dy: Array, x: Array, rrms: Array) -> Array:
         if not has_kernel(x, dy, (rrms,)):
             return super().rms_norm_backward_weight(dy, x, rrms)
         return self._weight_sums(dy, x, None, rrms)
+
+    def _normalize(
+        self, kernel: str, n_stats: int, x: Array, residual: Array | None, total: Array | None, eps: float,
+        *vectors: Array | None,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """y, and n_stats numbers for every row; with a residual, x + residual is written to total."""
+        wide = wide_dtype(x.dtype)
+        y, stats = self.xp.empty(x.shape, x.dtype), [self.xp.empty((*x.shape[:-1], 1), wide) for _ in range(n_stats)]
+        arrays = (*map(self.contiguous, (x, residual, total, *vectors)), y, *stats)
+        self._start_rows(kernel, x, arrays, defines(x, *vectors), wide.type(eps))
+        return y, *stats
 
     def _start_rows(self, kernel: str, x: Array, arrays: tuple[Any, ...], types: dict[str, str], *options: Any) -> None:
         """Launch a kernel with a warp for every row of x."""

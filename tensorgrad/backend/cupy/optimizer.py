@@ -90,7 +90,7 @@ class Optimization(Kernels):
             if dtype is None:
                 parts += [(x.astype(np.float64) ** 2).sum().reshape(1) for x in members]
                 continue
-            partial = self.xp.empty(sum(n_chunks(x) for x in members), np.float64)
+            partial = self.xp.empty(sum(-(-x.size // CHUNK) for x in members), np.float64)
             rows: list[Row] = [(self.contiguous(x),) for x in members]
             self.launch_over("sum_squares", rows, {"T": c_type(dtype), "G": c_type(dtype)}, partial)
             parts.append(partial)
@@ -174,8 +174,3 @@ def address(x: Array | None) -> int:
 def row_size(row: Row) -> int:
     """The number of elements of each array of a row."""
     return int(row[0].size)  # type: ignore[union-attr]
-
-
-def n_chunks(x: Array) -> int:
-    """The number of blocks for an array."""
-    return int(-(-x.size // CHUNK))

@@ -21,8 +21,7 @@ HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 @pytest.fixture(autouse=True)
 def examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Use examples.cu instead of a file of the backend."""
-    for module in (launcher, signature):
-        monkeypatch.setattr(module, "path_of", lambda source: SOURCE)
+    monkeypatch.setattr(signature, "path_of", lambda source: SOURCE)
     monkeypatch.setattr("emulated_cuda.path_of", lambda source: SOURCE)
     launcher.read.cache_clear()
     library.cache_clear()

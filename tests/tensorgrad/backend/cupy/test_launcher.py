@@ -32,8 +32,7 @@ def source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A .cu file, and an empty cache."""
     path = tmp_path / "scale.cu"
     path.write_text(SOURCE)
-    for module in (launcher, signature):
-        monkeypatch.setattr(module, "path_of", lambda name: tmp_path / f"{name}.cu")
+    monkeypatch.setattr(signature, "path_of", lambda name: tmp_path / f"{name}.cu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     launcher.read.cache_clear()
     yield path
