@@ -115,10 +115,6 @@ def available_memory() -> int:
         return sys.maxsize
 
 
-# --------------------------------------------------------------------------------------------------
-# Output
-
-
 def _model_lines(config: TrainConfig, vocab_size: int) -> Iterator[str]:
     shape = config.model_config(vocab_size)
     parameters = count_parameters(shape)

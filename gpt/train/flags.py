@@ -115,9 +115,6 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 }
 
 
-# --------------------------------------------------------------------------------------------------
-# nanoGPT's spelling
-
 # Settings of nanoGPT that have no flag here: the flags for some of their values, and the answer to every other value.
 _NANOGPT: dict[str, tuple[dict[str, list[str]], str]] = {
     "dataset": (

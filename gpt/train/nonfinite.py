@@ -100,10 +100,6 @@ class NonFiniteSteps:
         return target
 
 
-# --------------------------------------------------------------------------------------------------
-# --replay
-
-
 def replay(path: str, backend: str | None = None) -> int:
     """Repeat a saved step, as it was and in float64, print the results, and return 0.
 

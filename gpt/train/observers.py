@@ -54,7 +54,6 @@ class Plot:
         self.next_time = 0.0
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """See Observer."""
         if self.possible:
             self.history.add(step, metrics)
             self.outdated = True
@@ -77,7 +76,6 @@ class Plot:
         self.outdated = False
 
     def close(self) -> None:
-        """See Observer."""
         if self.possible and self.outdated and len(self.history.columns["step"]):
             self.draw()
 
@@ -119,7 +117,7 @@ class Samples:
                 raise
 
     def close(self) -> None:
-        """See Observer."""
+        """Nothing is open."""
 
 
 def open_to_append(path: Path) -> io.FileIO:
@@ -151,12 +149,10 @@ class TensorBoard:
             replay(run, self)
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """See Observer."""
         for name, value in flatten(metrics).items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """See Observer."""
         self.writer.close()
 
 
@@ -180,11 +176,9 @@ class WandB:
             replay(run, self)
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """See Observer."""
         self.run.log(flatten(metrics), step=step)
 
     def close(self) -> None:
-        """See Observer."""
         self.run.finish()
 
 

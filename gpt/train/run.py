@@ -186,9 +186,6 @@ def _path_to_resume(path: str | None, out: str | None) -> Path:
     return place
 
 
-# --------------------------------------------------------------------------------------------------
-# Checks
-
 _FIXED = ("tokenizer", "seed", "dtype", *(field.name for field in fields(GPTConfig)))  # when a run is resumed
 
 

@@ -126,8 +126,6 @@ class CublasLt:
         """The version of the library: 130100 is 13.1.0."""
         return int(self.library.cublasLtGetVersion())
 
-    # --- running --------------------------------------------------------------------------------
-
     def multiply(
         self, product: Product, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int
     ) -> None:  # fmt: skip
@@ -156,8 +154,6 @@ class CublasLt:
             "Matmul", self.handle, plan.operation, byref(real(1)), a, plan.a, b, plan.b, byref(real(beta)), d, plan.d,
             d, plan.d, byref(plan.algorithm), workspace, WORKSPACE_BYTES, stream, product=plan.product,
         )  # fmt: skip
-
-    # --- planning -------------------------------------------------------------------------------
 
     def plan(self, product: Product) -> Plan:
         """Describe the product, and choose the first algorithm that the heuristic proposes."""
@@ -220,8 +216,6 @@ class CublasLt:
         self._call("MatmulDescDestroy", plan.operation)
         for layout in (plan.a, plan.b, plan.d):
             self._call("MatrixLayoutDestroy", layout)
-
-    # --- calls ----------------------------------------------------------------------------------
 
     def set(self, descriptor: c_void_p, kind: str, attribute: tuple[int, Any], value: int) -> None:
         """Set an attribute; kind: MatmulDesc, MatrixLayout or MatmulPreference."""
