@@ -6,7 +6,6 @@ is written with operators, NumPy functions or kernels. So no op needs a formula 
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -205,8 +204,7 @@ class _CountedNumPy:
         value = getattr(np, name)
         if not callable(value) or isinstance(value, type | np.ufunc | ModuleType):
             return value
-        function: Callable[..., Any] = value
-        return lambda *args, **options: _counted(function(*args, **options))
+        return lambda *args, **options: _counted(value(*args, **options))
 
 
 class _CountingBackend(Backend):

@@ -186,10 +186,7 @@ class AdamW(Optimizer):
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent: v = momentum v + g; p -= lr v, or with nesterov p -= lr (g + momentum v).
-
-    weight_decay adds weight_decay p to g, as in PyTorch's SGD.
-    """
+    """PyTorch's SGD: g += weight_decay p; v = momentum v + g; p -= lr v, or with nesterov p -= lr (g + momentum v)."""
 
     moments = ("momentum_buffer",)
 

@@ -183,13 +183,11 @@ class Tensor(Variable):
 
     def astype(self, dtype: Any) -> "Tensor":
         """The same numbers in another dtype; the gradient is converted back to this one."""
-        out: Tensor = ops.astype(self, dtype=dtype)
-        return out
+        return ops.astype(self, dtype=dtype)
 
     def to(self, backend: str) -> "Tensor":
         """The same numbers on another backend; the gradient is moved back to this one."""
-        out: Tensor = _to(self, backend=backend)
-        return out
+        return _to(self, backend=backend)
 
     # --- indexing -------------------------------------------------------------------------------
 

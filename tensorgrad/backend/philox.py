@@ -42,11 +42,9 @@ def random_bits(xp: Any, n: int, seed: int, stream: int, step: int, start: int =
     block = xp.arange(first, last, dtype=xp.uint64)
     same = xp.zeros_like(block)
     counter = (
-        block & xp.uint64(LOW_32),
-        block >> xp.uint64(32),
-        same + xp.uint64(step & LOW_32),
-        same + xp.uint64(stream & LOW_32),
-    )
+        block & xp.uint64(LOW_32), block >> xp.uint64(32),
+        same + xp.uint64(step & LOW_32), same + xp.uint64(stream & LOW_32),
+    )  # fmt: skip
     words = philox4x32(xp, counter, (seed & LOW_32, (seed >> 32) & LOW_32))
     bits = xp.stack(words, axis=-1).astype(xp.uint32).reshape(-1)
     return bits[start - 4 * first : start - 4 * first + n]

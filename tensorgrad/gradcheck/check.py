@@ -12,12 +12,11 @@ from tensorgrad.gradcheck.probe import Probe
 from tensorgrad.random import Generator
 from tensorgrad.tensor import Tensor
 
-EPS, RTOL = 1e-6, 1e-7
 MAX_JACOBIAN = 10**7  # derivatives; above this, an error is reported without naming the element
 
 
 def measure(
-    fn: Callable[..., Any], *inputs: Any, eps: float = EPS, rtol: float = RTOL, full: bool = False, seed: int = 0
+    fn: Callable[..., Any], *inputs: Any, eps: float = 1e-6, rtol: float = 1e-7, full: bool = False, seed: int = 0
 ) -> Difference:
     """Check as `gradcheck` does; return the largest relative error and where it is."""
     for i, x in enumerate(inputs):

@@ -23,8 +23,7 @@ class RowGradient(SparseGradient):
     dtype: Any
 
     def dense(self) -> Array:
-        dweight: Array = self.k.embedding_backward(self.dy, self.indices, self.shape).astype(self.dtype, copy=False)
-        return dweight
+        return self.k.embedding_backward(self.dy, self.indices, self.shape).astype(self.dtype, copy=False)
 
     def add_to(self, dweight: Array) -> None:
         self.k.add_embedding_backward(dweight, self.dy, self.indices)

@@ -21,10 +21,8 @@ class CrossEntropy(Kernels):
             return super().cross_entropy(logits, targets, ignore_index, label_smoothing)
         wide = wide_dtype(logits.dtype)
         losses, lse = self.xp.empty(len(logits), wide), self.xp.empty(len(logits), wide)
-        self._start_cross_entropy(
-            "cross_entropy", logits, (self.contiguous(logits), self.indices(targets), losses, lse), ignore_index,
-            label_smoothing,
-        )  # fmt: skip
+        arrays = (self.contiguous(logits), self.indices(targets), losses, lse)
+        self._start_cross_entropy("cross_entropy", logits, arrays, ignore_index, label_smoothing)
         return losses, lse
 
     def cross_entropy_backward(

@@ -39,12 +39,9 @@ class Embedding(Kernels):
         head, tail = (self.xp.empty((segments, n), wide_dtype(dy.dtype)) for _ in range(2))
         threads = min(THREADS, -(-n // 32) * 32)
         grid, sizes = (segments, -(-n // threads)), tuple(map(np.int32, (n_positions, n_rows, n)))
-        self._start_embedding(
-            "add_segments", grid, threads, (dy, indices, order, starts, dweight, head, tail), sizes, dy, indices
-        )
-        self._start_embedding(
-            "join_segments", grid, threads, (indices, order, starts, dweight, head, tail), sizes, dy, indices
-        )
+        arrays = (indices, order, starts, dweight, head, tail)
+        self._start_embedding("add_segments", grid, threads, (dy, *arrays), sizes, dy, indices)
+        self._start_embedding("join_segments", grid, threads, arrays, sizes, dy, indices)
         return dweight
 
     def _sorted(self, dy: Array, indices: Array, n_rows: int) -> tuple[Array, Array]:
@@ -54,9 +51,8 @@ class Embedding(Kernels):
         chunk = -(-n_positions // (chunks * THREADS)) * THREADS
         chunks = -(-n_positions // chunk)
         counts = self.xp.zeros((chunks, n_rows), np.int32)
-        ranks, totals, starts, order = (
-            self.xp.empty(size, np.int32) for size in (n_positions, n_rows, n_rows + 1, n_positions)
-        )  # fmt: skip
+        ranks, order = (self.xp.empty(n_positions, np.int32) for _ in range(2))
+        totals, starts = self.xp.empty(n_rows, np.int32), self.xp.empty(n_rows + 1, np.int32)
         sizes = tuple(map(np.int32, (n_positions, n_rows, chunk)))
         self._start_embedding("rank", (chunks,), THREADS, (indices, counts, ranks), sizes, dy, indices)
         by_row = (-(-n_rows // THREADS),)

@@ -72,24 +72,24 @@ class Activation(Blocks):
         return self._elementwise(super().gelu_backward, dy, x)
 
     def gelu_tanh(self, x: Array) -> Array:
-        if x.size < MIN_BLOCKED_ELEMENTS or not same_layout(x):
-            return super().gelu_tanh(x)
-        y = np.empty(x.shape, x.dtype)
-        self._in_blocks(gelu_tanh, y, x)
-        return y
+        return self._fill(gelu_tanh, super().gelu_tanh, x)
 
     def gelu_tanh_backward(self, dy: Array, x: Array) -> Array:
-        if x.size < MIN_BLOCKED_ELEMENTS or not same_layout(dy, x):
-            return super().gelu_tanh_backward(dy, x)
-        dx = np.empty(x.shape, x.dtype)
-        self._in_blocks(gelu_tanh_backward, dx, dy, x)
-        return dx
+        return self._fill(gelu_tanh_backward, super().gelu_tanh_backward, dy, x)
 
     def gelu_tanh_recompute(self, dy: Array, x: Array) -> tuple[Array, Array]:
         if x.size < MIN_BLOCKED_ELEMENTS or not same_layout(dy, x) or not (dy.flags.writeable and x.flags.writeable):
             return super().gelu_tanh_recompute(dy, x)
         self._in_blocks(gelu_tanh_recompute, dy, x)
         return dy, x
+
+    def _fill(self, fn: Callable[..., None], plain: Callable[..., Array], *arrays: Array) -> Array:
+        """The array that fn(y, *arrays) fills in blocks; plain computes small arrays, and those of other layouts."""
+        if arrays[0].size < MIN_BLOCKED_ELEMENTS or not same_layout(*arrays):
+            return plain(*arrays)
+        y = np.empty(arrays[0].shape, arrays[0].dtype)
+        self._in_blocks(fn, y, *arrays)
+        return y
 
     def _elementwise(self, fn: Callable[..., Array], *arrays: Array) -> Array:
         """fn(*arrays) in blocks, where the arrays are large, contiguous and of one shape and dtype."""
