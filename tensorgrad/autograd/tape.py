@@ -83,7 +83,10 @@ class Node:
         if type(backward) is tuple:  # one gradient at a time
             return ((edge, f and f(dy)) for edge, f in zip_longest(parents, backward) if edge is not None)
         gradients = backward(dy)
-        return zip_longest(parents, gradients if type(gradients) is tuple else (gradients,))
+        gradients = gradients if type(gradients) is tuple else (gradients,)
+        if len(gradients) > len(parents) and any(gradient is not None for gradient in gradients[len(parents) :]):
+            raise RuntimeError(f"{self.name}: {len(gradients)} gradients for {len(parents)} operands")
+        return zip_longest(parents, gradients)
 
 
 class Leaf(Node):
