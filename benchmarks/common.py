@@ -1,6 +1,6 @@
-"""What the benchmarks share: the machine in one line, memory counters, flags, tables, JSON and charts.
+"""Shared by the benchmarks: the machine in one line, memory counters, flags, tables, JSON and charts.
 
-Imports neither NumPy nor tensorgrad nor PyTorch, so that every contender loads only what it is made of.
+Imports neither NumPy nor tensorgrad nor PyTorch, so that every contender loads only its own libraries.
 """
 
 import argparse
@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MB = 1e6
 
-# Whoever started the benchmark may have set these; the contenders set their own, or none.
+# The user may have set these; contenders replace them by their own settings, or remove them.
 ALLOCATOR_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
-# Left as they are, and written down: they change how threads wait.
+# These change how threads wait. They are kept, and reported.
 WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_THREAD_TIMEOUT")
-# Larger than any array here, so that glibc never gives memory back to the system and never faults it in again.
+# Larger than any array here, so that glibc never returns memory to the system and causes no more page faults.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 OURS, THEIRS, BOUND = "#2a6fbb", "#c9772b", "#9a9a9a"  # the colours of the charts
@@ -36,12 +36,12 @@ OURS, THEIRS, BOUND = "#2a6fbb", "#c9772b", "#9a9a9a"  # the colours of the char
 
 
 def available_threads() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """What sets the number of threads of OpenBLAS, MKL, OpenMP and Numba; read when they are loaded."""
+    """The variables that set the number of threads of OpenBLAS, MKL, OpenMP and Numba when they are loaded."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     return dict.fromkeys(names, str(threads))
 
@@ -49,9 +49,9 @@ def thread_variables(threads: int) -> dict[str, str]:
 def environment(
     threads: int, packages: Sequence[str] = ("numpy", "numba", "torch"), keep: bool = False
 ) -> dict[str, Any]:
-    """Everything that the figures depend on, ready for JSON. Versions are read without importing anything.
+    """Everything that the figures depend on, ready for JSON. Versions are read without importing the packages.
 
-    keep: some contenders have an allocator that keeps its memory.
+    keep: whether some contenders use an allocator that keeps freed memory.
     """
     return {
         "cpu": cpu_name(),
@@ -71,7 +71,7 @@ def environment(
 
 
 def environment_line(env: dict[str, Any]) -> str:
-    """The same for people, in one line."""
+    """The environment in one readable line."""
     packages = ", ".join(f"{name} {number or 'not installed'}" for name, number in env["packages"].items())
     waiting = "".join(f", {name}={value}" for name, value in env["waiting"].items())
     keep = ", ".join(f"{name}={value}" for name, value in env["allocator"].get("keep", {}).items())
@@ -89,7 +89,7 @@ def cpu_name() -> str:
 
 
 def version(package: str) -> str | None:
-    """The version of an installed package, None where there is none."""
+    """The version of a package, None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -97,7 +97,7 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of the working tree, with -dirty where it has changes; None outside git."""
+    """The commit of the working tree, with -dirty if it has changes; None outside Git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -110,12 +110,12 @@ def commit() -> str | None:
 
 
 def page_faults() -> int:
-    """Minor page faults of this process so far: pages of memory that it touched for the first time."""
+    """Minor page faults of this process so far: first accesses to pages of memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process so far, all threads."""
+    """Processor time of all threads of this process so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
@@ -129,13 +129,13 @@ def peak_memory() -> float:
 
 
 def resident_memory() -> float:
-    """The physical memory that this process holds now, in MB (VmRSS); 0 where the system does not say."""
+    """The physical memory of this process, in MB (VmRSS); 0 where the system does not report it."""
     values = (int(line.split()[1]) * 1024 / MB for line in _lines("/proc/self/status") if line.startswith("VmRSS"))
     return next(values, 0.0)
 
 
 def reset_peak_memory() -> None:
-    """Count the peak from here on. Where the system does not allow that, it goes on from the start of the process."""
+    """Reset the peak. Where the system does not allow this, the peak since the start of the process remains."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -143,12 +143,12 @@ def reset_peak_memory() -> None:
 
 
 def memory_total() -> int:
-    """Bytes of memory that the machine has."""
+    """Bytes of physical memory of the machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def memory_available() -> int:
-    """Bytes of memory that can be taken without swapping."""
+    """Bytes of memory that can be allocated without swapping."""
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable"):
             return int(line.split()[1]) * 1024
@@ -178,29 +178,29 @@ def at_least(lowest: int, highest: int | None = None) -> Any:
 
 
 def add_common_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
-    """The flags that every benchmark has."""
+    """Add the flags of every benchmark."""
     cores = available_threads()
-    parser.add_argument("--threads", type=at_least(1, cores), default=cores, help="for every contender alike")
-    parser.add_argument("--rounds", type=at_least(1), default=rounds, help="turns of every contender")
-    parser.add_argument("--out", help="the JSON file; the chart lies beside it (default: a new one in results/)")
+    parser.add_argument("--threads", type=at_least(1, cores), default=cores, help="of each contender")
+    parser.add_argument("--rounds", type=at_least(1), default=rounds, help="turns of each contender")
+    parser.add_argument("--out", help="the JSON file, with the chart beside it (default: a new file in results/)")
     parser.add_argument("--no-chart", action="store_true", help="write no PNG")
 
 
 def add_read_flag(parser: argparse.ArgumentParser) -> None:
-    """The flag of those that measure how fast memory can be read."""
-    parser.add_argument("--read-mb", type=at_least(1), default=512, help="read to measure memory: beyond any cache")
+    """Add the flag of benchmarks that measure the bandwidth of memory."""
+    parser.add_argument("--read-mb", type=at_least(1), default=512, help="size of the array: larger than any cache")
 
 
 # --- figures ------------------------------------------------------------------------------------
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle one."""
+    """The median."""
     return float(statistics.median(values))
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % confidence interval of the median, from the order of the values alone; of fewer than 6, all of them."""
+    """The 95 % confidence interval of the median by order statistics; the full range for fewer than 6 values."""
     n, outside, below = len(values), 0, 2.0 ** -len(values)  # below: the chance that no value lies under the median
     while below <= 0.025:
         outside += 1
@@ -211,7 +211,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Half the distance between the quartiles over the median: how restless the machine was."""
+    """Half the interquartile range over the median: how noisy the machine was."""
     if len(values) < 2:
         return 0.0
     low, _, high = statistics.quantiles(values, n=4)
@@ -224,7 +224,7 @@ def growth(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns: the first to the left, all others to the right."""
+    """A table in text: the first column aligned to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
@@ -234,7 +234,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def progress(text: str) -> None:
-    """Say on stderr what is being waited for."""
+    """Print on stderr what the program is doing."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -242,14 +242,14 @@ def progress(text: str) -> None:
 
 
 def result_path(program: str, out: str | None) -> Path:
-    """Where the JSON goes: `out`, or a new file in benchmarks/results/."""
+    """The path of the JSON file: `out`, or a new file in benchmarks/results/."""
     if out:
         return Path(out)
     return RESULTS / f"{program}-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write the figures, and say where."""
+    """Write the figures, and print the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"written to {path}")
@@ -261,7 +261,7 @@ Bars = list[tuple[str, float, str]]  # label, length, colour
 def bar_chart(
     path: Path, title: str, panels: dict[str, Bars], unit: str, note: str, line_at: float | None = None
 ) -> None:
-    """Horizontal bars, a panel for every entry of {heading: bars}; a line that says so where matplotlib is missing."""
+    """Draw horizontal bars, one panel for each heading; without matplotlib, print a line instead."""
     panels = {heading: bars for heading, bars in panels.items() if bars}
     try:
         import matplotlib
@@ -287,15 +287,15 @@ def bar_chart(
 
 def _draw_bars(axis: Any, heading: str, bars: Bars, unit: str) -> None:
     labels, lengths, colours = zip(*bars, strict=True)
-    places = range(len(bars))
-    axis.barh(places, lengths, color=colours, height=0.7)
-    axis.set_yticks(places, labels, fontsize=9)
+    rows = range(len(bars))
+    axis.barh(rows, lengths, color=colours, height=0.7)
+    axis.set_yticks(rows, labels, fontsize=9)
     axis.set_ylim(len(bars) - 0.4, -0.6)  # the first on top
     axis.set_title(heading, loc="left", fontsize=10)
     axis.set_xlim(0, max(lengths) * 1.14 or 1)
     axis.set_xticks([])
-    for place, length in zip(places, lengths, strict=True):
+    for row, length in zip(rows, lengths, strict=True):
         text = f"{length:,.0f} {unit}" if length >= 1000 else f"{length:.3g} {unit}"
-        axis.annotate(text, (length, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.annotate(text, (length, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axis.tick_params(left=False)
     axis.spines[["top", "right", "bottom"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""What is measured: the shapes of the models, and one file of weights and batches that every contender reads."""
+"""The shapes of the models that are measured, and the file of weights and batches that every contender reads."""
 
 import math
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-N_BATCHES = 4  # taken in turn, so that nobody learns a single one by heart
+N_BATCHES = 4  # used in turn, so that no contender overfits a single one
 INIT_STD = 0.02
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The shape of a GPT in nanoGPT's names, and the batch that it is trained on."""
+    """The shape of a GPT in nanoGPT's names, and the batch size."""
 
     n_layer: int
     n_head: int
@@ -23,7 +23,7 @@ class Setup:
     batch: int = 1
 
     def describe(self) -> str:
-        """One line for the head of a table."""
+        """One line for the heading of a table."""
         return (
             f"{self.n_layer} layers, {self.n_head} heads, {self.n_embd} wide, block {self.block_size}, "
             f"batch {self.batch}, vocabulary {self.vocab_size}, {'with' if self.bias else 'no'} biases, "
@@ -31,7 +31,7 @@ class Setup:
         )
 
     def model(self) -> dict[str, Any]:
-        """The model's part, as GPTConfig takes it."""
+        """The fields of GPTConfig."""
         return {name: value for name, value in asdict(self).items() if name != "batch"} | {"dropout": 0.0}
 
     @property
@@ -40,16 +40,16 @@ class Setup:
         return self.batch * self.block_size
 
     def n_params(self) -> int:
-        """Elements of all weights."""
+        """The number of elements of all weights."""
         return sum(math.prod(shape) for _, shape in parameter_shapes(self))
 
     def linears(self) -> list[tuple[int, int, int]]:
-        """(out, in, how many) of the weight matrices that every token is multiplied by."""
+        """(out, in, count) of the weight matrices of the linear layers."""
         c, n = self.n_embd, self.n_layer
         return [(3 * c, c, n), (c, c, n), (4 * c, c, n), (c, 4 * c, n), (self.vocab_size, c, 1)]
 
     def memory(self) -> float:
-        """Bytes that a training process needs, roughly: to decide how many contenders fit side by side."""
+        """Roughly the bytes that a training process needs, to decide how many contenders fit into memory."""
         weights = 4 * 4 * self.n_params()  # the weights, their gradients, two moments
         layers = self.n_layer * self.tokens * (40 * self.n_embd + 3 * self.n_head * self.block_size)
         return 0.5e9 + weights + 4 * (layers + 4 * self.tokens * self.vocab_size)
@@ -59,8 +59,8 @@ SETUPS = {
     "A": Setup(4, 4, 128, 64, 65, bias=False, batch=12),  # nanoGPT's run on a CPU
     "B": Setup(6, 6, 384, 256, 65, bias=False, batch=8),  # nanoGPT's Shakespeare
     "C": Setup(12, 12, 768, 256, 50304, bias=True, batch=4),  # GPT-2 124M
-    "124M": Setup(12, 12, 768, 1024, 50257, bias=True),  # the same as it is used to write
-    "tiny": Setup(1, 2, 16, 32, 11, bias=True, batch=2),  # to see that a benchmark runs
+    "124M": Setup(12, 12, 768, 1024, 50257, bias=True),  # the same, for generation
+    "tiny": Setup(1, 2, 16, 32, 11, bias=True, batch=2),  # to test a benchmark
 }
 
 
@@ -91,9 +91,9 @@ def parameter_shapes(setup: Setup) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def write_inputs(path: Path, setup: Setup, seed: int, n_tokens: int | None = None) -> None:
-    """Write weights, as GPT-2 starts, and random tokens `idx` and `targets` (N_BATCHES, batch, time), as safetensors.
+    """Write GPT-2's initial weights and random tokens `idx` and `targets` (N_BATCHES, batch, time) as safetensors.
 
-    n_tokens: time, where it is not the whole block.
+    n_tokens: the time, if it is not block_size.
     """
     import numpy as np
     from safetensors.numpy import save_file

@@ -1,4 +1,4 @@
-"""Who takes part in train_step.py: our backends, PyTorch's modes, and the matrix products alone."""
+"""The contenders of train_step.py: our backends, PyTorch's modes, and the matrix products alone."""
 
 import dataclasses
 from typing import Any
@@ -23,7 +23,7 @@ def torch_mode(text: str) -> str:
 
 
 def usable(names: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Those of our backends that run here, and why the others do not. Raises UserError where none does."""
+    """Return the backends that run here, and why the others do not. Raises UserError if none does."""
     reasons = {name: backend.check(name) for name in dict.fromkeys(names)}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
     if len(left_out) == len(reasons):
@@ -32,7 +32,7 @@ def usable(names: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def start(name: str, setup: Setup, inputs: str, threads: int) -> Worker:
-    """The process of a contender: one of our backends, a mode of PyTorch, or the products alone."""
+    """Start the process of a contender: one of our backends, a mode of PyTorch, or the products alone."""
     spec: dict[str, Any] = {"setup": dataclasses.asdict(setup)}
     if name == PRODUCTS:
         return Worker(name, "benchmarks.training:Products", spec, threads)
@@ -46,14 +46,14 @@ def start(name: str, setup: Setup, inputs: str, threads: int) -> Worker:
 
 
 def contender_environment(name: str) -> dict[str, str]:
-    """The variables that make the mode, beside the number of threads."""
+    """The environment variables of a mode, besides the number of threads."""
     keep = common.KEEP_MEMORY if name.startswith("torch ") and "keep" in name.split("+") else {}
-    # inductor's helpers would stay there as processes of their own
+    # otherwise inductor starts compiler processes that keep running
     return keep | ({"TORCHINDUCTOR_COMPILE_THREADS": "1"} if "compile" in name else {})
 
 
-def heats(ours: list[str], modes: list[str], setup: Setup) -> list[list[str]]:
-    """Everybody at once if memory holds them; else PyTorch's modes in groups, each with our first backend."""
+def groups_in_memory(ours: list[str], modes: list[str], setup: Setup) -> list[list[str]]:
+    """All contenders in one group if they fit into memory; otherwise several, each with our first backend."""
     room = max(int(0.8 * common.memory_available() / setup.memory()), 2)
     groups = [[*ours, *modes]]
     if len(groups[0]) > room:
@@ -63,7 +63,7 @@ def heats(ours: list[str], modes: list[str], setup: Setup) -> list[list[str]]:
 
 
 def colour_of(name: str) -> str:
-    """Ours, theirs, or the bound."""
+    """The colour of ours, theirs, or the bound."""
     if name == PRODUCTS:
         return common.BOUND
     return common.THEIRS if name.startswith("torch ") else common.OURS

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Time writing: GPT-2 124M, one sequence with a key/value cache, tensorgrad beside Hugging Face and plain PyTorch.
+"""Time decoding: GPT-2 124M, one sequence with a KV cache, tensorgrad beside Hugging Face and plain PyTorch.
 
     python benchmarks/generate.py                            prompt 64, 64 new tokens
     python benchmarks/generate.py --prompt 16 --new 256      other lengths
-    python benchmarks/generate.py --backends numba --no-torch   ourselves alone
+    python benchmarks/generate.py --backends numba --no-torch   without PyTorch
 
-Every token reads every weight once, so memory sets the pace: the bound is the bytes of the weights over the speed at
-which memory can be read, measured in the same run. Weights are random, the same for all; the contenders are timed only
-if the loss they give a text, fed through their caches token by token, agrees to 1e-4. Hugging Face's model is left out,
-with the reason, where transformers is not installed. Every contender is a process of its own; one works at a time.
+Every token reads every weight once, so memory limits the speed: the bound is the bytes of the weights over the
+bandwidth of memory, measured in the same run. Weights are random and the same for all. Contenders are timed only if the
+losses that they compute for a text, fed through their caches token by token, agree to 1e-4. Without transformers,
+Hugging Face's model is left out. Every contender is a process of its own; only one works at a time.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 from benchmarks import common
 from benchmarks.configurations import SETUPS, Setup, write_inputs
@@ -57,8 +57,8 @@ def main() -> int:
     common.write_json(path, result)
     if not options.no_chart:
         bars = [(name, row["tokens_per_s"], colour_of(name)) for name, row in rows.items()]
-        bars.append(("memory's bound", bound["tokens_per_s"], common.BOUND))
-        title, note = "Writing with a cache: longer is faster", common.environment_line(env)
+        bars.append(("bound by memory", bound["tokens_per_s"], common.BOUND))
+        title, note = "Decoding with a cache: longer is faster", common.environment_line(env)
         common.bar_chart(path.with_suffix(".png"), title, {options.config: bars}, "tokens/s", note)
     return 0
 
@@ -66,12 +66,12 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = ArgumentParser(description="Time generation of tensorgrad, Hugging Face and PyTorch, side by side.")
     parser.add_argument("--config", type=one_of(*SETUPS), default="124M", help="the model")
-    parser.add_argument("--prompt", type=common.at_least(1), default=64, help="tokens that are there")
-    parser.add_argument("--new", type=common.at_least(2), default=64, help="tokens to write")
+    parser.add_argument("--prompt", type=common.at_least(1), default=64, help="tokens of the prompt")
+    parser.add_argument("--new", type=common.at_least(2), default=64, help="tokens to generate")
     parser.add_argument("--backends", type=one_of("numba", "numpy"), nargs="+", default=["numba", "numpy"], help="ours")
-    parser.add_argument("--torch", type=one_of(*THEIRS), nargs="+", default=[*THEIRS], help="rivals on PyTorch")
-    parser.add_argument("--no-torch", action="store_true", help="leave them out")
-    parser.add_argument("--seed", type=int, default=1337, help="decides weights and tokens")
+    parser.add_argument("--torch", type=one_of(*THEIRS), nargs="+", default=[*THEIRS], help="contenders on PyTorch")
+    parser.add_argument("--no-torch", action="store_true", help="without them")
+    parser.add_argument("--seed", type=int, default=1337, help="of weights and tokens")
     common.add_common_flags(parser, rounds=5)
     common.add_read_flag(parser)
     options = parser.parse_args()
@@ -85,7 +85,7 @@ def parse() -> argparse.Namespace:
 def measure(
     setup: Setup, inputs: str, options: argparse.Namespace, left_out: dict[str, str]
 ) -> tuple[dict[str, Result], Result]:
-    """Start everyone, compare their scores, and time them in turns: the rows, and the bound."""
+    """Start all contenders, compare their scores, and time them in turns. Returns the rows and the bound."""
     with ExitStack() as stack:
         workers, scores = [], {}
         for name in [*options.backends, *(f"torch {rival}" for rival in options.torch)]:
@@ -122,7 +122,7 @@ def measure(
 
 
 def start(name: str, setup: Setup, inputs: str, options: argparse.Namespace) -> Worker:
-    """The process of a contender."""
+    """Start the process of a contender."""
     spec = {"setup": dataclasses.asdict(setup), "inputs": inputs, "prompt": options.prompt}
     spec["threads"] = options.threads
     if name.startswith("torch "):
@@ -132,18 +132,18 @@ def start(name: str, setup: Setup, inputs: str, options: argparse.Namespace) -> 
 
 
 def check_scores(scores: dict[str, float]) -> None:
-    """Refuse to time what does not compute the same. Raises UserError."""
+    """Raise UserError if the contenders do not compute the same."""
     first, expected = next(iter(scores.items()))
     for name, score in scores.items():
         if not abs(score - expected) <= TOLERANCE * abs(expected):
             raise UserError(
-                f"not timed: {name} gives the text a loss of {score:.6f}, {first} {expected:.6f}: "
+                f"not timed: {name} has a loss of {score:.6f}, {first} of {expected:.6f}: "
                 f"they differ by more than {TOLERANCE:g}, so they do not compute the same"
             )
 
 
 def bound_of(turns: list[dict[str, float]], setup: Setup) -> Result:
-    """Parameter bytes over the fastest reading (its best way, the median over the turns)."""
+    """The bytes of the parameters over the bandwidth: the best way to read, the median over the turns."""
     speeds = {way: common.median([turn[way] for turn in turns]) for way in turns[0]}
     parameter_bytes = 4 * setup.n_params()
     best = max(speeds.values())
@@ -158,7 +158,7 @@ def bound_of(turns: list[dict[str, float]], setup: Setup) -> Result:
 
 
 def figures_of(turns: list[Result], n: int) -> Result:
-    """The medians of a contender's turns; a later token is one after the first, which comes with the prompt."""
+    """The medians over the turns of a contender; "later" tokens are those after the first."""
     seconds = [turn["s"] for turn in turns]
     later = [s for turn in turns for s in turn["later_s"]]
     return {
@@ -174,7 +174,7 @@ def figures_of(turns: list[Result], n: int) -> Result:
 
 
 def compare_rows(rows: dict[str, Result], bound: Result, n: int, scores: dict[str, float]) -> None:
-    """Add what follows from all of them: ratio to the first, shares of the bound, tokens that agree with the first."""
+    """Add the ratio to the first contender, shares of the bound, and the tokens that agree with the first."""
     reference = next(iter(rows.values()))
     for name, row in rows.items():
         row["score"] = scores[name]

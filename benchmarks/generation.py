@@ -1,6 +1,6 @@
-"""The contenders of generate.py: one sequence written with a key/value cache, and how fast memory can be read.
+"""The contenders of generate.py: decoding one sequence with a KV cache, and the bandwidth of memory.
 
-Each class lives in a process of its own (see workers.py) and imports only its own side.
+Each class runs in its own process (see workers.py) and imports only its own library.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from benchmarks.workers import Unavailable
 Stamp = Callable[[], None]
 
 
-class Writer:
-    """What every contender shares: the prompt, the timing, and a score to compare them by."""
+class Decoder:
+    """Base class of the contenders: the prompt, the timing, and a score by which they are compared."""
 
     def __init__(self, setup: dict[str, Any], inputs: str, prompt: int, **options: Any) -> None:
         from safetensors import safe_open
@@ -31,11 +31,11 @@ class Writer:
         self.prompt, self.continuation = tokens[:prompt], tokens[prompt:]
 
     def prepare(self, inputs: str, **options: Any) -> None:
-        """Make the model."""
+        """Create the model."""
         raise NotImplementedError
 
-    def write(self, n: int, stamp: Stamp) -> list[int]:
-        """n tokens after the prompt, the likeliest each time; calls `stamp` after each."""
+    def generate(self, n: int, stamp: Stamp) -> list[int]:
+        """Generate n tokens after the prompt, the likeliest each time; calls `stamp` after each."""
         raise NotImplementedError
 
     def logits(self) -> Any:
@@ -43,7 +43,7 @@ class Writer:
         raise NotImplementedError
 
     def score(self) -> float:
-        """The mean loss of a given continuation, each token fed through the cache as it is when writing."""
+        """The mean loss of a given continuation, each token fed through the cache as in decoding."""
         run, ids, total = self.logits(), self.prompt, 0.0
         for token in self.continuation:
             logits = run(ids)
@@ -53,36 +53,36 @@ class Writer:
         return total / len(self.continuation)
 
     def run(self, n: int) -> dict[str, Any]:
-        """A turn: seconds of the whole, of the prompt with the first token, of the later ones; page faults a token."""
+        """Do a turn. Returns seconds in all, until the first token, and of later tokens; page faults per token."""
         times, faults = [time.perf_counter()], common.page_faults()
-        tokens = self.write(n, lambda: times.append(time.perf_counter()))
+        tokens = self.generate(n, lambda: times.append(time.perf_counter()))
         faults, seconds = common.page_faults() - faults, time.perf_counter() - times[0]
         later = [after - before for before, after in zip(times[1:], times[2:], strict=False)]
         return {"s": seconds, "first_s": times[1] - times[0], "later_s": later, "faults": faults / n, "tokens": tokens}
 
     def memory(self) -> float:
-        """The most memory held, in MB."""
+        """The peak memory in MB."""
         return common.peak_memory()
 
 
-class Ours(Writer):
-    """tensorgrad, by gpt/generate/__init__.py."""
+class Ours(Decoder):
+    """tensorgrad, with gpt/generate/__init__.py."""
 
     def prepare(self, inputs: str, threads: int, backend: str) -> None:
-        """See Writer."""
+        """See Decoder."""
         from safetensors import safe_open
 
         from gpt.fused import FusedGPT
 
         import_tensorgrad(backend, threads)
         self.model = FusedGPT(self.setup.model())
-        with safe_open(inputs, framework="numpy") as weights:  # one at a time, as the others
+        with safe_open(inputs, framework="numpy") as weights:  # one at a time, as the other contenders do
             for name, p in self.model.named_parameters():
                 p.data[...] = weights.get_tensor(name)
         self.model.eval()
 
-    def write(self, n: int, stamp: Stamp) -> list[int]:
-        """See Writer."""
+    def generate(self, n: int, stamp: Stamp) -> list[int]:
+        """See Decoder."""
         from gpt.generate import Generation
 
         written = []
@@ -92,7 +92,7 @@ class Ours(Writer):
         return written
 
     def logits(self) -> Any:
-        """See Writer."""
+        """See Decoder."""
         import numpy as np
 
         import tensorgrad as tg
@@ -107,19 +107,19 @@ class Ours(Writer):
         return run
 
 
-class Torch(Writer):
-    """PyTorch, torch_gpt.py's model and cache, written in a plain loop."""
+class Torch(Decoder):
+    """PyTorch, with the model and cache of torch_gpt.py, in a plain loop."""
 
     def prepare(self, inputs: str, threads: int) -> None:
-        """See Writer."""
+        """See Decoder."""
         self.torch = import_torch(threads)
         from benchmarks.torch_gpt import TorchGPT, load_weights
 
         self.model = TorchGPT(self.setup).eval()
         load_weights(self.model, inputs)
 
-    def write(self, n: int, stamp: Stamp) -> list[int]:
-        """See Writer."""
+    def generate(self, n: int, stamp: Stamp) -> list[int]:
+        """See Decoder."""
         from benchmarks.torch_gpt import Cache
 
         with self.torch.inference_mode():
@@ -132,7 +132,7 @@ class Torch(Writer):
         return written
 
     def logits(self) -> Any:
-        """See Writer."""
+        """See Decoder."""
         from benchmarks.torch_gpt import Cache
 
         cache = Cache(self.setup)
@@ -145,7 +145,7 @@ class Torch(Writer):
 
 
 class Streamer:
-    """What transformers' `generate` tells of every token that it has; the prompt comes first."""
+    """Gets every token from `generate` of transformers, after the prompt."""
 
     def __init__(self, stamp: Stamp) -> None:
         self.stamp, self.after_prompt = stamp, False
@@ -157,14 +157,14 @@ class Streamer:
         self.after_prompt = True
 
     def end(self) -> None:
-        """Called at the end."""
+        """Called after the last token."""
 
 
-class HuggingFace(Writer):
-    """Hugging Face transformers' GPT-2 with its own cache, by its own `generate`."""
+class HuggingFace(Decoder):
+    """GPT-2 of Hugging Face transformers with its own cache and `generate`."""
 
     def prepare(self, inputs: str, threads: int) -> None:
-        """See Writer."""
+        """See Decoder."""
         self.torch = import_torch(threads)
         if not self.setup.bias:
             raise Unavailable("transformers' GPT-2 always has biases, and this configuration has none")
@@ -191,8 +191,8 @@ class HuggingFace(Writer):
                 w = weights.get_tensor(name)
                 p.copy_(w.T if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else w)
 
-    def write(self, n: int, stamp: Stamp) -> list[int]:
-        """See Writer."""
+    def generate(self, n: int, stamp: Stamp) -> list[int]:
+        """See Decoder."""
         ids = self.torch.tensor([self.prompt])
         with self.torch.inference_mode():
             out = self.model.generate(
@@ -202,7 +202,7 @@ class HuggingFace(Writer):
         return out[0, len(self.prompt) :].tolist()
 
     def logits(self) -> Any:
-        """See Writer."""
+        """See Decoder."""
         cache = None
 
         def run(ids: list[int]) -> Any:
@@ -216,7 +216,7 @@ class HuggingFace(Writer):
 
 
 class Bandwidth:
-    """How fast memory can be read: the best of some ways of going through a large array once."""
+    """The bandwidth of memory: several ways to read a large array once."""
 
     def __init__(self, threads: int, read_mb: int, with_numba: bool = False) -> None:
         import numpy as np
@@ -230,15 +230,15 @@ class Bandwidth:
         if with_numba:
             with contextlib.suppress(Unavailable):
                 self.numba = import_tensorgrad("numba", threads).get_backend()
-            import_tensorgrad("numpy", threads)  # numba leaves NumPy's BLAS one thread
+            import_tensorgrad("numpy", threads)  # the numba backend sets NumPy's BLAS to one thread
 
     def run(self) -> dict[str, float]:
-        """A turn: GB/s of each way."""
+        """Do a turn. Returns GB/s of each way."""
         flat = self.x.reshape(-1)
         ways = {
             "matrix times vector": lambda: self.x @ self.vector,
             "dot product": lambda: self.np.dot(flat, flat),
-            "maximum, a thread a part": lambda: list(self.pool.map(self.np.max, self.parts)),
+            "maximum, one part per thread": lambda: list(self.pool.map(self.np.max, self.parts)),
         }
         if self.numba is not None:
             ways["matrix times vector, by numba"] = lambda: self.numba.linear(self.vector[None], self.x, None)

@@ -1,7 +1,7 @@
-"""What the GPU benchmarks share: a card seen by CuPy or by PyTorch, times by CUDA events, figures kept as they come.
+"""Shared by the GPU benchmarks: a card used by CuPy or by PyTorch, times by CUDA events, figures saved at once.
 
-With `stand_in` the same code runs on a machine without a GPU, over the tests' stand-in for CuPy and PyTorch on the CPU:
-its times mean nothing, but every line has been run.
+With `stand_in` the same code runs without a GPU, on the tests' emulation of CuPy and on PyTorch on the CPU. Its times
+mean nothing, but every line runs.
 """
 
 import atexit
@@ -20,7 +20,7 @@ GIB = 2**30
 
 
 class Ours:
-    """The card through the cupy backend."""
+    """The card, used by the cupy backend."""
 
     def __init__(self, stand_in: bool) -> None:
         self.stack = ExitStack()
@@ -64,16 +64,16 @@ class Ours:
         return [float(self.cupy.cuda.get_elapsed_time(start, end)) for start, end in events]
 
     def used_gib(self) -> float:
-        """Memory of the card that is taken, by everything: nothing else should run on it."""
+        """The memory of the card in use, by all processes: nothing else should run on it."""
         free, total = self.cupy.cuda.runtime.memGetInfo()
         return (total - free) / GIB
 
-    def forget_memory(self) -> None:
-        """Give memory that no array holds back to the card."""
+    def free_memory(self) -> None:
+        """Return unused memory to the card."""
         self.cupy.get_default_memory_pool().free_all_blocks()
 
     def _count_launches(self) -> None:
-        """Count what our launcher and cuBLASLt are asked for; CuPy's own kernels go uncounted."""
+        """Count the launches of our kernels and of cuBLASLt. CuPy's own kernels are not counted."""
         launcher, multiply = self.k.launcher, self.k.cublaslt.multiply
         launch = launcher.launch
 
@@ -89,7 +89,7 @@ class Ours:
 
 
 class Theirs:
-    """The card through PyTorch; the CPU in its place as a stand-in."""
+    """The card, used by PyTorch; with `stand_in`, the CPU."""
 
     def __init__(self, stand_in: bool) -> None:
         import torch
@@ -125,21 +125,21 @@ class Theirs:
         free, total = self.torch.cuda.mem_get_info()
         return float(total - free) / GIB
 
-    def forget_memory(self) -> None:
+    def free_memory(self) -> None:
         """See Ours."""
         if not self.stand_in:
             self.torch.cuda.empty_cache()
 
 
 class Figures:
-    """What a part has measured so far, in a file that is whole after every figure: the part may run out of time."""
+    """The figures of a part, saved after each one, since the part may run out of time."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self.values: dict[str, Any] = {}
 
     def add(self, **values: Any) -> None:
-        """Keep them."""
+        """Add figures and write the file."""
         self.values |= values
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_suffix(".part")
@@ -148,5 +148,5 @@ class Figures:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it says that the card has no room."""
+    """Whether the error says that the memory of the card is exhausted."""
     return isinstance(error, MemoryError) or "memory" in f"{type(error).__name__} {error}".lower()

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Everything that needs a GPU, in one command and under nine minutes; benchmarks/gpu_check.sh calls it.
+"""Test and measure everything that needs a GPU, in less than nine minutes; benchmarks/gpu_check.sh calls it.
 
     python benchmarks/gpu_check.py                        all of it
     python benchmarks/gpu_check.py --only kernels ours    some parts
-    python benchmarks/gpu_check.py --stand-in             a rehearsal without a GPU, tiny: its times mean nothing
+    python benchmarks/gpu_check.py --stand-in             without a GPU, at tiny sizes: its times mean nothing
 
-Every part is a program of its own with a time of its own; one that fails or runs out of time is recorded, and the next
-one runs. What they measured, and what they said, lies in one folder under benchmarks/results/ (--out).
+Every part is a program with a time limit. A part that fails or runs out of time is recorded, and the next one runs.
+Their figures and output are saved in one folder under benchmarks/results/ (--out).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 from benchmarks import common
 from benchmarks.configurations import SETUPS, write_inputs
@@ -42,27 +42,27 @@ SMALL_TESTS = "kernels_at_the_sizes or optimizer"
 
 @dataclass(frozen=True)
 class Part:
-    """A program: its command, the seconds it may take, and those that it is sure to get whatever others take."""
+    """A program: its command, its time limit in seconds, and the seconds that are reserved for it."""
 
     name: str
     command: list[str]
     limit_s: float
     least_s: float
     environment: dict[str, str] = field(default_factory=dict)
-    needs: str = ""  # why it cannot run here
+    needs: str = ""  # why it cannot run here, if it cannot
 
 
 def parts(folder: Path, stand_in: bool, data: str, no_torch: str = "") -> list[Part]:
-    """All parts, in the order in which they run: what is right first, then what is fast, PyTorch's slowest last.
+    """All parts in order: correctness first, then speed, with PyTorch's slowest part last.
 
-    no_torch: why PyTorch cannot be compared with.
+    no_torch: why PyTorch cannot be used for comparison, if it cannot.
     """
     inputs, flag = str(folder / "inputs.safetensors"), ["--stand-in"] if stand_in else []
     batches = ["--batches", "2", "1", "largest"] if stand_in else []
     chosen = ["-q", "-p", "no:cacheprovider", "-m", "not gpu" if stand_in else "gpu"]
     processes = str(2 if stand_in else max(1, min(PROCESSES, common.available_threads())))
     tests = [PYTHON, "-m", "benchmarks.gpu_tests", processes, *chosen, "tests/gpu"]
-    few, fewer = (["-k", "written"], ["-k", "optimizer"]) if stand_in else ([], ["-k", SMALL_TESTS])
+    few, fewer = (["-k", "generated_text"], ["-k", "optimizer"]) if stand_in else ([], ["-k", SMALL_TESTS])
     sanitizer = shutil.which("compute-sanitizer")
     without = "" if sanitizer or stand_in else "compute-sanitizer is not installed: it comes with the CUDA toolkit"
     under = [sanitizer, "--error-exitcode", "9", "--leak-check", "no"] if sanitizer and not stand_in else []
@@ -110,10 +110,10 @@ def main() -> int:
             result["parts"][part.name] = run(part, folder, min(part.limit_s, max(left, part.least_s)))
             common.write_json(folder / "gpu_check.json", result | {"seconds": round(time.monotonic() - started, 1)})
     finally:
-        (folder / "inputs.safetensors").unlink(missing_ok=True)  # half a gigabyte that the seed can make again
+        (folder / "inputs.safetensors").unlink(missing_ok=True)  # half a gigabyte, which the seed reproduces
     text = report(result["parts"])
     (folder / "report.txt").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n\nin {time.monotonic() - started:.0f} s; all of it in {folder}")
+    print(f"\n{text}\n\nin {time.monotonic() - started:.0f} s; results in {folder}")
     return 0 if all(part["status"] in ("passed", "left out") for part in result["parts"].values()) else 1
 
 
@@ -124,17 +124,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget", type=common.at_least(1), default=BUDGET_S, help="seconds for all of it")
     parser.add_argument("--data", default="shakespeare", help="the text of the comparison with the CPU")
     parser.add_argument("--out", help="the folder (default: a new one in results/)")
-    parser.add_argument("--stand-in", action="store_true", help="rehearse it without a GPU")
+    parser.add_argument("--stand-in", action="store_true", help="run without a GPU, to test the programs")
     return parser.parse_args()
 
 
 def why_no_torch() -> str:
-    """Why PyTorch cannot be compared with, in one line; empty where it sees the GPU."""
+    """Why PyTorch cannot be used for comparison, in one line; empty if it sees the GPU."""
     question = "import torch, sys; sys.exit(not torch.cuda.is_available())"
     try:
         asked = subprocess.run([PYTHON, "-c", question], capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
-        return "PyTorch was asked for 120 s whether it sees the GPU, and has not answered"
+        return "PyTorch did not answer within 120 s whether it sees the GPU"
     if not asked.returncode:
         return ""
     missing = "No module named 'torch'" in asked.stderr
@@ -143,7 +143,7 @@ def why_no_torch() -> str:
 
 
 def run(part: Part, folder: Path, limit_s: float) -> dict[str, Any]:
-    """Run a part; how it ended, its seconds, what it measured, and the last lines that it said."""
+    """Run a part. Returns how it ended, its seconds, its figures, and its last lines of output."""
     if part.needs:
         common.progress(f"{part.name}: left out: {part.needs}")
         return {"status": "left out", "reason": part.needs}
@@ -161,7 +161,7 @@ def run(part: Part, folder: Path, limit_s: float) -> dict[str, Any]:
             status = "passed" if code == 0 else f"failed with status {code}"
         except subprocess.TimeoutExpired:
             status = f"out of time after {limit_s:.0f} s"
-        finally:  # and whatever it has started, PyTorch's compilers for one
+        finally:  # with all that it started, such as PyTorch's compilers
             kill(process)
     outcome: dict[str, Any] = {"status": status, "seconds": round(time.monotonic() - started, 1)}
     if (figures := folder / f"{name}.json").exists():
@@ -172,7 +172,7 @@ def run(part: Part, folder: Path, limit_s: float) -> dict[str, Any]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a part and all processes of its session."""
+    """Kill a part and all processes of its session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

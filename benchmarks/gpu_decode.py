@@ -1,9 +1,9 @@
-"""GPT-2 124M writing on a GPU, one sequence with a key/value cache in bfloat16, for gpu_check.py.
+"""Decoding with GPT-2 124M on a GPU, one sequence with a KV cache in bfloat16, for gpu_check.py.
 
     python -m benchmarks.gpu_decode CONTENDER INPUTS OUT [--stand-in]
 
-CONTENDER is `ours` or `torch`. A token is looked at before the next one is asked for, on both sides. Every token reads
-every weight once: the bound is their bytes over the speed at which the card reads memory.
+CONTENDER is `ours` or `torch`. Both read each token on the host before they compute the next one. Every token reads
+every weight once: the bound is their bytes over the bandwidth of the card's memory.
 """
 
 import argparse
@@ -20,7 +20,7 @@ PROMPT, NEW, ROUNDS = 64, 192, 3
 
 
 def ours(setup: Setup, inputs: str, stand_in: bool, prompt: int, new: int) -> tuple[Any, Any]:
-    """A function that writes and returns the seconds of each token; the card."""
+    """Return a function that decodes and returns the seconds of each token, and the card."""
     from safetensors.numpy import load_file
 
     from gpt.fused import FusedGPT
@@ -71,16 +71,16 @@ def theirs(setup: Setup, inputs: str, stand_in: bool, prompt: int, new: int) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Time GPT-2 124M writing on a GPU.")
+    parser = argparse.ArgumentParser(description="Time decoding with GPT-2 124M on a GPU.")
     parser.add_argument("contender", choices=("ours", "torch"))
-    parser.add_argument("inputs", help="weights and tokens, as write_inputs makes them")
+    parser.add_argument("inputs", help="weights and tokens, the file of write_inputs")
     parser.add_argument("out", help="the JSON file")
     parser.add_argument("--stand-in", action="store_true", help="no GPU: a tiny model, and times that mean nothing")
     options = parser.parse_args()
     setup, prompt, new = (SETUPS["tiny"], 4, 4) if options.stand_in else (GPT2, PROMPT, NEW)
     make = ours if options.contender == "ours" else theirs
     write, card = make(setup, options.inputs, options.stand_in, prompt, new)
-    write()  # whatever is compiled
+    write()  # includes compilation
     rounds = [write() for _ in range(ROUNDS)]
     later = [seconds for times in rounds for seconds in times[1:]]
     Figures(options.out).add(

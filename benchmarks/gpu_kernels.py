@@ -1,9 +1,9 @@
-"""Every kernel of a GPT-2 124M step by itself, beside its roof, for gpu_check.py.
+"""Every kernel of a training step of GPT-2 124M beside its roofline, for gpu_check.py.
 
     python -m benchmarks.gpu_kernels OUT [--stand-in]
 
-A kernel that reads and writes is held to the speed at which the card copies memory, one that multiplies to the speed
-of a large bfloat16 product; both are measured here, first. Operations of attention are those that causality leaves.
+Kernels that are bound by memory are compared with the speed of a copy, matrix products with the speed of a large
+bfloat16 product; both are measured first. The operations of attention are those that the causal mask leaves.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks.gpu_card import Figures, Ours
 
 @dataclass(frozen=True)
 class Kernel:
-    """A call, and what it has to do: bytes to read and write, or operations."""
+    """A call, and its bytes read and written, or its operations."""
 
     name: str
     call: Callable[[], Any]
@@ -29,9 +29,9 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Sizes:
-    """B sequences of T tokens, H heads of D numbers, V words."""
+    """B sequences of T tokens, H heads of size D, vocabulary V."""
 
-    B: int = 64  # so many that no array fits into the L2 cache
+    B: int = 64  # large enough that no array fits into the L2 cache
     T: int = 1024
     H: int = 12
     D: int = 64
@@ -55,13 +55,13 @@ class Bench:
         self.rng = np.random.default_rng(0)
 
     def draw(self, *shape: int, dtype: Any = None) -> Any:
-        """Normal numbers: a block of them, repeated, since a GPU holds more than a CPU draws quickly."""
+        """Normally distributed numbers: a block of them, repeated, because drawing all of them takes long."""
         n = math.prod(shape)
         block = self.rng.standard_normal(min(n, 2**20), self.np.float32).astype(dtype or self.bf16)
         return self.k.asarray(self.np.resize(block, n).reshape(shape))
 
     def copy_speed(self, repeats: int) -> float:
-        """GB/s of a copy: what is read and what is written."""
+        """GB/s of a copy, read plus written."""
         xp = self.card.cupy
         x, y = xp.zeros(self.s.copied, self.np.uint8), xp.zeros(self.s.copied, self.np.uint8)
 
@@ -91,7 +91,7 @@ class Bench:
         options = (True, None, None, 1 / math.sqrt(s.D))
         y, lse = k.attention(q, key, v, *options)
         dy = self.draw(s.B, s.T, s.H, s.D).transpose(0, 2, 1, 3)
-        pairs = s.B * s.H * s.T * (s.T + 1) / 2  # queries and the keys that they see
+        pairs = s.B * s.H * s.T * (s.T + 1) / 2  # of a query and a key that it attends to
         yield Kernel("attention", lambda: k.attention(q, key, v, *options), flop=4 * pairs * s.D)
         yield Kernel(
             "attention_backward", lambda: k.attention_backward(dy, q, key, v, y, lse, *options), flop=10 * pairs * s.D
@@ -100,7 +100,7 @@ class Bench:
         yield Kernel("attention over a cache", lambda: k.attention(one, key[:1], v[:1], *options), bytes=2 * size)
 
     def rows(self) -> Iterator[Kernel]:
-        """What goes over memory once: bytes are those of every array read or written."""
+        """Kernels that read and write every array once."""
         s, k = self.s, self.k
         n, c = s.B * s.T, s.H * s.D
         x, dy, weight, bias = self.draw(n, c), self.draw(n, c), self.draw(c), self.draw(c)
@@ -147,7 +147,7 @@ class Bench:
             yield Kernel(f"dweight {name}", lambda dy=dy, x=x: k.linear_backward_weight(dy, x), flop=flop)
 
     def whole_model(self) -> Iterator[Kernel]:
-        """What the optimiser does with all parameters: GPT-2's embedding and one of its blocks."""
+        """The update of all parameters: those of GPT-2's embedding and of one block."""
         import tensorgrad as tg
 
         s = self.s
@@ -165,7 +165,7 @@ class Bench:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Time every kernel of a step beside its roof.")
+    parser = argparse.ArgumentParser(description="Time every kernel of a step beside its roofline.")
     parser.add_argument("out", help="the JSON file")
     parser.add_argument("--stand-in", action="store_true", help="no GPU: tiny shapes, and times that mean nothing")
     options = parser.parse_args()
@@ -178,7 +178,7 @@ def main() -> int:
         row: dict[str, Any] = {"kernel": kernel.name}
         try:
             times = card.times(kernel.call, repeats)
-        except Exception as error:  # the others are still to be measured
+        except Exception as error:  # measure the other kernels all the same
             row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
         else:
             ms = common.median(times)

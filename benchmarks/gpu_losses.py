@@ -1,10 +1,10 @@
-"""Shakespeare by characters, trained on the GPU and on the CPU alike, for gpu_check.py.
+"""Train a character model of Shakespeare on the GPU and on the CPU, for gpu_check.py.
 
     python -m benchmarks.gpu_losses OUT [--data FILE] [--max-iters 500] [--stand-in]
 
-The same seed, so the same weights at the start, the same batches and the same masks of dropout, on every backend: the
-losses of the first steps have to agree step by step, and later, when rounding has led the weights apart, on average.
-Runs train.py itself, once a dtype on the GPU, and on the CPU at the same time.
+The same seed gives the same initial weights, batches and dropout masks on every backend. The losses of the first steps
+must agree step by step; the last ones, when rounding has made the weights differ, on average. It runs train.py once for
+each dtype on the GPU, and on the CPU at the same time.
 """
 
 import argparse
@@ -27,13 +27,13 @@ SETTINGS = [
 ]  # fmt: skip
 TINY = ["--n-layer", "1", "--n-embd", "16", "--block-size", "16", "--eval-iters", "1"]
 DTYPES = ("float32", "bfloat16")
-FIRST, LAST = 20, 100  # steps that are compared one by one, and steps at the end whose means are
-# by dtype: how far a loss of the first steps may be off, and the mean of the last, relatively
+FIRST, LAST = 20, 100  # first steps, compared one by one; last steps, whose means are compared
+# relative tolerances by dtype: of the losses of the first steps, and of the mean of the last
 TOLERANCE = {"float32": (1e-4, 5e-3), "bfloat16": (1e-2, 5e-3)}
 
 
 def command(out: Path, backend: str, dtype: str, options: argparse.Namespace) -> list[str]:
-    """train.py's command line; for a stand-in numpy, since another process has no stand-in for a GPU."""
+    """The command line of train.py; with `stand_in` on numpy, since the emulation exists only in one process."""
     backend = "numpy" if options.stand_in else backend
     iters, sizes = str(options.max_iters), TINY if options.stand_in else []
     return [
@@ -49,7 +49,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def compare(there: list[float], here: list[float], dtype: str) -> dict[str, Any]:
-    """How far the GPU's losses are from the CPU's, and whether that is near enough."""
+    """The differences between the GPU's and the CPU's losses, and whether they are within the tolerances."""
     first, last = TOLERANCE[dtype]
     steps = [abs(a - b) / abs(b) for a, b in zip(there, here, strict=True)]
     mean_there, mean_here = (sum(x[-LAST:]) / len(x[-LAST:]) for x in (there, here))

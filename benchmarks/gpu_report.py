@@ -1,4 +1,4 @@
-"""What gpu_check.py says in the end: the figures of its parts as tables, and what the project is held to."""
+"""The report of gpu_check.py: the figures of its parts as tables, and the targets of the project."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from benchmarks import common
 Parts = dict[str, dict[str, Any]]
 FLOP_PER_TOKEN = 854.8e6  # GPT-2 124M at 1024 tokens: six for every weight, and attention (nanoGPT's formula)
 
-# what is held to what: name, the least it may be
+# target: the least value
 TARGETS = {
     "tokens/s, B 64, ours / compiled PyTorch": 1.0,
     "tokens/s, B 64, ours / eager PyTorch": 1.8,
@@ -21,7 +21,7 @@ TARGETS = {
 
 
 def report(parts: Parts) -> str:
-    """All of it as text."""
+    """The report as text."""
     sections = [
         status_table(parts),
         losses_table(parts),
@@ -34,13 +34,13 @@ def report(parts: Parts) -> str:
 
 
 def figures(parts: Parts, name: str) -> dict[str, Any]:
-    """What a part measured; nothing where it did not run, or not far enough."""
+    """The figures of a part; empty if it did not run, or failed before the first figure."""
     found = parts.get(name, {}).get("figures", {})
     return found if isinstance(found, dict) else {}
 
 
 def status_table(parts: Parts) -> str:
-    """How every part ended, and the last words of those that failed."""
+    """How every part ended, and the last output of those that failed."""
     rows = [[name, part["status"], f"{part.get('seconds', 0):.0f} s"] for name, part in parts.items()]
     lines = [common.table(["part", "", ""], rows)]
     for name, part in parts.items():
@@ -61,7 +61,7 @@ def losses_table(parts: Parts) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    header = ["training beside the CPU", "GPU's last 100", "CPU's", "apart", "first steps apart", "near enough"]
+    header = ["training beside the CPU", "GPU's last 100", "CPU's", "difference", "of first steps", "passed"]
     return common.table(header, cells) if cells else ""
 
 
@@ -94,7 +94,7 @@ def step_table(parts: Parts) -> str:
 
 
 def kernel_table(parts: Parts) -> str:
-    """Every kernel beside its roof."""
+    """Every kernel beside its roofline."""
     found = figures(parts, "kernels")
     cells = []
     for row in found.get("rows", []):
@@ -106,11 +106,11 @@ def kernel_table(parts: Parts) -> str:
     if not cells:
         return ""
     roofs = f"a copy: {found['copy_gb_per_s']:,.0f} GB/s; a large product: {found['product_tflop_per_s']:.0f} TFLOP/s"
-    return f"{found['gpu']}; {roofs}\n" + common.table(["kernel", "microseconds", "", "of roof"], cells)
+    return f"{found['gpu']}; {roofs}\n" + common.table(["kernel", "microseconds", "", "of roofline"], cells)
 
 
 def decoding_table(parts: Parts) -> str:
-    """Writing, beside the bound of bandwidth."""
+    """Decoding, beside the bound of bandwidth."""
     cells = []
     for part in ("decoding", "torch decoding"):
         row = figures(parts, part)
@@ -118,7 +118,7 @@ def decoding_table(parts: Parts) -> str:
             share = share_of_bandwidth(parts, row)
             of_bound = "" if share is None else f"{share:.2f}"
             cells.append([row["contender"], f"{row['tokens_per_s']:.0f}", f"{row['later_ms']:.3f}", of_bound])
-    return common.table(["writing, one sequence", "tokens/s", "ms a token", "of bound"], cells) if cells else ""
+    return common.table(["decoding, one sequence", "tokens/s", "ms a token", "of bound"], cells) if cells else ""
 
 
 def share_of_bandwidth(parts: Parts, row: dict[str, Any]) -> float | None:
@@ -155,10 +155,10 @@ def ratio(a: float | None, b: float | None) -> float | None:
 
 
 def target_table(parts: Parts) -> str:
-    """What the project is held to, and what it is."""
+    """The targets of the project, and the values."""
     cells = [
         [name, f"{TARGETS[name]:g}", "not measured" if value is None else f"{value:.2f}",
          "" if value is None else "met" if value >= TARGETS[name] else "MISSED"]
         for name, value in measured(parts).items()
     ]  # fmt: skip
-    return common.table(["held to", "at least", "is", ""], cells)
+    return common.table(["target", "at least", "value", ""], cells)

@@ -1,10 +1,10 @@
-"""GPT-2 124M trained on a GPU, for gpu_check.py: tensorgrad, or PyTorch with all that makes it fast.
+"""Train GPT-2 124M on a GPU, for gpu_check.py: with tensorgrad, or with PyTorch at its fastest.
 
     python -m benchmarks.gpu_training CONTENDER INPUTS OUT [--batches 64 4 16 largest] [--stand-in]
 
 CONTENDER is `ours` (each step launched, then as a CUDA graph), `eager` or `compile` (PyTorch with bfloat16 autocast,
 F.scaled_dot_product_attention, fused AdamW). A step is nanoGPT's: forward, backward, gradients clipped to a norm of 1,
-AdamW. Nobody reads the loss before the end. bfloat16 with float32 master weights on both sides.
+AdamW. The loss is not read on the host. Both sides use bfloat16 with float32 master weights.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Ourselves:
         self.arrays = load_file(inputs)
 
     def make(self, batch: int, mode: str) -> Step:
-        """A training step on batches of that size; returns the loss on the card."""
+        """Return a training step on batches of that size, which returns the loss on the card."""
         import tensorgrad as tg
         from gpt.fused import FusedGPT
         from tensorgrad.random import Stream, default_generator
@@ -113,7 +113,7 @@ class PyTorch:
         return step
 
     def pinned(self, arrays: tuple[Any, ...]) -> list[Any]:
-        """On the host, where the card can fetch them while it computes."""
+        """In pinned memory of the host, from which the card copies while it computes."""
         tensors = [self.card.torch.from_numpy(x) for x in arrays]
         return tensors if self.card.stand_in else [x.pin_memory() for x in tensors]
 
@@ -134,7 +134,7 @@ class PyTorch:
 
 
 def batches_of(idx: Any, targets: Any, batch: int) -> Any:
-    """(idx, targets) of that many rows each, taken from those that are there, again and again."""
+    """Yield (idx, targets) of that many rows each, taken cyclically from the given ones."""
     import numpy as np
 
     flat = [x.reshape(-1, x.shape[-1]) for x in (idx, targets)]
@@ -145,8 +145,8 @@ def batches_of(idx: Any, targets: Any, batch: int) -> Any:
 
 def measure(contender: Any, batch: int, mode: str, steps: int) -> dict[str, Any]:
     """Losses of the first steps, then times, memory, launches."""
-    gc.collect()  # a graph and what it was made of know each other
-    contender.card.forget_memory()
+    gc.collect()  # a CUDA graph and its function refer to each other
+    contender.card.free_memory()
     step = contender.make(batch, mode)
     losses = [contender.number(step()) for _ in range(FIRST_STEPS)]
     launches = contender.launches(step) if mode != "graph" else 1
@@ -160,7 +160,7 @@ def measure(contender: Any, batch: int, mode: str, steps: int) -> dict[str, Any]
 
 
 def largest_batch(rows: list[dict[str, Any]], total_gib: float) -> int | None:
-    """What should fit, on the line through the memory that two batches took; None where they say nothing."""
+    """The largest batch that should fit, by a linear fit to the memory of two batches; None if there is no fit."""
     distinct = {row["batch"]: row["memory_gib"] for row in rows if "memory_gib" in row}
     if len(distinct) < 2:
         return None
@@ -172,7 +172,7 @@ def largest_batch(rows: list[dict[str, Any]], total_gib: float) -> int | None:
 
 
 def run(contender: Any, batches: list[str], steps: int, figures: Figures, total_gib: float) -> None:
-    """Measure every batch in every mode; what does not fit is a row that says so."""
+    """Measure every batch in every mode; a batch that does not fit into memory becomes a row that says so."""
     rows: list[dict[str, Any]] = []
     for asked in batches:
         size = largest_batch(rows, total_gib) if asked == "largest" else int(asked)
@@ -198,7 +198,7 @@ def tried(contender: Any, batch: int, mode: str, steps: int) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Train GPT-2 124M on a GPU and time it.")
     parser.add_argument("contender", choices=("ours", "eager", "compile"))
-    parser.add_argument("inputs", help="weights and batches, as write_inputs makes them")
+    parser.add_argument("inputs", help="weights and batches, the file of write_inputs")
     parser.add_argument("out", help="the JSON file")
     parser.add_argument("--batches", nargs="+", default=["64", "4", "16", "largest"])
     parser.add_argument("--stand-in", action="store_true", help="no GPU: a tiny model, and times that mean nothing")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A run killed again and again, beside one that never was: the same weights, moments and metrics, bit for bit.
+"""Compare a run that is killed and resumed many times with one that is not: all bytes must be equal.
 
     python benchmarks/kill_resume.py [--kills 20] [--backends numpy numba] [--seed 0]
 
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 from benchmarks import common
 
@@ -30,15 +30,15 @@ SETTINGS = [
     "--n-layer=2", "--n-head=2", "--n-embd=64", "--block-size=32", "--batch-size=4", "--grad-accum=2", "--dropout=0.1",
     "--eval-interval=40", "--eval-iters=2", "--checkpoint-interval=5", "--warmup-iters=20", "--lr=1e-2",
 ]  # fmt: skip
-ENDLESS = 1_000_000  # steps: no run ends by itself before it is killed, however busy the machine is
+ENDLESS = 1_000_000  # steps: a run never ends by itself before it is killed, however busy the machine is
 MORE_STEPS = 10  # after the last kill
 MOMENTS = ("after some steps", "while saving", "while starting")
-DEADLINE_S = 600  # of one process: only for one that hangs
+DEADLINE_S = 600  # of one process, in case it hangs
 TEXT = "".join(f"{i} times {j} is {i * j}.\n" for i in range(100) for j in range(20))
 
 
 class Killed:
-    """A run in a folder that is started, killed and resumed, always by the same two commands."""
+    """A run that is started, killed and resumed, always by the same two commands."""
 
     def __init__(self, folder: Path, backend: str, settings: list[str], rng: random.Random) -> None:
         self.folder = folder
@@ -49,14 +49,14 @@ class Killed:
         self.output = ""
 
     def start(self, max_iters: int = ENDLESS) -> subprocess.Popen[str]:
-        """Begin, or continue from the newest checkpoint there is."""
+        """Start the run, or resume it from its newest checkpoint."""
         begun = any(self.folder.glob("step-*"))
         words = ["--resume", str(self.folder)] if begun else [*self.settings, f"--out={self.folder}"]
         command = [sys.executable, str(common.ROOT / "train.py"), *words, f"--max-iters={max_iters}"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def kill(self, moment: str) -> None:
-        """Start it, wait for the moment, and kill it; RuntimeError where it ends by itself before."""
+        """Start it, wait for the moment, and kill it. Raises RuntimeError if it ends by itself before."""
         process = self.start()
         if moment == "while starting":
             time.sleep(self.rng.uniform(0, 1.5))
@@ -75,14 +75,14 @@ class Killed:
         self.kills.append(kill)
 
     def finish(self, max_iters: int) -> None:
-        """Start it once more, and let it end after that many steps in all."""
+        """Start it a last time, and let it end after that many steps in total."""
         process = self.start(max_iters)
         self.output += process.communicate(timeout=DEADLINE_S)[0]
         if process.returncode != 0:
             raise RuntimeError(f"ended with {process.returncode}:\n{self.output}")
 
     def results(self) -> dict[str, bytes]:
-        """What has to be the same in the end."""
+        """What has to be equal at the end."""
         step = self.folder / f"step-{self.steps():06d}"
         state = json.loads((step / "state.json").read_text())
         kept = {name: state[name] for name in ("step", "rng", "best_val_loss", "best_step", "skipped")}
@@ -90,7 +90,7 @@ class Killed:
         return {"state": json.dumps(kept).encode(), **{file.name: file.read_bytes() for file in files}}
 
     def steps(self) -> int:
-        """How many it has taken, by its metrics."""
+        """The number of steps so far, according to its metrics."""
         metrics = self.folder / "metrics.jsonl"
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
@@ -108,7 +108,7 @@ class Killed:
 
 
 def compare(backend: str, kills: int, seed: int, settings: list[str], folder: Path) -> dict[str, Any]:
-    """Kill one run and let another run in peace for as many steps, and say what differs between them."""
+    """Kill and resume one run, do not kill another, and return what differs after as many steps."""
     (folder / "text.txt").write_text(TEXT)
     rng = random.Random(seed)
     killed, whole = (Killed(folder / name, backend, settings, rng) for name in ("killed", "whole"))
@@ -120,13 +120,13 @@ def compare(backend: str, kills: int, seed: int, settings: list[str], folder: Pa
     expected, found = whole.results(), killed.results()
     return {
         "backend": backend, "steps": steps, "kills": killed.kills,
-        "passed_over": killed.output.count("which is damaged"),
+        "damaged": killed.output.count("which is damaged"),
         "differs": [name for name in expected if found[name] != expected[name]],
     }  # fmt: skip
 
 
 def main() -> int:
-    """Compare, print a table, and return 0 where nothing differs."""
+    """Compare, print a table, and return 0 if nothing differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=common.at_least(1), default=20, help="of every backend")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
@@ -147,7 +147,7 @@ def main() -> int:
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """One backend's outcome in words."""
+    """The result of one backend in words."""
     counts = Counter(kill["moment"] for kill in row["kills"])
     moments = ", ".join(f"{count} {moment}" for moment, count in counts.items())
     halves = sum(kill["half_saved"] for kill in row["kills"])
@@ -156,7 +156,7 @@ def line_of(row: dict[str, Any]) -> str:
         outcome = f"DIFFERENT: {', '.join(row['differs'])}"
     return (
         f"{row['backend']:6} {row['steps']} steps, killed {len(row['kills'])} times ({moments}), "
-        f"{halves} with half a checkpoint on the disk, {row['passed_over']} passed over: {outcome}"
+        f"{halves} with half a checkpoint on the disk, {row['damaged']} damaged: {outcome}"
     )
 
 

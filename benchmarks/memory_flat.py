@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Ten thousand steps of a tiny model, and the memory that the process holds: flat, or it grows.
+"""Check that the memory of a process does not grow over ten thousand steps of a tiny model.
 
     python benchmarks/memory_flat.py [--steps 10000] [--backend numba] [--plot]
 
-The run validates and saves as any other, every 50 steps. The physical memory (VmRSS) is read every 50 steps; the first
-tenth is warming up. Exits with 1 where the most held after it is more than 1 % above the least. With --plot the run
-draws loss.png as it goes, too: matplotlib takes some 40 MB more, and settles a few MB above where it began.
+The run validates and saves every 50 steps, when the physical memory (VmRSS) is read. After the first tenth, which is
+the warm-up, the maximum may be at most 1 % above the minimum; otherwise the program exits with 1. With --plot the run
+also draws loss.png: matplotlib needs some 40 MB more, and its memory settles a few MB above its start.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 from benchmarks import common
 from gpt.config import TrainConfig
@@ -51,13 +51,13 @@ def measure(steps: int, backend: str, plot: bool, folder: Path) -> list[float]:
 
 
 def growth(mb: list[float]) -> float:
-    """How far the most is above the least, after the first tenth: 0.01 is 1 %."""
+    """How far the maximum is above the minimum after the first tenth: 0.01 is 1 %."""
     steady = mb[len(mb) // 10 :]
     return max(steady) / min(steady) - 1
 
 
 def main() -> int:
-    """Measure, print, and return 0 where memory is flat."""
+    """Measure, print, and return 0 if the memory does not grow."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=common.at_least(10 * EVERY), default=10_000)
     parser.add_argument("--backend", choices=("numpy", "numba"), default="numba")
@@ -71,7 +71,7 @@ def main() -> int:
     grown = growth(mb)
     marks = ", ".join(f"{mb[len(mb) * i // 10 - 1]:.1f}" for i in range(1, 11))
     print(f"{options.backend}, {options.steps} steps, MB after each tenth: {marks}")
-    print(f"after the first tenth the most is {grown:.2%} above the least")
+    print(f"after the first tenth the maximum is {grown:.2%} above the minimum")
     result = {
         "program": "memory_flat",
         "environment": env,

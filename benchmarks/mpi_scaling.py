@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What a second process brings: one step of training by mpirun -n 1 and by mpirun -n 2, a thread each, in turns.
+"""Time a training step by mpirun -n 1 and by mpirun -n 2, with one thread per process, in turns.
 
     python benchmarks/mpi_scaling.py [--config B] [--processes 2] [--out FILE]
 
-Both do the same work, of which each process takes its rows: the same weights, the same batches, gradients summed while
-backward goes on, clipping, AdamW. The losses of the first steps have to agree to 1e-6; else nothing is timed. Every
-turn is a new mpirun, since processes that wait for one another do so by spinning.
+Both do the same work, which the processes share by rows of the batch: the same weights and batches, gradients summed
+during backward, clipping, AdamW. They are timed only if the losses of the first steps agree to 1e-6. Every turn is a
+new mpirun, because processes that wait for others spin.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 from benchmarks import common
 from benchmarks.configurations import SETUPS, write_inputs
@@ -28,7 +28,7 @@ from gpt.cli import ArgumentParser, one_of
 from gpt.cli import run as run_program
 from gpt.config import UserError
 
-WARM_UP = 3  # steps, of which the losses are compared
+WARM_UP = 3  # steps whose losses are compared
 TOLERANCE = 1e-6
 
 
@@ -50,7 +50,7 @@ def main() -> int:
             for n, results in turns.items():
                 common.progress(f"round {number + 1}: {n} process{'es' * (n > 1)}")
                 results.append(launched(n, inputs, options))
-            refuse_other_losses(turns)
+            check_losses(turns)
     result = {"program": "mpi_scaling", "environment": env, "config": options.config, **summary(turns)}
     print(table_of(result))
     common.write_json(common.result_path("mpi_scaling", options.out), result)
@@ -61,20 +61,20 @@ def parse() -> argparse.Namespace:
     parser = ArgumentParser(description="Time a training step in one process and in several, a thread each.")
     parser.add_argument("--config", type=one_of(*SETUPS), default="B", help="the shape of the model")
     parser.add_argument("--processes", type=common.at_least(2, common.available_threads()), default=2)
-    parser.add_argument("--backend", type=one_of("numba", "numpy"), default="numba", help="who computes")
-    parser.add_argument("--rounds", type=common.at_least(1), default=3, help="turns of each")
-    parser.add_argument("--steps", type=common.at_least(1), default=8, help="that a turn times")
+    parser.add_argument("--backend", type=one_of("numba", "numpy"), default="numba", help="the kernels")
+    parser.add_argument("--rounds", type=common.at_least(1), default=3, help="turns of each number of processes")
+    parser.add_argument("--steps", type=common.at_least(1), default=8, help="steps of a turn")
     parser.add_argument("--out", help="the JSON file (default: a new one in results/)")
-    parser.add_argument("--inputs", help=argparse.SUPPRESS)  # of a process that mpirun started
+    parser.add_argument("--inputs", help=argparse.SUPPRESS)  # for the processes that mpirun starts
     return parser.parse_args()
 
 
 def launched(n: int, inputs: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """What n processes measured in a turn."""
+    """Run a turn with n processes, and return what they measured."""
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     mpirun = shutil.which("mpirun", path=beside)
     if mpirun is None:
-        raise UserError("there is no mpirun: pip install mpi4py mpich")
+        raise UserError("mpirun is not installed: pip install mpi4py mpich")
     flags = [f"--config={options.config}", f"--backend={options.backend}", f"--steps={options.steps}"]
     command = [mpirun, "-n", str(n), sys.executable, __file__, *flags, f"--inputs={inputs}"]
     done = subprocess.run(command, env={**os.environ, **common.thread_variables(1)}, stdout=subprocess.PIPE, text=True)
@@ -85,10 +85,10 @@ def launched(n: int, inputs: Path, options: argparse.Namespace) -> dict[str, Any
 
 
 def work(options: argparse.Namespace) -> int:
-    """A turn of one process of the group; the first one prints what it measured."""
+    """The turn of one process, which prints what it measured."""
     from tensorgrad.distributed import world
 
-    trainer = Shared(vars(SETUPS[options.config]), options.inputs, threads=1, backend=options.backend)
+    trainer = DataParallel(vars(SETUPS[options.config]), options.inputs, threads=1, backend=options.backend)
     group = world()
     losses = [trainer.step(*next(trainer.batches)) for _ in range(WARM_UP)]
     milliseconds = []
@@ -101,11 +101,11 @@ def work(options: argparse.Namespace) -> int:
     return 0
 
 
-class Shared(Ours):
-    """tensorgrad, in a group of processes."""
+class DataParallel(Ours):
+    """tensorgrad in a process group."""
 
     def step(self, idx: Any, targets: Any) -> float:
-        """See Training: this process's rows, and the gradients of all."""
+        """See Training. Computes the rows of this process and sums the gradients of all."""
         from gpt.train.step import accumulate_gradients
         from tensorgrad.distributed import GradientReducer, world
 
@@ -120,17 +120,17 @@ class Shared(Ours):
         return loss
 
 
-def refuse_other_losses(turns: dict[int, list[dict[str, Any]]]) -> None:
-    """Raise UserError unless all turns began with the same losses."""
+def check_losses(turns: dict[int, list[dict[str, Any]]]) -> None:
+    """Raise UserError unless all turns begin with the same losses."""
     expected = turns[1][0]["losses"]
     for n, results in turns.items():
         for loss, other in zip(expected, results[-1]["losses"], strict=True):
             if abs(loss - other) > TOLERANCE:
-                raise UserError(f"{n} processes have a loss of {other:.8f}, one alone {loss:.8f}: nothing to compare")
+                raise UserError(f"not timed: {n} processes have a loss of {other:.8f}, one process {loss:.8f}")
 
 
 def summary(turns: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians over all steps, how many times faster, and the largest difference between losses."""
+    """Medians over all steps, the speedup, and the largest difference between losses."""
     alone = turns[1][0]["losses"]
     rows = []
     for n, results in turns.items():

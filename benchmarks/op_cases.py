@@ -1,6 +1,6 @@
-"""What ops.py times: the kernels of a GPT at a configuration's shapes, by tensorgrad and by PyTorch.
+"""The kernels that ops.py times, at the shapes of a configuration, by tensorgrad and by PyTorch.
 
-A case is an op, the shapes of its operands, and which are integers. Both sides make the same numbers from the case.
+A case is an op, the shapes of its operands, and which of them are integers. Both sides draw the same numbers from it.
 """
 
 import math
@@ -15,23 +15,23 @@ from benchmarks.configurations import Setup, parameter_shapes
 from benchmarks.training import BETAS, LR, WEIGHT_DECAY, import_tensorgrad, import_torch
 
 Shape = tuple[int, ...]
-UPDATES = ("adamw", "global_norm")  # of the optimiser: no backward
+UPDATES = ("adamw", "global_norm")  # of the optimiser, without backward
 DROPOUT_P = 0.1
 
 
 @dataclass(frozen=True)
 class Case:
-    """shapes: of the operands that have gradients; integers: (shape, upper end) of an operand of indices."""
+    """shapes: of the operands with gradients. integers: (shape, upper limit) of an operand of indices."""
 
     name: str
     op: str
     shapes: list[Shape]
     integers: tuple[Shape, int] | None = None
-    random: bool = False  # its numbers differ from library to library: not compared
+    random: bool = False  # results differ between libraries and are not compared
 
 
 def cases(setup: Setup) -> list[Case]:
-    """Every kernel on the training path, and those of its relatives, at the shapes of one configuration."""
+    """The kernels of a training step and similar ones, at the shapes of one configuration."""
     c, n, v = setup.n_embd, setup.tokens, setup.vocab_size
     heads = (setup.batch, setup.n_head, setup.block_size, c // setup.n_head)
     vector = [(c,), (c,)] if setup.bias else [(c,)]
@@ -63,7 +63,7 @@ def cases(setup: Setup) -> list[Case]:
 
 
 def numbers(case: Case) -> tuple[list[Any], Any, Any]:
-    """The operands, the indices or None, and a function that makes dy of a shape: all NumPy, the same for everybody."""
+    """The operands, the indices or None, and a function that draws dy of a shape: NumPy arrays, equal for all."""
     import numpy as np
 
     rng = np.random.default_rng(zlib.crc32(case.name.encode()))
@@ -75,10 +75,10 @@ def numbers(case: Case) -> tuple[list[Any], Any, Any]:
 
 
 class Kernels:
-    """What both sides share: one case at a time, timed forward and backward, and a fingerprint of its results."""
+    """Base class of both sides: loads one case at a time, times it, and computes a fingerprint of its results."""
 
     def load(self, case: dict[str, Any]) -> list[float] | None:
-        """Make the operands of a case and return its fingerprint, None where results are random."""
+        """Create the operands of a case. Returns norms of its results and gradients, None if they are random."""
         integers = case["integers"] and (tuple(case["integers"][0]), case["integers"][1])
         self.case = Case(**{**case, "shapes": [tuple(shape) for shape in case["shapes"]], "integers": integers})
         arrays, indices, make_dy = numbers(self.case)
@@ -94,11 +94,11 @@ class Kernels:
         self.dy = self.constant(make_dy(tuple(y.shape)))
         self.backward(y, self.dy)
         fingerprint = [self.norm(y), *(self.norm(self.grad(p)) for p in self.operands)]
-        self.forget_gradients()
+        self.clear_gradients()
         return None if self.case.random else fingerprint
 
     def run(self, seconds: float) -> dict[str, Any]:
-        """A turn of about that many seconds: milliseconds forward and backward of every repetition, page faults."""
+        """Do a turn of about that many seconds. Returns milliseconds of each forward and backward, and page faults."""
         forward, backward = [], []
         end, faults = time.perf_counter() + seconds, common.page_faults()
         while time.perf_counter() < end or len(forward) < 2:
@@ -109,13 +109,13 @@ class Kernels:
             if self.case.op not in UPDATES:
                 self.backward(y, self.dy)
                 backward.append((time.perf_counter() - middle) * 1e3)
-                self.forget_gradients()
+                self.clear_gradients()
         faults = (common.page_faults() - faults) / len(forward)
         return {"forward_ms": forward, "backward_ms": backward, "faults": faults}
 
 
 class Ours(Kernels):
-    """tensorgrad, through its ops: what the engine costs is in it."""
+    """tensorgrad, called through its ops, so that the cost of the tape is included."""
 
     def __init__(self, threads: int, backend: str) -> None:
         self.tg = import_tensorgrad(backend, threads)
@@ -133,7 +133,7 @@ class Ours(Kernels):
         return self.tg.Tensor(p.grad)
 
     def set_grad(self, p: Any, x: Any) -> None:
-        """Pretend that backward came by."""
+        """Set a gradient, as backward would."""
         p.grad = x
 
     def norm(self, x: Any) -> float:
@@ -141,16 +141,16 @@ class Ours(Kernels):
         return math.sqrt(float((x.numpy().astype("float64") ** 2).sum()))
 
     def backward(self, y: Any, dy: Any) -> None:
-        """From dy to all leaves."""
+        """Run backward from dy."""
         y.backward(dy)
 
-    def forget_gradients(self) -> None:
-        """So that every backward does the same."""
+    def clear_gradients(self) -> None:
+        """Set the gradients to None, so that every backward does the same."""
         for p in self.operands:
             p.grad = None
 
     def make_forward(self, op: str, indices: Any) -> Callable[[], Any]:
-        """The op on this case's operands."""
+        """Return a function that runs the op on the operands of the case."""
         tg, x = self.tg, self.operands
         forwards = {
             "linear": lambda: tg.linear(*x),
@@ -169,7 +169,7 @@ class Ours(Kernels):
         return forwards[op]
 
     def make_update(self, op: str) -> Callable[[], Any]:
-        """The optimiser's step, or the clipping's norm."""
+        """Return a function that runs a step of the optimiser, or computes the norm of clipping."""
         if op == "global_norm":
             return lambda: self.tg.optim.clip_grad_norm(self.operands, math.inf)
         optimizer = self.tg.optim.AdamW(self.operands, lr=LR, betas=BETAS, weight_decay=WEIGHT_DECAY)
@@ -195,7 +195,7 @@ class Torch(Kernels):
         return p.grad
 
     def set_grad(self, p: Any, x: Any) -> None:
-        """Pretend that backward came by."""
+        """Set a gradient, as backward would."""
         p.grad = self.torch.from_numpy(x)
 
     def norm(self, x: Any) -> float:
@@ -203,16 +203,16 @@ class Torch(Kernels):
         return float(x.detach().double().norm())
 
     def backward(self, y: Any, dy: Any) -> None:
-        """From dy to all leaves."""
+        """Run backward from dy."""
         y.backward(dy)
 
-    def forget_gradients(self) -> None:
-        """So that every backward does the same."""
+    def clear_gradients(self) -> None:
+        """Set the gradients to None, so that every backward does the same."""
         for p in self.operands:
             p.grad = None
 
     def make_forward(self, op: str, indices: Any) -> Callable[[], Any]:
-        """The op on this case's operands."""
+        """Return a function that runs the op on the operands of the case."""
         from torch.nn import functional as F
 
         x = self.operands
@@ -234,7 +234,7 @@ class Torch(Kernels):
         return forwards[op]
 
     def make_update(self, op: str) -> Callable[[], Any]:
-        """The optimiser's step, or the clipping's norm."""
+        """Return a function that runs a step of the optimiser, or computes the norm of clipping."""
         if op == "global_norm":
             return lambda: self.torch.nn.utils.clip_grad_norm_(self.operands, math.inf)
         optimizer = self.torch.optim.AdamW(self.operands, lr=LR, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Time kernel by kernel: tensorgrad beside PyTorch, forward and backward, at the shapes of A, B and C.
+"""Time every kernel of tensorgrad beside PyTorch's, forward and backward, at the shapes of A, B and C.
 
     python benchmarks/ops.py                              all kernels of configurations A, B and C
     python benchmarks/ops.py --config B --op attention    those whose name contains the word
-    python benchmarks/ops.py --no-torch --backends numba  ourselves alone
+    python benchmarks/ops.py --no-torch --backends numba  without PyTorch
 
-Ops run as a user calls them, through the engine and through PyTorch's autograd. PyTorch runs eagerly, with its default
-allocator and with one that keeps its memory. A kernel is timed only if both sides' results and gradients have the same
-norms to 1e-3. Every contender is a process of its own; one works at a time.
+Ops run as a user calls them, with autograd on both sides. PyTorch runs eagerly, with its default allocator and with one
+that keeps freed memory. A kernel is timed only if the norms of results and gradients of both sides agree to 1e-3. Every
+contender is a process of its own; only one works at a time.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 from benchmarks import common
 from benchmarks.configurations import SETUPS
@@ -28,7 +28,7 @@ from gpt.cli import ArgumentParser, one_of
 from gpt.cli import run as run_program
 from gpt.config import UserError
 
-TOLERANCE = 1e-3  # of norms, which add up rounding errors of up to 10^8 numbers
+TOLERANCE = 1e-3  # of norms, in which the rounding errors of up to 10^8 numbers add up
 TORCH = ["eager", "eager+keep"]
 
 Result = dict[str, Any]
@@ -68,11 +68,11 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = ArgumentParser(description="Time kernels of tensorgrad and PyTorch, side by side.")
     known = one_of(*(name for name in SETUPS if name != "124M"))
-    parser.add_argument("--config", type=known, nargs="+", default=["A", "B", "C"], help="whose shapes")
+    parser.add_argument("--config", type=known, nargs="+", default=["A", "B", "C"], help="the shapes")
     parser.add_argument("--op", default="", help="only the kernels whose name contains this")
     parser.add_argument("--backends", type=one_of("numba", "numpy"), nargs="+", default=["numba", "numpy"], help="ours")
     parser.add_argument("--torch", type=one_of(*TORCH), nargs="+", default=TORCH, help="PyTorch's modes")
-    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--no-torch", action="store_true", help="without PyTorch")
     parser.add_argument("--turn-ms", type=common.at_least(1), default=100, help="length of a turn")
     common.add_common_flags(parser, rounds=7)
     options = parser.parse_args()
@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
 
 
 def start(name: str, threads: int) -> Worker:
-    """The process of a contender."""
+    """Start the process of a contender."""
     if name.startswith("torch "):
         variables = common.KEEP_MEMORY if name.endswith("+keep") else {}
         return Worker(name, "benchmarks.op_cases:Torch", {"threads": threads}, threads, variables)
@@ -92,7 +92,7 @@ def start(name: str, threads: int) -> Worker:
 
 
 def time_case(case: Case, workers: list[Worker], options: argparse.Namespace) -> Result:
-    """One kernel by everybody: {contender: {"forward_ms", "backward_ms"}}, and the ratio to the first."""
+    """Time one kernel of all contenders. Returns their forward_ms and backward_ms, and the ratio to the first."""
     common.progress(f"{case.name}")
     try:
         check({worker.name: worker.call("load", case=dataclasses.asdict(case)) for worker in workers}, case)
@@ -113,13 +113,13 @@ def time_case(case: Case, workers: list[Worker], options: argparse.Namespace) ->
         print(f"{case.name}: {warning}")
     both = {name: times["forward_ms"] + times["backward_ms"] for name, times in row["times"].items()}
     first, *others = both.values()
-    rivals = [ms for name, ms in both.items() if name.startswith("torch ")] or others
-    row["ratio"] = min(rivals) / first if rivals else None
+    others_ms = [ms for name, ms in both.items() if name.startswith("torch ")] or others
+    row["ratio"] = min(others_ms) / first if others_ms else None
     return row
 
 
 def check(prints: dict[str, list[float] | None], case: Case) -> None:
-    """Refuse to time what does not compute the same. Raises UserError."""
+    """Raise UserError if the contenders do not compute the same."""
     first, expected = next(iter(prints.items()))
     for name, found in prints.items():
         if expected is None or found is None:
@@ -133,7 +133,7 @@ def check(prints: dict[str, list[float] | None], case: Case) -> None:
 
 
 def print_rows(rows: dict[str, Result], names: list[str]) -> None:
-    """Forward and backward milliseconds of everybody; PyTorch's better one over the first."""
+    """Print forward and backward milliseconds, and the ratio of PyTorch's best to the first contender."""
     header = ["", *(f"{name} {way}" for name in names for way in ("fwd", "bwd")), "ratio"]
     cells = []
     for name, row in rows.items():

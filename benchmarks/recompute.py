@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What `--recompute` saves and costs: activations of a training step and its time, with and without.
+"""Measure what `--recompute` saves and costs: the activations and the time of a training step, with and without it.
 
     python benchmarks/recompute.py                            configuration C on numba
     python benchmarks/recompute.py --config B --backend numpy
 
-Activations are all arrays but weights, moments and gradients, at the moment when they are the most: NumPy reports every
-array to tracemalloc, and a gradient is taken off while it is made and when its parameter has it. That step is not
-timed. Times are those of steps in turns, in processes of their own, after a check that the losses are the same bits.
+Activations are all arrays except weights, moments and gradients, at their peak: NumPy reports every array to
+tracemalloc, from which the gradients are subtracted. That step is not timed. Times are those of alternating steps in
+two processes, after a check that the losses are bitwise equal.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 from benchmarks import common
 from benchmarks.configurations import SETUPS, write_inputs
@@ -28,11 +28,11 @@ from gpt.cli import ArgumentParser, one_of
 from gpt.cli import run as run_program
 from gpt.config import UserError
 
-KEPT, AGAIN = "kept", "recomputed"
+KEPT, RECOMPUTED = "kept", "recomputed"
 
 
 class Recomputing(Ours):
-    """A training step whose blocks are run again in backward, or not."""
+    """A training step whose blocks are recomputed in backward, or not."""
 
     def prepare(self, inputs: str, threads: int, backend: str, recompute: bool) -> None:
         """See Training."""
@@ -40,22 +40,22 @@ class Recomputing(Ours):
         self.model.recompute = recompute
 
     def activations(self) -> float:
-        """The most bytes of arrays at one time in a forward and backward, without weights, moments and gradients."""
+        """The peak bytes of arrays in a forward and backward, without weights, moments and gradients."""
         from tensorgrad.autograd import Leaf, Observer
 
         class Memory(Observer):
-            """Follows the peak of everything else while gradients are collected."""
+            """Measures the peak of everything except gradients."""
 
             gradients = peak = 0
 
             def sent(self, node: Any, edge: Any, gradient: Any, dys: Any) -> None:
-                """Before a leaf takes the gradient: an array that it takes over is part of the peak already."""
+                """Before the gradient is added: if the leaf will own this array, it is already part of the peak."""
                 if isinstance(edge[0], Leaf):
                     own = gradient.nbytes if edge[0].grad is None and getattr(gradient, "base", 0) is None else 0
                     self.note(self.gradients + own)
 
             def added(self, node: Any, edge: Any) -> None:
-                """Afterwards: count the gradients again."""
+                """After the addition: count the gradient of the leaf."""
                 if node is not None and isinstance(edge[0], Leaf) and id(edge[0]) not in self.seen:
                     self.seen.add(id(edge[0]))
                     self.gradients += edge[0].grad.nbytes
@@ -95,13 +95,13 @@ def main() -> int:
         spec["backend"] = options.backend
         workers = [
             stack.enter_context(
-                Worker(name, "benchmarks.recompute:Recomputing", {**spec, "recompute": name == AGAIN}, options.threads)
+                Worker(name, "benchmarks.recompute:Recomputing", {**spec, "recompute": recompute}, options.threads)
             )
-            for name in (KEPT, AGAIN)
+            for name, recompute in ((KEPT, False), (RECOMPUTED, True))
         ]
         warm = {worker.name: worker.call("warm_up", steps=3) for worker in workers}
-        if warm[KEPT]["losses"] != warm[AGAIN]["losses"]:
-            raise UserError(f"not timed: the losses differ: {warm[KEPT]['losses']}, {warm[AGAIN]['losses']}")
+        if warm[KEPT]["losses"] != warm[RECOMPUTED]["losses"]:
+            raise UserError(f"not timed: the losses differ: {warm[KEPT]['losses']}, {warm[RECOMPUTED]['losses']}")
         turns, idle = alternate(workers, options.rounds, lambda w: w.call("run", steps=options.steps))
         rows = {w.name: figures_of(w, turns[w.name]) for w in workers}
     if warning := idle_warning(idle):
@@ -111,26 +111,26 @@ def main() -> int:
         for name, row in rows.items()
     ]
     print(common.table(["", "ms/step", "+-", "activations MB", "peak MB of the process"], cells))
-    less = rows[KEPT]["activations_mb"] / rows[AGAIN]["activations_mb"]
-    more = rows[AGAIN]["ms"] / rows[KEPT]["ms"] - 1
-    print(f"activations: {less:.2f} times less; time: {more:+.1%}; the same losses, bit for bit")
+    less = rows[KEPT]["activations_mb"] / rows[RECOMPUTED]["activations_mb"]
+    more = rows[RECOMPUTED]["ms"] / rows[KEPT]["ms"] - 1
+    print(f"activations: {less:.2f} times less; time: {more:+.1%}; equal losses, bit for bit")
     result = {"program": "recompute", "environment": env, "setup": dataclasses.asdict(setup), "rows": rows}
     common.write_json(common.result_path("recompute", options.out), {**result, "less": less, "more_time": more})
     return 0
 
 
 def parse() -> argparse.Namespace:
-    parser = ArgumentParser(description="Measure what running blocks again in backward saves and costs.")
+    parser = ArgumentParser(description="Measure what recomputing blocks in backward saves and costs.")
     parser.add_argument("--config", type=one_of(*SETUPS), default="C", help="what to train")
     parser.add_argument("--backend", type=one_of("numba", "numpy"), default="numba", help="ours")
     parser.add_argument("--steps", type=common.at_least(1), default=2, help="steps in a turn")
-    parser.add_argument("--seed", type=int, default=1337, help="decides weights and tokens")
+    parser.add_argument("--seed", type=int, default=1337, help="of weights and tokens")
     common.add_common_flags(parser, rounds=5)
     return parser.parse_args()
 
 
 def figures_of(worker: Worker, turns: list[dict[str, Any]]) -> dict[str, float]:
-    """Times, and the memory: of the process first, then, in a step that is not timed, of its arrays."""
+    """Times, the memory of the process, and in a step that is not timed the memory of its activations."""
     times = [ms for turn in turns for ms in turn["ms"]]
     memory = worker.call("memory")
     activations = worker.call("activations") / common.MB

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""nanoGPT's CPU row, trained here: tiny Shakespeare, 0.8 M parameters, 2000 steps, three seeds.
+"""Train nanoGPT's CPU configuration: tiny Shakespeare, 0.8 M parameters, 2000 steps, three seeds.
 
     python benchmarks/shakespeare_char.py [--data FILE] [--out FILE]
 
-nanoGPT's README gives a loss of 1.88 for it, from a few random batches. The same training with
-PyTorch, measured over the whole validation text in windows of 64 so that chance has no part in it,
-gives 1.898, 1.891 and 1.908 for the seeds 1337, 1 and 2: a mean of 1.899. This program takes the
-same measure of ours, and exits with 1 when its mean is further than 0.02 from that.
+nanoGPT's README reports a loss of 1.88, estimated from a few random batches. The same training with PyTorch, evaluated
+on the whole validation text in windows of 64, gives 1.898, 1.891 and 1.908 for the seeds 1337, 1 and 2: a mean of
+1.899. This program evaluates our training in the same way, and exits with 1 if its mean differs from that by more than
+0.02.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 import tensorgrad as tg
 from benchmarks import common
@@ -32,7 +32,7 @@ from gpt.train.run import new_run
 TARGET, TOLERANCE = 1.899, 0.02
 PYTORCH = {1337: 1.898, 1: 1.891, 2: 1.908}
 
-# Written out, so that a change of train.py's defaults does not change what is measured.
+# Spelled out, so that a change of train.py's defaults does not change the benchmark.
 NANOGPT_CPU_ROW: dict[str, Any] = {
     "tokenizer": "char", "block_size": 64, "batch_size": 12, "n_layer": 4, "n_head": 4,
     "n_embd": 128, "dropout": 0.0, "bias": False, "lr": 1e-3, "min_lr": 1e-4, "warmup_iters": 100,
@@ -46,7 +46,7 @@ def main() -> int:
     print(common.environment_line(env))
     text_sha256 = hashlib.sha256(load_text(options.data).encode()).hexdigest()
     if text_sha256 != TINY_SHAKESPEARE_SHA256:
-        common.progress(f"{options.data} is not tiny Shakespeare: the target does not apply to it")
+        common.progress(f"{options.data} is not tiny Shakespeare: the target does not apply")
     rows = [measure(seed, options) for seed in options.seeds]
     mean = sum(row["validation_loss"] for row in rows) / len(rows)
     passed = abs(mean - TARGET) <= TOLERANCE
@@ -62,17 +62,17 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = ArgumentParser(description="Train nanoGPT's CPU configuration and hold its loss to PyTorch's.")
-    parser.add_argument("--data", default="tinyshakespeare", help="the text, if it lies in a file")
-    parser.add_argument("--backend", type=one_of(*BACKENDS), default="auto", help="who computes")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(PYTORCH), help="a run for each")
+    parser = ArgumentParser(description="Train nanoGPT's CPU configuration and compare its loss with PyTorch's.")
+    parser.add_argument("--data", default="tinyshakespeare", help="the text: a corpus or a file")
+    parser.add_argument("--backend", type=one_of(*BACKENDS), default="auto", help="the kernels")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(PYTORCH), help="one run each")
     parser.add_argument("--max-iters", type=common.at_least(1), default=2000, help="steps of each run")
     parser.add_argument("--out", help="the JSON file (default: a new one in results/)")
     return parser.parse_args()
 
 
 def measure(seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Train with one seed and take the loss over every token of the validation text."""
+    """Train with one seed, and evaluate the loss over every token of the validation text."""
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             data=options.data, backend=options.backend, max_iters=options.max_iters, seed=seed,

@@ -17,7 +17,7 @@ Result = dict[str, Any]
 
 
 def sweep(options: argparse.Namespace) -> Result:
-    """B's model at every point, and how time and memory grow."""
+    """Measure B's model at every point, and how time and memory grow."""
     by_batch = options.sweep == "batch"
     contenders = [*options.backends, *(f"torch {mode}" for mode in options.torch)]
     points = sorted(set(options.points or (BATCHES if by_batch else CONTEXTS)))
@@ -36,7 +36,7 @@ def sweep(options: argparse.Namespace) -> Result:
 
 
 def sweep_setup(point: int, by_batch: bool, options: argparse.Namespace) -> Setup:
-    """The model of B, or of the one configuration that was asked for."""
+    """The model of B, or of the configuration that was given."""
     base = SETUPS[options.config[0] if len(options.config) == 1 else "B"]
     return dataclasses.replace(base, batch=point) if by_batch else dataclasses.replace(base, block_size=point, batch=1)
 
@@ -57,7 +57,7 @@ def sweep_point(name: str, setup: Setup, inputs: str, options: argparse.Namespac
 
 
 def growth_of(rows: list[Result]) -> Result:
-    """The exponents of time and memory, memory without what the smallest point needs: 1 is linear."""
+    """The exponents of time and of memory above that of the smallest point: 1 is linear."""
     if len(rows) < 3:
         return {}
     xs = [row["tokens"] for row in rows]

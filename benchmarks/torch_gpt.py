@@ -1,6 +1,6 @@
-"""The same GPT in PyTorch, shaped as nanoGPT's: the field names of gpt/model.py, so that its weights load by name.
+"""The same GPT in PyTorch, shaped like nanoGPT's, with the names of gpt/model.py, so that weights load by name.
 
-B batch, T time, C width, H heads, D head size, S tokens attended to. GPT-2's tanh GELU, as gpt/model.py has it.
+B batch, T time, C width, H heads, D head size, S keys. It uses GPT-2's tanh GELU, as gpt/model.py does.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from benchmarks.configurations import Setup
 
 
 class Cache:
-    """Room for the keys and values of every layer, (layers, 2, B, H, block_size, D), and how many are there."""
+    """The keys and values of every layer, (layers, 2, B, H, block_size, D), and how many tokens they hold."""
 
     def __init__(self, setup: Setup, batch: int = 1) -> None:
         head_size = setup.n_embd // setup.n_head
@@ -22,7 +22,7 @@ class Cache:
 
 
 class CausalSelfAttention(nn.Module):
-    """Every token looks at itself and at the tokens before it."""
+    """Every token attends to itself and to the tokens before it."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()

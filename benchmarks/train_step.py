@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Time a training step: tensorgrad beside PyTorch, in one run, on the same weights and batches.
+"""Time a training step of tensorgrad and PyTorch in one run, on the same weights and batches.
 
     python benchmarks/train_step.py                                   configurations A, B and C
     python benchmarks/train_step.py --config B --rounds 11            one of them, more turns
     python benchmarks/train_step.py --torch eager compile+fused+keep  these modes of PyTorch only
-    python benchmarks/train_step.py --no-torch --backends numba       ourselves alone
+    python benchmarks/train_step.py --no-torch --backends numba       without PyTorch
     python benchmarks/train_step.py --sweep batch                     B's model, batch 1 to 32
     python benchmarks/train_step.py --sweep context                   B's model, batch 1, 256 to 4096 tokens
 
 A mode of PyTorch is `eager`, `compile` or `compile-max` (torch.compile with autotuning), with `+fused` for the fused
-AdamW and `+keep` for an allocator that keeps its memory (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set high).
+AdamW and `+keep` for an allocator that keeps freed memory (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_).
 Every contender is a process of its own and only one works at a time. They are timed only if the losses of their first
-steps agree to 1e-4. Where memory does not hold all of them, they run in heats, each beside our first backend.
+steps agree to 1e-4. If they do not all fit into memory, they run in groups, each with our first backend.
 """
 
 import argparse
@@ -22,11 +22,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 from benchmarks import common
 from benchmarks.configurations import SETUPS, Setup, write_inputs
-from benchmarks.contenders import PRODUCTS, colour_of, contender_environment, heats, start, torch_mode, usable
+from benchmarks.contenders import (
+    PRODUCTS,
+    colour_of,
+    contender_environment,
+    groups_in_memory,
+    start,
+    torch_mode,
+    usable,
+)
 from benchmarks.sweeps import chart_of_sweep, sweep
 from benchmarks.workers import Unavailable, Worker, alternate, idle_warning
 from gpt.cli import ArgumentParser, one_of
@@ -34,7 +42,7 @@ from gpt.cli import run as run_program
 from gpt.config import UserError
 
 TORCH_MODES = ["eager", "eager+fused", "eager+fused+keep", "compile+fused", "compile+fused+keep"]
-STEPS = {"A": 20, "B": 4, "C": 2}  # a turn: long enough to be in its stride, short enough to stay neighbours
+STEPS = {"A": 20, "B": 4, "C": 2}  # of a turn: enough to warm the caches, few enough to alternate often
 TOLERANCE = 1e-4
 
 Result = dict[str, Any]
@@ -69,16 +77,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--config", type=known, nargs="+", default=["A", "B", "C"], help="what to train")
     parser.add_argument("--backends", type=one_of("numba", "numpy"), nargs="+", default=["numba", "numpy"], help="ours")
     parser.add_argument("--torch", type=torch_mode, nargs="+", default=TORCH_MODES, help="PyTorch's modes")
-    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--no-torch", action="store_true", help="without PyTorch")
     parser.add_argument("--steps", type=common.at_least(1), help="steps in a turn (default: 20, 4, 2 for A, B, C)")
     parser.add_argument("--warm-up", type=common.at_least(1), default=3, help="first steps: their losses must agree")
-    parser.add_argument("--seed", type=int, default=1337, help="decides weights and tokens")
+    parser.add_argument("--seed", type=int, default=1337, help="of weights and tokens")
     parser.add_argument("--sweep", type=one_of("batch", "context"), help="B's model over batch sizes or contexts")
-    parser.add_argument("--points", type=common.at_least(1), nargs="+", help="which ones, instead of the usual")
+    parser.add_argument("--points", type=common.at_least(1), nargs="+", help="of --sweep (default: 1-32, 256-4096)")
     common.add_common_flags(parser, rounds=7)
     options = parser.parse_args()
     if options.points and not options.sweep:
-        parser.error("--points are those of a --sweep: say which, batch or context")
+        parser.error("--points needs --sweep batch or --sweep context")
     options.torch = [] if options.no_torch else options.torch
     return options
 
@@ -96,8 +104,8 @@ def compare(name: str, setup: Setup, options: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         inputs = str(Path(folder) / "inputs.safetensors")
         write_inputs(Path(inputs), setup, options.seed)
-        for heat in heats(options.backends, modes, setup):
-            for row, figures in run_heat(heat, setup, inputs, steps, options, left_out).items():
+        for group in groups_in_memory(options.backends, modes, setup):
+            for row, figures in run_group(group, setup, inputs, steps, options, left_out).items():
                 rows.setdefault(row, figures)
     for contender, reason in left_out.items():
         print(f"left out: {contender}: {reason}")
@@ -108,20 +116,20 @@ def compare(name: str, setup: Setup, options: argparse.Namespace) -> Result:
     return result
 
 
-def run_heat(
-    heat: list[str], setup: Setup, inputs: str, steps: int, options: argparse.Namespace, left_out: dict[str, str]
+def run_group(
+    group: list[str], setup: Setup, inputs: str, steps: int, options: argparse.Namespace, left_out: dict[str, str]
 ) -> dict[str, Result]:
-    """One group of contenders: started, held to the first one's losses, timed in turns. {name: figures}."""
+    """Start a group of contenders, compare their losses with the first one's, and time them in turns."""
     with ExitStack() as stack:
         workers, warm = [], {}
-        for contender in heat:
+        for contender in group:
             try:
                 common.progress(f"starting {contender}")
                 worker = stack.enter_context(start(contender, setup, inputs, options.threads))
                 warm[contender] = worker.call("warm_up", steps=options.warm_up)
                 workers.append(worker)
             except Unavailable as reason:
-                if contender == heat[0]:
+                if contender == group[0]:
                     raise UserError(f"{contender} cannot run: {reason}") from None
                 left_out[contender] = str(reason)
         check_losses(warm)
@@ -136,7 +144,7 @@ def run_heat(
             raise UserError(f"a contender failed while it was timed: {reason}") from None
     if warning := idle_warning(idle):
         print(warning)
-    reference = rows[heat[0]]
+    reference = rows[group[0]]
     for row in rows.values():
         row |= {"ratio": row["ms"] / reference["ms"], "fastest_ratio": row["fastest_ms"] / reference["fastest_ms"]}
         row |= {"share_of_bound": rows[PRODUCTS]["ms"] / row["ms"], "idle_share": idle}
@@ -144,7 +152,7 @@ def run_heat(
 
 
 def check_losses(warm: dict[str, Result]) -> None:
-    """Refuse to time what does not compute the same. Raises UserError."""
+    """Raise UserError if the contenders do not compute the same."""
     (first, reference), *others = warm.items()
     for name, reply in others:
         pairs = zip(reference["losses"], reply["losses"], strict=True)
@@ -157,7 +165,7 @@ def check_losses(warm: dict[str, Result]) -> None:
 
 
 def figures_of(worker: Worker, turns: dict[str, list[Result]], warm: Result, setup: Setup) -> Result:
-    """The medians of a contender's turns, and its memory."""
+    """The medians over the turns of a contender, and its memory."""
     replies = turns[worker.name]
     times = [ms for reply in replies for ms in reply["ms"]]
     return {
@@ -189,7 +197,7 @@ def bound_of(turns: list[Result], gflop: float) -> Result:
     }
 
 
-# --- what is said of it -------------------------------------------------------------------------
+# --- the output ---------------------------------------------------------------------------------
 
 
 def print_rows(rows: dict[str, Result], setup: Setup) -> None:
@@ -220,7 +228,7 @@ def print_rows(rows: dict[str, Result], setup: Setup) -> None:
 
 
 def summarise(rows: dict[str, Result], backends: list[str]) -> Result:
-    """The ratios that the project is held to."""
+    """The ratios that the README reports."""
     torch = {name: row for name, row in rows.items() if name.startswith("torch ")}
     eager = torch.get("torch eager")
     ours = rows[backends[0]]
@@ -242,11 +250,11 @@ def summarise(rows: dict[str, Result], backends: list[str]) -> Result:
 
 def print_summary(summary: Result, rows: dict[str, Result]) -> None:
     first = summary["reference"]
-    lines = [f"the products alone / {first}: {summary['bound_over_ours']:.2f}"]
+    lines = [f"products alone / {first}: {summary['bound_over_ours']:.2f}"]
     if "torch_best" in summary:
         lines.append(f"PyTorch's best ({summary['torch_best']}) / {first}: {summary['torch_best_over_ours']:.2f}")
         lines.append(
-            f"the fastest step of all its modes / the fastest of {first}: {summary['torch_fastest_over_ours']:.2f}"
+            f"PyTorch's fastest step / the fastest of {first}: {summary['torch_fastest_over_ours']:.2f}"
         )
     if "memory_ours_over_eager" in summary:
         lines.append(f"peak memory, {first} / torch eager: {summary['memory_ours_over_eager']:.2f}")
@@ -256,7 +264,7 @@ def print_summary(summary: Result, rows: dict[str, Result]) -> None:
 
 
 def chart_of(name: str, result: Result) -> common.Bars:
-    # A heat's ratio, not its milliseconds: in another heat the machine may have been slower.
+    # The ratio within a group, not milliseconds: during another group the machine may have been slower.
     reference = result["rows"][result["summary"]["reference"]]["ms"]
     return [(row, figures["ratio"] * reference, colour_of(row)) for row, figures in result["rows"].items()]
 

@@ -1,7 +1,7 @@
 """The contenders of train_step.py: the same training step by tensorgrad and by PyTorch, and its matrix products alone.
 
 A step is nanoGPT's: forward, backward, gradients clipped to a norm of 1, AdamW (matrices decayed by 0.1, betas 0.9 and
-0.95), gradients forgotten. Each class lives in a process of its own (see workers.py) and imports only its own side.
+0.95), gradients set to None. Each class runs in its own process (see workers.py) and imports only its own library.
 """
 
 import itertools
@@ -16,23 +16,23 @@ from benchmarks.configurations import Setup
 from benchmarks.workers import Unavailable
 
 LR, BETAS, WEIGHT_DECAY, GRAD_CLIP = 3e-4, (0.9, 0.95), 0.1, 1.0
-QUERY_BLOCK = 64  # how finely the bound skips what causality masks
+QUERY_BLOCK = 64  # queries in a block: the bound skips keys that no query of the block may attend to
 
 
 class Training:
-    """What every contender shares: batches in turn, and the counters around a step.
+    """Base class of the contenders: batches in turn, and the counters around a step.
 
-    setup: the fields of a Setup; inputs: the file that write_inputs made.
+    setup: the fields of a Setup. inputs: the file that write_inputs wrote.
     """
 
     def __init__(self, setup: dict[str, Any], inputs: str, **options: Any) -> None:
         self.setup = Setup(**setup)
         self.prepare(inputs, **options)
         self.batches = itertools.cycle(self.read_batches(inputs))
-        common.reset_peak_memory()  # reading the file is no part of training
+        common.reset_peak_memory()  # reading the file is not part of training
 
     def prepare(self, inputs: str, **options: Any) -> None:
-        """Make model and optimiser."""
+        """Create the model and the optimiser."""
         raise NotImplementedError
 
     def read_batches(self, inputs: str) -> list[tuple[Any, Any]]:
@@ -40,11 +40,11 @@ class Training:
         raise NotImplementedError
 
     def step(self, idx: Any, targets: Any) -> float:
-        """One training step; returns the loss before it."""
+        """Do one training step; returns the loss before it."""
         raise NotImplementedError
 
     def warm_up(self, steps: int) -> dict[str, Any]:
-        """The first steps, with whatever is compiled in them; their losses are what the contenders are compared by."""
+        """Do the first steps, including compilation. Returns their losses, by which contenders are compared."""
         started = time.perf_counter()
         losses = [self.step(*next(self.batches))]
         first_step_s = time.perf_counter() - started
@@ -54,7 +54,7 @@ class Training:
         return {"losses": losses, "first_step_s": first_step_s}
 
     def run(self, steps: int) -> dict[str, Any]:
-        """A turn: milliseconds of every step, and page faults and processor time a step."""
+        """Do a turn. Returns the milliseconds of every step, and page faults and processor time per step."""
         milliseconds = []
         faults, cpu = common.page_faults(), common.cpu_seconds()
         for _ in range(steps):
@@ -67,7 +67,7 @@ class Training:
         return {"ms": milliseconds, "faults": faults / steps, "cpu_ms": cpu / steps * 1e3}
 
     def memory(self) -> dict[str, float]:
-        """The most memory held, in MB: from the first step on, and in steps after the warm-up alone."""
+        """The peak memory in MB: from the first step on, and of the steps after the warm-up alone."""
         steady = common.peak_memory()
         return {"peak_mb": max(steady, self.peak_of_warm_up), "steady_peak_mb": steady}
 
@@ -85,7 +85,7 @@ class Ours(Training):
         self.model.load_state_dict({name: x for name, x in arrays.items() if name not in ("idx", "targets")})
 
     def make(self, setup: Setup) -> None:
-        """Model and optimiser."""
+        """Create the model and the optimiser."""
         import tensorgrad as tg
         from gpt.fused import FusedGPT
 
@@ -149,10 +149,10 @@ class Torch(Training):
 
 
 class Products:
-    """The step's matrix products alone, with NumPy's BLAS into memory that is there: a bound of what a step can reach.
+    """The matrix products of a step alone, by NumPy's BLAS into existing memory: a lower bound on the time of a step.
 
-    Every linear layer has three (y = x W^T, dx = dy W, dW = dy^T x), attention six for every head, over the blocks of
-    64 queries that causality leaves; making its weights again in backward is not counted.
+    A linear layer has three (y = x W^T, dx = dy W, dW = dy^T x), attention six for each head, over the blocks of 64
+    queries that the causal mask leaves. Recomputing the attention weights in backward is not counted.
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
@@ -178,19 +178,19 @@ class Products:
         self.out = np.ones_like(self.q)
 
     def gflop(self) -> float:
-        """What the products add up to, in 10^9 operations."""
+        """The operations of all products, in 10^9."""
         s = self.setup
         linears = sum(3 * 2 * s.tokens * n_out * n_in * count for n_out, n_in, count in s.linears())
         pairs = sum((rows.stop - rows.start) * rows.stop for rows in self.query_blocks())
         return (linears + s.n_layer * 6 * 2 * s.batch * s.n_embd * pairs) / 1e9
 
     def query_blocks(self) -> Iterator[slice]:
-        """Rows of queries; those of a block see the keys up to its end."""
+        """Blocks of queries; those of a block attend to the keys up to its end."""
         size = self.setup.block_size
         return (slice(start, min(start + QUERY_BLOCK, size)) for start in range(0, size, QUERY_BLOCK))
 
     def run(self, steps: int) -> dict[str, Any]:
-        """A turn: milliseconds of all products of a step, and of attention's part of them."""
+        """Do a turn. Returns the milliseconds of all products of a step, and of those of attention."""
         milliseconds, attention = [], []
         for _ in range(steps):
             started = time.perf_counter()
@@ -227,7 +227,7 @@ class Products:
 
 
 def decay_groups(parameters: list[Any]) -> list[dict[str, Any]]:
-    """nanoGPT's groups: matrices decay, vectors do not."""
+    """nanoGPT's parameter groups: weight decay for matrices, none for vectors."""
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -235,7 +235,7 @@ def decay_groups(parameters: list[Any]) -> list[dict[str, Any]]:
 
 
 def import_tensorgrad(backend: str, threads: int) -> Any:
-    """tensorgrad on a backend and so many threads; raises Unavailable where the backend cannot run."""
+    """Import tensorgrad and set its backend and threads. Raises Unavailable if the backend cannot run."""
     import tensorgrad as tg
 
     try:
@@ -247,7 +247,7 @@ def import_tensorgrad(backend: str, threads: int) -> Any:
 
 
 def import_torch(threads: int) -> Any:
-    """PyTorch on so many threads; raises Unavailable where it is not installed."""
+    """Import PyTorch and set its threads. Raises Unavailable if it is not installed."""
     try:
         import torch
     except ImportError:

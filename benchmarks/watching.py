@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: an observer with a clock around every op and every kernel inside it."""
+"""The time of every op and every kernel of a training step, measured by an observer."""
 
 import time
 from collections import defaultdict
@@ -8,13 +8,13 @@ from typing import Any
 
 from tensorgrad.autograd import Observer
 
-# Of the optimiser's update: operations and bytes moved for every parameter.
+# Updates by the optimiser: operations and bytes per element of the parameters.
 PER_PARAMETER = {"optimizer.step": (14, 28), "clip_grad_norm": (2, 4)}
 
 
 @dataclass
 class Row:
-    """What an op took in one phase. kernel_seconds: of them, inside the backend's methods."""
+    """The cost of an op in one phase. kernel_seconds: the part inside the methods of the backend."""
 
     calls: int = 0
     seconds: float = 0.0
@@ -25,7 +25,7 @@ class Row:
 
 
 class TimedBackend:
-    """A backend with a clock around each of its kernels; a kernel made of kernels counts once."""
+    """A backend that times each of its kernels; a kernel that calls kernels counts once."""
 
     def __init__(self, k: Any, profiler: "Profiler") -> None:
         self.k, self.profiler = k, profiler
@@ -39,28 +39,28 @@ class TimedBackend:
 
 
 class Profiler(Observer):
-    """In a `with`: the time of everything that is computed, in `rows`, {(phase, op): Row}."""
+    """In a `with`, it times everything that is computed. rows: {(phase, op): Row}."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], Row] = defaultdict(Row)
-        self.row: Row | None = None  # of the op that runs now
+        self.row: Row | None = None  # of the op that is running
         self.started = 0.0
-        self.n_ops = self.n_clocks = 0  # recorded ops, and how often a clock was read
+        self.n_ops = self.n_clocks = 0  # recorded ops, and clock readings
         self.backends: dict[str, TimedBackend] = {}
 
     def begin(self, row: Row | None) -> None:
-        """An op starts, or goes on."""
+        """Start the clock for an op."""
         self.row, self.started = row, time.perf_counter()
         self.n_clocks += 1
 
     def end(self) -> None:
-        """It stops."""
+        """Stop it."""
         if self.row is not None:
             self.row.seconds += time.perf_counter() - self.started
         self.row = None
 
     def timed(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
-        """The kernel with a clock around it."""
+        """Return the kernel with a clock around it."""
 
         def run(*arguments: Any, **options: Any) -> Any:
             self.n_clocks += 1
@@ -74,13 +74,13 @@ class Profiler(Observer):
         return run
 
     def before_op(self, name: str, k: Any, arrays: list[Any]) -> tuple[Any, list[Any]]:
-        """Start the clock; the op runs on a backend whose kernels have one."""
+        """Start the clock, and run the op on a backend that times its kernels."""
         timed = self.backends.setdefault(k.name, TimedBackend(k, self))
         self.begin(self.rows["forward", name])
         return timed, arrays
 
     def after_op(self, name: str, operands: tuple[Any, ...], output: Any) -> None:
-        """Stop it."""
+        """Stop the clock."""
         self.rows["forward", name].calls += 1
         self.end()
 
@@ -92,20 +92,20 @@ class Profiler(Observer):
         self.begin(row)
 
     def sent(self, node: Any, edge: Any, gradient: Any, dys: list[Any]) -> None:
-        """Adding a gradient to others is not the op's work."""
+        """Stop the clock: the addition of a gradient is not part of the op."""
         self.end()
 
     def added(self, node: Any, edge: Any) -> None:
-        """The op goes on with the gradient of its next operand."""
+        """Start the clock for the next operand's gradient."""
         if node is not None:
             self.begin(self.rows["backward", node.name])
 
     def finished(self) -> None:
-        """The last op has ended."""
+        """Backward has ended."""
         self.row = None
 
     def add_costs(self, cost: Any, steps: int) -> None:
-        """Add what `tg.count()` found in one step to the rows, for all steps."""
+        """Add the costs that `tg.count()` found in one step to the rows, for all steps."""
         for phase in ("forward", "backward"):
             for name, of_op in getattr(cost, phase).items():
                 if (phase, name) in self.rows:

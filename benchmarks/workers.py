@@ -1,12 +1,12 @@
-"""Contenders in processes of their own, one working at a time.
+"""Contenders in processes of their own, of which one works at a time.
 
-The allocator's settings and the pools of threads belong to a process, so every contender gets one and is driven over
-a pipe: one JSON object a line there, one back. `alternate` lets them take turns: A some steps, B some steps, and so on.
+The settings of the allocator and the thread pools belong to a process, so each contender has its own, driven through a
+pipe: one JSON object per line there and back. `alternate` lets them take turns of a few steps.
 
-An idle contender must not take the cores of the one that works. OpenMP's and OpenBLAS's threads go on spinning for some
-milliseconds after their last work (OMP_WAIT_POLICY=PASSIVE would stop that, but would slow the contender down while it
-works, too). So everyone keeps its own way of waiting, and a turn begins only once the processor time of all contenders
-stands still. What idle ones take during a turn all the same is measured, and told.
+An idle contender must not use the cores of the one that works. The threads of OpenMP and OpenBLAS spin for some
+milliseconds after their last work; OMP_WAIT_POLICY=PASSIVE would stop this, but would slow down the contender while it
+works. So each keeps its own way of waiting, and a turn begins only when the processor time of all contenders stands
+still. The processor time that idle contenders use during a turn is measured and reported.
 """
 
 import importlib
@@ -29,17 +29,17 @@ PATIENCE_S = 2.0
 
 
 class Unavailable(Exception):
-    """A contender that cannot run here; the message says why, in one line."""
+    """A contender cannot run here; the message says why, in one line."""
 
 
 # --- the parent's side --------------------------------------------------------------------------
 
 
 class Worker:
-    """A contender in a process of its own.
+    """A contender in its own process.
 
-    factory: "module:Class" of the contender, made with `spec` as keywords in the new process; its methods can then be
-    called. root: the checkout whose sources it runs. Raises Unavailable where it cannot be made, there or here.
+    factory: "module:Class" of the contender, which the process creates with the keywords `spec`; `call` calls its
+    methods. root: the checkout whose sources it runs. Raises Unavailable if the contender cannot be created.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Worker:
             raise
 
     def call(self, method: str, **arguments: Any) -> Any:
-        """Call a method of the contender and wait for what it returns. Raises Unavailable where it fails."""
+        """Call a method of the contender and return its result. Raises Unavailable if it fails."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps({"method": method, "arguments": arguments}) + "\n")
@@ -84,22 +84,22 @@ class Worker:
     def _how_it_ended(self) -> str:
         status = self.process.wait()
         self.log.seek(0)
-        last = [line.strip() for line in self.log if line.strip()][-1:] or ["without a word"]
+        last = [line.strip() for line in self.log if line.strip()][-1:] or ["it printed nothing"]
         memory = " (out of memory?)" if status == -9 else ""
         return f"its process ended with status {status}{memory}: {last[0]}"
 
     def cpu_seconds(self) -> float:
-        """Processor time of the process so far, all threads; 0 where the system does not tell."""
+        """Processor time of all threads of the process so far; 0 where the system does not report it."""
         total = 0
         for path in Path(f"/proc/{self.process.pid}/task").glob("*/schedstat"):
             try:
                 total += int(path.read_text().split()[0])
-            except (OSError, IndexError):  # a thread that has just ended
+            except (OSError, IndexError):  # the thread has just ended
                 continue
         return total / 1e9
 
     def close(self) -> None:
-        """End the process: its loop ends with its input."""
+        """End the process by closing its input."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             self.process.stdin.close()
@@ -120,7 +120,7 @@ class Worker:
 
 
 def wait_until_quiet(workers: Iterable[Worker]) -> None:
-    """Return when no contender has taken any processor time for a while, or patience ends."""
+    """Return when no contender uses processor time any more, at the latest after PATIENCE_S."""
     deadline = time.monotonic() + PATIENCE_S
     before = -1.0
     while time.monotonic() < deadline:
@@ -134,9 +134,9 @@ def wait_until_quiet(workers: Iterable[Worker]) -> None:
 def alternate(
     workers: Sequence[Worker], rounds: int, turn: Callable[[Worker], Any]
 ) -> tuple[dict[str, list[Any]], float]:
-    """Let every worker take a turn in every round; the next round begins with the next worker.
+    """Let every worker take a turn in every round; each round begins with the next worker.
 
-    Returns what the turns returned, by name, and the largest share of a core that the idle ones took in any turn.
+    Returns the results of the turns, by name, and the largest share of a core that idle workers used in any turn.
     """
     replies: dict[str, list[Any]] = {worker.name: [] for worker in workers}
     most_idle = 0.0
@@ -153,20 +153,20 @@ def alternate(
 
 
 def idle_warning(most_idle: float) -> str:
-    """A line for the reader where idle contenders disturbed the one that worked; else nothing."""
+    """A warning if idle contenders disturbed the one that worked; otherwise an empty string."""
     if most_idle < 0.01:
         return ""
-    return f"careful: idle contenders took up to {most_idle:.0%} of a core while another worked"
+    return f"warning: idle contenders used up to {most_idle:.0%} of a core while another one worked"
 
 
 # --- the child's side ---------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Make the contender that the arguments name and answer calls until the input ends."""
+    """Create the contender that the arguments name, and answer calls until the input ends."""
     factory, spec = sys.argv[1], json.loads(sys.argv[2])
     with os.fdopen(os.dup(1), "w") as channel:
-        os.dup2(2, 1)  # whatever else is printed goes to the log
+        os.dup2(2, 1)  # other output goes to the log
 
         def reply(**content: Any) -> None:
             channel.write(json.dumps(content) + "\n")

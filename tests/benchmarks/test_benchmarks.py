@@ -1,4 +1,4 @@
-"""The benchmarks run, refuse to time what differs, and count what they say. Figures are no matter of tests."""
+"""The benchmarks run, refuse to time contenders that differ, and count correctly. Speeds are not tested."""
 
 import importlib
 import importlib.util
@@ -16,7 +16,7 @@ import pytest
 import tensorgrad as tg
 from benchmarks import common, fusions, train_step, training
 from benchmarks.configurations import SETUPS, parameter_shapes, write_inputs
-from benchmarks.contenders import heats, start, torch_mode
+from benchmarks.contenders import groups_in_memory, start, torch_mode
 from benchmarks.generate import check_scores
 from benchmarks.watching import Profiler
 from benchmarks.workers import Unavailable, Worker, alternate
@@ -169,14 +169,14 @@ def test_commits(tmp_path: Path) -> None:
     [
         ("train_step", ["--config", "D"], "argument --config: unknown value 'D' (one of A, B, C, tiny)"),
         ("train_step", ["--torch", "eager+fusd"], "argument --torch: unknown value 'fusd'; did you mean fused?"),
-        ("train_step", ["--points", "3"], "--points are those of a --sweep: say which, batch or context"),
+        ("train_step", ["--points", "3"], "--points needs --sweep batch or --sweep context"),
         ("generate", ["--new", "2000"], "--prompt 64 and --new 2000 do not fit the window, 1024 tokens"),
         ("ops", ["--op", "conv"], "--op: no kernel's name contains 'conv'"),
         ("ops", ["--threads", "10000"], "argument --threads: '10000' is not a whole number from 1 to "),
         ("profile_step", ["--rounds", "0"], "argument --rounds: '0' is not a whole number from 1"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_errors_of_one_line(
     program: str,
     arguments: list[str],
     message: str,
@@ -223,11 +223,11 @@ def test_losses_that_differ_are_not_timed() -> None:
     for losses in ([4.0, 3.01], [4.0, math.nan]):
         with pytest.raises(UserError, match=r"not timed: at step 1 b has loss .*, a 3\.0+: they differ by more than"):
             train_step.check_losses({"a": {"losses": [4.0, 3.0]}, "b": {"losses": losses}})
-    with pytest.raises(UserError, match="not timed: b gives the text a loss of"):
+    with pytest.raises(UserError, match="not timed: b has a loss of"):
         check_scores({"a": 2.0, "b": 2.1})
 
 
-def test_other_weights_are_noticed(tmp_path: Path) -> None:
+def test_contenders_with_other_weights_are_not_timed(tmp_path: Path) -> None:
     replies = {}
     for name, seed in (("a", 1), ("b", 2)):
         write_inputs(tmp_path / name, TINY, seed)
@@ -243,14 +243,14 @@ def test_modes_of_pytorch() -> None:
         torch_mode("compiled")
 
 
-def test_what_does_not_fit_into_memory_runs_in_heats(monkeypatch: pytest.MonkeyPatch) -> None:
-    everybody = ["numba", "numpy", "torch eager", "torch compile"]
+def test_contenders_that_do_not_fit_into_memory_run_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    contenders = ["numba", "numpy", "torch eager", "torch compile"]
     monkeypatch.setattr(common, "memory_available", lambda: 4.1 * TINY.memory() / 0.8)
-    assert heats(everybody[:2], everybody[2:], TINY) == [everybody]
+    assert groups_in_memory(contenders[:2], contenders[2:], TINY) == [contenders]
     monkeypatch.setattr(common, "memory_available", lambda: 3.1 * TINY.memory() / 0.8)
-    assert heats(everybody[:2], everybody[2:], TINY) == [everybody[:3], ["numba", "torch compile"]]
+    assert groups_in_memory(contenders[:2], contenders[2:], TINY) == [contenders[:3], ["numba", "torch compile"]]
     monkeypatch.setattr(common, "memory_available", lambda: 0)
-    assert heats(everybody[:2], everybody[2:], TINY) == [["numba", name] for name in everybody[1:]]
+    assert groups_in_memory(contenders[:2], contenders[2:], TINY) == [["numba", name] for name in contenders[1:]]
 
 
 def test_without_pytorch_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,12 +290,12 @@ def test_workers_take_turns_one_at_a_time() -> None:
 
 
 def test_a_worker_that_fails_says_why() -> None:
-    with pytest.raises(Unavailable, match="ModuleNotFoundError: No module named 'benchmarks.nobody'"):
-        Worker("x", "benchmarks.nobody:Nobody", {}, threads=1)
+    with pytest.raises(Unavailable, match="ModuleNotFoundError: No module named 'benchmarks.missing'"):
+        Worker("x", "benchmarks.missing:Missing", {}, threads=1)
     with Worker("x", "benchmarks.training:Products", {"setup": vars(TINY)}, threads=1) as worker:
         with pytest.raises(Unavailable, match="TypeError: 'str' object cannot be interpreted as an integer"):
             worker.call("run", steps="three")
-        assert worker.call("gflop") > 0  # and goes on
+        assert worker.call("gflop") > 0  # the worker still answers
         worker.process.kill()
         with pytest.raises(Unavailable, match=r"its process ended with status -9 \(out of memory\?\)"):
             worker.call("gflop")
@@ -314,7 +314,7 @@ def test_page_faults_and_peak_memory_are_counted() -> None:
 # --- the profiler -------------------------------------------------------------------------------
 
 
-def test_the_profiler_times_every_op_and_leaves_no_trace() -> None:
+def test_the_profiler_times_every_op_and_changes_nothing() -> None:
     backend = tg.get_backend()
     before = tg.gelu, tg.ops.linear, vars(backend).copy()
     x, w = tg.ones((3, 4), requires_grad=True), tg.ones((5, 4), requires_grad=True)

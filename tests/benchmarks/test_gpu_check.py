@@ -33,13 +33,13 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
 
 
 @pytest.fixture(autouse=True)
-def options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What these tests are to cover is not for those that they start."""
+def without_pytest_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options of this test run, such as coverage, do not apply to the tests that gpu_check starts."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
 
-def test_every_part_is_rehearsed(tmp_path: Path) -> None:
-    """Every line that runs on a GPU has run before: tiny, and without torch.compile, which is PyTorch's own."""
+def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
+    """Every line that runs on a GPU runs here at tiny sizes, except torch.compile."""
     pytest.importorskip("torch")
     pytest.importorskip("ml_dtypes")
     text = tmp_path / "text.txt"
@@ -58,7 +58,7 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, rel=2e-2)  # the same weights and batches
     report = (tmp_path / "out" / "report.txt").read_text()
     assert report in result.stdout
-    for word in ("training beside the CPU", "a training step", "kernel", "writing, one sequence", "held to"):
+    for word in ("training beside the CPU", "a training step", "kernel", "decoding, one sequence", "target"):
         assert word in report
     assert not (tmp_path / "out" / "inputs.safetensors").exists()
 
@@ -74,7 +74,7 @@ def test_a_part_that_fails_is_recorded(tmp_path: Path) -> None:
     assert "some part, failed with status 3:\n    why" in text
 
 
-def test_a_part_out_of_time_is_ended_and_its_figures_kept(tmp_path: Path) -> None:
+def test_a_part_that_runs_out_of_time_is_killed_and_its_figures_are_kept(tmp_path: Path) -> None:
     program = (
         "import subprocess, sys, time\n"
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
@@ -103,25 +103,25 @@ def test_without_pytorch_its_parts_are_left_out(monkeypatch: pytest.MonkeyPatch)
         assert left_out == ["torch compile", "torch eager", "torch decoding"]
 
 
-def test_no_test_at_all_is_a_failure() -> None:
+def test_running_no_test_is_a_failure() -> None:
     command = [sys.executable, "-m", "benchmarks.gpu_tests", "2", "-q", "tests/gpu", "-k", "there_is_no_such_test"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (result.returncode, result.stdout) == (1, "no test was run\n")
 
 
-def test_all_parts_fit_the_nine_minutes_and_each_is_sure_of_its_least() -> None:
+def test_the_reserved_times_of_all_parts_fit_into_nine_minutes() -> None:
     parts = gpu_check.parts(Path(), False, "shakespeare")
     assert sum(part.least_s for part in parts) <= gpu_check.BUDGET_S < 9 * 60
     assert all(part.least_s <= part.limit_s for part in parts)
 
 
-def test_the_largest_batch_lies_on_the_line_through_two() -> None:
+def test_the_largest_batch_is_a_linear_fit_to_two() -> None:
     rows = [{"batch": 64, "memory_gib": 40.0}, {"batch": 4, "memory_gib": 10.0}, {"batch": 16, "mode": "graph"}]
     assert gpu_training.largest_batch(rows, 80.0) == 136  # 10 + 0.5 (B - 4) <= 76, in eights
     assert gpu_training.largest_batch(rows[:1], 80.0) is None
 
 
-def test_what_does_not_fit_is_a_row_and_the_largest_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_is_a_row_and_the_largest_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     class Contender:
         modes = ("eager",)
 
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_a_row_and_the_largest_is_tried_again(monkeypatch: 
 @pytest.mark.parametrize(
     ("off", "dtype", "passed"), [(0, "float32", True), (1e-3, "float32", False), (1e-3, "bfloat16", True)]
 )
-def test_losses_are_near_enough_or_not(off: float, dtype: str, passed: bool) -> None:
+def test_losses_are_within_the_tolerances_or_not(off: float, dtype: str, passed: bool) -> None:
     here = [3.0 - 0.002 * step for step in range(500)]
     assert gpu_losses.compare([loss * (1 + off) for loss in here], here, dtype)["passed"] is passed
     drifted = here[:300] + [loss * 1.01 for loss in here[300:]]

@@ -1,4 +1,4 @@
-"""Memory over a few hundred steps: as flat as the full benchmark asks for, and growth is found."""
+"""The memory of a few hundred steps does not grow, and growth is found."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""benchmarks/prepare.py measures what it says. Figures are no matter of tests."""
+"""benchmarks/prepare.py measures time and memory. Speeds are not tested."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ def test_a_small_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result["resident_mb"] >= result["proportional_mb"] > 30
 
 
-def test_memory_of_a_family_is_that_of_all_its_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_includes_that_of_child_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that holds 50 MB, and starts another that does, until both have been seen."""
     large: set[int] = set()
     memory_of = prepare.memory_of
@@ -35,5 +35,5 @@ def test_memory_of_a_family_is_that_of_all_its_members(tmp_path: Path, monkeypat
     holds = f"while not pathlib.Path({str(tmp_path / 'seen')!r}).exists(): time.sleep(0.01)"
     one = f"import pathlib, time; x = bytearray(50_000_000)\n{holds}"
     two = f"import subprocess, sys; x = bytearray(50_000_000); subprocess.run([sys.executable, '-c', {one!r}])"
-    _, resident, proportional = prepare.watched([sys.executable, "-c", two])
+    _, resident, proportional = prepare.measured([sys.executable, "-c", two])
     assert 100 < proportional <= resident < 200

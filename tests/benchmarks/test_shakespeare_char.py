@@ -1,4 +1,4 @@
-"""The benchmark runs, measures what it says, and fails where the loss is not what it should be."""
+"""The benchmark runs, and fails if the loss misses the target."""
 
 import json
 import os
