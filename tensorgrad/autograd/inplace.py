@@ -33,8 +33,6 @@ def note_write(array: Array) -> None:
 
 def refuse_overwritten(node: Any, since: int) -> None:
     """Raise RuntimeError where an array that the node saved was written into after sequence number `since`."""
-    if since >= last_write:  # nothing was: the usual case
-        return
     for array in saved_arrays(node.saved()):
         reference, when = _writes.get(id(_owner(array)), (None, 0))
         if when > since and reference is not None and reference() is not None:
