@@ -204,7 +204,7 @@ def test_results_of_integers_are_not_rounded_to_integers(fn: Any) -> None:
 
 def test_only_floats_can_require_a_gradient() -> None:
     for dtype in ("int64", "uint8", "bool"):
-        with pytest.raises(TypeError, match=f"requires_grad: {dtype} can have no gradient"):
+        with pytest.raises(TypeError, match=f"requires_grad: {dtype} has no gradient, only floating dtypes have one"):
             Tensor(np.ones(2, dtype), requires_grad=True)
 
 
