@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 
 from benchmarks import common
 from benchmarks.configurations import SETUPS, write_inputs
-from benchmarks.contenders import usable
+from benchmarks.contenders import begin
 from benchmarks.train_step import STEPS, check_losses
 from benchmarks.workers import Worker, alternate, idle_warning
 from gpt.cli import ArgumentParser, one_of
@@ -36,11 +36,7 @@ THIS, OTHER = "this", "other"
 
 def main() -> int:
     options = parse()
-    env = common.environment(options.threads, keep=True)
-    print(common.environment_line(env))
-    options.backends, left_out = usable(options.backends)
-    for name, reason in left_out.items():
-        print(f"left out: {name}: {reason}")
+    env = begin(options)
     with checked_out(options.commit) as root:
         rows = {
             f"{config} on {backend}": compare(config, backend, root, options)

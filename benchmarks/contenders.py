@@ -1,5 +1,6 @@
 """The contenders of train_step.py: our backends, PyTorch's modes, and the matrix products alone."""
 
+import argparse
 import dataclasses
 from typing import Any
 
@@ -29,6 +30,16 @@ def usable(names: list[str]) -> tuple[list[str], dict[str, str]]:
     if len(left_out) == len(reasons):
         raise UserError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
     return [name for name in reasons if name not in left_out], left_out
+
+
+def begin(options: argparse.Namespace) -> dict[str, Any]:
+    """Print and return the environment; keep the `options.backends` that run here, and print why the others do not."""
+    env = common.environment(options.threads, keep=True)
+    print(common.environment_line(env))
+    options.backends, left_out = usable(options.backends)
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}")
+    return env
 
 
 def start(name: str, setup: Setup, inputs: str, threads: int) -> Worker:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 
 from benchmarks import common
 from benchmarks.configurations import SETUPS, Setup, write_inputs
-from benchmarks.contenders import usable
+from benchmarks.contenders import begin
 from benchmarks.train_step import STEPS, check_losses
 from benchmarks.training import Ours
 from benchmarks.workers import Worker, alternate, idle_warning
@@ -99,11 +99,7 @@ def recomputable_gelu() -> Any:
 
 def main() -> int:
     options = parse()
-    env = common.environment(options.threads, keep=True)
-    print(common.environment_line(env))
-    options.backends, left_out = usable(options.backends)
-    for name, reason in left_out.items():
-        print(f"left out: {name}: {reason}")
+    env = begin(options)
     results = {
         f"{config} on {backend}": compare(config, SETUPS[config], backend, options)
         for config in options.config

@@ -44,7 +44,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Each token on its own: four times wider, bent, and back."""
+    """Every token by itself: to four times the width, through a GELU, and back."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()

@@ -28,12 +28,12 @@ from benchmarks import common
 from benchmarks.configurations import SETUPS, Setup, write_inputs
 from benchmarks.contenders import (
     PRODUCTS,
+    begin,
     colour_of,
     contender_environment,
     groups_in_memory,
     start,
     torch_mode,
-    usable,
 )
 from benchmarks.sweeps import chart_of_sweep, sweep
 from benchmarks.workers import Unavailable, Worker, alternate, idle_warning
@@ -50,11 +50,7 @@ Result = dict[str, Any]
 
 def main() -> int:
     options = parse()
-    env = common.environment(options.threads, keep=True)
-    print(common.environment_line(env))
-    options.backends, left_out = usable(options.backends)
-    for name, reason in left_out.items():
-        print(f"left out: {name}: {reason}")
+    env = begin(options)
     if options.sweep:
         results = sweep(options)
         panels, unit = chart_of_sweep(results, options.sweep)

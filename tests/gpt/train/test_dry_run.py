@@ -97,7 +97,7 @@ def test_durations(seconds: float, text: str) -> None:
         ({"batch_size": 3}, 3000),
         ({"batch_size": 2, "grad_accum": 2}, 3000),
         ({"batch_size": 3, "recompute": True, "n_layer": 6}, 6200),
-        ({"batch_size": 12, "n_layer": 3}, 75),  # large enough for normalised rows to be made again
+        ({"batch_size": 12, "n_layer": 3}, 75),  # large enough for normalized rows to be recomputed
         ({"dropout": 0.1}, 75),
         ({"dropout": 0.1, "recompute": True}, 75),
     ],

@@ -363,7 +363,7 @@ def test_options_of_adamw_may_be_on_the_gpu() -> None:
     k.adamw_group(*there, skip=skip, grad_scale=scale, **options)
     for got, wanted in zip(flat(there), flat(here), strict=True):
         assert_near(got, wanted, 3e-6)
-    assert len(k.tables) == 1  # not made again for arrays that lie where they lay
+    assert len(k.tables) == 1  # not built again for arrays at the same addresses
     k.adamw_group(*there, skip=True, **options)
     assert len(k.launcher.launches) == 2
 
