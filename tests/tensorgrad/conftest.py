@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import tensorgrad as tg
+from tensorgrad.autograd import op
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -27,3 +28,21 @@ def numpy_backend() -> Iterator[None]:
     """For tests of the plain mathematics, whichever backend is current."""
     with tg.use_backend("numpy"):
         yield
+
+
+@pytest.fixture
+def logging_op() -> Any:
+    """logging_op(calls, name): an op that appends its name to `calls` when its backward runs."""
+
+    def make(calls: list[str], name: str) -> Any:
+        @op
+        def logged(k: Any, x: Any) -> Any:
+            def backward(dy: Any) -> Any:
+                calls.append(name)
+                return dy * 1
+
+            return x * 1, backward
+
+        return logged
+
+    return make

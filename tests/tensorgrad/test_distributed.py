@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorgrad import Tensor, distributed, nn
-from tensorgrad.autograd import op
 from tensorgrad.backend import BackendUnavailable
 from tensorgrad.distributed import Communicator, GradientReady, GradientReducer, world
 
@@ -299,21 +298,7 @@ def test_gradient_ready_reports_every_leaf_once_with_its_complete_gradient() -> 
     assert unused.grad is None
 
 
-def logging_op(calls: list[str], name: str) -> Any:
-    """An op that appends its name to `calls` when its backward runs."""
-
-    @op
-    def logged(k: Any, x: Any) -> Any:
-        def backward(dy: Any) -> Any:
-            calls.append(name)
-            return dy * 1
-
-        return x * 1, backward
-
-    return logged
-
-
-def test_gradient_ready_reports_during_backward() -> None:
+def test_gradient_ready_reports_during_backward(logging_op: Any) -> None:
     first, second = leaf(1, 2), leaf(3, 4)
     order: list[str] = []
     names = {first.node: "first", second.node: "second"}

@@ -42,20 +42,6 @@ def both_halves(k: Any, x: Any, y: Any) -> Any:
     return [x, y], tuple
 
 
-def watched(calls: list[str], name: str) -> Any:
-    """An op that notes when its backward runs."""
-
-    @op
-    def note(k: Any, x: Any) -> Any:
-        def backward(dy: Any) -> Any:
-            calls.append(name)
-            return dy * 1
-
-        return x * 1, backward
-
-    return note
-
-
 # --- edges go from node to node -------------------------------------------------------------------
 
 
@@ -220,13 +206,13 @@ def test_leaves_add_up_over_backwards() -> None:
     np.testing.assert_array_equal(x.grad, [1, 1])
 
 
-def test_every_op_is_visited_once_and_after_all_that_used_it() -> None:
+def test_every_op_is_visited_once_and_after_all_that_used_it(logging_op: Any) -> None:
     calls: list[str] = []
     x = leaf(1.0)
-    a = watched(calls, "a")(x)
-    b = watched(calls, "b")(a)
-    c = watched(calls, "c")(a + b)
-    d = watched(calls, "d")(b * c)
+    a = logging_op(calls, "a")(x)
+    b = logging_op(calls, "b")(a)
+    c = logging_op(calls, "c")(a + b)
+    d = logging_op(calls, "d")(b * c)
     (a + d).sum().backward()
     assert calls == ["d", "c", "b", "a"]
     np.testing.assert_allclose(x.grad, [1 + 4])  # a + b (a + b) with a = b = x: 1 + 4 x
