@@ -19,7 +19,7 @@ def test_a_short_run_misses_the_target(tmp_path: Path) -> None:
     ]  # fmt: skip
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     result = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.stderr == "text.txt is not tiny Shakespeare: the target does not apply to it\n"
+    assert result.stderr == "text.txt is not tiny Shakespeare: the target does not apply\n"
     assert result.returncode == 1
     figures = json.loads((tmp_path / "figures.json").read_text())
     losses = [run["validation_loss"] for run in figures["runs"]]
