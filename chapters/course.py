@@ -1,0 +1,76 @@
+"""What every chapter uses: to show the library's code, to compare numbers, to draw and to check an exercise."""
+
+import ast
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def show(*objects: Any) -> None:
+    """Show the source of functions, classes or modules of the library, with the file and the line that they are at."""
+    for thing in objects:
+        thing = inspect.unwrap(thing) if callable(thing) else thing
+        lines, first = inspect.getsourcelines(thing)
+        path = Path(inspect.getsourcefile(thing) or "").resolve().relative_to(ROOT).as_posix()
+        where = path if inspect.ismodule(thing) else f"{path}, line {first}"
+        source = textwrap.dedent("".join(lines)).rstrip()
+        if "ipykernel" in sys.modules:
+            from IPython.display import Markdown, display
+
+            display(Markdown(f"[`{where}`](../{path})\n\n```python\n{source}\n```"))
+        else:
+            print(f"{where}\n\n{source}\n")
+
+
+def same(ours: Any, theirs: Any, what: str, tolerance: float = 1e-12) -> None:
+    """Say that two results are the same numbers.
+
+    Arrays, tensors or numbers of one shape. The largest difference may be `tolerance` of the largest number. Raises
+    AssertionError, with the difference, where it is more.
+    """
+    first, second = (np.asarray(getattr(x, "data", x) if hasattr(x, "requires_grad") else x) for x in (ours, theirs))
+    assert first.shape == second.shape, f"{what}: shapes {first.shape} and {second.shape}"
+    size = max(float(np.abs(second).max(initial=0.0)), 1e-300)
+    difference = float(np.abs(first - second).max(initial=0.0)) / size
+    assert difference <= tolerance, f"{what}: they differ by {difference:.3g} of the largest, not at most {tolerance:g}"
+    print(f"the same numbers: {what} (to {tolerance:g})")
+
+
+def exercise(answer: Callable[..., Any], test: Callable[[Any], None]) -> None:
+    """Check the reader's answer with its test, and say how it went; the chapter goes on in any case."""
+    name = answer.__name__
+    if is_empty(answer):
+        print(f"{name}: not answered yet. Write its body, and run this cell again.")
+        return
+    try:
+        test(answer)
+    except Exception as error:  # whatever goes wrong in a reader's code
+        print(f"{name}: not yet. {type(error).__name__}: {error}")
+    else:
+        print(f"{name}: right!")
+
+
+def is_empty(answer: Callable[..., Any]) -> bool:
+    """Whether a function has no body but its docstring and an ellipsis."""
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(answer))).body
+    assert isinstance(function, ast.FunctionDef | ast.ClassDef)
+    return all(isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) for line in function.body)
+
+
+def picture(width: float = 7, height: float = 3.5, rows: int = 1, columns: int = 1, **options: Any) -> Any:
+    """Return a figure and its axes, as plt.subplots does, in the style of the course; width and height in inches."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({
+        "figure.dpi": 90, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+        "grid.color": "#e3e3e3", "axes.axisbelow": True, "image.cmap": "Blues", "legend.frameon": False,
+        "axes.prop_cycle": plt.cycler(color=["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]),
+    })  # fmt: skip
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
