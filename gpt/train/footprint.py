@@ -1,25 +1,29 @@
 """The size of a training run, from its configuration alone: parameters, operations, memory and disk.
 
-What backward keeps is what the ops in tensorgrad/ops/ say they save, so the largest part of memory is a sum. N is the
-number of tokens in a batch, C the width, V the vocabulary.
+The largest part of memory is what the blocks save for backward: it is observed in one block of a small model and scaled
+up. N is the number of tokens in a batch, C the width, T the time, V the vocabulary.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
+import tensorgrad as tg
 from gpt.config import GPTConfig, TrainConfig
+from gpt.weights import build_model
+from tensorgrad.autograd import Observer, saved_arrays
 from tensorgrad.autograd.context import MIN_RECOMPUTE_BYTES
+from tensorgrad.autograd.inplace import owner
 from tensorgrad.backend import load
 from tensorgrad.backend.numpy.blocks import BLOCK_ELEMENTS as NUMPY_BLOCK
 from tensorgrad.backend.threads import cpu_count
 from tensorgrad.ops.cross_entropy import rows_at_a_time
 
 FLOAT32 = 4  # bytes
-# Of N x C in a block: what both norms read (2), q, k and v (3), attention's result (1), and what the GELU reads (4).
-SAVED_IN_A_BLOCK = 10
-NORMALIZED = 2  # and what both norms give, where they are too small to be recomputed
-# And what the last block's backward needs beside it before the first of that is freed: the gradient of the stream, of
-# the MLP's inside (4), and what goes on from there.
+# Of N x C: what the last block's backward needs beside what was saved before the first of that is freed: the gradient
+# of the stream, of the MLP's inside (4), and what goes on from there.
 WORKING = 6
+WIDTH, TIMES = 128, (8, 16)  # of the block that is observed
 COPIES = 800_000  # bytes a thread of compiled kernels needs for blocks of a product's operands
 
 
@@ -84,12 +88,11 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
 
     tokens = config.batch_size * shape.block_size
     stream = size * tokens * shape.n_embd
-    small = FLOAT32 * tokens * (shape.n_head + 4)  # logsumexp of every head, mean and deviation of both norms
     threads = config.threads or cpu_count()
-    scores = _attention_weights(config, shape, backend)
+    scores = _attention_weights(config, shape, backend, stream)
     inside = 2 * FLOAT32 * min(4 * tokens * shape.n_embd, threads * NUMPY_BLOCK) if backend == "numpy" else 0
     inside = max(0, inside - scores)  # of the blocks of GELU's backward, at another time than attention's
-    saved = (SAVED_IN_A_BLOCK + (NORMALIZED if stream < MIN_RECOMPUTE_BYTES else 0)) * stream + small
+    saved = saved_in_a_block(config, shape, backend)
     block = saved + scores
     recomputed = block if config.recompute else 0
     kept = shape.n_layer * (stream if config.recompute else saved)
@@ -111,6 +114,50 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     )  # fmt: skip
 
 
+class _Saved(Observer):
+    """The arrays that ops save for backward, by the identity of their memory."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[int, Any] = {}
+
+    def after_op(self, name: str, operands: tuple[Any, ...], output: Any) -> None:
+        """Look into the node of an op."""
+        node = (output[0] if isinstance(output, list) else output).node
+        self.arrays |= {id(owner(array)): owner(array) for array in saved_arrays(node and node.saved())}
+
+
+def saved_in_a_block(config: TrainConfig, shape: GPTConfig, backend: str) -> int:
+    """Return the bytes that a block of the model saves for backward.
+
+    Observed in a block of a small model, at two values of T, since only the weights of plain attention grow with its
+    square. It has enough tokens for results to be recomputed that are recomputed in the large one.
+    """
+    D = min(shape.n_embd // shape.n_head, WIDTH)  # a head has its size, but there are fewer heads
+    C = D * min(shape.n_head, WIDTH // D)
+    least = MIN_RECOMPUTE_BYTES // (2 if config.half else FLOAT32)
+    tokens = math.ceil(min(config.batch_size * shape.block_size * shape.n_embd, least) / C)
+    dtype = "float16" if config.half else "float32"
+    dropout = 0.0 if backend == "cupy" else shape.dropout  # whose kernels draw it again in backward
+    small = GPTConfig(max(TIMES), 1, 1, C // D, C, dropout, shape.bias)
+    state = tg.random.default_generator.state_dict()
+    of_a_token = []
+    with tg.use_backend("numpy" if backend == "cupy" else backend):  # a GPU's kernels save the same
+        model = build_model(small, plain=config.plain)
+        model.astype(dtype)
+        (block,) = model.h
+        weights = {id(p.data) for p in block.parameters()}
+        for T in TIMES:
+            x = tg.zeros((math.ceil(tokens / T), T, C), dtype=dtype, requires_grad=True)
+            with _Saved() as saved:
+                block(x, tg.arange(T))
+            n_bytes = sum(array.nbytes for key, array in saved.arrays.items() if key not in weights)
+            of_a_token.append(n_bytes / (x.shape[0] * T))
+    tg.random.default_generator.load_state_dict(state)
+    slope = (of_a_token[1] - of_a_token[0]) / (TIMES[1] - TIMES[0])
+    scaled = of_a_token[0] + slope * (shape.block_size - TIMES[0])
+    return round(scaled * config.batch_size * shape.block_size * shape.n_embd / C)
+
+
 def _logits(tokens: int, vocab_size: int, size: int, backend: str, threads: int) -> tuple[int, int, int]:
     """Bytes of logits that are kept, and of what is worked on of them before the head has a gradient, and after."""
     rows = rows_at_a_time(load(backend), tokens, vocab_size)
@@ -126,11 +173,12 @@ def _logits(tokens: int, vocab_size: int, size: int, backend: str, threads: int)
     return 0, 3 * block, (3 if several else 1) * block
 
 
-def _attention_weights(config: TrainConfig, shape: GPTConfig, backend: str) -> int:
-    """Bytes of the T x T matrices that attention with dropout makes where it is left to the plain mathematics."""
-    if backend == "numba" or not shape.dropout:
-        return 0
-    return 7 * FLOAT32 * config.batch_size * shape.n_head * shape.block_size**2
+def _attention_weights(config: TrainConfig, shape: GPTConfig, backend: str, stream: int) -> int:
+    """Bytes of the T x T matrices that attention makes in backward where it is left to the plain mathematics."""
+    matrix = FLOAT32 * config.batch_size * shape.n_head * shape.block_size**2
+    if config.plain:  # the MLP's backward has freed 8 streams by then
+        return max(0, 2 * matrix - 8 * stream)
+    return 7 * matrix if shape.dropout and backend != "numba" else 0
 
 
 def checkpoint_bytes(config: GPTConfig) -> int:

@@ -19,22 +19,23 @@ last_write = 0  # the sequence number of the last write into any array
 _SHARED = (type, types.ModuleType, types.CodeType, Backend, weakref.ref)
 
 
-def _owner(array: Array) -> Array:
-    return _owner(array.base) if isinstance(array.base, type(array)) else array
+def owner(array: Array) -> Array:
+    """Return the array that owns the memory of a view; any other array is its own."""
+    return owner(array.base) if isinstance(array.base, type(array)) else array
 
 
 def note_write(array: Array) -> None:
     """Remember that `array` was overwritten: a backward that saved it before will refuse to run."""
     global last_write
-    owner, last_write = _owner(array), next_sequence()
-    key = id(owner)
-    _writes[key] = (weakref.ref(owner, lambda _: _writes.pop(key, None)), last_write)
+    array, last_write = owner(array), next_sequence()
+    key = id(array)
+    _writes[key] = (weakref.ref(array, lambda _: _writes.pop(key, None)), last_write)
 
 
 def refuse_overwritten(node: Any, since: int) -> None:
     """Raise RuntimeError where an array that the node saved was written into after sequence number `since`."""
     for array in saved_arrays(node.saved()):
-        reference, when = _writes.get(id(_owner(array)), (None, 0))
+        reference, when = _writes.get(id(owner(array)), (None, 0))
         if when > since and reference is not None and reference() is not None:
             raise RuntimeError(
                 f"{node.name}: an array of shape {array.shape} that it saved for backward was overwritten in place; "

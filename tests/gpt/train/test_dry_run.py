@@ -15,13 +15,13 @@ import tensorgrad as tg
 import train
 from gpt.cli import run as run_program
 from gpt.config import NAMED_CONFIGS, GPTConfig, TrainConfig
-from gpt.fused import FusedGPT
 from gpt.model import GPT
 from gpt.train import dry_run as module
 from gpt.train.dry_run import Resident, duration, predicted_peak
 from gpt.train.footprint import checkpoint_bytes, count_parameters, disk_bytes, flops_per_token, memory
 from gpt.train.loop import train as train_run
 from gpt.train.run import new_run
+from gpt.weights import build_model
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 
@@ -100,6 +100,10 @@ def test_durations(seconds: float, text: str) -> None:
         ({"batch_size": 12, "n_layer": 3}, 75),  # large enough for normalized rows to be recomputed
         ({"dropout": 0.1}, 75),
         ({"dropout": 0.1, "recompute": True}, 75),
+        ({"plain": True}, 75),
+        ({"plain": True, "block_size": 512, "batch_size": 2, "n_layer": 3}, 75),
+        ({"plain": True, "dropout": 0.1}, 75),
+        ({"plain": True, "recompute": True, "n_layer": 6}, 75),
     ],
 )
 def test_every_array_of_a_step_is_counted(backend: str, changes: dict[str, Any], vocab_size: int) -> None:
@@ -107,7 +111,7 @@ def test_every_array_of_a_step_is_counted(backend: str, changes: dict[str, Any],
     config = TrainConfig(**{"n_embd": 192, "block_size": 128, "batch_size": 4, "async_save": False, **changes})
     need = memory(config, vocab_size, backend)
     with tg.use_backend(backend):
-        model = FusedGPT(config.model_config(vocab_size))
+        model = build_model(config.model_config(vocab_size), plain=config.plain).train()
         model.recompute = config.recompute
         optimizer = tg.optim.AdamW(model.parameters())
         tokens = np.zeros((config.batch_size, config.block_size), np.int64)
