@@ -14,21 +14,20 @@ import argparse
 import difflib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import jupytext
-import nbformat
 from llvmlite import binding
-from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
 RELATIVE, ABSOLUTE = 0.01, 1e-6  # how far a number may be from the kept one on another kind of processor
+CODE = re.compile(r"\]\(([\w./-]+\.py)(#\w+)?\)")  # a link to a file of code
 TIMEOUT = 180  # seconds for a cell
 
 
@@ -48,6 +47,10 @@ def chapters(names: list[str]) -> list[Path]:
 
 def execute(path: Path) -> Any:
     """Return the notebook of a chapter, with outputs and without what differs from run to run."""
+    import jupytext
+    import nbformat
+    from nbclient import NotebookClient
+
     notebook = jupytext.read(path)
     for i, cell in enumerate(notebook.cells):
         cell.id = f"{path.stem.split('_')[0]}-{i}"
@@ -114,6 +117,8 @@ def alike(before: str, after: str) -> bool:
 
 def run(names: list[str], *, keep: bool) -> int:
     """Execute chapters, and keep their outputs or compare them with the kept ones."""
+    import nbformat
+
     n_different = 0
     started = time.monotonic()
     for path in chapters(names):
@@ -134,12 +139,25 @@ def run(names: list[str], *, keep: bool) -> int:
 
 def site() -> int:
     """Build the pages, treating every warning as an error."""
-    target = ROOT / "build" / "site"
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", HERE / "site", ROOT, target]
-    code = subprocess.run(list(map(str, command)), check=False).returncode
-    if code == 0:
-        print(f"open {target / 'index.html'}")
-    return code
+    source, target = ROOT / "build" / "source", ROOT / "build" / "site"
+    shutil.rmtree(source, ignore_errors=True)
+    for pattern in ("*.md", "benchmarks/*.md", "chapters/*.ipynb", "chapters/*.md", "checkpoints/*.md", "docs/*"):
+        for path in ROOT.glob(pattern):
+            copy = source / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(CODE.sub(r"](\1.md\2)", path.read_text()).encode())
+    for pattern in ("*.py", "benchmarks/*.py", "chapters/*s/*.py", "gpt/**/*.py", "tensorgrad/**/*.py", "tests/**/*.py"):
+        for path in ROOT.glob(pattern):  # the code, as pages that the chapters link to
+            name = path.relative_to(ROOT).as_posix()
+            page = source / f"{name}.md"
+            page.parent.mkdir(parents=True, exist_ok=True)
+            code = f"~~~~{{code-block}} python\n:linenos:\n{path.read_text()}\n~~~~"
+            page.write_text(f"---\norphan: true\n---\n# `{name}`\n\n{code}\n")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", HERE / "site", source, target]
+    failed = subprocess.run(list(map(str, command)), check=False).returncode
+    if not failed:
+        print(f"open {(target / 'chapters' / 'index.html').relative_to(ROOT)}")
+    return failed
 
 
 def main() -> int:

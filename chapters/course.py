@@ -14,19 +14,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def show(*objects: Any) -> None:
-    """Show the source of functions, classes or modules of the library, with the file and the line that they are at."""
+    """Show the source of functions, classes or modules of the library, and the file that they are in."""
     for thing in objects:
         thing = inspect.unwrap(thing) if callable(thing) else thing
-        lines, first = inspect.getsourcelines(thing)
         path = Path(inspect.getsourcefile(thing) or "").resolve().relative_to(ROOT).as_posix()
-        where = path if inspect.ismodule(thing) else f"{path}, line {first}"
-        source = textwrap.dedent("".join(lines)).rstrip()
+        source = textwrap.dedent(inspect.getsource(thing)).rstrip()
         if "ipykernel" in sys.modules:
             from IPython.display import Markdown, display
 
-            display(Markdown(f"[`{where}`](../{path})\n\n```python\n{source}\n```"))
+            display(Markdown(f"[`{path}`](../{path})\n\n```python\n{source}\n```"))
         else:
-            print(f"{where}\n\n{source}\n")
+            print(f"{path}\n\n{source}\n")
 
 
 def same(ours: Any, theirs: Any, what: str, tolerance: float = 1e-12) -> None:
