@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import hashlib
+import os
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +50,29 @@ def has_instructions(feature: str) -> bool:
     return bool(has_it and (numba.config.ENABLE_AVX or not feature.startswith("avx")))
 
 
+class Threads:
+    """When parallel kernels may run: one at a time, and not in every forked process.
+
+    Numba's workqueue layer, the one that needs no other library, ends a process in which two threads start kernels at
+    the same time; and kernels use all cores anyway. GNU's OpenMP ends a forked process that starts a parallel kernel
+    after its parent did: there the serial kernels compute the same bits.
+    """
+
+    def __init__(self) -> None:
+        self.may_start = True
+        self.lock = threading.RLock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self.lock = threading.RLock()  # another thread of the parent may have held it
+        with contextlib.suppress(ValueError):  # no parallel kernel has run yet
+            self.may_start = self.may_start and numba.threading_layer() != "omp"
+
+
+threads = Threads()
+
+
 class Kernel:
     """A loop over arrays, compiled twice from one function: parallel (`prange` over threads), and serial.
 
@@ -66,7 +91,11 @@ class Kernel:
         self.parallel = jit(fn, f"{fn.__name__}_parallel", parallel=True)
 
     def __call__(self, first: Any, *rest: Any) -> None:
-        (self.parallel if first.size >= MIN_PARALLEL_ELEMENTS else self.serial)(first, *rest)
+        if first.size >= MIN_PARALLEL_ELEMENTS and threads.may_start:
+            with threads.lock:
+                self.parallel(first, *rest)
+        else:
+            self.serial(first, *rest)
 
 
 def kernel(fn: Callable[..., None]) -> Kernel:

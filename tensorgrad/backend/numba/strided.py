@@ -8,7 +8,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.compile import inline, is_kept, jit
+from tensorgrad.backend.numba.compile import inline, is_kept, jit, threads
 
 
 def array(real: Any, ndim: int, layout: str = "A") -> Any:
@@ -17,28 +17,33 @@ def array(real: Any, ndim: int, layout: str = "A") -> Any:
 
 
 class Strided:
-    """A parallel loop, compiled for each dtype of its first argument."""
+    """A parallel loop, compiled for each dtype of its first argument; serial where no threads may start."""
 
     def __init__(self, fn: Callable[..., None], signature: Callable[[Any], tuple[Any, ...]]) -> None:
         self.py_func = fn
         self.signature = signature
-        self.compiled: dict[Any, Any] = {}
+        self.compiled: dict[tuple[Any, bool], Any] = {}
 
     def __call__(self, first: Any, *rest: Any) -> None:
-        run = self.compiled.get(first.dtype)
-        (run or self.compile(first.dtype))(first, *rest)
+        run = self.compiled.get((first.dtype, threads.may_start)) or self.compile(first.dtype, threads.may_start)
+        with threads.lock:
+            run(first, *rest)
 
     def is_kept(self) -> bool:
         """Whether the cache on disk has it, for some dtype."""
-        return is_kept(jit(self.py_func, self.py_func.__name__, parallel=True))
+        return is_kept(self._jit(parallel=True))
 
-    def compile(self, dtype: Any) -> Any:
+    def compile(self, dtype: Any, parallel: bool = True) -> Any:
         """Compile for a dtype, or load it from the cache on disk."""
-        run = jit(self.py_func, self.py_func.__name__, parallel=True)
+        run = self._jit(parallel)
         run.compile(self.signature(from_dtype(dtype)))
         run.disable_compile()
-        self.compiled[dtype] = run
+        self.compiled[dtype, parallel] = run
         return run
+
+    def _jit(self, parallel: bool) -> Any:
+        name = self.py_func.__name__
+        return jit(self.py_func, name, parallel=True) if parallel else jit(self.py_func, f"{name}_serial")
 
 
 def strided(signature: Callable[[Any], tuple[Any, ...]]) -> Callable[[Callable[..., None]], Strided]:
