@@ -39,7 +39,7 @@ class FusedMLP(MLP):
 
 
 class FusedBlock(Block):
-    """The sum and its layer norm in one operation."""
+    """The sum and its layer norm in one operation: on a GPU one pass over the stream less."""
 
     def forward(self, x: Tensor, pos: Tensor, cache: LayerCache | None = None) -> Tensor:
         """See Block."""
