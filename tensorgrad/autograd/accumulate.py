@@ -71,7 +71,7 @@ class Accumulator:
             if owned:
                 k.add_to(gradient, before)
             else:
-                gradient, owned = k.add(before, gradient), True
+                gradient, owned = k.asarray(k.add(before, gradient)), True  # NumPy adds 0-d arrays to a scalar
         sums[slot], is_owned[slot] = gradient, owned
 
 

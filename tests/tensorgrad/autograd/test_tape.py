@@ -564,3 +564,15 @@ def test_errors_of_the_array_module_name_the_op_and_the_shapes() -> None:
     assert caught.value.__cause__ is None
     with pytest.raises(ValueError, match=r"^pow: \(2,\), -1: Integers to negative"):
         Tensor([1, 2]) ** -1
+
+
+@pytest.mark.parametrize("uses", [2, 3, 4, 5])
+def test_a_number_that_is_used_several_times(uses: int) -> None:
+    x = tg.Tensor(1.5, requires_grad=True)
+    y = x * 2.0
+    total = y
+    for _ in range(uses - 1):
+        total = total + y
+    total.backward()
+    assert isinstance(x.grad, np.ndarray)
+    assert x.grad == 2 * uses
