@@ -122,6 +122,11 @@ def use_backend(name: str, threads: int | None, dtype: str = "float32", cuda_gra
     return chosen.reason
 
 
+def one_line(error: Exception) -> str:
+    """Return the kind of an exception and its message, without line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
 def error_line(prog: str, message: str) -> str:
     """Return `prog: error: message` as exactly one line."""
     return f"{prog}: error: {' '.join(message.split())}\n"

@@ -12,14 +12,14 @@ from gpt.checkpoint.files import CONFIG, METRICS, TIMING
 from gpt.cli import ArgumentParser
 from gpt.cli import run as run_program
 from gpt.config import UserError
-from gpt.evaluate.plot import History, draw_comparison
+from gpt.evaluate.plot import History, draw_comparison, why_not
 
 OUT = "comparison.png"
 NOT_COMPARED = {"plot", "logger", "threads", "async_save"}  # settings that do not affect the metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, and draw the plot where matplotlib is installed."""
+    """Print the table, and draw the plot where that is possible."""
     options = parse(argv)
     paths = [Path(run) for run in options.runs]
     folders = dict(zip(names_of(paths), paths, strict=True))
@@ -30,8 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line)
     try:
         draw_comparison(Path(options.out), histories)
-    except ImportError:
-        print("no plot: matplotlib is not installed (pip install matplotlib)")
+    except OSError:
+        raise
+    except Exception as error:  # of any kind: the table is printed
+        print(f"no plot: {why_not(error)}")
         return 0
     print(f"drawn in {options.out}")
     return 0

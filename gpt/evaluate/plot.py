@@ -2,9 +2,10 @@
 
 import json
 import math
+import os
 from array import array
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpt.checkpoint.files import METRICS
+from gpt.cli import one_line
 from gpt.files import atomic_write
 
 PNG = "loss.png"
@@ -66,6 +68,13 @@ class History:
         return np.add.reduceat(steps, starts) / counts, _divide(sums, known)
 
 
+def why_not(error: Exception) -> str:
+    """Return the reason, in a line, why a plot is not drawn."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "matplotlib":
+        return "matplotlib is not installed (pip install matplotlib)"
+    return f"matplotlib failed: {one_line(error)}"
+
+
 def draw_run(path: Path | BytesIO, history: History, title: str) -> None:
     """Draw training and validation loss, and the learning rate below them, as PNG; ImportError without matplotlib."""
     figure, losses, rates = _figure()
@@ -74,21 +83,22 @@ def draw_run(path: Path | BytesIO, history: History, title: str) -> None:
     losses.plot(steps, values, color=TRAIN, linewidth=0.7 if noisy else 1.4, alpha=0.35 if noisy else 1)
     if noisy:
         losses.plot(steps, smooth(values), color=TRAIN, linewidth=1.6)
-    losses.plot([], [], color=TRAIN, label="training" + (f" (last {values[-1]:.4f})" if len(values) else ""))
+    label = "training" + (f" (last {values[-1]:.4f})" if len(values) else "")
+    legend = losses.plot([], [], color=TRAIN, label=label)
     if best := history.best():
         marker = "o" if len(history.validations) < 60 else None
-        losses.plot(*zip(*history.validations, strict=True), color=VALIDATION, marker=marker, markersize=3.5,
-                    linewidth=1.6, label=f"validation (best {best[1]:.4f} at step {best[0]:,})")  # fmt: skip
+        legend += losses.plot(*zip(*history.validations, strict=True), color=VALIDATION, marker=marker, markersize=3.5,
+                              linewidth=1.6, label=f"validation (best {best[1]:.4f} at step {best[0]:,})")  # fmt: skip
         losses.plot(*best, marker="o", markersize=8, markerfacecolor="none", markeredgecolor=VALIDATION)
     rates.plot(*history.curve("lr"), color=LR, linewidth=1.4)
     _set_limits(losses, [values, [loss for _, loss in history.validations]])
-    _finish(figure, losses, rates, title, path)
+    _finish(figure, losses, rates, title, legend, path)
 
 
 def draw_comparison(path: Path, histories: Mapping[str, History]) -> None:
     """Draw several runs in one plot: validation losses with markers, training losses as thin lines."""
     figure, losses, rates = _figure()
-    drawn = []
+    drawn, legend = [], []
     for i, (name, history) in enumerate(histories.items()):
         colour = COLOURS[i % len(COLOURS)]
         dash = ("-", "--", ":")[i // len(COLOURS) % 3]
@@ -99,14 +109,14 @@ def draw_comparison(path: Path, histories: Mapping[str, History]) -> None:
         if best:
             marker = "o" if len(history.validations) < 60 else None
             losses.plot(*zip(*history.validations, strict=True), dash, color=colour, marker=marker, markersize=3.5)
-        losses.plot([], [], dash, color=colour, label=label)
+        legend += losses.plot([], [], dash, color=colour, label=label)
         rates.plot(*history.curve("lr"), dash, color=colour, linewidth=1.2)
         drawn += [values, [loss for _, loss in history.validations]]
     if any(history.validations for history in histories.values()):
-        losses.plot([], [], color="black", marker="o", markersize=3.5, label="validation")
-        losses.plot([], [], color="black", linewidth=0.9, alpha=0.5, label="training")
+        legend += losses.plot([], [], color="black", marker="o", markersize=3.5, label="validation")
+        legend += losses.plot([], [], color="black", linewidth=0.9, alpha=0.5, label="training")
     _set_limits(losses, drawn)
-    _finish(figure, losses, rates, "", path)
+    _finish(figure, losses, rates, "", legend, path)
 
 
 def smooth(values: Any) -> Any:
@@ -123,11 +133,23 @@ def _divide(sums: Any, counts: Any) -> Any:
 
 
 def _figure() -> tuple[Any, Any, Any]:
-    from matplotlib.figure import Figure  # not pyplot, which would select a window system for the process
+    with _without_window_system():
+        from matplotlib.figure import Figure  # not pyplot, which would select a window system for the process
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     return figure, losses, rates
+
+
+@contextmanager
+def _without_window_system() -> Iterator[None]:
+    """Hide MPLBACKEND: a notebook's backend, inherited by a program that it starts, may not be installed there."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 def _set_limits(losses: Any, curves: list[Any]) -> None:
@@ -144,7 +166,7 @@ def _set_limits(losses: Any, curves: list[Any]) -> None:
     losses.set_ylim(low - margin, high + margin)
 
 
-def _finish(figure: Any, losses: Any, rates: Any, title: str, path: Path | BytesIO) -> None:
+def _finish(figure: Any, losses: Any, rates: Any, title: str, lines: list[Any], path: Path | BytesIO) -> None:
     losses.set_ylabel("loss, nats per token")
     rates.set_ylabel("learning rate")
     rates.set_xlabel("step")
@@ -156,8 +178,10 @@ def _finish(figure: Any, losses: Any, rates: Any, title: str, path: Path | Bytes
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.01)
-    losses.set_title(title, loc="left", fontsize=11)
-    losses.legend(frameon=False, fontsize=9)
+    losses.set_title(title, loc="left", fontsize=11, parse_math=False)
+    legend = losses.legend(lines, [""] * len(lines), frameon=False, fontsize=9)
+    for text, line in zip(legend.get_texts(), lines, strict=True):
+        text.set(text=line.get_label(), parse_math=False)  # a name may begin with _ and contain $
     figure.align_ylabels()
     with nullcontext(path) if isinstance(path, BytesIO) else atomic_write(path) as file:
         figure.savefig(file, dpi=110, format="png")

@@ -23,7 +23,7 @@ from gpt.cli import use_backend
 from gpt.config import TrainConfig
 from gpt.data import DataLoader, random_windows
 from gpt.evaluate import evaluating
-from gpt.evaluate.plot import History, draw_run
+from gpt.evaluate.plot import History, draw_run, why_not
 from gpt.tokenizer import Tokenizer
 from gpt.train.build import make_optimizer, make_scaler, open_data
 from gpt.train.config_file import describe
@@ -77,8 +77,10 @@ def _warm_up(config: TrainConfig) -> None:
     tiny = replace(config, n_layer=1, n_head=1, n_embd=64, block_size=128, batch_size=2, grad_accum=1)
     _Trial(tiny, 16, None).take_step(0)
     if config.plot:
-        with suppress(ImportError):
+        try:
             draw_run(io.BytesIO(), History(), "")
+        except Exception as error:  # of any kind: the run would continue without its plot
+            print(f"no plot of the losses: {why_not(error)}")
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt.checkpoint.files import METRICS, SAMPLE_HEADING, SAMPLES
-from gpt.evaluate.plot import PNG, History, draw_run
+from gpt.evaluate.plot import PNG, History, draw_run, why_not
 from gpt.generate import stream_text
-from gpt.train.progress import Observer
+from gpt.train.progress import Observer, failure
 from gpt.train.run import LOGGERS, Run
 
 SAMPLE_TOKENS = 200
@@ -33,10 +33,12 @@ def make_observers(run: Run, print_line: Callable[[str], None]) -> list[Observer
     """Return the observers that the configuration asks for."""
     config = run.config
     observers: list[Observer] = []
-    if config.logger == "tensorboard":
-        observers.append(TensorBoard(run))
-    if config.logger == "wandb":
-        observers.append(WandB(run))
+    if config.logger is not None:
+        logger = {"tensorboard": TensorBoard, "wandb": WandB}[config.logger]
+        try:
+            observers.append(logger(run))
+        except Exception as error:  # of any kind: no server, no login, no space
+            print_line(failure(logger.__name__, error))
     if config.plot:
         observers.append(Plot(run, print_line))
     if config.sample_interval:
@@ -65,11 +67,11 @@ class Plot:
         started = time.monotonic()
         try:
             draw_run(self.path, self.history, self.title)
-        except ImportError:
-            self.possible = False
-            self.print_line("no plot of the losses: matplotlib is not installed (pip install matplotlib)")
-        except OSError as error:
+        except OSError as error:  # the disk may have space again at the next time
             self.print_line(f"{self.path}: not drawn: {error.strerror}")
+        except Exception as error:
+            self.possible = False
+            self.print_line(f"no plot of the losses: {why_not(error)}")
         gc.collect()  # figures contain reference cycles: otherwise the memory of several would be in use at once
         ended = time.monotonic()
         self.next_time = ended + (ended - started) / MAX_PLOT_SHARE

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from gpt.checkpoint.files import METRICS, TIMING
+from gpt.cli import one_line
 from gpt.train.metrics import JSONLines
 
 
@@ -50,8 +51,16 @@ class Progress:
         self.bar.update()
         if "val_loss" in metrics:
             self.print(self._line(step, tokens_per_s=tokens_per_s, **metrics))
-        for observer in self.observers:
-            observer.step(step, {**metrics, "tokens_per_s": tokens_per_s})
+        self._notify("step", step, {**metrics, "tokens_per_s": tokens_per_s})
+
+    def _notify(self, event: str, *arguments: Any) -> None:
+        """Call a method of every observer; one that fails is left out from then on, and the run continues."""
+        for observer in list(self.observers):
+            try:
+                getattr(observer, event)(*arguments)
+            except Exception as error:  # of any kind: a logger that fails must not end a run
+                self.observers.remove(observer)
+                self.print(failure(type(observer).__name__, error))
 
     def sync(self) -> None:
         """Wait until the metrics are on the disk."""
@@ -75,8 +84,7 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
-        for observer in self.observers:
-            observer.close()
+        self._notify("close")
         self.metrics.close()
         self.timing.close()
 
@@ -98,6 +106,11 @@ class NoProgress(Progress):
 
     def __exit__(self, *error: object) -> None:
         pass
+
+
+def failure(name: str, error: Exception) -> str:
+    """Return the line that says that an observer has failed."""
+    return f"{name} failed, and the run continues without it: {one_line(error)}"
 
 
 def in_notebook() -> bool:

@@ -192,7 +192,7 @@ _FIXED = ("tokenizer", "seed", "dtype", *(field.name for field in fields(GPTConf
 def _require_logger(config: TrainConfig) -> None:
     name, package = config.logger, LOGGERS.get(config.logger or "")
     if package is not None:
-        with user_errors(ImportError, about=f"logger {name}: {package} is needed: pip install {package}"):
+        with user_errors(Exception, about=f"logger {name}: {package} is needed: pip install {package}"):
             importlib.import_module(package)
 
 

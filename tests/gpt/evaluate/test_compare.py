@@ -71,6 +71,18 @@ def test_without_matplotlib_there_is_the_table(
     assert not list(workplace.glob("*.png"))
 
 
+def test_a_plot_that_fails_leaves_the_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no font\nhere")
+
+    write_run("a", 4)
+    monkeypatch.setattr(compare, "draw_comparison", fail)
+    assert call(monkeypatch, "a") == 0
+    assert "\nno plot: matplotlib failed: RuntimeError: no font here\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -1,7 +1,11 @@
 """Pictures of training: what is drawn is what was written, however long the run, and no picture is ever half there."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt.checkpoint.files import METRICS
+from gpt.evaluate import plot
 from gpt.evaluate.plot import MAX_POINTS, History, draw_comparison, draw_run, smooth
+from tests.processes import HANG_S
 
 pytest.importorskip("matplotlib", reason="matplotlib (extra plot) is not installed")
 
@@ -113,3 +119,30 @@ def test_drawing_loads_no_window_system(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     draw_run(tmp_path / "loss.png", history(10), "")
     assert "matplotlib.pyplot" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["lr$_$", "_x", "a\\frac{", "$", "%d {} \n"])
+def test_a_name_is_shown_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+
+    def figure() -> Any:
+        figures.append(make_figure())
+        return figures[-1]
+
+    make_figure = plot._figure
+    monkeypatch.setattr(plot, "_figure", figure)
+    draw_run(BytesIO(), history(20), name)
+    draw_comparison(BytesIO(), {name: history(20), "other": history(20)})
+    assert figures[0][1].get_title(loc="left") == name
+    labels = [text.get_text() for text in figures[1][1].get_legend().get_texts()]
+    assert [label.split(" (best")[0] for label in labels] == [name, "other", "validation", "training"]
+
+
+def test_the_backend_of_a_notebook_is_no_obstacle(tmp_path: Path) -> None:
+    code = (
+        "import os; from pathlib import Path; from gpt.evaluate.plot import *\n"
+        "draw_run(Path('loss.png'), History(), ''); assert os.environ['MPLBACKEND'] == 'module://no_such_backend'"
+    )
+    environment = {**os.environ, "MPLBACKEND": "module://no_such_backend", "PYTHONPATH": str(Path(__file__).parents[3])}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=HANG_S)
+    assert (tmp_path / "loss.png").read_bytes().startswith(PNG)

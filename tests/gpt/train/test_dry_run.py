@@ -227,3 +227,16 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert call(monkeypatch, *SMALL, "--dry-run", "--data=nowhere.txt") == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not os.path.exists("checkpoints")
+
+
+def test_a_plot_that_fails_ends_no_dry_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("Key backend: not a valid value")
+
+    monkeypatch.setattr(module, "draw_run", fail)
+    assert call(monkeypatch, *SMALL, "--plot=True", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "no plot of the losses: matplotlib failed: ValueError: Key backend: not a valid value\n" in out
+    assert "\ntime     " in out

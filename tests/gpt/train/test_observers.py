@@ -19,6 +19,7 @@ import pytest
 from gpt.checkpoint.files import METRICS
 from gpt.config import TrainConfig, UserError
 from gpt.train import observers
+from gpt.train import run as run_module
 from gpt.train.flags import Arguments
 from gpt.train.loop import gradient_ratios, train
 from gpt.train.observers import Plot, flatten
@@ -180,6 +181,21 @@ def test_a_disk_that_takes_no_picture_ends_no_run(
     assert len(rows("run")) == 6
 
 
+@pytest.mark.parametrize("error", [ValueError("bad\n$"), MemoryError(), ImportError("libpng"), RuntimeError("font")])
+def test_a_picture_that_fails_ends_no_run(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(observers, "draw_run", fail)
+    begin("run", plot=True)
+    message = " ".join(str(error).split())
+    line = f"no plot of the losses: matplotlib failed: {type(error).__name__}{': ' if message else ''}{message}\n"
+    assert capsys.readouterr().out.count(line) == 1
+    assert len(rows("run")) == 6
+
+
 # --------------------------------------------------------------------------------------------------
 # Ratios
 
@@ -315,6 +331,46 @@ def test_wandb_is_told_the_configuration_and_goes_on_under_one_id(wandb: Server)
     first, second = wandb.started
     assert first["config"]["n_layer"] == 2
     assert (first["id"], second["id"], second["resume"]) == ("a", "a", "allow")
+
+
+@pytest.mark.parametrize("method", ["init", "log", "finish"])
+def test_a_logger_that_fails_ends_no_run(
+    method: str, wandb: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise TypeError("no\nserver")
+
+    owner = sys.modules["wandb"] if method == "init" else sys.modules["wandb"].init  # type: ignore[attr-defined]
+    monkeypatch.setattr(owner, method, fail)
+    begin("run", logger="wandb", sample_interval=3, plot=False)
+    out = capsys.readouterr().out
+    assert out.count("WandB failed, and the run continues without it: TypeError: no server\n") == 1
+    assert len(rows("run")) == 6 and Path("run/step-000006").is_dir()
+    assert Path("run/samples.txt").read_text().count("=== step") == 2
+
+
+def test_a_logger_that_fails_while_it_learns_what_it_missed(
+    tensorboard: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    begin("run")
+    monkeypatch.setattr(sys.modules["tensorboardX"].SummaryWriter, "add_scalar", fail)  # type: ignore[attr-defined]
+    go_on("run", max_iters=8, logger="tensorboard", out="branch")
+    assert capsys.readouterr().out.count("TensorBoard failed, and the run continues without it: OSError: ") == 1
+    assert [row["step"] for row in rows("branch")] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("error", [TypeError("Descriptors cannot be created directly"), AttributeError("np.float_")])
+def test_a_logger_whose_package_is_broken_is_refused(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(run_module.importlib, "import_module", fail)
+    with pytest.raises(UserError, match=f"^logger wandb: .*: {error}$"):
+        begin("run", logger="wandb")
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(("name", "library"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
