@@ -30,8 +30,9 @@ from tensorgrad.tensor import Tensor
 
 BUCKET_BYTES = 2**22  # gradients sent together: large enough to be efficient, small enough to start early
 
-# Environment variables that the launchers of MPI (MPICH and its derivatives, Open MPI, Slurm) set.
-LAUNCHER_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "MV2_COMM_WORLD_SIZE")
+# The number of processes, as the launchers of MPI say it: MPICH and its derivatives, Open MPI, MVAPICH, Slurm's srun.
+LAUNCHER_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+SLURM_MPI = ("PMI_RANK", "PMIX_RANK")  # one of these is set where srun starts processes of MPI
 
 
 class Exchange:
@@ -145,7 +146,8 @@ def world() -> Communicator:
     Under mpirun, an uncaught exception in one process ends all of them: otherwise they would wait for it forever.
     Raises BackendUnavailable if mpi4py is missing or belongs to another MPI than mpirun.
     """
-    if not any(name in os.environ for name in LAUNCHER_VARIABLES):
+    variable, started = _started()
+    if started == 1:
         return ALONE
     try:
         from mpi4py import MPI
@@ -154,16 +156,30 @@ def world() -> Communicator:
             f"started by mpirun, but MPI cannot be used ({error}): pip install mpi4py mpich brings both"
         ) from None
     group = MPICommunicator(MPI.COMM_WORLD)
-    started = max(int(os.environ.get(name, 1)) for name in LAUNCHER_VARIABLES if name.endswith("SIZE"))
     if started != group.size:
         raise BackendUnavailable(
-            f"mpirun started {started} processes, but mpi4py sees {group.size}: they belong to different MPIs; mpi4py "
-            f"uses {MPI.Get_library_version().split(',')[0].splitlines()[0]}"
+            f"mpirun started {started} processes, but mpi4py sees {group.size}: they belong to different MPIs (mpi4py "
+            f"uses {MPI.Get_library_version().split(',')[0].splitlines()[0]}), or {variable}={started} is left over "
+            f"from another job: unset {variable}"
         )
     if group.size == 1:
         return ALONE
     sys.excepthook = functools.partial(_abort_all, group)
     return group
+
+
+def _started() -> tuple[str, int]:
+    """Return how many processes a launcher started, and the variable that says so.
+
+    The shell of a scheduler may leave such variables behind, even empty ones: only a number above 1 counts.
+    """
+    for name in LAUNCHER_VARIABLES:
+        size = os.environ.get(name, "")
+        if name.startswith("SLURM") and not any(rank in os.environ for rank in SLURM_MPI):
+            continue  # srun started them, but not for MPI
+        if size.isdecimal() and int(size) > 1:
+            return name, int(size)
+    return "", 1
 
 
 def _abort_all(

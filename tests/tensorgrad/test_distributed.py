@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -210,6 +211,54 @@ def test_mpirun_without_mpi4py_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setitem(distributed.sys.modules, "mpi4py", None)
     with pytest.raises(BackendUnavailable, match=r"^started by mpirun, but MPI cannot be used .*pip install mpi4py"):
+        world()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PMIX_RANK": "0"},
+        {"PMI_SIZE": ""},
+        {"PMI_SIZE": "many"},
+        {"PMI_SIZE": "1", "PMI_RANK": "0"},
+        {"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8"},
+        {"SLURM_STEP_NUM_TASKS": "4"},
+    ],
+)
+def test_variables_that_a_scheduler_leaves_behind_start_no_mpi(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(distributed.sys.modules, "mpi4py", None)
+    assert world() is distributed.ALONE
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "2", "PMIX_RANK": "1"},
+        {"MV2_COMM_WORLD_SIZE": "2"},
+        {"PMIX_RANK": "1", "SLURM_STEP_NUM_TASKS": "2"},
+        {"PMI_SIZE": "", "OMPI_COMM_WORLD_SIZE": "2"},
+    ],
+)
+def test_every_launcher_is_recognized(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(distributed.sys.modules, "mpi4py", None)
+    with pytest.raises(BackendUnavailable, match="^started by mpirun"):
+        world()
+
+
+def test_a_size_that_is_left_over_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class World:
+        Get_rank, Get_size = staticmethod(lambda: 0), staticmethod(lambda: 1)
+
+    mpi = SimpleNamespace(COMM_WORLD=World, Get_library_version=lambda: "MPI 9, of a test")
+    monkeypatch.setitem(distributed.sys.modules, "mpi4py", SimpleNamespace(MPI=mpi))
+    monkeypatch.setenv("PMI_SIZE", "4")
+    with pytest.raises(BackendUnavailable, match="or PMI_SIZE=4 is left over from another job: unset PMI_SIZE$"):
         world()
 
 
