@@ -129,7 +129,8 @@ def one_line(error: Exception) -> str:
 
 def error_line(prog: str, message: str) -> str:
     """Return `prog: error: message` as exactly one line."""
-    return f"{prog}: error: {' '.join(message.split())}\n"
+    line = " ".join(message.split())
+    return f"{prog}: error: {line}\n".encode(errors="backslashreplace").decode()  # of a file name that is not UTF-8
 
 
 def run(main: Callable[[], int], prog: str | None = None) -> int:

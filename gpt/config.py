@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self, TypeVar
@@ -227,6 +228,9 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2-1558m": _preset(GPT_CONFIG_1558M, **_GPT2_RUN),
 }
 
+# A NUL, and what Python makes of bytes of a file name that are not UTF-8: config.toml and manifests cannot hold them.
+_NOT_IN_FILES = re.compile("[\0\ud800-\udfff]")
+
 # A bool is an int in Python, but not in a configuration; an int is accepted for a float.
 _IS_A = {
     "int": lambda value: type(value) is int,
@@ -242,6 +246,11 @@ def _check_types(config: _Config) -> None:
         value, kinds = getattr(config, f.name), str(f.type).split(" | ")
         if not any(_IS_A[kind](value) for kind in kinds):
             raise ValueError(f"{f.name} must be {kinds[0]}, not {value!r}")
+        if isinstance(value, int):
+            _require(config, f.name, value < 2**64, "below 2**64")
+        if isinstance(value, str) and (bad := _NOT_IN_FILES.search(value)):
+            what = "a NUL character" if bad[0] == "\0" else "bytes that are not UTF-8"
+            raise ValueError(f"{f.name} {value!r} contains {what}: give, or rename the file to, a name without it")
 
 
 def _require(config: _Config, name: str, holds: bool, rule: str) -> None:

@@ -91,15 +91,22 @@ def _windows(predicted: int, T: int, S: int, batch_size: int) -> Iterator[tuple[
         yield np.array([start]), predicted - start, T - S
 
 
-def estimate_loss(model: GPT, loader: DataLoader, eval_iters: int, group: Communicator = ALONE) -> float:
+def estimate_loss(
+    model: GPT, loader: DataLoader, eval_iters: int, group: Communicator = ALONE,
+    advance: Callable[[], Any] = lambda: None,
+) -> float:  # fmt: skip
     """Return the mean loss over the loader's first `eval_iters` random batches, which the processes of a group share.
 
-    The batches are the same at every call, so two estimates differ by the model alone.
+    The batches are the same at every call, so two estimates differ by the model alone. advance: called before every
+    batch, at the same time in all processes; an exception that it raises ends the estimate.
     """
-    rounds = -(-eval_iters // group.size)
+    mine = []
     with evaluating(model):
-        mine = [_loss(model, *loader.batch(i)) for i in range(group.rank, eval_iters, group.size)]
-    losses = group.gather(mine + [0.0] * (rounds - len(mine)))  # (size, rounds)
+        for first in range(0, eval_iters, group.size):
+            advance()
+            i = first + group.rank
+            mine.append(_loss(model, *loader.batch(i)) if i < eval_iters else 0.0)
+    losses = group.gather(mine)  # (size, rounds)
     return sum(losses.T.reshape(-1)[:eval_iters].tolist()) / eval_iters  # in the order of a single process
 
 

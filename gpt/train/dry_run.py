@@ -28,7 +28,15 @@ from gpt.tokenizer import Tokenizer
 from gpt.train.build import make_optimizer, make_scaler, open_data
 from gpt.train.config_file import describe
 from gpt.train.flags import Arguments
-from gpt.train.footprint import Memory, checkpoint_bytes, count_parameters, disk_bytes, flops_per_token, memory
+from gpt.train.footprint import (
+    Memory,
+    as_size,
+    checkpoint_bytes,
+    count_parameters,
+    disk_bytes,
+    flops_per_token,
+    memory,
+)
 from gpt.train.step import TrainingStep
 from gpt.weights import build_model
 
@@ -54,7 +62,8 @@ def dry_run(arguments: Arguments) -> int:
     print(*_memory_lines(config, need, before), sep="\n")
     print(*_disk_lines(config, vocab_size), sep="\n", flush=True)
     if need.peak > available_memory():
-        print(f"time     not measured: {_size(need.peak)} more are needed, {_size(available_memory())} are available")
+        sizes = f"{as_size(need.peak)} more are needed, {as_size(available_memory())} are available"
+        print(f"time     not measured: {sizes}")
     else:
         print(*_time_lines(config, vocab_size, train, val, step, before), sep="\n")
     print("config   all settings:")
@@ -133,15 +142,16 @@ def _model_lines(config: TrainConfig, vocab_size: int) -> Iterator[str]:
 def _memory_lines(config: TrainConfig, need: Memory, before: Resident) -> Iterator[str]:
     accumulated = f", kept over {config.grad_accum} batches" if config.grad_accum > 1 else ""
     recomputed = " (recomputed)" if config.recompute else ""
-    yield f"memory   {_size(predicted_peak(need, before))} at most (predicted), of which"
+    yield f"memory   {as_size(predicted_peak(need, before))} at most (predicted), of which"
     yield (
-        f"{INDENT}{_size(before.in_use)} program and data, {_size(need.weights)} weights, "
-        f"{_size(need.moments)} moments;"
+        f"{INDENT}{as_size(before.in_use)} program and data, {as_size(need.weights)} weights, "
+        f"{as_size(need.moments)} moments;"
     )
-    yield f"{INDENT}{_size(need.gradients)} gradients{accumulated}, {_size(need.activations)} activations{recomputed},"
-    yield f"{INDENT}{_size(need.logits)} logits and loss, but not all of these at the same time"
+    activations = f"{as_size(need.activations)} activations{recomputed}"
+    yield f"{INDENT}{as_size(need.gradients)} gradients{accumulated}, {activations},"
+    yield f"{INDENT}{as_size(need.logits)} logits and loss, but not all of these at the same time"
     if need.snapshot:
-        yield f"{INDENT}and {_size(need.snapshot)} to save checkpoints during training (--async-save False avoids it)"
+        yield f"{INDENT}and {as_size(need.snapshot)} to save checkpoints during training (--async-save False avoids it)"
 
 
 def predicted_peak(need: Memory, before: Resident) -> int:
@@ -150,9 +160,9 @@ def predicted_peak(need: Memory, before: Resident) -> int:
 
 
 def _disk_lines(config: TrainConfig, vocab_size: int) -> Iterator[str]:
-    one = _size(checkpoint_bytes(config.model_config(vocab_size)))
+    one = as_size(checkpoint_bytes(config.model_config(vocab_size)))
     yield (
-        f"disk     {_size(disk_bytes(config, vocab_size))} at most: {one} per checkpoint, "
+        f"disk     {as_size(disk_bytes(config, vocab_size))} at most: {one} per checkpoint, "
         f"for the last {config.keep_checkpoints}, the best and the one being written"
     )
 
@@ -173,7 +183,7 @@ def _time_lines(
     if tg.get_backend().array_type.__module__.startswith("numpy"):
         need = memory(replace(config, async_save=False), vocab_size, tg.get_backend().name)
         expected, measured = predicted_peak(need, before), Resident.now().peak
-        yield f"{INDENT}they used {_size(measured)} of memory, {measured / expected - 1:+.1%} beside the prediction"
+        yield f"{INDENT}they used {as_size(measured)} of memory, {measured / expected - 1:+.1%} beside the prediction"
 
 
 class _Trial:
@@ -224,14 +234,6 @@ def _timed_steps(trial: _Trial) -> Iterator[float]:
         yield trial.take_step(step)
         if time.perf_counter() >= end:
             return
-
-
-def _size(n_bytes: float) -> str:
-    """1536000 -> 1.54 MB."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.3g} {unit}" if n_bytes < 999.5 * size else f"{n_bytes / size:,.0f} {unit}"
-    return f"{n_bytes / 1e3:.3g} kB"
 
 
 def duration(seconds: float) -> str:

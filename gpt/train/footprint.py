@@ -5,11 +5,14 @@ up. N is the number of tokens in a batch, C the width, T the time, V the vocabul
 """
 
 import math
+import os
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import tensorgrad as tg
-from gpt.config import GPTConfig, TrainConfig
+from gpt.config import GPTConfig, TrainConfig, UserError
 from gpt.weights import build_model
 from tensorgrad.autograd import Observer, saved_arrays
 from tensorgrad.autograd.context import MIN_RECOMPUTE_BYTES
@@ -24,6 +27,9 @@ FLOAT32 = 4  # bytes
 # of the stream, of the MLP's inside (4), and what goes on from there.
 WORKING = 6
 WIDTH, TIMES = 128, (8, 16)  # of the block that is observed
+BYTES_OF_A_PAIR = 2 * 8  # a token and the one that follows it, as int64; a step draws those of all its batches at once
+PREDICTION_ERROR = 0.1
+MOST_OF_A_GPU = 10**13  # bytes: the memory of a GPU is known when it runs out
 COPIES = 800_000  # bytes a thread of compiled kernels needs for blocks of a product's operands
 
 
@@ -53,6 +59,47 @@ class Memory:
     logits: int  # and their loss, with what is worked on of them at a time
     snapshot: int  # the copy from which a checkpoint is written while training continues
     peak: int  # the most of it that is needed at one time
+
+
+def require_memory(config: TrainConfig, vocab_size: int, n_processes: int = 1) -> None:
+    """Raise UserError for a run that needs more than all the memory that this machine has, by the prediction."""
+    config = replace(config, batch_size=-(-config.batch_size // n_processes))
+    backend = tg.get_backend().name
+    total = MOST_OF_A_GPU if backend == "cupy" else total_memory()
+    if _least_bytes(config, vocab_size) < total / 100:  # a small run begins without a prediction
+        return
+    if (need := memory(config, vocab_size, backend).peak) > total * (1 + PREDICTION_ERROR):
+        has = "any GPU has" if backend == "cupy" else f"this machine has, {as_size(total)}"
+        raise UserError(
+            f"{as_size(need)} of memory are needed, more than {has}: give a smaller model, window or batch; "
+            "--dry-run shows what needs how much"
+        )
+
+
+def _least_bytes(config: TrainConfig, vocab_size: int) -> int:
+    """Bytes that a step certainly needs: weights, gradients and moments, and the input of every block."""
+    shape = config.model_config(vocab_size)
+    tokens = config.batch_size * shape.block_size
+    inputs = 2 * tokens * shape.n_embd * shape.n_layer
+    return 4 * FLOAT32 * count_parameters(shape).total + inputs + BYTES_OF_A_PAIR * tokens * config.grad_accum
+
+
+def total_memory() -> int:
+    """Return the bytes of memory and swap space that this machine has; the largest number where that is unknown."""
+    try:
+        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        lines = Path("/proc/meminfo").read_text().splitlines() if sys.platform == "linux" else []
+        return pages + sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal"))
+    except (OSError, ValueError, AttributeError):
+        return sys.maxsize
+
+
+def as_size(n_bytes: float) -> str:
+    """1536000 -> 1.54 MB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.3g} {unit}" if n_bytes < 999.5 * size else f"{n_bytes / size:,.0f} {unit}"
+    return f"{n_bytes / 1e3:.3g} kB"
 
 
 def count_parameters(config: GPTConfig) -> Parameters:
@@ -106,11 +153,12 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
         recomputed + inside + WORKING * stream + gradients - FLOAT32 * parameters.block,  # the first one
         gradients + WORKING * stream,  # and the end
     ]
+    batches = BYTES_OF_A_PAIR * tokens * config.grad_accum
     snapshot = (FLOAT32 * n + moments) if config.async_save else 0
     copies = COPIES * threads if backend == "numba" else 0
     return Memory(
         weights, moments, gradients, kept + recomputed + WORKING * stream,
-        logits + max(before_head, beside_head), snapshot, weights + moments + max(peaks) + copies + snapshot,
+        logits + max(before_head, beside_head), snapshot, weights + moments + max(peaks) + batches + copies + snapshot,
     )  # fmt: skip
 
 

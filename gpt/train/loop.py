@@ -1,6 +1,7 @@
 """The training loop, top to bottom, with validation, checkpoints and Ctrl-C."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -26,8 +27,8 @@ from tensorgrad.distributed import GradientReducer
 def train(run: Run) -> int:
     """Take the remaining steps and return 0; return 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
 
-    After such a signal the current step is completed and saved. Raises UserError at a step that is not finite, unless
-    such steps are to be skipped.
+    After such a signal the current step is completed and saved, and a validation is given up. Raises UserError at a
+    step that is not finite, unless such steps are to be skipped.
     """
     config, model, group = run.config, run.model, run.group
     prepare_group(run)
@@ -49,7 +50,7 @@ def train(run: Run) -> int:
         nonfinite = NonFiniteSteps(run, saver)
         if not group.rank:
             write_config(run.folder, config)
-            progress.observers = make_observers(run, progress.print)
+            progress.observers = make_observers(run, progress.print, lambda: bool(signals.received))
 
         def flush() -> None:
             """Check and write the metrics in the buffer."""
@@ -72,7 +73,8 @@ def train(run: Run) -> int:
             check_finite(run, rows, nonfinite, (x, y))
             run.step += 1
             if run.step % config.eval_interval == 0 or run.step == config.max_iters:
-                rows[-1].more["val_loss"] = validate(run)
+                with signals.interrupting(group) as check_signals:
+                    rows[-1].more["val_loss"] = validate(run, check_signals)
             with saver.save_on_error(flush):
                 write_metrics(progress, rows)
             if should_save(run):
@@ -153,9 +155,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     )  # fmt: skip
 
 
-def validate(run: Run) -> float:
-    """Return the estimated validation loss, and record the best."""
-    loss = estimate_loss(run.model, run.val_loader, run.config.eval_iters, run.group)
+def validate(run: Run, check_signals: Callable[[], None]) -> float:
+    """Return the estimated validation loss, and record the best. check_signals: called before every batch."""
+    loss = estimate_loss(run.model, run.val_loader, run.config.eval_iters, run.group, check_signals)
     if math.isfinite(loss) and (run.best_val_loss is None or loss < run.best_val_loss):
         run.best_val_loss, run.best_step = loss, run.step
     return loss

@@ -29,12 +29,14 @@ MAX_PLOT_SHARE = 0.02  # of the time of a run
 Metrics = Mapping[str, Any]
 
 
-def make_observers(run: Run, print_line: Callable[[str], None]) -> list[Observer]:
-    """Return the observers that the configuration asks for."""
+def make_observers(
+    run: Run, print_line: Callable[[str], None], interrupted: Callable[[], bool] = lambda: False
+) -> list[Observer]:
+    """Return the observers that the configuration asks for. interrupted: whether the run is to end soon."""
     config = run.config
     observers: list[Observer] = []
     if config.logger is not None:
-        logger = {"tensorboard": TensorBoard, "wandb": WandB}[config.logger]
+        logger = TensorBoard if config.logger == "tensorboard" else WandB
         try:
             observers.append(logger(run))
         except Exception as error:  # of any kind: no server, no login, no space
@@ -42,7 +44,7 @@ def make_observers(run: Run, print_line: Callable[[str], None]) -> list[Observer
     if config.plot:
         observers.append(Plot(run, print_line))
     if config.sample_interval:
-        observers.append(Samples(run, print_line))
+        observers.append(Samples(run, print_line, interrupted))
     return observers
 
 
@@ -85,8 +87,9 @@ class Plot:
 class Samples:
     """samples.txt: texts that the model generates at regular steps. Their random numbers do not affect training."""
 
-    def __init__(self, run: Run, print_line: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, print_line: Callable[[str], None], interrupted: Callable[[], bool]) -> None:
         self.run, self.path, self.print_line = run, run.folder / SAMPLES, print_line
+        self.interrupted = interrupted
 
     def step(self, step: int, metrics: Metrics) -> None:
         """See Observer. Where the disk is full, print a line, and the run continues."""
@@ -98,11 +101,13 @@ class Samples:
             self.print_line(f"{self.path}: the sample of step {step} is not written: {error.strerror}")
 
     def generate(self) -> str:
-        """Generate a text; where the weights are not finite, it ends with the error."""
+        """Generate a text; where the weights are not finite, it ends with the error, and early where interrupted."""
         text = ""
         try:
             for piece in sample(self.run, SAMPLE_TOKENS):
                 text += piece
+                if self.interrupted():
+                    return f"{text} (interrupted)"
         except FloatingPointError as error:
             text += f" ({error})"
         return text

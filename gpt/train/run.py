@@ -32,6 +32,7 @@ from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 from gpt.train.build import make_optimizer, make_scaler, open_data, with_prepared_settings
 from gpt.train.flags import Arguments
+from gpt.train.footprint import require_memory
 from gpt.weights import build_model
 from gpt.weights.initial import InitialWeights, load_initial
 from tensorgrad.distributed import Communicator, world
@@ -108,6 +109,7 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
         require_unused(Path(config.out))
     require_writable(Path(config.out or CHECKPOINTS))
     tokenizer, train_loader, val_loader = open_data(config, None if initial is None else initial.tokenizer)
+    require_memory(config, tokenizer.vocab_size, world().size)
     tg.manual_seed(config.seed)
     model = build_model(config.model_config(tokenizer.vocab_size), plain=config.plain)
     if initial is not None:
@@ -132,6 +134,7 @@ def resumed_run(arguments: Arguments) -> Run:
     _require_newest(folder, checkpoint, damaged)
     require_writable(folder)
 
+    require_memory(config, state.model_config.vocab_size, world().size)
     model = checkpoint.build_model(plain=config.plain)
     if config.half:
         model.astype(config.dtype)  # exactly the numbers that were saved

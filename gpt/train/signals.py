@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -10,6 +12,10 @@ from tensorgrad.distributed import Communicator
 
 SIGHUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has no such signal
 NOTE = "\nfinishing this step and saving; once more stops at once\n"
+
+
+class _Interrupted(Exception):
+    """A signal has arrived; see StopSignals.interrupting."""
 
 
 class StopSignals:
@@ -30,6 +36,17 @@ class StopSignals:
         if group.size == 1:
             return self.received
         return int(group.gather([self.received]).max())
+
+    @contextmanager
+    def interrupting(self, group: Communicator) -> Iterator[Callable[[], None]]:
+        """Give a function that leaves the block once any process of the group has received a signal."""
+
+        def check() -> None:
+            if self.received_by_any(group):
+                raise _Interrupted
+
+        with suppress(_Interrupted):
+            yield check
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = number

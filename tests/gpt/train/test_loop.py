@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from gpt.checkpoint.files import METRICS, TIMING
 from gpt.checkpoint.run_folder import rewind_metrics
 from gpt.checkpoint.steps import steps_after
 from gpt.config import TrainConfig, UserError
+from gpt.data import DataLoader
 from gpt.fused import FusedGPT
 from gpt.tokenizer import GPT2Tokenizer
 from gpt.train import loop as module
+from gpt.train import observers
 from gpt.train.build import make_optimizer
 from gpt.train.flags import Arguments
 from gpt.train.loop import accumulate_gradients, learning_rate, train
@@ -360,6 +363,44 @@ def test_a_signal_ends_the_step_and_saves(number: signal.Signals, status: int, m
 
 def test_a_signal_in_the_last_step_ends_nothing_early() -> None:
     assert train_until(new_run(small(out="run")), 20) == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_validation(number: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+
+    def press(loader: DataLoader, i: int) -> Any:
+        batches.append(i)
+        if len(batches) == 3:
+            signal.raise_signal(number)
+        return batch(loader, i)
+
+    batch = DataLoader.batch
+    with monkeypatch.context() as patch:
+        patch.setattr(DataLoader, "batch", press)
+        status_of_run = train(new_run(small(out="run", eval_iters=10**18)))
+    assert status_of_run == status
+    assert batches == [0, 1, 2]
+    assert load_checkpoint("run").state.step == len(metrics("run")) == 5
+    assert "val_loss" not in metrics("run")[-1]
+    run = resume("run", eval_iters=2)
+    assert train(run) == 0
+    unbroken = new_run(small(out="unbroken"))
+    train(unbroken)
+    assert everything(run) == everything(unbroken)
+
+
+def test_a_signal_ends_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(*_: Any) -> Iterator[str]:
+        for piece in "abcdef":
+            yield piece
+            if piece == "c":
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(observers, "sample", press)
+    assert train(new_run(small(out="run", sample_interval=3))) == 143
+    assert "\nabcd (interrupted)\n" in Path("run/samples.txt").read_text()
+    assert load_checkpoint("run").state.step == 3
 
 
 def test_a_second_signal_is_not_held_back() -> None:

@@ -172,6 +172,7 @@ def test_a_file_may_use_hyphens_and_nanogpts_names() -> None:
         ("n_layer 6", "run.toml: Expected '='"),
         ("n_layer = 1\nn_layer = 2", "run.toml: Cannot overwrite a value"),
         (b"\xff", "run.toml: 'utf-8' codec can't decode"),
+        ('data = "a\\u0000b"', r"run.toml: data 'a\\x00b' contains a NUL character"),
     ],
 )
 def test_a_bad_file_is_named(content: str | bytes, message: str) -> None:
@@ -250,6 +251,56 @@ def call(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
     except SystemExit as leaving:  # argparse's way
         assert isinstance(leaving.code, int)
         return leaving.code
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--n-layer=100000000000000000000", "--n-layer=1000000000000000", "--n-embd=10000000000000000",
+        "--batch-size=10000000000000", "--batch-size=10000000000000000000", "--grad-accum=10000000000000000",
+        "--recompute=True --batch-size=1000000000000",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_that_no_memory_holds_is_refused(
+    flag: str, resumed: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [*SMALL, "--out=run"]
+    if resumed:
+        if "--n-" in flag:
+            pytest.skip("the shape of a run cannot be changed")
+        assert call(monkeypatch, *argv) == 0
+        argv = ["--resume=run", "--max-iters=9"]
+    before = sorted(Path().rglob("*"))
+    capsys.readouterr()
+    assert call(monkeypatch, *argv, *flag.split()) == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and len(err) < 300 and out == ""
+    assert "below 2**64" in err or "of memory are needed, more than this machine has" in err
+    assert sorted(Path().rglob("*")) == before
+    if not resumed and "below 2**64" not in err:
+        assert call(monkeypatch, *argv, *flag.split(), "--dry-run") == 0
+        assert "time     not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["max_iters", "eval_interval", "eval_iters", "block_size", "vocab_size", "threads"])
+def test_any_number_is_refused_or_taken(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(monkeypatch, *SMALL, f"--{name}={10**20}", "--tokenizer=bpe") == 2
+    assert f"{name} must be below 2**64, not 100000000000000000000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["data", "out", "init_from"])
+@pytest.mark.parametrize(("name", "what"), [("caf\udce9.txt", "bytes that are not UTF-8"), ("a\0b", "a NUL character")])
+def test_a_name_that_no_file_of_ours_can_hold_is_refused(
+    flag: str, name: str, what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(Path().rglob("*"))
+    assert call(monkeypatch, *SMALL, f"--{flag}={name}") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and (f"{flag} {name!r} contains {what}" in err or flag == "init_from")
+    assert sorted(Path().rglob("*")) == before
 
 
 def test_threads_are_set_for_everything(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
