@@ -1,4 +1,4 @@
-"""Ops without a gradient: comparisons, logic, rounding and searching."""
+"""Ops without a gradient, whose results are bool or integers: comparisons, logic and searching."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,8 @@ from tensorgrad.ops.broadcasting import normalize_axes
 
 __all__ = [
     "all", "any", "argmax", "argmin", "argsort", "bitwise_and", "bitwise_invert", "bitwise_or", "bitwise_xor",
-    "ceil", "count_nonzero", "equal", "floor", "floor_divide", "greater", "greater_equal", "isfinite", "isinf",
-    "isnan", "less", "less_equal", "logical_and", "logical_not", "logical_or", "logical_xor", "not_equal",
-    "remainder", "round",
+    "count_nonzero", "equal", "greater", "greater_equal", "isfinite", "isinf", "isnan", "less", "less_equal",
+    "logical_and", "logical_not", "logical_or", "logical_xor", "not_equal",
 ]
 
 Result = tuple[Array, None]
@@ -61,17 +60,6 @@ bitwise_invert = _unary("bitwise_invert", "All bits of an integer flipped; for b
 isnan = _unary("isnan", "Whether x is not a number")
 isinf = _unary("isinf", "Whether x is infinite")
 isfinite = _unary("isfinite", "Whether x is neither infinite nor NaN")
-
-floor = _unary("floor", "The largest integer not above x, in x's dtype")
-ceil = _unary("ceil", "The smallest integer not below x, in x's dtype")
-floor_divide = _binary("floor_divide", "The largest integer not above a / b")
-remainder = _binary("remainder", "a - b floor(a / b), which has the sign of b")
-
-
-@op
-def round(k: Backend, x: Array) -> Result:
-    """The nearest integer in x's dtype; halves are rounded to the even one."""
-    return k.narrow(k.xp.round(k.wide(x)), x.dtype), None
 
 
 @op

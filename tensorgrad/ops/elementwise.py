@@ -12,8 +12,9 @@ from tensorgrad.backend.arrays import is_floating
 from tensorgrad.ops.broadcasting import Shape, shape_of, unbroadcast
 
 __all__ = [
-    "abs", "add", "astype", "clip", "cos", "divide", "exp", "log", "maximum", "minimum", "multiply", "negative",
-    "pow", "reciprocal", "sign", "sin", "sqrt", "square", "subtract", "tanh", "where",
+    "abs", "add", "astype", "ceil", "clip", "cos", "divide", "exp", "floor", "floor_divide", "log", "maximum",
+    "minimum", "multiply", "negative", "pow", "reciprocal", "remainder", "round", "sign", "sin", "sqrt", "square",
+    "subtract", "tanh", "where",
 ]
 
 Result = tuple[Array, Any]
@@ -48,6 +49,20 @@ def divide(k: Backend, a: Array, b: Array) -> Result:
         lambda dy: unbroadcast(k, dy / b, a_shape),
         lambda dy: unbroadcast(k, -dy / b * (a / b), b_shape),  # b * b could overflow
     )
+
+
+@op
+def floor_divide(k: Backend, a: Array, b: Array) -> Result:
+    """The largest integer not above a / b. da = db = 0."""
+    a_shape, b_shape = shape_of(a), shape_of(b)
+    return a // b, (lambda dy: k.xp.zeros(a_shape, dy.dtype), lambda dy: k.xp.zeros(b_shape, dy.dtype))
+
+
+@op
+def remainder(k: Backend, a: Array, b: Array) -> Result:
+    """a - b floor(a / b), which has the sign of b. da = dy, db = -dy floor(a / b)."""
+    a_shape, b_shape = shape_of(a), shape_of(b)
+    return a % b, (lambda dy: unbroadcast(k, dy, a_shape), lambda dy: unbroadcast(k, -dy * (a // b), b_shape))
 
 
 @op
@@ -87,6 +102,24 @@ def abs(k: Backend, x: Array) -> Result:
 def sign(k: Backend, x: Array) -> Result:
     """-1, 0 or 1. dx = 0."""
     return k.xp.sign(x), k.xp.zeros_like
+
+
+@op
+def floor(k: Backend, x: Array) -> Result:
+    """The largest integer not above x, in x's dtype. dx = 0."""
+    return k.xp.floor(x), k.xp.zeros_like
+
+
+@op
+def ceil(k: Backend, x: Array) -> Result:
+    """The smallest integer not below x, in x's dtype. dx = 0."""
+    return k.xp.ceil(x), k.xp.zeros_like
+
+
+@op
+def round(k: Backend, x: Array) -> Result:
+    """The nearest integer in x's dtype; halves are rounded to the even one. dx = 0."""
+    return k.narrow(k.xp.round(k.wide(x)), x.dtype), k.xp.zeros_like
 
 
 @op

@@ -157,6 +157,10 @@ def torch_minimum(t: Any, a: Any, b: Any) -> Any:
     return t.minimum(*both(t, a, b))
 
 
+def torch_remainder(t: Any, a: Any, b: Any) -> Any:
+    return t.remainder(*both(t, a, b))
+
+
 def axes_of(x: Any, axis: Any) -> Any:
     return tuple(range(x.ndim)) if axis is None else axis
 

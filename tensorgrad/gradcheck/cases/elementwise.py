@@ -56,6 +56,8 @@ def _plus_integers(astype: Any, x: Any, n: Any) -> Any:
 
 
 _twice = Example("used twice", randn(3, 4), call=lambda op, x: op(x, x))
+_either_sign = Example("either sign", np.array([5.25, -5.25, 7.5, -7.5, 0.75]), np.array([2.0, 2.0, -2.0, -2.0, 1.0]))
+_by_square = Example("used twice", nonzero(3, 4), call=lambda op, x: op(x, ops.square(x)))
 _half_each = Example("used twice", nonzero(3, 4), call=lambda op, x: op(x, -x))
 
 cases = [
@@ -63,10 +65,12 @@ cases = [
     Case(ops.subtract, [*_binary(saves=("", "")), _twice], draw=Draw("binary")),
     Case(ops.multiply, [*_binary(saves=("b", "a")), _twice, Example("by a number", randn(3, 4), 1.5, saves="")],
          draw=Draw("binary")),
-    Case(ops.divide, [
-        *_binary(randn, nonzero, saves=("b", "a b")),
-        Example("used twice", nonzero(3, 4), call=lambda op, x: op(x, ops.square(x))),
-    ], draw=Draw("binary", "normal", "nonzero")),
+    Case(ops.divide, [*_binary(randn, nonzero, saves=("b", "a b")), _by_square],
+         draw=Draw("binary", "normal", "nonzero")),
+    Case(ops.floor_divide, [*_binary(randn, nonzero, saves=("", "")), _either_sign, _by_square],
+         torch=lambda torch, a, b: torch.div(a, b, rounding_mode="floor"), draw=Draw("binary", "few", "few_nonzero")),
+    Case(ops.remainder, [*_binary(randn, nonzero, saves=("", "a b")), _either_sign, _by_square],
+         draw=Draw("binary", "few", "few_nonzero")),
     Case(ops.pow, [
         *_binary(positive, saves=("a b", "a y")),
         Example("used twice", positive(3, 4), call=lambda op, x: op(x, x)),
@@ -87,6 +91,7 @@ cases = [
     Case(ops.negative, _unary(saves=""), draw=Draw("unary")),
     Case(ops.abs, _unary(nonzero, saves="a"), draw=Draw("unary", "with_ties")),
     Case(ops.sign, _unary(nonzero, saves=""), draw=Draw("unary", "with_ties")),
+    *[Case(op, _unary(_odd, saves=""), draw=Draw("unary", "few")) for op in (ops.floor, ops.ceil, ops.round)],
     Case(ops.exp, _unary(saves="y"), draw=Draw("unary")),
     Case(ops.log, _unary(positive, saves="a"), draw=Draw("unary", "positive")),
     Case(ops.sqrt, _unary(positive, saves="y"), draw=Draw("unary", "positive")),

@@ -45,6 +45,25 @@ def test_gradients_at_kinks() -> None:
     assert gradient(tg.std, [2, 2, 2]) == [[0, 0, 0]]
 
 
+def test_a_remainder_has_the_gradient_of_a_minus_b_times_a_quotient() -> None:
+    assert gradient(lambda x, y: x * y + x % y, [5.25, -7], [2, 2]) == [[3, 3], [3.25, -3]]  # y + 1, x - floor(x / y)
+    assert gradient(lambda x: x % 2, [5.25]) == [[1]] and gradient(lambda y: 9 % y, [-2]) == [[5]]
+    x = leaf(7)
+    (x % Tensor(np.array([2], np.int8))).backward()
+    assert x.grad.tolist() == [1]
+
+
+@pytest.mark.parametrize("name", ["sign", "floor", "ceil", "round"])
+def test_a_step_function_has_the_gradient_0(name: str) -> None:
+    assert gradient(getattr(tg, name), [-1.25, 0.75]) == [[0, 0]]
+    assert not getattr(tg, name)(Tensor(np.array([1, 2]))).requires_grad
+
+
+def test_a_quotient_rounded_down_has_the_gradient_0() -> None:
+    assert gradient(lambda x, y: x // y, [5.25, 1], [2]) == [[0, 0], [0]]
+    assert gradient(lambda x: x // 2, [3]) == [[0]] and gradient(lambda y: 9 // y, [2]) == [[0]]
+
+
 def test_powers_at_zero() -> None:
     assert gradient(lambda x: x**0, [0, 2]) == [[0, 0]]
     assert gradient(lambda x: x**0.0, [0, 2]) == [[0, 0]]
