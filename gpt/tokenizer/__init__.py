@@ -26,7 +26,6 @@ from gpt.tokenizer.bpe import (
     train_bpe,
 )
 from gpt.tokenizer.errors import TokenizerError, UnknownCharacterError, require_entry, require_ids, require_text
-from gpt.tokenizer.gpt2 import gpt2_encoding
 
 if TYPE_CHECKING:
     import tiktoken
@@ -222,6 +221,8 @@ class GPT2Tokenizer(_TiktokenTokenizer):
 
     def __init__(self) -> None:
         """Raise TokenizerError, saying what to install, when the vocabulary is not available."""
+        from gpt.tokenizer.gpt2 import gpt2_encoding  # other tokenizers do without its vocabulary
+
         super().__init__(gpt2_encoding())
 
     @classmethod

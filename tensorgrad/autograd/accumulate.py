@@ -49,7 +49,8 @@ class Accumulator:
             gradient = gradient.astype(dtype)
         if gradient.shape != shape:
             raise RuntimeError(f"{node.name}: gradient of shape {gradient.shape} for an output of shape {shape}")
-        owned = gradient.base is None and gradient is not dys[0] and (len(dys) == 1 or not _is_one_of(gradient, dys))
+        is_dy = gradient is dys[0] or (len(dys) > 1 and any(gradient is dy for dy in dys))
+        owned = gradient.base is None and not is_dy
         if node.is_leaf:
             if node.grad is None:
                 node.grad = gradient if owned else gradient.copy()
@@ -73,7 +74,3 @@ class Accumulator:
             else:
                 gradient, owned = k.asarray(k.add(before, gradient)), True  # NumPy adds 0-d arrays to a scalar
         sums[slot], is_owned[slot] = gradient, owned
-
-
-def _is_one_of(array: Array, arrays: list[Array | None]) -> bool:
-    return any(array is other for other in arrays)

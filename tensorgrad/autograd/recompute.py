@@ -43,10 +43,8 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if (second := _describe(recomputed)) != first:
             raise RuntimeError(f"checkpoint: the function gave {first}, and {second} when recomputed in backward")
         if drawn != after:
-            raise RuntimeError(
-                "checkpoint: recomputed in backward, the function drew other random numbers than at first; "
-                "is its module still in the same mode, training or evaluation?"
-            )
+            other = "other random numbers than at first; is its module still in the same mode, training or evaluation?"
+            raise RuntimeError(f"checkpoint: recomputed in backward, the function drew {other}")
         return [x.edge for x in recomputed if x.edge is not None]
 
     node = CheckpointNode(outputs, [x.data for x in tree_leaves((args, kwargs), Variable)], recompute, since)

@@ -9,7 +9,6 @@ import pytest
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-from gpt import tokenizer
 from gpt.tokenizer import BPETokenizer, GPT2Tokenizer, TokenizerError
 from gpt.tokenizer import gpt2 as gpt2_vocabulary
 
@@ -27,7 +26,7 @@ def no_network(name: str) -> tiktoken.Encoding:
 
 @pytest.fixture
 def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer, "gpt2_encoding", gpt2_vocabulary.gpt2_encoding.__wrapped__)
+    monkeypatch.setattr(gpt2_vocabulary, "gpt2_encoding", gpt2_vocabulary.gpt2_encoding.__wrapped__)
 
 
 def pretend_installed(folder: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
