@@ -12,7 +12,12 @@ Shape = int | tuple[int, ...]
 
 
 def asarray(data: Any, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
-    """A tensor from an array, which is not copied, a number, or nested lists of numbers."""
+    """A tensor from an array, which is not copied, a number, or nested lists of numbers.
+
+    A tensor that requires a gradient is returned as it is, or converted to `dtype` by an op.
+    """
+    if isinstance(data, Tensor) and data.requires_grad:
+        return data if dtype is None else data.astype(dtype)
     return Tensor(data, requires_grad, dtype=dtype)
 
 

@@ -1,6 +1,7 @@
 """Tensor: an array, its gradient, and the ops as operators and methods."""
 
 import functools
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,8 +9,8 @@ import numpy as np
 
 from tensorgrad import autograd, ops
 from tensorgrad.autograd import Leaf, Variable, note_write, op
-from tensorgrad.backend import Array, Backend, backend_of, get_backend, load
-from tensorgrad.backend.arrays import is_floating
+from tensorgrad.backend import Array, Backend, as_operand, backend_of, get_backend, load
+from tensorgrad.backend.arrays import is_floating, real_dtype
 
 
 def _reflected(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,8 +150,19 @@ class Tensor(Variable):
         return self.data.item()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """Called by `numpy.asarray(tensor)`."""
+        """Called by `numpy.asarray(tensor)`. Raises RuntimeError where a gradient would be lost; use detach()."""
+        _refuse_to_cut(self)
         return np.array(self.numpy(), dtype, copy=copy)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """NumPy's functions called with a tensor: ours, where there is one."""
+        return importlib.import_module("tensorgrad.numpy_functions").call(function, args, kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Called by copy, deepcopy and pickle. Raises RuntimeError for the result of an op that has a gradient."""
+        if self.node is not None and not isinstance(self.node, Leaf):
+            raise RuntimeError(f"copy: the gradient of a copied result of {self.node.name} would be lost; use detach()")
+        return super().__reduce_ex__(protocol)
 
     def tolist(self) -> Any:
         """The elements as nested Python lists."""
@@ -201,7 +213,7 @@ class Tensor(Variable):
             if value.node is not None and autograd.is_grad_enabled():
                 raise RuntimeError("a value that requires a gradient cannot be written in place: use where or concat")
             value = value.data
-        self.data[ops.indexing.index_key(key)] = value
+        self.data[ops.indexing.index_key(key)] = as_operand("setitem", value)
         note_write(self.data)
 
     def __len__(self) -> int:
@@ -285,16 +297,21 @@ def kernels_of(tensor: Tensor) -> Backend:
 
 def _as_array(data: Any, dtype: Any) -> Array:
     if isinstance(data, Variable):
+        _refuse_to_cut(data)
         data = data.data
-    if not hasattr(data, "dtype"):
-        array = np.asarray(data)
-        if array.dtype.kind not in "biuf":
-            raise TypeError(f"Tensor: {type(data).__name__} {data!r:.60} is not numeric")
-        if dtype is None and array.dtype == np.float64:
-            dtype = np.float32  # Python floats become float32, as in PyTorch; arrays keep their dtype
-        data = array
-    if isinstance(data, np.ndarray | np.generic):
-        if data.dtype.kind not in "biu" and not is_floating(data.dtype):
-            raise TypeError(f"Tensor: an array of dtype {data.dtype} is not numeric")
-        return get_backend().asarray(data, dtype)
-    return backend_of("Tensor", [data]).asarray(data, dtype)
+    array = as_operand("Tensor", np.asarray(data) if isinstance(data, int | float) else data)
+    if dtype is not None:
+        dtype = real_dtype("Tensor", dtype)
+    elif not hasattr(data, "dtype") and array.dtype == np.float64:
+        dtype = np.float32  # Python floats become float32, as in PyTorch; arrays keep their dtype
+    k = get_backend() if isinstance(array, np.ndarray | np.generic) else backend_of("Tensor", [array])
+    return k.asarray(array, dtype)
+
+
+def _refuse_to_cut(x: Variable) -> None:
+    """Raise RuntimeError where an array without the tape is taken of a tensor that requires a gradient."""
+    if x.edge is not None and autograd.is_grad_enabled():
+        raise RuntimeError(
+            "Tensor: an array of a tensor that requires a gradient would have none: use a function of tensorgrad, such "
+            "as asarray, stack or concat, or detach() it"
+        )

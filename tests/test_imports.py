@@ -20,6 +20,7 @@ LAYERS = [
     ["tensorgrad.ops"],
     ["tensorgrad.tensor"],
     ["tensorgrad.creation"],
+    ["tensorgrad.numpy_functions"],
     [
         "tensorgrad.nn",
         "tensorgrad.optim",

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tensorgrad.autograd.mode import mode
+
 
 class Arguments:
     """What `fn(k, *operands, **options)` takes: positional parameters are operands, keyword-only ones options.
@@ -26,11 +28,14 @@ class Arguments:
             self._by_position = inspect.Signature([p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in parameters])
 
     def sort(self, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return operands and options. Raises TypeError for arguments that the op does not take, or that it misses."""
-        if len(positional) <= self.n_operands and named.keys() <= self.options:
-            return positional, named
-        try:
-            given = self._by_position.bind(*positional, **named).arguments
-        except TypeError as error:
-            raise TypeError(f"{self.name}: {error}; it takes {', '.join(self._by_position.parameters)}") from None
-        return tuple([given.pop(name, default) for name, default in self.operands.items()]), given
+        """Return operands and options. Raises TypeError if they do not fit, or an option requires a gradient."""
+        if len(positional) > self.n_operands or not named.keys() <= self.options:
+            try:
+                named = self._by_position.bind(*positional, **named).arguments
+            except TypeError as error:
+                raise TypeError(f"{self.name}: {error}; it takes {', '.join(self._by_position.parameters)}") from None
+            positional = tuple([named.pop(name, default) for name, default in self.operands.items()])
+        for name, value in named.items():
+            if getattr(value, "edge", None) is not None and mode.recording:
+                raise TypeError(f"{self.name}: {name} has no gradient, but requires one: give its detach()")
+        return positional, named

@@ -24,7 +24,7 @@ from tensorgrad.autograd.arguments import Arguments
 from tensorgrad.autograd.context import Context
 from tensorgrad.autograd.inplace import next_sequence, refuse_overwritten
 from tensorgrad.autograd.mode import mode
-from tensorgrad.backend import Array, backend_of
+from tensorgrad.backend import Array, as_operand, backend_of
 
 Edge: TypeAlias = tuple["Node", int]  # output number `slot` of a node
 
@@ -125,7 +125,7 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
                 edges.append(x.edge)
                 needs_grad = needs_grad or x.edge is not None
             else:
-                arrays.append(x)
+                arrays.append(x if x is None else as_operand(name, x))
                 edges.append(None)
                 has_float = has_float or type(x) is float
         if kind is None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.arrays import Array
+from tensorgrad.backend.arrays import Array, real_dtype
 from tensorgrad.backend.numpy import NumpyBackend
 from tensorgrad.backend.runtime import Backend, BackendUnavailable
 from tensorgrad.backend.threads import cpu_count
 
 __all__ = [
-    "Array", "Backend", "BackendUnavailable", "backend_of", "check", "get_backend", "load", "register",
+    "Array", "Backend", "BackendUnavailable", "as_operand", "backend_of", "check", "get_backend", "load", "register",
     "set_float32_matmul_precision", "set_num_threads", "use_backend",
 ]
 
@@ -138,3 +138,22 @@ def backend_of(name: str, arrays: Sequence[Any]) -> Backend:
     if found is None:
         raise TypeError(f"{name}: no backend for {', '.join(type(x).__name__ for x in arrays)}")
     return found
+
+
+def as_operand(name: str, x: Any) -> Any:
+    """x as an op computes with it: a Python number, or a backend's array in this machine's byte order.
+
+    Lists and arrays of a subclass of NumPy's become plain arrays. Raises TypeError, with the op's name, for what holds
+    no real numbers, for masked elements, and for arrays of other libraries.
+    """
+    if np.any(getattr(x, "mask", False)):
+        raise TypeError(f"{name}: a masked element has no value: give the array's filled(value)")
+    if isinstance(x, np.ndarray | list | tuple) and type(x) not in _by_type:
+        x = np.asarray(x)
+    if type(x) in _by_type or isinstance(x, np.generic):
+        dtype = real_dtype(name, x.dtype)
+        return x if x.dtype == dtype else x.astype(dtype)
+    if isinstance(x, int | float):
+        return x
+    given = f"{' '.join(repr(x).split()):.60} of {type(x)}"
+    raise TypeError(f"{name}: {given} is not supported: give a real number, a list of them, or NumPy's or CuPy's array")

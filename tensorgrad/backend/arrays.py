@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 Array = Any  # numpy.ndarray or cupy.ndarray
 Dropout = tuple[float, int, int, int]  # probability of zero; then the Philox seed, stream and step of the mask
 
@@ -15,6 +17,14 @@ def is_half(dtype: Any) -> bool:
 def is_floating(dtype: Any) -> bool:
     """Whether a dtype can have a gradient: float64, float32, float16 or bfloat16."""
     return bool(dtype.kind == "f" or dtype.name == "bfloat16")
+
+
+def real_dtype(name: str, dtype: Any) -> Any:
+    """A dtype in this machine's byte order. Raises TypeError, with the op's name, unless it is of real numbers."""
+    dtype = np.dtype(dtype)
+    if dtype.kind not in "biu" and not is_floating(dtype):
+        raise TypeError(f"{name}: dtype {dtype} is not supported: only bool, integers and floating numbers are")
+    return dtype.newbyteorder("=")
 
 
 def sum_dtype(dtype: Any) -> Any:

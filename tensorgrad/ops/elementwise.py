@@ -8,7 +8,7 @@ from typing import Any
 
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
-from tensorgrad.backend.arrays import is_floating
+from tensorgrad.backend.arrays import is_floating, real_dtype
 from tensorgrad.ops.broadcasting import Shape, shape_of, unbroadcast
 
 __all__ = [
@@ -226,5 +226,5 @@ def where(k: Backend, condition: Array, a: Array, b: Array) -> Result:
 @op
 def astype(k: Backend, x: Array, *, dtype: Any) -> Result:
     """x in another dtype. dx = dy in x's dtype; integers and bool have no gradient."""
-    y = x.astype(dtype, copy=False)
+    y = x.astype(real_dtype("astype", dtype), copy=False)
     return y, (lambda dy: dy) if is_floating(y.dtype) else None  # the tape casts every gradient to its tensor's dtype

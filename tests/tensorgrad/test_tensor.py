@@ -2,6 +2,9 @@
 
 import copy
 import operator
+import pickle
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -48,12 +51,73 @@ def test_arrays_and_tensors_are_not_copied() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", ["abc", None, [None], {"a": 1}, ["1", "2"], object(), 1j, np.array(["a"]), np.array([1j]), np.array([None]),
-             np.array(["2026-01-01"], "datetime64[D]")],
+    "data", ["abc", None, [None], {"a": 1}, ["1", "2"], object(), 1j, [1j], np.array(["a"]), np.array([1j]),
+             np.complex64(1), np.array([None]), np.array(["2026-01-01"], "datetime64[D]"), 10**30,
+             Fraction(1, 3), [Fraction(1, 3)], Decimal("0.1"), np.zeros(2, "i4,f4")],
 )  # fmt: skip
-def test_data_that_is_not_numeric_raises(data: Any) -> None:
-    with pytest.raises(TypeError, match=r"^Tensor: .* is not numeric$"):
+def test_data_that_is_not_real_raises(data: Any) -> None:
+    with pytest.raises(TypeError, match=r"^Tensor: .* is not supported: (give a real number|only bool, integers and)"):
         Tensor(data)
+    for dtype in (complex, "S3", object):
+        with pytest.raises(TypeError, match="^Tensor: dtype .* is not supported"):
+            Tensor([1, 2], dtype=dtype)
+
+
+# --- operands that are not arrays of ours ---------------------------------------------------------
+
+
+OPERATIONS = [
+    lambda x, y: x * y, lambda x, y: y - x, lambda x, y: x @ y, lambda x, y: tg.where(x > 0, x, y),
+    lambda x, y: tg.concat([x, y]), lambda x, y: x * Tensor(y), lambda x, y: x == y,
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("other", [np.matrix, np.ma.array, lambda y: y.view(np.recarray), lambda y: y.astype(">f8")])
+def test_arrays_of_other_kinds_are_used_as_plain_ones(operation: Any, other: Any) -> None:
+    x, plain = leaf(X[:, :2]), leaf(X[:, :2])
+    y, expected = operation(x, other(X[:, 1:])), operation(plain, X[:, 1:])
+    assert type(y.data) is np.ndarray and y.dtype.isnative and repr(y) == repr(expected)
+    if y.requires_grad:
+        y.sum().backward()
+        expected.sum().backward()
+        np.testing.assert_array_equal(x.grad, plain.grad)
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_the_other_byte_order(name: str) -> None:
+    with tg.use_backend(name):
+        logits, targets = Tensor(X.astype(">f4"), requires_grad=True), np.array([2, 0], ">i8")
+        loss, expected = tg.cross_entropy(logits, targets), tg.cross_entropy(Tensor(X.astype("f4")), np.array([2, 0]))
+        loss.backward()
+        assert loss.item() == expected.item() and logits.grad.dtype.isnative
+        assert tg.embedding(logits, np.array([1], ">u2")).tolist() == [X[1].tolist()]
+    assert Tensor([1.5], dtype=">f4").dtype.isnative and Tensor([1.5]).astype(">f8").dtype.isnative
+    x = tg.zeros(2)
+    x[...] = np.array([1, 2], ">f4")
+    assert x.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("operand", [1j, np.array([1j, 2]), np.complex64(1), Fraction(1, 3), Decimal("0.1"), "a", {}])
+def test_operands_that_are_not_real_numbers_raise(operand: Any) -> None:
+    named = {"multiply": operator.mul, "subtract": lambda x, y: y - x, "pow": operator.pow, "equal": operator.eq}
+    for x in (leaf(), Tensor(X)):
+        for name, operation in named.items():
+            with pytest.raises(TypeError, match=f"^{name}: .* is not supported: "):
+                operation(x, operand)
+    with pytest.raises(TypeError, match="^setitem: .* is not supported: "):
+        Tensor(X)[0] = operand
+    with pytest.raises(TypeError, match="^astype: dtype complex128 is not supported"):
+        leaf().astype(complex)
+
+
+def test_masked_elements_raise() -> None:
+    masked = np.ma.array(X, mask=X < 0)
+    for use in (Tensor, lambda y: leaf() * y, lambda y: tg.concat([leaf(), y])):
+        with pytest.raises(TypeError, match=r": a masked element has no value: give the array's filled\(value\)$"):
+            use(masked)
+    assert (leaf() * masked.filled(0)).tolist() == (X * (X > 0) * X).tolist()
 
 
 def test_ragged_lists_raise() -> None:
@@ -62,8 +126,10 @@ def test_ragged_lists_raise() -> None:
 
 
 def test_arrays_of_other_libraries_raise(torch: Any) -> None:
-    with pytest.raises(TypeError, match="Tensor: no backend for Tensor"):
-        Tensor(torch.zeros(2))
+    uses = {"Tensor": Tensor, "multiply": lambda y: leaf() * y, "concat": lambda y: tg.concat([leaf(), y])}
+    for name, use in uses.items():
+        with pytest.raises(TypeError, match=f"^{name}: .* of <class 'torch.Tensor'> is not supported: give a real"):
+            use(torch.zeros(2, 3))
 
 
 def test_a_list_of_tensors() -> None:
@@ -140,7 +206,8 @@ def test_one_element_as_a_number() -> None:
 
 
 def test_lists_and_numpy() -> None:
-    x = leaf()
+    assert leaf().tolist() == X.tolist()
+    x = Tensor(X)
     assert x.tolist() == X.tolist()
     np.testing.assert_array_equal(np.asarray(x), X)
     assert np.asarray(x, np.float32).dtype == np.float32
@@ -169,6 +236,80 @@ def test_copies() -> None:
     y.grad[...] = 0
     np.testing.assert_array_equal(x.data, X)
     np.testing.assert_array_equal(x.grad, np.ones_like(X))
+    for clone in (copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
+        y = clone(x)
+        assert y.requires_grad and y.tolist() == X.tolist() and y.grad.tolist() == np.ones_like(X).tolist()
+
+
+def test_the_result_of_an_op_is_not_copied() -> None:
+    x = leaf()
+    y = 2 * x
+    for clone in (copy.copy, copy.deepcopy, pickle.dumps, lambda x: copy.deepcopy([{"last": x}])):
+        with pytest.raises(RuntimeError, match=r"^copy: the gradient of a copied result of multiply would be lost; "):
+            clone(y)
+        clone(y.detach())
+    with tg.no_grad():
+        assert copy.deepcopy(2 * x).tolist() == y.tolist()
+
+
+# --- what would cut the tape ----------------------------------------------------------------------
+
+
+def test_asarray_keeps_the_gradient_of_a_tensor() -> None:
+    x = leaf()
+    (x * 2 + tg.asarray(x) * 3 + tg.asarray(x, np.float32)).sum().backward()
+    np.testing.assert_array_equal(x.grad, np.full_like(X, 6))
+    assert not tg.asarray(Tensor(X)).requires_grad and tg.asarray(Tensor(X), requires_grad=True).requires_grad
+
+
+def test_an_array_of_a_tensor_that_requires_a_gradient_raises() -> None:
+    x = leaf()
+    uses = (
+        Tensor, np.asarray, np.array, lambda x: Tensor([x.sum(), x.sum()]), lambda x: tg.where(x > 0, x, [x.sum()] * 3),
+        lambda x: x * [x[0], x[1]], lambda x: tg.full((2,), x.sum()), np.median, lambda x: np.split(x, 2),
+        lambda x: tg.zeros(1).__setitem__(..., [x.sum()]),
+    )  # fmt: skip
+    for use in uses:
+        with pytest.raises(RuntimeError, match="^Tensor: an array of a tensor that requires a gradient would"):
+            use(x)
+        use(x.detach())
+    with tg.no_grad():
+        assert np.asarray(x).tolist() == X.tolist()
+
+
+@pytest.mark.parametrize("option", [lambda x, s: x.clip(s, 1), lambda x, s: x.clip(max=s), lambda x, s: tg.pad(
+    x, 1, constant=s), lambda x, s: tg.layer_norm(x, eps=s), lambda x, s: tg.dropout(x, p=s), lambda x, s: tg.attention(
+    x.reshape(1, 1, 2, 3), x.reshape(1, 1, 2, 3), x.reshape(1, 1, 2, 3), scale=s)])  # fmt: skip
+def test_an_option_that_requires_a_gradient_raises(option: Any) -> None:
+    x, s = leaf(), Tensor(0.5, requires_grad=True)
+    with pytest.raises(TypeError, match=r"^\w+: \w+ has no gradient, but requires one: give its detach\(\)$"):
+        option(x, s)
+    with tg.no_grad():
+        option(x, s.item())
+
+
+def test_numpys_functions_of_tensors_are_ours() -> None:
+    x = leaf()
+    parts = [
+        np.concatenate([x, x]).sum(), np.stack([x, X]).sum(), np.sum(x, axis=0).sum(), np.mean(x, 1).sum(),
+        np.where(X > 0, x, 0.0).sum(), np.transpose(x)[0].sum(), np.cumsum(x, 1)[0, -1], np.einsum("ij->", x),
+        np.clip(x, -1, 1).sum(), np.var(x, axis=1, correction=1).sum(), np.max(x), np.take(x, np.array([0]), 1).sum(),
+    ]  # fmt: skip
+    sum(parts).backward()  # type: ignore[attr-defined]
+    torch = pytest.importorskip("torch")
+    t = torch.tensor(X, requires_grad=True)
+    theirs = [
+        torch.cat([t, t]).sum(), t.sum(), t.sum(), t.mean(1).sum(), torch.where(t > 0, t, 0.0).sum(), t.T[0].sum(),
+        t.cumsum(1)[0, -1], t.sum(), t.clip(-1, 1).sum(), t.var(1).sum(), t.max(), t[:, 0].sum(),
+    ]  # fmt: skip
+    sum(theirs).backward()
+    np.testing.assert_allclose(x.grad, t.grad.numpy())
+    assert np.shape(x) == (2, 3) and np.ndim(x) == 2 and np.size(x) == 6
+    assert type(np.zeros_like(x)) is Tensor and np.median(Tensor(X)) == np.median(X)
+    with pytest.raises(TypeError, match=r"^numpy.sum: 3 arguments by position; give the options by name$"):
+        np.sum(x, 0, np.float32)
+    with pytest.raises(TypeError, match="^var: got an unexpected keyword argument 'ddof'; it takes x, axis, corr"):
+        np.var(x, ddof=1)
 
 
 def test_astype_and_to() -> None:

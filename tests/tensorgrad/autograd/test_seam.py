@@ -20,6 +20,7 @@ class NumPy(Backend):
     xp, name, array_type = np, "numpy", np.ndarray
 
 NUMPY = NumPy()
+def as_operand(name, x): return x
 def backend_of(name, arrays): return NUMPY
 def get_backend(): return NUMPY
 def load(name): return NUMPY
