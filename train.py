@@ -6,6 +6,7 @@ import sys
 from gpt.checkpoint.files import CONFIG
 from gpt.cli import leave, out_of_memory, user_errors
 from gpt.cli import run as run_program
+from gpt.data.documents import describe_files
 from gpt.train.config_file import describe as config_lines
 from gpt.train.dry_run import dry_run
 from gpt.train.flags import parse
@@ -46,6 +47,8 @@ def describe(run: Run) -> None:
     n_train, n_val = len(run.train_loader.tokens), len(run.val_loader.tokens)
     print(f"backend  {run.backend}")
     print(f"data     {config.data}: {n_train:,} tokens for training, {n_val:,} for validation")
+    if files := describe_files(config.data):
+        print(f"         in {files}")
     print(f"tokens   {run.tokenizer.type_name}, {model.vocab_size:,} different ones")
     print(f"model    {run.model.num_params():,} parameters: {model.n_layer} layers, ", end="")
     print(f"{model.n_head} heads, width {model.n_embd}, window {model.block_size}")

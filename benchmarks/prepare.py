@@ -22,7 +22,7 @@ from benchmarks import common
 from gpt.cli import ArgumentParser
 from gpt.cli import run as run_program
 from gpt.config import UserError
-from gpt.data.corpora import load_text
+from gpt.data.documents import load_text
 from gpt.data.shards import load_prepared
 
 PAUSE = 0.05

@@ -1,6 +1,6 @@
 """Text and tokens: from a source to batches (`loaders`), by way of the disk where there is much of it (`prepare`)."""
 
-from gpt.data.corpora import load_text
+from gpt.data.documents import load_text
 from gpt.data.loaders import (
     Array,
     DataLoader,

@@ -10,6 +10,7 @@ from typing import Any
 from gpt.cli import ArgumentParser, one_of
 from gpt.cli import run as run_program
 from gpt.config import BPE_VOCAB_SIZE, ENCODING_ERRORS, UserError
+from gpt.data.documents import FIELD, first_few
 from gpt.data.prepare import SHARD_TOKENS, SPLIT_BY, Preparation, prepare
 from gpt.data.shards import load_prepared
 
@@ -66,7 +67,7 @@ def build_parser() -> ArgumentParser:
     add("--tokenizer", default="gpt2", metavar="NAME",
         help="char, bpe (both trained on the sources), gpt2, or the path of a tokenizer.json")
     add("--vocab-size", type=int, **absent, metavar="N", help=f"of --tokenizer bpe (default: {BPE_VOCAB_SIZE})")
-    add("--field", default="text", metavar="NAME", help="of a line of .jsonl that holds the text")
+    add("--field", default=FIELD, metavar="NAME", help="of a line of .jsonl that holds the text")
     add("--val-fraction", type=float, default=0.1, metavar="X", help="share of the data for validation")
     add("--split-by", type=one_of(*SPLIT_BY), default="end", metavar="NAME",
         help="end: the end of all the text is for validation; document: whole documents, drawn with --seed")
@@ -103,7 +104,7 @@ def describe(manifest: dict[str, Any]) -> None:
     sources, tokenizer, splits = manifest["plan"]["sources"], manifest["tokenizer"], manifest["splits"]
     megabytes = sum(source["n_bytes"] for source in sources) / 1e6
     learned = f", trained on {tokenizer['learnt_from']}" if tokenizer["learnt_from"] else ""
-    print(f"sources  {len(sources):,}, {megabytes:,.1f} MB")
+    print(f"sources  {len(sources):,}, {megabytes:,.1f} MB: {first_few(source['name'] for source in sources)}")
     print(f"tokens   {tokenizer['type']}, {tokenizer['vocab_size']:,} different ones{learned}")
     for name, split in splits.items():
         documents, shards = counted(split["documents"], "document"), counted(len(split["shards"]), "shard")

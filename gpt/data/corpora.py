@@ -9,37 +9,20 @@ import re
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from gpt.checkpoint.files import CONFIG, METRICS
 from gpt.config import UserError, nearest
 from gpt.files import find_in_package
 
-SUFFIXES = (".txt", ".md")  # of the files that a folder stands for
+TEXT_SUFFIXES, LINES_SUFFIX, GZIP_SUFFIX = (".txt", ".md"), ".jsonl", ".gz"  # in any case
+# Of the files that a folder stands for.
+SUFFIXES = tuple(kind + gz for kind in (*TEXT_SUFFIXES, LINES_SUFFIX) for gz in ("", GZIP_SUFFIX))
 
 TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte
-
-
-def load_text(
-    source: str | os.PathLike[str] = "shakespeare", *, normalize: bool = False, errors: str = "strict"
-) -> str:
-    """Return the text of a named corpus, a file, a folder or a glob pattern.
-
-    A name in CORPORA takes precedence (`./kjv` is the file of that name). A folder stands for every .txt and .md file
-    below it. Several files are joined in the order of their paths, with a newline between them. Line ends become `\\n`
-    and a byte order mark is dropped. normalize: see `normalize_whitespace`. errors: bytes that are not UTF-8 are an
-    error with "strict", become U+FFFD with "replace", and are left out with "ignore".
-
-    Raises UserError where the source does not exist or has no text.
-    """
-    name = os.fspath(source)
-    text = CORPORA[name]() if name in CORPORA else "\n".join(read_text(path, errors) for path in find_files(name))
-    text = normalize_whitespace(text) if normalize else text
-    if not text:
-        raise UserError(f"data {name!r} is empty: give a file with text in it")
-    return text
 
 
 def normalize_whitespace(text: str) -> str:
@@ -48,34 +31,59 @@ def normalize_whitespace(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", stripped)
 
 
-def find_files(name: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Return the files that a path or a glob pattern stands for, sorted; in a folder, those with one of the suffixes.
+def find_files(name: str) -> list[Path]:
+    """Return the files that a path or a glob pattern stands for, sorted, each file once, whatever links lead to it.
 
-    Raises UserError where there are none.
+    In a folder, these are the files with one of SUFFIXES, also below links to folders; hidden files and folders, such
+    as .ipynb_checkpoints, and the folders of runs are left out. Raises UserError where there are none.
     """
     given = os.path.expanduser(name)
     if os.path.isfile(given):
         return [Path(given)]
     if os.path.isdir(given):
-        below = (path for path in Path(given).rglob("*") if path.name.lower().endswith(suffixes))
-        what = f"holds no {' or '.join(suffixes)} file"
+        below = _files_below(given)
+        what = f"holds no file that ends in {', '.join(SUFFIXES)}"
     elif os.path.exists(given):
         raise UserError(f"data {name!r} is not a regular file: give a file, a folder or a pattern")
+    elif os.path.islink(given):
+        raise UserError(f"data {name!r} is a link to {os.readlink(given)!r}, which does not exist: repair or remove it")
     elif glob.has_magic(given):
         below = (Path(path) for path in glob.iglob(given, recursive=True))
         what = "matches no file"
     else:
         raise UserError(f"data {name!r}: no such file, folder or corpus{_nearest_source(name)}")
-    files = sorted(path for path in below if path.is_file())
+    files = {file_id(path): path for path in sorted(below, reverse=True) if path.is_file()}
     if not files:
         raise UserError(f"data {name!r} {what}: give a file, a folder of text files or a pattern")
-    return files
+    return sorted(files.values())
+
+
+def file_id(path: str | Path) -> tuple[int, int]:
+    """Return what all paths and links that lead to a file or folder have in common."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _files_below(folder: str) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"data '{error.filename}' cannot be read: {error.strerror}") from None
+
+    seen = set()
+    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        is_run = {METRICS, CONFIG} <= set(names)  # its samples were written by a model
+        if (key := file_id(where)) in seen or is_run:  # links may lead in a circle
+            folders.clear()
+            continue
+        seen.add(key)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = (name for name in names if not name.startswith("."))
+        yield from (Path(where, name) for name in visible if name.lower().endswith(SUFFIXES))
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
     """Return a UTF-8 file's text, with `\\n` line ends and without a byte order mark.
 
-    Raises UserError for a file that cannot be read or is not text. errors: see `load_text`.
+    Raises UserError for a file that cannot be read or is not text. errors: as in load_text.
     """
     try:
         data = path.read_bytes()

@@ -10,18 +10,28 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from gpt.config import UserError
-from gpt.data.corpora import CORPORA, decode_text, find_files
+from gpt.data.corpora import (
+    CORPORA,
+    GZIP_SUFFIX,
+    LINES_SUFFIX,
+    decode_text,
+    file_id,
+    find_files,
+    normalize_whitespace,
+)
+from gpt.data.shards import is_prepared
 
-TEXT_SUFFIXES, LINES_SUFFIX, GZIP_SUFFIX = (".txt", ".md"), ".jsonl", ".gz"
-SUFFIXES = tuple(kind + gz for kind in (*TEXT_SUFFIXES, LINES_SUFFIX) for gz in ("", GZIP_SUFFIX))
+FIELD = "text"  # of a line of JSON: that which holds the text
 PIECE_BYTES = 2**20
 LOOKAHEAD = 2**20  # how far beyond its size a piece of text may end
 MAX_LINE_BYTES = 2**26  # of JSON: a worker holds one line in memory
@@ -46,7 +56,7 @@ class Source:
     @property
     def is_lines(self) -> bool:
         """Whether every line is a document in JSON, rather than the whole file being one."""
-        return self.name.removesuffix(GZIP_SUFFIX).endswith(LINES_SUFFIX)
+        return _is_lines(self.name)
 
     def open(self) -> BinaryIO:
         """Return a stream of its bytes, decompressed."""
@@ -89,13 +99,70 @@ def find_sources(names: Sequence[str]) -> list[str]:
 
     Raises UserError where there are none, or where two of them name the same file.
     """
-    found: dict[str, None] = {}
+    found: dict[Any, str] = {}
     for name in names:
-        for source in [name] if name in CORPORA else map(str, find_files(name, SUFFIXES)):
-            if source in found:
-                raise UserError(f"data '{source}' is given twice: two of the sources include it")
-            found[source] = None
-    return list(found)
+        for source in [name] if name in CORPORA else map(_file_name, find_files(name)):
+            key = source if source in CORPORA else file_id(source)
+            if key in found:
+                also = f", also as '{found[key]}'" if found[key] != source else ""
+                raise UserError(f"data '{source}' is given twice{also}: two of the sources include it")
+            found[key] = source
+    return list(found.values())
+
+
+def _file_name(path: Path) -> str:
+    return f"./{path}" if str(path) in CORPORA else str(path)  # a file that has the name of a corpus
+
+
+def load_text(
+    source: str | os.PathLike[str] = "shakespeare", *, normalize: bool = False, errors: str = "strict"
+) -> str:
+    """Return the text of a named corpus, a file, a folder or a glob pattern.
+
+    A name in CORPORA takes precedence (`./kjv` is the file of that name). A folder stands for every file below it that
+    ends in .txt, .md or .jsonl, or one of these and .gz, in any case. All documents are joined in the order of their
+    paths, with a newline between them; empty ones are left out. Line ends become `\\n` and a byte order mark is
+    dropped. normalize: see `normalize_whitespace`. errors: bytes that are not UTF-8 are an error with "strict", become
+    U+FFFD with "replace", and are left out with "ignore".
+
+    Raises UserError where the source does not exist or has no text.
+    """
+    name = os.fspath(source)
+    texts = (document.text for file in find_sources([name]) for document in _read_whole(file, errors))
+    text = "\n".join(text for text in texts if text)
+    text = normalize_whitespace(text) if normalize else text
+    if not text:
+        raise UserError(f"data {name!r} is empty: give a file with text in it")
+    return text
+
+
+def _read_whole(name: str, errors: str) -> Iterator[Document]:
+    with _reading(name), _open(name) as stream:
+        data = stream.read()
+    yield from documents(Piece(name, _is_lines(name), Place(), data, Place(1), is_val=False), FIELD, errors)
+
+
+def describe_files(name: str) -> str:
+    """Return `3 files: a.txt, b.txt, c.txt` for a folder or a pattern, and an empty string for any other source."""
+    if name in CORPORA or is_prepared(name) or os.path.isfile(os.path.expanduser(name)):
+        return ""
+    files = find_files(name)
+    return f"{len(files):,} file{'s' * (len(files) > 1)}: {first_few(map(str, files))}"
+
+
+def first_few(names: Iterable[str], most: int = 5) -> str:
+    """Return `a, b, c, d, e and 7 more`."""
+    all_names = list(names)
+    more = f" and {len(all_names) - most:,} more" if len(all_names) > most else ""
+    return ", ".join(all_names[:most]) + more
+
+
+def _is_lines(name: str) -> bool:
+    return name.lower().removesuffix(GZIP_SUFFIX).endswith(LINES_SUFFIX)
+
+
+def _is_gzip(name: str) -> bool:
+    return name.lower().endswith(GZIP_SUFFIX)
 
 
 def inspect(name: str, advance: Callable[[int], Any] = lambda n: None) -> Source:
@@ -108,7 +175,7 @@ def inspect(name: str, advance: Callable[[int], Any] = lambda n: None) -> Source
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
         advance(size)
-        if name.endswith(GZIP_SUFFIX):
+        if _is_gzip(name):
             size = 0
             with _open(name) as stream:
                 while block := stream.read(PIECE_BYTES):
@@ -119,7 +186,7 @@ def inspect(name: str, advance: Callable[[int], Any] = lambda n: None) -> Source
 def _open(name: str) -> BinaryIO:
     if name in CORPORA:
         return io.BytesIO(CORPORA[name]().encode())
-    if name.endswith(GZIP_SUFFIX):
+    if _is_gzip(name):
         return gzip.open(name, "rb")  # type: ignore[return-value]  # it reads as a BinaryIO does
     return open(name, "rb")
 
@@ -229,7 +296,7 @@ def _text_of(written: str, name: str, line: int, field: str, errors: str) -> str
         raise UserError(f"{where}: a JSON {type(values).__name__}, not an object with a field {field!r}")
     if field not in values:
         names = ", ".join(sorted(map(str, values))[:8]) or "none"
-        raise UserError(f"{where}: no field {field!r}; it has {names}: choose one with --field")
+        raise UserError(f"{where}: no field {field!r}; it has {names}: choose one with --field of gpt data prepare")
     text = values[field]
     if not isinstance(text, str):
         raise UserError(f"{where}: field {field!r} is a {type(text).__name__}, not text")

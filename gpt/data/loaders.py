@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpt.config import UserError
-from gpt.data.corpora import load_text
+from gpt.data.documents import load_text
 from gpt.data.shards import ShardedTokens, dtype_name
 from gpt.tokenizer import CharTokenizer, Tokenizer
 from tensorgrad.random import Generator, Stream

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gpt.config import BPE_VOCAB_SIZE, ENCODING_ERRORS, TOKENIZERS, UserError, nearest
-from gpt.data.documents import PIECE_BYTES, Place, Source, find_sources, inspect, pieces
+from gpt.data.documents import FIELD, PIECE_BYTES, Place, Source, find_sources, inspect, pieces
 from gpt.data.encoding import Encoded, Encoder, Settings, ordered_map, separator_of
 from gpt.data.shards import DTYPES, FORMAT, MANIFEST, PROGRESS, SPLITS, TOKENIZER, VERSION, dtype_name, read_manifest
 from gpt.data.writing import ShardWriter, write_json
@@ -43,7 +43,7 @@ class Preparation:
     out: str
     tokenizer: str = "gpt2"  # char, bpe, gpt2, or the path of a tokenizer.json
     vocab_size: int | None = None
-    field: str = "text"
+    field: str = FIELD
     val_fraction: float = 0.1
     split_by: str = "end"
     encoding_errors: str = "strict"

@@ -15,6 +15,7 @@ from gpt.cli import ArgumentParser, one_of, use_backend, user_errors
 from gpt.cli import run as run_program
 from gpt.config import BACKENDS, ENCODING_ERRORS, UserError
 from gpt.data import load_text, split_text, tokenize
+from gpt.data.documents import describe_files
 from gpt.data.loaders import Array, Tokens
 from gpt.data.shards import is_prepared, load_prepared
 from gpt.evaluate import Score, score
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "checkpoint": args.checkpoint, "data": args.data, "split": args.split, "tokens": result.n_tokens,
         "bytes": result.n_bytes, "loss": result.loss, "perplexity": result.perplexity,
         "bits_per_byte": None if math.isnan(result.bits_per_byte) else result.bits_per_byte,
+        "files": describe_files(args.data),
         "tokens_per_s": round(result.n_tokens / seconds), "block_size": block_size, "stride": stride,
         "parameters": model.num_params(), "tokenizer": weights.tokenizer.type_name, "backend": backend,
     }  # fmt: skip
@@ -130,6 +132,7 @@ def format_metrics(metrics: dict[str, Any]) -> str:
     rows = [
         ("checkpoint", f"{metrics['checkpoint']}, {metrics['parameters']:,} parameters"),
         ("data", f"{metrics['data']}, {metrics['split']}: {metrics['tokens']:,} tokens, {metrics['bytes']:,} bytes"),
+        *([("", f"in {metrics['files']}")] if metrics["files"] else []),
         ("windows", f"of {metrics['block_size']} tokens, every {metrics['stride']}"),
         ("loss", f"{metrics['loss']:.4f}"),
         ("perplexity", f"{metrics['perplexity']:.2f}"),

@@ -22,6 +22,7 @@ from gpt.checkpoint.steps import newest_checkpoint
 from gpt.cli import use_backend
 from gpt.config import TrainConfig
 from gpt.data import DataLoader, random_windows
+from gpt.data.documents import describe_files
 from gpt.evaluate import evaluating
 from gpt.evaluate.plot import History, draw_run, why_not
 from gpt.tokenizer import Tokenizer
@@ -58,6 +59,8 @@ def dry_run(arguments: Arguments) -> int:
 
     print(f"backend  {chosen}")
     print(f"data     {config.data}: {len(train.tokens):,} tokens for training, {len(val.tokens):,} for validation")
+    if files := describe_files(config.data):
+        print(f"{INDENT}in {files}")
     print(*_model_lines(config, vocab_size), sep="\n")
     print(*_memory_lines(config, need, before), sep="\n")
     print(*_disk_lines(config, vocab_size), sep="\n", flush=True)

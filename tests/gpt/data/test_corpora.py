@@ -1,5 +1,6 @@
 """Texts: the named corpora, files, folders and patterns, and the one-line error for every mistake."""
 
+import gzip
 import hashlib
 import http.server
 import importlib.util
@@ -9,14 +10,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt.config import UserError
-from gpt.data import corpora
-from gpt.data.corpora import find_files, load_text, normalize_whitespace, plain_dialogue
+from gpt.data import corpora, documents
+from gpt.data.corpora import find_files, normalize_whitespace, plain_dialogue
+from gpt.data.documents import describe_files, load_text
 
 
 @pytest.fixture(scope="module")
@@ -263,8 +266,77 @@ def test_a_corpus_takes_precedence_over_a_file(tmp_path: Path, monkeypatch: pyte
     assert len(load_text("python-docs")) > 400_000
 
 
+def test_a_file_counts_once_whatever_leads_to_it(folder: Path) -> None:
+    (folder / "also.txt").symlink_to("b.txt")
+    (folder / "hard.txt").hardlink_to(folder / "b.txt")
+    (folder / "loop").symlink_to(folder)
+    (folder / "twice").symlink_to(folder / "deep")
+    assert load_text(folder) == "a.md\n\nb.txt\n\ndeep/er/A.TXT\n"
+    assert [path.name for path in find_files(f"{folder}/**/*.txt")] == ["also.txt"]
+
+
+def test_links_to_folders_elsewhere_are_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.txt").write_text("linked")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    assert load_text(folder).endswith("linked")
+
+
+@pytest.mark.parametrize("name", ["._b.txt", ".ipynb_checkpoints/b-checkpoint.txt", ".git/a.txt", "run/samples.txt"])
+def test_what_is_not_a_text_of_the_user_is_left_out(name: str, folder: Path) -> None:
+    before = load_text(folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"\0\5\x16\7")
+    for file in ("metrics.jsonl", "config.toml"):  # what marks the folder of a run
+        (folder / name).with_name(file).write_text("{}") if name.startswith("run") else None
+    assert load_text(folder) == before
+
+
+def test_the_files_that_were_taken_are_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert describe_files(".") == "3 files: a.md, b.txt, deep/er/A.TXT"
+    assert describe_files("*.md") == "1 file: a.md"
+    assert describe_files("a.md") == describe_files("kjv") == ""
+    for i in range(10):
+        Path(f"0{i}.txt").touch()
+    assert describe_files(".") == "13 files: 00.txt, 01.txt, 02.txt, 03.txt, 04.txt and 8 more"
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> Any:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert error_of(lambda: load_text(folder)) == f"data '{folder}/deep' cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "A.JSONL", "a.jsonl.gz", "A.JSONL.GZ", "b.txt.gz", "B.TXT.GZ", "B.MD.gz"])
+def test_train_reads_what_prepare_reads(name: str, tmp_path: Path) -> None:
+    lines = '{"text": "one\\r\\n", "n": 1}\n\n{"text": ""}\n{"text": "two"}\n'
+    content = lines if "jsonl" in name.lower() else "one\n\ntwo"
+    data = gzip.compress(content.encode()) if name.lower().endswith("gz") else content.encode()
+    (tmp_path / name).write_bytes(data)
+    assert load_text(tmp_path / name) == load_text(tmp_path) == load_text(f"{tmp_path}/*") == "one\n\ntwo"
+
+
 # --------------------------------------------------------------------------------------------------
 # Mistakes
+
+
+def test_a_link_to_nothing_is_said(tmp_path: Path) -> None:
+    (tmp_path / "link.txt").symlink_to("gone.txt")
+    message = f"data '{tmp_path}/link.txt' is a link to 'gone.txt', which does not exist: repair or remove it"
+    assert error_of(lambda: load_text(tmp_path / "link.txt")) == message
+
+
+def test_a_line_that_is_no_document(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"body": "x"}')
+    message = "line 1: no field 'text'; it has body: choose one with --field of gpt data prepare"
+    assert error_of(lambda: load_text(tmp_path / "x.jsonl")) == f"data '{tmp_path}/x.jsonl', {message}"
+
 
 CONVERT = "convert the file to UTF-8, or give --encoding-errors replace or ignore"
 
@@ -298,12 +370,12 @@ def test_the_error_of_a_bad_file_in_a_folder_names_it(folder: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(path))
+    def refuse(name: str, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", name)
 
     path = tmp_path / "a.txt"
     path.write_text("secret")
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # file modes do not stop root
+    monkeypatch.setattr(documents, "open", refuse, raising=False)  # file modes do not stop root
     message = error_of(lambda: load_text(path))
     assert message == f"data '{path}' cannot be read: Permission denied"
 
@@ -328,7 +400,8 @@ def test_a_source_that_does_not_exist(name: str, ending: str, folder: Path, monk
 
 def test_a_folder_or_pattern_without_files(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()  # a folder is not a file, whatever its name
-    assert "holds no .txt or .md file" in error_of(lambda: load_text(tmp_path))
+    message = "holds no file that ends in .txt, .txt.gz, .md, .md.gz, .jsonl, .jsonl.gz: give a file, a folder of"
+    assert message in error_of(lambda: load_text(tmp_path))
     assert "matches no file" in error_of(lambda: load_text(f"{tmp_path}/*"))
 
 

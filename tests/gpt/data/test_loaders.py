@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpt.config import UserError
 from gpt.data import DataLoader, make_loaders, spawn_dataloader, split_text, tokenize
-from gpt.data.corpora import load_text
+from gpt.data.documents import load_text
 from gpt.tokenizer import CharTokenizer, GPT2Tokenizer
 
 

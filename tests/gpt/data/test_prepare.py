@@ -22,8 +22,8 @@ from gpt.config import UserError
 from gpt.data import documents as documents_module
 from gpt.data import prepare as prepare_module
 from gpt.data.__main__ import main as prepare_main
-from gpt.data.corpora import decode_text, load_text
-from gpt.data.documents import Place, Source, pieces
+from gpt.data.corpora import decode_text
+from gpt.data.documents import Place, Source, load_text, pieces
 from gpt.data.prepare import Preparation, prepare
 from gpt.data.shards import load_prepared
 from gpt.tokenizer import BPETokenizer, CharTokenizer
@@ -155,6 +155,21 @@ def test_one_source_twice_is_refused() -> None:
     written({"a/b.txt": "x"})
     with pytest.raises(UserError, match="^data 'a/b.txt' is given twice: two of the sources include it$"):
         prepared("a", "a/*.txt")
+    Path("link.txt").symlink_to("a/b.txt")
+    for other in (str(Path("a/b.txt").absolute()), "link.txt"):
+        with pytest.raises(UserError, match=f"^data '{other}' is given twice, also as 'a/b.txt': two of the sources"):
+            prepared("a", other)
+
+
+def test_a_file_with_the_name_of_a_corpus_is_that_file() -> None:
+    written({"kjv": "mine"})
+    assert prepared("./kjv", val_fraction=0.0)[1] == "mine"
+
+
+def test_suffixes_are_recognized_in_any_case() -> None:
+    written({"A.JSONL": [{"text": "one"}, {"text": "two"}]})
+    Path("B.TXT.GZ").write_bytes(gzip.compress(b"three"))
+    assert prepared(".", val_fraction=0.0)[1] == "one|two|three"
 
 
 @pytest.mark.parametrize(("errors", "expected"), [("replace", "a\ufffdb|x\ufffdy"), ("ignore", "ab|xy")])
