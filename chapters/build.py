@@ -61,7 +61,7 @@ def execute(path: Path) -> Any:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the times
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if is_kept(output)]
+            cell.outputs = joined([output for output in cell.outputs if is_kept(output)])
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -75,6 +75,17 @@ def execute(path: Path) -> Any:
 def is_kept(output: Any) -> bool:
     """Whether it was printed or drawn on purpose: no progress bar, and not the value of a cell's last line."""
     return output.get("name") != "stderr" and output.output_type != "execute_result"
+
+
+def joined(outputs: list[Any]) -> list[Any]:
+    """Put together what was printed in several parts: where it is divided depends on the time."""
+    found: list[Any] = []
+    for output in outputs:
+        if found and output.output_type == found[-1].output_type == "stream":
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def printed(cell: Any) -> str:
@@ -146,8 +157,9 @@ def site() -> int:
             copy = source / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(CODE.sub(r"](\1.md\2)", path.read_text()).encode())
-    for pattern in ("*.py", "benchmarks/*.py", "chapters/*s/*.py", "gpt/**/*.py", "tensorgrad/**/*.py", "tests/**/*.py"):
-        for path in ROOT.glob(pattern):  # the code, as pages that the chapters link to
+    folders = ("", "benchmarks/", "chapters/*s/", "gpt/**/", "tensorgrad/**/", "tests/**/")
+    for folder in folders:  # the code, as pages that the chapters link to
+        for path in ROOT.glob(f"{folder}*.py"):
             name = path.relative_to(ROOT).as_posix()
             page = source / f"{name}.md"
             page.parent.mkdir(parents=True, exist_ok=True)
