@@ -79,7 +79,7 @@ class Profiler(Observer):
         self.begin(self.rows["forward", name])
         return timed, arrays
 
-    def after_op(self, name: str, operands: tuple[Any, ...], output: Any) -> None:
+    def after_op(self, name: str, operands: tuple[Any, ...], output: Any, *call: Any) -> None:
         """Stop the clock."""
         self.rows["forward", name].calls += 1
         self.end()

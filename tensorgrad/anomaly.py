@@ -45,7 +45,7 @@ class detect_anomaly(Observer):
     def leave_module(self, module: Any) -> None:
         self._modules.pop()
 
-    def after_op(self, name: str, operands: tuple[Any, ...], output: Any) -> None:
+    def after_op(self, name: str, operands: tuple[Any, ...], output: Any, *call: Any) -> None:
         """Check the outputs of an op."""
         module = self._modules[-1] if self._modules else ""
         for out in output if isinstance(output, list) else [output]:

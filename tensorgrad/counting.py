@@ -77,7 +77,7 @@ class count(Observer):
         self._running.append(self.forward[name])
         return _BACKEND, [_counted(x) for x in arrays]
 
-    def after_op(self, name: str, operands: tuple[Any, ...], output: Any) -> None:
+    def after_op(self, name: str, operands: tuple[Any, ...], output: Any, *call: Any) -> None:
         """Count the bytes, and return ordinary arrays to the caller."""
         cost = self._running.pop()
         cost.calls += 1

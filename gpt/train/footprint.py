@@ -168,7 +168,7 @@ class _Saved(Observer):
     def __init__(self) -> None:
         self.arrays: dict[int, Any] = {}
 
-    def after_op(self, name: str, operands: tuple[Any, ...], output: Any) -> None:
+    def after_op(self, name: str, operands: tuple[Any, ...], output: Any, *call: Any) -> None:
         """Look into the node of an op."""
         node = (output[0] if isinstance(output, list) else output).node
         self.arrays |= {id(owner(array)): owner(array) for array in saved_arrays(node and node.saved())}

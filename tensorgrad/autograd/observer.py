@@ -27,8 +27,8 @@ class Observer:
         """An op is about to run. Returns the backend and the operands that it runs with."""
         return k, arrays
 
-    def after_op(self, name: str, operands: tuple[Any, ...], output: Any) -> None:
-        """An op has returned `output`, a tensor or a list of tensors, from `operands` as the caller gave them."""
+    def after_op(self, name: str, operands: tuple[Any, ...], output: Any, op: Any, options: dict[str, Any]) -> None:
+        """op(*operands, **options) has returned `output`, a tensor or a list of tensors."""
 
     def enter_module(self, module: Any) -> None:
         """What follows is computed by this module."""

@@ -159,7 +159,7 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
             output = kind.__new__(kind)  # as wrap does: this is called for every op
             output.data, output.edge = result, None if node is None else (node, 0)
         for observer in observers:
-            observer.after_op(name, operands, output)
+            observer.after_op(name, operands, output, apply, options)
         return output
 
     apply.__signature__ = arguments.signature  # type: ignore[attr-defined]
