@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from tensorgrad.anomaly import NonFiniteError, detect_anomaly
     from tensorgrad.autograd.recompute import checkpoint
     from tensorgrad.counting import Cost, count
+    from tensorgrad.second_order import grad, gradients, higher_order, hvp, jvp, vjp
 
 # What a first training step does without is imported when it is first used: name -> module.
 _LAZY = {
     "NonFiniteError": "tensorgrad.anomaly", "detect_anomaly": "tensorgrad.anomaly",
     "checkpoint": "tensorgrad.autograd.recompute", "Cost": "tensorgrad.counting", "count": "tensorgrad.counting",
+    **dict.fromkeys(("grad", "gradients", "higher_order", "hvp", "jvp", "vjp"), "tensorgrad.second_order"),
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ LAYERS = [
     ["tensorgrad.tensor"],
     ["tensorgrad.creation"],
     ["tensorgrad.numpy_functions"],
+    ["tensorgrad.tracing"],
     [
         "tensorgrad.nn",
         "tensorgrad.optim",
@@ -29,6 +30,7 @@ LAYERS = [
         "tensorgrad.distributed",
         "tensorgrad.doctor",
         "tensorgrad.gradcheck",
+        "tensorgrad.second_order",
     ],
     ["tensorgrad.amp"],
     ["tensorgrad", "tensorgrad.__main__"],

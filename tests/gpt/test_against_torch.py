@@ -148,3 +148,26 @@ def test_hugging_face_weights_give_the_same_logits(tmp_path: Path) -> None:
     idx = np.random.default_rng(0).integers(50, size=(2, 16))
     expected = torch_gpt(w, torch.tensor(idx), n_layer, n_head, conv1d=True)
     np.testing.assert_allclose(model(idx, idx)[0].numpy(), expected.numpy(), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by the import of torch.func
+def test_a_hessian_vector_product_equals_pytorchs(pair: tuple) -> None:
+    model, w = pair
+    model.astype(np.float64)
+    idx, targets = batch(2)
+    rng = np.random.default_rng(2)
+    vs = {name: rng.standard_normal(p.shape) for name, p in model.named_parameters()}
+    params = dict(model.named_parameters())
+    with tg.higher_order():
+        found = tg.gradients(model.loss(idx, targets), list(params.values()), create_graph=True)
+        dot = sum(tg.sum(dx * v) for dx, v in zip(found, vs.values(), strict=True))
+        product = tg.gradients(dot, list(params.values()))
+
+    def loss(w: dict) -> torch.Tensor:
+        return torch_loss(torch_gpt(w, torch.tensor(idx), 4, 4), torch.tensor(targets))
+
+    w = {name: p.detach().double() for name, p in w.items()}
+    _, expected = torch.func.jvp(torch.func.grad(loss), (w,), ({name: torch.tensor(v) for name, v in vs.items()},))
+    for name, hv in zip(params, product, strict=True):
+        size = float(expected[name].abs().max())
+        np.testing.assert_allclose(hv.data, expected[name].numpy(), rtol=1e-9, atol=1e-9 * size, err_msg=name)
