@@ -37,10 +37,8 @@ def refuse_overwritten(node: Any, since: int) -> None:
     for array in saved_arrays(node.saved()):
         reference, when = _writes.get(id(owner(array)), (None, 0))
         if when > since and reference is not None and reference() is not None:
-            raise RuntimeError(
-                f"{node.name}: an array of shape {array.shape} that it saved for backward was overwritten in place; "
-                "write into a copy, or call backward first"
-            )
+            what = f"an array of shape {array.shape} that it saved for backward was overwritten in place"
+            raise RuntimeError(f"{node.name}: {what}; write into a copy, or call backward first")
 
 
 def saved_arrays(value: Any) -> Iterator[Array]:

@@ -4,11 +4,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from tensorgrad.autograd import inplace
 from tensorgrad.autograd.inplace import next_sequence, refuse_overwritten
 from tensorgrad.autograd.mode import enable_grad, is_grad_enabled
 from tensorgrad.autograd.tape import Edge, Node, Variable
 from tensorgrad.backend import Array
+from tensorgrad.backend.arrays import snapshot
 from tensorgrad.random import default_generator
 from tensorgrad.tree import tree_leaves, tree_map
 
@@ -24,6 +27,8 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """
     if not is_grad_enabled():
         return function(*args, **kwargs)
+    args, kwargs = tree_map(lambda x: x if x.edge else type(x).wrap(snapshot(x.data)), (args, kwargs), Variable)
+    args, kwargs = tree_map(snapshot, (args, kwargs), np.ndarray)
     before, since = default_generator.state_dict(), next_sequence()
     results = function(*args, **kwargs)  # recorded, to learn which results have gradients, and forgotten at once
     outputs, after = _differentiable(results), default_generator.state_dict()
@@ -67,8 +72,7 @@ class CheckpointNode(Node):
         uses = [*edges, *(edge for node in inside for edge in node.parents if edge is not None)]
         parents = tuple(edge for edge in uses if edge[0] not in inside)
         super().__init__("checkpoint", [x.data for x in outputs], parents, recompute)
-        self.inputs = inputs
-        self.since = getattr(_outermost, "since", 0) or self.sequence
+        self.inputs, self.since = inputs, getattr(_outermost, "since", 0) or self.sequence
 
     def saved(self) -> Any:
         """Return the arrays of the arguments."""

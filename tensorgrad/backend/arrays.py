@@ -34,6 +34,11 @@ def sum_dtype(dtype: Any) -> Any:
     return "int64" if dtype.kind in "bi" else dtype
 
 
+def snapshot(x: Array) -> Array:
+    """x, copied if it holds indices, targets or a mask: callers fill such buffers again, perhaps before backward."""
+    return x.copy() if x.dtype.kind in "biu" else x
+
+
 def as_rows(x: Array) -> Array:
     """(..., n) -> (all rows, n); n may be 0."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

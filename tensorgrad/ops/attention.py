@@ -5,6 +5,7 @@ from typing import Any
 
 from tensorgrad.autograd import Variable, op
 from tensorgrad.backend import Array, Backend, backend_of
+from tensorgrad.backend.arrays import snapshot
 from tensorgrad.ops.broadcasting import broadcasts_to
 from tensorgrad.ops.dropout import draw, dropout
 from tensorgrad.ops.elementwise import multiply, where
@@ -57,7 +58,7 @@ def attention(
     if q.shape[0] != key.shape[0] or key.shape[1] == 0 or q.shape[1] % key.shape[1]:
         rule = "equal batch sizes, and a number of q's heads that is a multiple of key's, are needed"
         raise ValueError(f"attention: q {q.shape} does not fit key {key.shape}: {rule}")
-    allowed = None if mask is None else k.asarray(mask.data if isinstance(mask, Variable) else mask)
+    allowed = None if mask is None else snapshot(k.asarray(mask.data if isinstance(mask, Variable) else mask))
     if allowed is not None and allowed.dtype != bool:
         raise TypeError(f"attention: mask has dtype {allowed.dtype}; bool is needed, True where a query may attend")
     full = (*q.shape[:3], key.shape[2])
@@ -77,7 +78,7 @@ def rotary_embedding(k: Backend, x: Array, positions: Array, *, base: float = 10
     """
     if x.ndim < 2 or x.shape[-1] % 2:
         raise ValueError(f"rotary_embedding: x {x.shape} is not (..., T, D) with D even")
-    positions = k.asarray(positions)
+    positions = snapshot(k.asarray(positions))
     if not broadcasts_to(positions.shape, x.shape[:-1]):
         raise ValueError(f"rotary_embedding: positions {positions.shape} do not broadcast to (..., T) {x.shape[:-1]}")
     y = k.rotary_embedding(x, positions, base)

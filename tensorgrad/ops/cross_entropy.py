@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from tensorgrad.autograd import Context, op
 from tensorgrad.backend import Array, Backend
-from tensorgrad.backend.arrays import as_rows, is_half
+from tensorgrad.backend.arrays import as_rows, is_half, snapshot
 from tensorgrad.ops.fused import fused
 from tensorgrad.ops.linalg import linear
 
@@ -141,7 +141,7 @@ def _reduction(
 
     reduced(losses) is the loss. dlosses(dy, block) is the gradient of the losses of a block of rows.
     """
-    targets = k.asarray(targets)
+    targets = snapshot(k.asarray(targets))
     if not shape or targets.shape != shape[:-1]:
         raise ValueError(f"{name}: targets {targets.shape} do not fit logits {shape}: {shape[:-1]} is needed")
     if targets.dtype.kind not in "iu":

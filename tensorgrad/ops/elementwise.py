@@ -8,7 +8,7 @@ from typing import Any
 
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
-from tensorgrad.backend.arrays import is_floating, real_dtype
+from tensorgrad.backend.arrays import is_floating, real_dtype, snapshot
 from tensorgrad.ops.broadcasting import Shape, shape_of, unbroadcast
 
 __all__ = [
@@ -213,7 +213,7 @@ def clip(k: Backend, x: Array, *, min: float | None = None, max: float | None = 
 def where(k: Backend, condition: Array, a: Array, b: Array) -> Result:
     """a where `condition` (bool) is true, b elsewhere. dy goes to the operand that was taken."""
     a_shape, b_shape = shape_of(a), shape_of(b)
-    condition = k.asarray(condition)
+    condition = snapshot(k.asarray(condition))
     if condition.dtype != bool:
         raise TypeError(f"where: condition has dtype {condition.dtype}; bool is needed, the result of a comparison")
     return k.where(condition, a, b), (

@@ -5,6 +5,7 @@ from typing import Any
 
 from tensorgrad.autograd import SparseGradient, op
 from tensorgrad.backend import Array, Backend
+from tensorgrad.backend.arrays import snapshot
 
 __all__ = ["embedding"]
 
@@ -35,7 +36,7 @@ def embedding(k: Backend, weight: Array, indices: Array) -> tuple[Array, Any]:
 
     Raises TypeError for indices that are not integers, IndexError for one out of range.
     """
-    indices, shape, dtype = k.asarray(indices), weight.shape, weight.dtype
+    indices, shape, dtype = snapshot(k.asarray(indices)), weight.shape, weight.dtype
     if weight.ndim != 2:
         raise ValueError(f"embedding: weight {shape} is not a table (V, C)")
     if indices.dtype.kind not in "iu":

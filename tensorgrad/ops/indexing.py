@@ -4,6 +4,7 @@ from typing import Any
 
 from tensorgrad.autograd import Variable, op
 from tensorgrad.backend import Array, Backend
+from tensorgrad.backend.arrays import snapshot
 from tensorgrad.ops.broadcasting import normalize_axis
 
 __all__ = ["getitem", "take", "take_along_axis"]
@@ -12,10 +13,11 @@ Result = tuple[Array, Any]
 
 
 def index_key(key: Any) -> Any:
-    """Replace the tensors in an index expression by their arrays."""
+    """Copy an index expression, with arrays in place of its tensors."""
     if isinstance(key, tuple):
         return tuple(index_key(part) for part in key)
-    return key.data if isinstance(key, Variable) else key
+    key = key.data if isinstance(key, Variable) else key
+    return key.copy() if hasattr(key, "copy") else key
 
 
 def _is_basic(key: Any) -> bool:
@@ -78,7 +80,7 @@ def take_along_axis(k: Backend, x: Array, indices: Array, *, axis: int = -1) -> 
 
 
 def _integers(k: Backend, name: str, indices: Any) -> Array:
-    indices = k.asarray(indices)
+    indices = snapshot(k.asarray(indices))
     if indices.dtype.kind not in "iu":
         raise TypeError(f"{name}: indices have dtype {indices.dtype}; an integer dtype is needed")
     return indices

@@ -114,7 +114,7 @@ cases = [
         Example("0-d", booleans(), randn(), randn()),
         Example("one element", booleans(1), randn(1), randn(1)),
         *Example("same shape", booleans(3, 4), randn(3, 4), randn(3, 4)).layouts(),
-        Example("broadcast", booleans(2, 1, 1), randn(3, 1), randn(4), saves="a"),
+        Example("broadcast", booleans(2, 1, 1), randn(3, 1), randn(4), saves="bool(2,1,1)"),
         Example("broadcast condition", booleans(4), randn(3, 4), randn(3, 1)),
         Example("scalar right", booleans(3), randn(2, 3), 0.0),
         Example("scalar left", booleans(3), -1.0, randn(2, 3)),

@@ -26,6 +26,47 @@ def random(*shape: int, seed: int = 0) -> Any:
 OVERWRITTEN = r"multiply: an array of shape \(2,\) that it saved for backward was overwritten in place"
 
 
+# --- buffers of indices, targets and masks --------------------------------------------------------
+
+WEIGHT = random(4, 3)
+VISIBLE = np.tri(4, dtype=bool)
+INDEXED = {
+    "embedding": (tg.embedding, [1, 2]),
+    "take": (lambda x, i: tg.take(x, i, axis=0), [1, 2]),
+    "take_along_axis": (lambda x, i: tg.take_along_axis(x, i, axis=0), [[1, 2, 0]]),
+    "an array": (lambda x, i: x[i], [1, 2]),
+    "an array in a tuple": (lambda x, i: x[:, i], [1, 2]),
+    "booleans": (lambda x, i: x[i], [True, False, True, False]),
+    "where": (lambda x, i: tg.where(i, x, 0.0), [[True], [False], [True], [False]]),
+    "cross_entropy": (tg.cross_entropy, [1, 2, 0, 1]),
+    "linear_cross_entropy": (lambda x, i: tg.linear_cross_entropy(x, x, i), [1, 2, 0, 1]),
+    "linear_cross_entropy, each": (lambda x, i: tg.linear_cross_entropy(x, x, i, reduction="none"), [1, 2, 0, 1]),
+    "attention": (lambda x, i: tg.attention(*[x.reshape(1, 1, 4, 3)] * 3, mask=i), VISIBLE),
+    "rotary_embedding": (lambda x, i: tg.rotary_embedding(tg.pad(x, ((0, 0), (0, 1))), i), [1, 2, 3, 0]),
+    "repeat": (lambda x, i: tg.repeat(x, i, axis=0), [1, 2, 0, 2]),
+    "checkpoint": (lambda x, i: tg.checkpoint(tg.embedding, x, i), [1, 2]),
+    "checkpoint of a list": (lambda x, i: tg.checkpoint(lambda x, given: x[given[0]], x, [i]), [1, 2]),
+}
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("kind", [np.array, lambda i: Tensor(np.array(i))], ids=["array", "tensor"])
+@pytest.mark.parametrize("name", INDEXED)
+def test_a_buffer_filled_again_before_backward_moves_no_gradient(name: str, kind: Any, backend: str) -> None:
+    fn, values = INDEXED[name]
+    with tg.use_backend(backend):
+        x, expected, indices = Tensor(WEIGHT, True), Tensor(WEIGHT, True), kind(values)
+        y, before = fn(x, indices), fn(expected, np.array(values))
+        dy = random(*y.shape)
+        before.backward(dy)
+        indices[...] = np.flip(np.array(values))
+        y.backward(dy)
+        np.testing.assert_array_equal(x.grad, expected.grad)
+
+
+# --- writes into arrays that are saved as they are ------------------------------------------------
+
+
 def test_a_write_into_a_saved_array_is_found() -> None:
     x, scale = leaf(1, 2), Tensor([3.0, 4.0])
     y = x * scale
