@@ -3,11 +3,10 @@
 
 import sys
 
-from gpt.checkpoint.files import CONFIG
 from gpt.cli import leave, out_of_memory, user_errors
 from gpt.cli import run as run_program
-from gpt.data.documents import describe_files
-from gpt.train.config_file import describe as config_lines
+from gpt.heartbeat import Heartbeat
+from gpt.train.describe import describe
 from gpt.train.dry_run import dry_run
 from gpt.train.flags import parse
 from gpt.train.loop import train
@@ -23,9 +22,11 @@ def main() -> int:
     if arguments.replay is not None:
         return replay(arguments.replay, arguments.given.get("backend"))
     if arguments.dry_run:
-        return dry_run(arguments)
-    run = make_run(arguments)
-    describe(run)
+        with Heartbeat("dry run"):
+            return dry_run(arguments)
+    with Heartbeat("preparing data and model", print_line):
+        run = make_run(arguments)
+    print(*describe(run), sep="\n", flush=True)
     try:
         status = train(run)
     except MemoryError as error:
@@ -40,29 +41,17 @@ def main() -> int:
     return status
 
 
-def describe(run: Run) -> None:
-    config, model, step = run.config, run.model.config, run.step
-    for folder, error in run.damaged:
-        print(f"resume   skipped {folder}, which is damaged: {error}")
-    n_train, n_val = len(run.train_loader.tokens), len(run.val_loader.tokens)
-    print(f"backend  {run.backend}")
-    print(f"data     {config.data}: {n_train:,} tokens for training, {n_val:,} for validation")
-    if files := describe_files(config.data):
-        print(f"         in {files}")
-    print(f"tokens   {run.tokenizer.type_name}, {model.vocab_size:,} different ones")
-    print(f"model    {run.model.num_params():,} parameters: {model.n_layer} layers, ", end="")
-    print(f"{model.n_head} heads, width {model.n_embd}, window {model.block_size}")
-    print(f"run      {run.folder}" + (f", from step {step}" if step else ""))
-    print(f"config   as in {run.folder / CONFIG}:")
-    print(*config_lines(config, " " * 9), sep="\n", flush=True)
-
-
 def print_sample(run: Run) -> None:
-    print("-" * 80)
-    with user_errors(FloatingPointError, about=str(run.folder)):  # the weights may not be finite
-        for piece in sample(run, SAMPLE_TOKENS):
+    print("-" * 80, flush=True)
+    with Heartbeat("generating a sample") as heartbeat, user_errors(FloatingPointError, about=str(run.folder)):
+        for piece in sample(run, SAMPLE_TOKENS):  # FloatingPointError where the weights are not finite
             print(piece, end="", flush=True)
+            heartbeat.reset()
     print("\n" + "-" * 80)
+
+
+def print_line(text: str) -> None:
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

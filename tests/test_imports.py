@@ -35,7 +35,7 @@ LAYERS = [
     ["tensorgrad.amp"],
     ["tensorgrad", "tensorgrad.__main__"],
     ["gpt", "gpt.config"],
-    ["gpt.files"],
+    ["gpt.files", "gpt.heartbeat"],
     ["gpt.tokenizer.errors"],
     ["gpt.tokenizer.bpe"],
     ["gpt.tokenizer.gpt2"],
@@ -64,7 +64,7 @@ LAYERS = [
     ["gpt.train.run"],
     ["gpt.train.observers", "gpt.train.saver"],
     ["gpt.train.nonfinite"],
-    ["gpt.train.dry_run", "gpt.train.loop"],
+    ["gpt.train.describe", "gpt.train.dry_run", "gpt.train.loop"],
     ["gpt.data.__main__", "gpt.evaluate.__main__"],
     ["gpt.__main__", "generate", "train"],
 ]

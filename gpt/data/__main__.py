@@ -13,6 +13,7 @@ from gpt.config import BPE_VOCAB_SIZE, ENCODING_ERRORS, UserError
 from gpt.data.documents import FIELD, first_few
 from gpt.data.prepare import SHARD_TOKENS, SPLIT_BY, Preparation, prepare
 from gpt.data.shards import load_prepared
+from gpt.heartbeat import Heartbeat
 
 USAGE = """usage: python -m gpt data prepare SOURCE... --out DIR   text to shards of tokens, for train.py --data DIR
        python -m gpt data verify DIR                  check every shard against its sha256
@@ -94,7 +95,9 @@ def verify_command(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m gpt data verify", description="Check prepared data against its manifest.")
     parser.add_argument("folder", metavar="DIR", help="folder of prepared data")
     folder = parser.parse_args(argv).folder
-    describe(load_prepared(folder, hashes=True).manifest)
+    with Heartbeat(f"checking {folder}"):
+        manifest = load_prepared(folder, hashes=True).manifest
+    describe(manifest)
     print("Every file is unchanged.")
     return 0
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from gpt.config import BPE_VOCAB_SIZE, ENCODING_ERRORS, TOKENIZERS, UserError, nearest
 from gpt.data.documents import FIELD, PIECE_BYTES, Place, Source, find_sources, inspect, pieces
@@ -23,6 +21,7 @@ from gpt.data.encoding import Encoded, Encoder, Settings, ordered_map, separator
 from gpt.data.shards import DTYPES, FORMAT, MANIFEST, PROGRESS, SPLITS, TOKENIZER, VERSION, dtype_name, read_manifest
 from gpt.data.writing import ShardWriter, write_json
 from gpt.files import FolderLock, sha256_of
+from gpt.heartbeat import Heartbeat, progress_bar
 from gpt.tokenizer import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError, load_tokenizer
 
 SAMPLE_BYTES = 2**24  # that byte-pair encoding is trained on, at most, spread over all sources
@@ -90,7 +89,7 @@ class Preparation:
 def prepare(options: Preparation, *, workers: int = 1, show: bool = False) -> dict[str, Any]:
     """Fill the folder `options.out`, continuing an earlier attempt, and return its manifest.
 
-    The result does not depend on `workers`. show: progress bars, where stderr is a terminal. Raises UserError for
+    The result does not depend on `workers`. show: the progress, on stderr. Raises UserError for
     sources that cannot be read and for a folder with other files; what is done by then is kept.
     """
     folder = Path(options.out).expanduser()
@@ -115,8 +114,8 @@ def prepare(options: Preparation, *, workers: int = 1, show: bool = False) -> di
 
 def _inspect_all(names: Sequence[str], show: bool) -> list[Source]:
     sizes = [Path(name).stat().st_size if Path(name).is_file() else 0 for name in names]
-    with _bar("reading", sum(sizes), show) as bar:
-        sources = [inspect(name, bar.update) for name in names]
+    with progress_bar("reading", sum(sizes), "B", show=show) as advance:
+        sources = [inspect(name, advance) for name in names]
     if not any(source.n_bytes for source in sources):
         raise UserError(f"data {', '.join(map(repr, names[:3]))}: all {len(names)} are empty: give sources with text")
     return sources
@@ -179,8 +178,9 @@ def _make_tokenizer(
         if options.tokenizer == "char":
             tokenizer, learned = _learn_characters(options, sources, workers, show), f"all {total:,} bytes"
         elif options.tokenizer == "bpe":
-            text = _sample(options, sources)
-            tokenizer = BPETokenizer.train(text, options.vocab_size or BPE_VOCAB_SIZE)
+            with Heartbeat("training the tokenizer") if show else nullcontext():
+                text = _sample(options, sources)
+                tokenizer = BPETokenizer.train(text, options.vocab_size or BPE_VOCAB_SIZE)
             learned = f"{len(text.encode()):,} of {total:,} bytes, spread evenly"
         elif options.tokenizer == "gpt2":
             tokenizer = GPT2Tokenizer()
@@ -194,10 +194,10 @@ def _make_tokenizer(
 def _learn_characters(options: Preparation, sources: Sequence[Source], workers: int, show: bool) -> CharTokenizer:
     found = {"\n"} if len(sources) > 1 or sources[0].is_lines else set()  # the separator of documents
     all_pieces = pieces(sources, piece_bytes=options.piece_bytes)
-    with _bar("characters", sum(source.n_bytes for source in sources), show) as bar:
+    with progress_bar("characters", sum(source.n_bytes for source in sources), "B", show=show) as advance:
         for size, characters in ordered_map(Encoder.characters, all_pieces, options.settings(), workers):
             found |= characters
-            bar.update(size)
+            advance(size)
     return CharTokenizer("".join(sorted(found)))
 
 
@@ -285,12 +285,12 @@ def _encode_all(options: Preparation, sources: Sequence[Source], output: _Output
     rest = pieces(sources, output.place, val_from=val_from, piece_bytes=options.piece_bytes)
     before = sum(source.n_bytes for source in sources[: output.place.source]) + output.place.offset
     unsaved = 0
-    with _bar("tokens", total, show, before) as bar:
+    with progress_bar("tokens", total, "B", initial=before, show=show) as advance:
         all_encoded = ordered_map(Encoder.encode, rest, options.settings(output.tokenizer), workers)
         try:
             for encoded in all_encoded:
                 output.add(encoded)
-                bar.update(encoded.size)
+                advance(encoded.size)
                 unsaved += encoded.size
                 if unsaved >= SAVE_BYTES:
                     output.save()
@@ -300,10 +300,3 @@ def _encode_all(options: Preparation, sources: Sequence[Source], output: _Output
             raise
         finally:
             all_encoded.close()  # ends the workers
-
-
-def _bar(what: str, total: int, show: bool, initial: int = 0) -> tqdm[Any]:
-    return tqdm(
-        desc=what, total=total, initial=initial, unit="B", unit_scale=True, dynamic_ncols=True,
-        disable=None if show else True,
-    )  # fmt: skip

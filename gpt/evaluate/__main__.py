@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gpt.cli import ArgumentParser, one_of, use_backend, user_errors
 from gpt.cli import run as run_program
@@ -19,6 +18,7 @@ from gpt.data.documents import describe_files
 from gpt.data.loaders import Array, Tokens
 from gpt.data.shards import is_prepared, load_prepared
 from gpt.evaluate import Score, score
+from gpt.heartbeat import Heartbeat, progress_bar
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, TokenizerError
 from gpt.weights import build_model
@@ -38,10 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {args.batch_size}")
     backend = use_backend(args.backend, args.threads)
-    weights = load_initial(args.checkpoint, args.n_head)
-    model = build_model(weights.config)
-    weights.load_into(model)
-    parts = open_tokens(args, weights.tokenizer)
+    with Heartbeat("loading model and data"):
+        weights = load_initial(args.checkpoint, args.n_head)
+        model = build_model(weights.config)
+        weights.load_into(model)
+        parts = open_tokens(args, weights.tokenizer)
     block_size = model.config.block_size
     stride = block_size if args.stride is None else args.stride
     if not 1 <= stride <= block_size:
@@ -108,13 +109,13 @@ def open_tokens(args: argparse.Namespace, tokenizer: Tokenizer) -> list[Tokens]:
 
 
 def score_parts(model: GPT, parts: Sequence[Tokens], stride: int, batch_size: int | None, token_bytes: Array) -> Score:
-    """Return the score of all parts together, and show a progress bar."""
+    """Return the score of all parts together, and show the progress."""
     window_bytes = 4 * model.config.block_size * model.config.vocab_size
     batch = batch_size or max(1, min(64, LOGITS_BYTES // window_bytes))
     total = Score()
-    with tqdm(total=sum(len(part) - 1 for part in parts), unit=" tokens", disable=None, dynamic_ncols=True) as bar:
+    with progress_bar("evaluating", sum(len(part) - 1 for part in parts), " tokens") as advance:
         for part in parts:
-            total += score(model, part, stride=stride, batch_size=batch, token_bytes=token_bytes, advance=bar.update)
+            total += score(model, part, stride=stride, batch_size=batch, token_bytes=token_bytes, advance=advance)
     return total
 
 

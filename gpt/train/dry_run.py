@@ -38,6 +38,7 @@ from gpt.train.footprint import (
     flops_per_token,
     memory,
 )
+from gpt.train.run import configure
 from gpt.train.step import TrainingStep
 from gpt.weights import build_model
 
@@ -75,9 +76,12 @@ def dry_run(arguments: Arguments) -> int:
 
 
 def _config_of(arguments: Arguments) -> tuple[TrainConfig, Tokenizer | None, int]:
-    """Return the configuration and, of a run to resume, its tokenizer and the steps that it has taken."""
+    """Return the configuration and, where there are weights already, their tokenizer and the steps taken."""
     if arguments.resume is None:
-        return arguments.train_config(), None, 0
+        config, initial = configure(arguments)
+        if initial is not None:
+            initial.require_fit(config)
+        return config, None if initial is None else initial.tokenizer, 0
     place = Path(arguments.resume or arguments.given.get("out") or CHECKPOINTS)
     checkpoint = load_checkpoint(place if arguments.resume else newest_checkpoint(place), optimizer=False)
     config = arguments.train_config(under=checkpoint.state.train_config.to_dict())

@@ -73,7 +73,7 @@ def train(run: Run) -> int:
             check_finite(run, rows, nonfinite, (x, y))
             run.step += 1
             if run.step % config.eval_interval == 0 or run.step == config.max_iters:
-                with signals.interrupting(group) as check_signals:
+                with progress.activity(run.step, "validating"), signals.interrupting(group) as check_signals:
                     rows[-1].more["val_loss"] = validate(run, check_signals)
             with saver.save_on_error(flush):
                 write_metrics(progress, rows)

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from gpt.checkpoint.files import METRICS, TIMING
 from gpt.cli import one_line
+from gpt.heartbeat import Heartbeat
 from gpt.train.metrics import JSONLines
 
 
@@ -27,8 +29,8 @@ class Progress:
     """Shows and writes the metrics of every step; use it in a `with`.
 
     Each step is a line of JSON in `folder/metrics.jsonl`, a line with its speed in `folder/timing.jsonl`, and moves the
-    bar, which is shown only where stderr is a terminal. A validation is a line on stdout. With `retry` a full disk does
-    not end the run.
+    bar, which is shown only where stderr is a terminal; elsewhere a line on stdout shows the newest step every few
+    seconds. A validation is a line on stdout. With `retry` a full disk does not end the run.
     """
 
     def __init__(self, folder: Path, *, step: int, max_iters: int, retry: bool = False) -> None:
@@ -41,6 +43,7 @@ class Progress:
         )  # fmt: skip
         self.observers: list[Observer] = []
         self.first, self.max_iters = step, max_iters
+        self.heartbeat = Heartbeat("compiling kernels, or computing the first step", self.print)
         self.started = time.perf_counter()
 
     def step(self, step: int, *, tokens_per_s: int, **metrics: Any) -> None:
@@ -49,6 +52,10 @@ class Progress:
         self.timing.write({"step": step, "tokens_per_s": tokens_per_s})
         self.bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {tokens_per_s:,} tokens/s", refresh=False)
         self.bar.update()
+        if not self.bar.disable:
+            self.heartbeat.reset()
+        line = f"{self._at(step)}  loss {metrics['loss']:.4f}  {tokens_per_s:,} tokens/s"
+        self.heartbeat.activity = lambda: line
         if "val_loss" in metrics:
             self.print(self._line(step, tokens_per_s=tokens_per_s, **metrics))
         self._notify("step", step, {**metrics, "tokens_per_s": tokens_per_s})
@@ -62,6 +69,16 @@ class Progress:
                 self.observers.remove(observer)
                 self.print(failure(type(observer).__name__, error))
 
+    @contextmanager
+    def activity(self, step: int, what: str) -> Iterator[None]:
+        """Say what takes long at that step, where it does."""
+        before = self.heartbeat.activity
+        self.heartbeat.activity = lambda: f"{self._at(step)}  {what}"
+        try:
+            yield
+        finally:
+            self.heartbeat.activity = before
+
     def sync(self) -> None:
         """Wait until the metrics are on the disk."""
         self.metrics.sync()
@@ -70,16 +87,21 @@ class Progress:
         """Print a line on stdout, above the bar."""
         self.bar.write(text)
         sys.stdout.flush()  # so that a log file is up to date
+        self.heartbeat.reset()
+
+    def _at(self, step: int) -> str:
+        return f"step {step:>{len(str(self.max_iters))}}/{self.max_iters}"
 
     def _line(self, step: int, *, loss: float, lr: float, tokens_per_s: int, val_loss: float, **_: Any) -> str:
         per_step = (time.perf_counter() - self.started) / (step - self.first)
         left = tqdm.format_interval(per_step * (self.max_iters - step))
         return (
-            f"step {step:>{len(str(self.max_iters))}}/{self.max_iters}  loss {loss:.4f}  "
+            f"{self._at(step)}  loss {loss:.4f}  "
             f"validation {val_loss:.4f}  lr {lr:.2e}  {tokens_per_s:,} tokens/s  {left} left"
         )
 
     def __enter__(self) -> "Progress":
+        self.heartbeat.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -87,6 +109,7 @@ class Progress:
         self._notify("close")
         self.metrics.close()
         self.timing.close()
+        self.heartbeat.__exit__(None, None, None)
 
 
 class NoProgress(Progress):
@@ -98,11 +121,19 @@ class NoProgress(Progress):
     def step(self, step: int, *, tokens_per_s: int, **metrics: Any) -> None:
         """Do nothing."""
 
+    @contextmanager
+    def activity(self, step: int, what: str) -> Iterator[None]:
+        """Do nothing."""
+        yield
+
     def sync(self) -> None:
         """Do nothing."""
 
     def print(self, text: str) -> None:
         """Do nothing."""
+
+    def __enter__(self) -> "NoProgress":
+        return self
 
     def __exit__(self, *error: object) -> None:
         pass

@@ -2,11 +2,12 @@
 
 import hashlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tensorgrad as tg
 from gpt.checkpoint import Checkpoint, load_newest
@@ -37,6 +38,7 @@ from gpt.weights import build_model
 from gpt.weights.initial import InitialWeights, load_initial
 from tensorgrad.distributed import Communicator, world
 
+FINETUNING_LR = 1e-4
 LOGGERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # the package of each, which is also an extra
 
 
@@ -58,6 +60,7 @@ class Run:
     best_step: int | None = None
     skipped: int = 0  # steps whose gradient was not finite
     resumed_from: Path | None = None  # the folder of the run that this one continues
+    resumed_config: TrainConfig | None = None  # its configuration, before the flags of this resume
     damaged: Damaged = field(default_factory=list)  # newer checkpoints, which cannot be loaded
     scaler: tg.amp.GradScaler = field(default_factory=lambda: tg.amp.GradScaler(enabled=False))
     # The processes that train together; rank 0 prints and writes.
@@ -86,16 +89,25 @@ def make_run(arguments: Arguments) -> Run:
 
 
 def _make_run(arguments: Arguments) -> Run:
-    init_from = arguments.given.get("init_from")
     if arguments.resume is not None:
-        if init_from is not None:
-            raise UserError("--init-from starts a new run, and --resume continues one: give only one of them")
         return resumed_run(arguments)
+    return new_run(*configure(arguments))
+
+
+def configure(arguments: Arguments) -> tuple[TrainConfig, InitialWeights | None]:
+    """Return the configuration of a new run and the weights that it starts from, if any."""
+    init_from = arguments.given.get("init_from")
     if init_from is None:
-        return new_run(with_prepared_settings(arguments.train_config(), arguments.given))
+        return with_prepared_settings(arguments.train_config(), arguments.given), None
     initial = load_initial(init_from, arguments.given.get("n_head"))
-    config = arguments.train_config(under=initial.settings())
-    return new_run(with_prepared_settings(config, arguments.given), initial)
+    config = arguments.train_config(under={**initial.settings(), **finetuning_schedule(arguments.given)})
+    return with_prepared_settings(config, arguments.given), initial
+
+
+def finetuning_schedule(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults for a run that starts from trained weights: a low rate, and a warm-up that fits the run."""
+    lr, max_iters = given.get("lr", FINETUNING_LR), given.get("max_iters", TrainConfig.max_iters)
+    return {"lr": lr, "min_lr": lr / 10, "warmup_iters": min(TrainConfig.warmup_iters, max_iters // 10)}
 
 
 def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
@@ -123,6 +135,8 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
 
 def resumed_run(arguments: Arguments) -> Run:
     """Return a run in the state of its checkpoint, in the same folder or, with `--out`, in a new one."""
+    if "init_from" in arguments.given:
+        raise UserError("--init-from starts a new run, and --resume continues one: give only one of them")
     out = arguments.given.get("out")
     checkpoint, damaged = load_newest(_path_to_resume(arguments.resume, out))
     state, folder = checkpoint.state, Path(out or checkpoint.path.parent)
@@ -145,7 +159,7 @@ def resumed_run(arguments: Arguments) -> Run:
         config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend,
         step=state.step, saved_step=state.step,
         best_val_loss=state.best_val_loss, best_step=state.best_step, skipped=state.skipped,
-        resumed_from=checkpoint.path.parent, damaged=damaged, scaler=scaler,
+        resumed_from=checkpoint.path.parent, resumed_config=state.train_config, damaged=damaged, scaler=scaler,
     )  # fmt: skip
     if run.data_sha256 != state.data_sha256:
         raise UserError(f"data {config.data!r} is not the text that {folder} was trained on")

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import pytest
 
 import tensorgrad as tg
+from gpt import heartbeat
 from gpt.tokenizer import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:\n"
@@ -16,6 +17,12 @@ def numpy_backend() -> Iterator[None]:
     """Plain NumPy, for the tests that have nothing to gain from compiled kernels."""
     with tg.use_backend("numpy"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line about silence, on however busy a machine: tests compare what is printed."""
+    monkeypatch.setattr(heartbeat, "SILENCE_S", 1e6)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tensorgrad as tg
+from gpt import heartbeat
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS, TIMING
 from gpt.checkpoint.run_folder import rewind_metrics
@@ -30,6 +31,7 @@ from gpt.train.loop import accumulate_gradients, learning_rate, train
 from gpt.train.progress import Progress
 from gpt.train.run import Run, make_run, new_run
 from gpt.train.signals import StopSignals
+from tests.processes import wait_until
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 
@@ -486,6 +488,35 @@ def test_a_log_gets_a_line_per_validation_and_no_bar(capsys: pytest.CaptureFixtu
         assert line.startswith(f"step {step:>2}/20  loss {row['loss']:.4f}  ")
         assert f"validation {row['val_loss']:.4f}  lr {row['lr']:.2e}" in line
         assert line.endswith(" left")
+
+
+def test_a_log_is_never_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step, and every batch of a validation, takes until something is printed about it."""
+    out = ""
+
+    def wait_for_a_line(text: str) -> None:
+        def printed() -> bool:
+            nonlocal out
+            out += capsys.readouterr().out
+            return text in out
+
+        wait_until(printed)
+
+    def batch(loader: DataLoader, i: int) -> Any:
+        wait_for_a_line("step  5/20  validating\n")
+        return draw(loader, i)
+
+    def batch_of(run: Run, step: int) -> Any:
+        wait_for_a_line(f"step {step:>2}/20  loss " if step else "compiling kernels, or computing the first step (")
+        return batch_of_step(run, step)
+
+    draw, batch_of_step = DataLoader.batch, module.batch_of
+    run = new_run(small(out="run", max_iters=20))
+    monkeypatch.setattr(heartbeat, "SILENCE_S", 0.001)
+    monkeypatch.setattr(DataLoader, "batch", batch)
+    monkeypatch.setattr(module, "batch_of", batch_of)
+    assert train_until(run, 6) == 130
+    assert "tokens/s\n" in out
 
 
 def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

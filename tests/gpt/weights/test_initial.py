@@ -12,9 +12,10 @@ import tensorgrad as tg
 from gpt.config import UserError
 from gpt.model import GPT
 from gpt.tokenizer import GPT2Tokenizer
+from gpt.train.dry_run import dry_run
 from gpt.train.flags import Arguments, parse
 from gpt.train.loop import train
-from gpt.train.run import Run, make_run
+from gpt.train.run import Run, configure, make_run
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 30
 SMALL: dict[str, Any] = {
@@ -56,6 +57,38 @@ def test_a_new_run_begins_with_the_weights_of_a_checkpoint(path: str, old: Run) 
     resumed = make_run(Arguments(given={"max_iters": 3}, resume="new"))
     assert resumed.config.init_from == path  # remembered, and not done again
     assert resumed.step == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "schedule"),
+    [
+        ({"max_iters": 60}, (1e-4, 1e-5, 6)),
+        ({"max_iters": 5000}, (1e-4, 1e-5, 100)),
+        ({"max_iters": 60, "lr": 3e-6}, (3e-6, 3e-7, 6)),
+        ({"max_iters": 60, "lr": 3e-4, "min_lr": 3e-4, "warmup_iters": 50}, (3e-4, 3e-4, 50)),
+        ({"max_iters": 5}, (1e-4, 1e-5, 0)),
+    ],
+)
+def test_trained_weights_get_a_low_rate_and_a_short_warm_up(
+    given: dict[str, Any], schedule: tuple[float, float, int], old: Run
+) -> None:
+    config, _ = configure(Arguments(given={**RUN, "init_from": "old", **given}, resume=None))
+    assert (config.lr, config.min_lr, config.warmup_iters) == pytest.approx(schedule)
+
+
+def test_a_dry_run_is_of_the_run_that_begins_with_the_weights(
+    old: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dry(**given: Any) -> int:
+        return dry_run(Arguments(given={**RUN, "init_from": "old", **given}, resume=None, dry_run=True))
+
+    assert dry() == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2 layers, 2 heads, width 16, window 8" in out and "lr 0.0001, min_lr 1e-05, warmup_iters 0" in out
+    with pytest.raises(UserError, match="^n_layer 3: the weights of old have 2"):
+        dry(n_layer=3)
+    with pytest.raises(UserError, match="^missing: no such checkpoint"):
+        dry(init_from="missing")
 
 
 def test_a_shorter_window_takes_the_first_positions(old: Run) -> None:

@@ -1,0 +1,58 @@
+"""What train.py prints before the first step: the run, and what its settings change."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from gpt.checkpoint.files import CONFIG
+from gpt.config import TrainConfig
+from gpt.data.documents import describe_files
+from gpt.train.loop import learning_rate
+from gpt.train.run import Run
+
+INDENT = " " * 9
+SCHEDULE = ("max_iters", "lr", "min_lr", "warmup_iters", "lr_decay_iters")
+
+
+def describe(run: Run) -> Iterator[str]:
+    """Yield the lines."""
+    config, model = run.config, run.model.config
+    for folder, error in run.damaged:
+        yield f"resume   skipped {folder}, which is damaged: {error}"
+    n_train, n_val = len(run.train_loader.tokens), len(run.val_loader.tokens)
+    yield f"backend  {run.backend}"
+    yield f"data     {config.data}: {n_train:,} tokens for training, {n_val:,} for validation"
+    if files := describe_files(config.data):
+        yield f"{INDENT}in {files}"
+    yield f"tokens   {run.tokenizer.type_name}, {model.vocab_size:,} different ones"
+    shape = f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, window {model.block_size}"
+    yield f"model    {run.model.num_params():,} parameters: {shape}"
+    yield f"run      {run.folder}" + (f", from step {run.step}" if run.step else "")
+    if run.resumed_config is not None:
+        yield from describe_changes(run.resumed_config, config, run.step)
+    else:
+        given = ", ".join(f"{name} {new}" for name, _, new in changes(TrainConfig(), config))
+        yield f"config   {given or 'the defaults'}; all settings are in {run.folder / CONFIG}"
+
+
+def describe_changes(before: TrainConfig, now: TrainConfig, step: int) -> Iterator[str]:
+    """Yield what a resumed run changes, and what that does to the learning rate."""
+    changed = changes(before, now)
+    if changed:
+        yield "changed  " + ", ".join(f"{name} {old} -> {new}" for name, old, new in changed)
+    if not {name for name, _, _ in changed} & set(SCHEDULE):
+        return
+    last = now.max_iters - 1
+    rates = [[learning_rate(config, at) for at in (step, last)] for config in (before, now)]
+    text = f"{INDENT}learning rate {rates[1][0]:.2e} at step {step + 1}, {rates[1][1]:.2e} at step {last + 1}"
+    if rates[0] != rates[1]:
+        yield f"{text}; unchanged, it would be {rates[0][0]:.2e} and {rates[0][1]:.2e}"
+    elif step >= (now.lr_decay_iters or now.max_iters):
+        yield f"{text}: as before, since the decay ended at step {now.lr_decay_iters}; --min-lr changes it"
+    else:
+        yield f"{text}: as before"
+
+
+def changes(before: TrainConfig, now: TrainConfig) -> list[tuple[str, object, object]]:
+    """Return (name, value before, value now) of every setting that differs; the folder of the run is none."""
+    pairs = [(field.name, getattr(before, field.name), getattr(now, field.name)) for field in fields(TrainConfig)]
+    return [(name, old, new) for name, old, new in pairs if old != new and name not in ("out", "data")]
