@@ -11,6 +11,7 @@ from gpt.cli import ArgumentParser, one_of, run, use_backend, user_errors
 from gpt.config import BACKENDS, UserError
 from gpt.generate import stream_text
 from gpt.model import GPT
+from tensorgrad.memory import keep_freed_memory
 
 ROOT = Path("checkpoints")
 
@@ -37,6 +38,7 @@ def build_parser() -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the flags, load the checkpoint, and print the texts; return the exit status."""
+    keep_freed_memory()
     args = build_parser().parse_args(argv)
     if args.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, not {args.num_samples}")

@@ -13,11 +13,13 @@ from gpt.train.loop import train
 from gpt.train.nonfinite import replay
 from gpt.train.observers import sample
 from gpt.train.run import Run, make_run
+from tensorgrad.memory import keep_freed_memory
 
 SAMPLE_TOKENS = 400
 
 
 def main() -> int:
+    keep_freed_memory()
     arguments = parse(sys.argv[1:])
     if arguments.replay is not None:
         return replay(arguments.replay, arguments.given.get("backend"))

@@ -22,6 +22,7 @@ from gpt.config import TrainConfig
 from gpt.train.loop import train
 from gpt.train.progress import Progress
 from gpt.train.run import new_run
+from tensorgrad.memory import keep_freed_memory
 
 EVERY = 50  # steps between two readings, validations and checkpoints
 ALLOWED = 0.01
@@ -34,6 +35,7 @@ TEXT = "".join(f"{i} times {j} is {i * j}.\n" for i in range(100) for j in range
 
 def measure(steps: int, backend: str, plot: bool, folder: Path) -> list[float]:
     """Train, and return the memory held every EVERY steps, in MB."""
+    keep_freed_memory()
     (folder / "text.txt").write_text(TEXT)
     settings = {**TINY, "data": str(folder / "text.txt"), "out": str(folder / "run")}
     run = new_run(TrainConfig(**settings, backend=backend, plot=plot, max_iters=steps))

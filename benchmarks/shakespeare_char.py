@@ -28,6 +28,7 @@ from gpt.data.corpora import TINY_SHAKESPEARE_SHA256, load_text
 from gpt.evaluate import evaluate
 from gpt.train.loop import train
 from gpt.train.run import new_run
+from tensorgrad.memory import keep_freed_memory
 
 TARGET, TOLERANCE = 1.899, 0.02
 PYTORCH = {1337: 1.898, 1: 1.891, 2: 1.908}
@@ -42,6 +43,7 @@ NANOGPT_CPU_ROW: dict[str, Any] = {
 
 def main() -> int:
     options = parse()
+    keep_freed_memory()
     env = common.environment(common.available_threads(), packages=("numpy", "numba"))
     print(common.environment_line(env))
     text_sha256 = hashlib.sha256(load_text(options.data).encode()).hexdigest()

@@ -235,8 +235,11 @@ def decay_groups(parameters: list[Any]) -> list[dict[str, Any]]:
 
 
 def import_tensorgrad(backend: str, threads: int) -> Any:
-    """Import tensorgrad and set its backend and threads. Raises Unavailable if the backend cannot run."""
+    """Import tensorgrad as train.py does, with these threads. Raises Unavailable if the backend cannot run."""
     import tensorgrad as tg
+    from tensorgrad.memory import keep_freed_memory
+
+    keep_freed_memory()
 
     try:
         tg.use_backend(backend)

@@ -2,8 +2,9 @@
 
 By default glibc returns the pages of a large array to the system as soon as it is freed. The next array of that size
 gets new pages, which the kernel clears at the first access: this costs more than most arithmetic on the array. Every
-training step frees and allocates the same sizes, so the process keeps freed memory instead. This is safe: malloc only
-reuses memory that was freed, and an array is freed when nothing refers to it.
+training step frees and allocates the same sizes, so train.py, generate.py and the benchmarks keep freed memory instead:
+the library does not, since the setting is one for the whole process, which may free large arrays of its own. This is
+safe: malloc only reuses memory that was freed, and an array is freed when nothing refers to it.
 """
 
 import ctypes

@@ -23,6 +23,7 @@ from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, TokenizerError
 from gpt.weights import build_model
 from gpt.weights.initial import load_initial
+from tensorgrad.memory import keep_freed_memory
 
 SPLITS = ("val", "train", "all")
 LOGITS_BYTES = 2**28  # of a batch; with a vocabulary of 50,000, logits are the largest array
@@ -34,6 +35,7 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Load the model and the data, score every part, and print the result."""
+    keep_freed_memory()
     args = build_parser().parse_args(argv)
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {args.batch_size}")

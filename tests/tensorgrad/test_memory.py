@@ -1,8 +1,12 @@
 """Freed memory is reused; memory that is still referred to is not."""
 
 import gc
+import importlib
 import random
 import resource
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,23 @@ if not keep_freed_memory():
     pytest.skip("freed memory is kept on glibc only", allow_module_level=True)
 
 ROUNDS = 40
+
+# Frees 400 MB in arrays of 20 MB, and prints the physical memory before they were made and after they were freed.
+FREE = """
+import numpy as np
+import tensorgrad as tg
+
+def megabytes():
+    lines = dict(line.split(":") for line in open("/proc/self/status"))
+    return int(lines["VmRSS"].split()[0]) / 1e3
+
+tg.use_backend(BACKEND)
+tg.exp(tg.ones(8))
+before = megabytes()
+arrays = [np.ones(2_500_000) for _ in range(20)]
+del arrays
+print(before, megabytes())
+"""
 
 
 @pytest.fixture(autouse=True, params=["numpy", "numba"])
@@ -71,3 +92,19 @@ def test_a_step_in_the_steady_state_touches_no_new_memory() -> None:
 
     faults = [step() for _ in range(8)]
     assert min(faults[3:]) < 100  # one new array would cause 9,766
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_a_backend_leaves_the_users_own_memory_alone() -> None:
+    program = FREE.replace("BACKEND", repr(tg.get_backend().name))
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, after = map(float, result.stdout.split())
+    assert after - before < 100
+
+
+@pytest.mark.parametrize("program", ["train", "generate", "gpt.evaluate.__main__"])
+def test_programs_keep_freed_memory(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(program)
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: sys.exit("kept"))
+    with pytest.raises(SystemExit, match="kept"):
+        module.main()

@@ -15,7 +15,6 @@ from tensorgrad.backend.numpy.embedding import Embedding
 from tensorgrad.backend.numpy.linear import Linear
 from tensorgrad.backend.numpy.normalization import Normalization
 from tensorgrad.backend.numpy.optimizer import Optimization
-from tensorgrad.memory import keep_freed_memory
 
 
 class NumpyBackend(Activation, Attention, CrossEntropy, Elementwise, Embedding, Linear, Normalization, Optimization):
@@ -26,6 +25,5 @@ class NumpyBackend(Activation, Attention, CrossEntropy, Elementwise, Embedding, 
     array_type = np.ndarray
 
     def activate(self) -> None:
-        """Keep freed memory for the next step, and let only the threads of `team` compute."""
-        keep_freed_memory()
+        """Let only the threads of `team` compute."""
         blas.use_threads(1)
