@@ -30,6 +30,7 @@ _LAZY = {
     "NonFiniteError": "tensorgrad.anomaly", "detect_anomaly": "tensorgrad.anomaly",
     "checkpoint": "tensorgrad.autograd.recompute", "Cost": "tensorgrad.counting", "count": "tensorgrad.counting",
     **dict.fromkeys(("grad", "gradients", "higher_order", "hvp", "jvp", "vjp"), "tensorgrad.second_order"),
+    **dict.fromkeys(ops.LATER, "tensorgrad.ops"),
 }  # fmt: skip
 
 

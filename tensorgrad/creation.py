@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend import get_backend
+from tensorgrad.backend import Array, as_operand, get_backend
+from tensorgrad.backend.arrays import real_dtype
 from tensorgrad.random import Stream, default_generator
 from tensorgrad.tensor import Tensor, kernels_of
 
@@ -23,24 +24,25 @@ def asarray(data: Any, dtype: Any = None, *, requires_grad: bool = False) -> Ten
 
 def zeros(shape: Shape, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
     """All 0."""
-    return Tensor(get_backend().xp.zeros(shape, dtype), requires_grad)
+    return Tensor(get_backend().xp.zeros(shape, real_dtype("zeros", dtype)), requires_grad)
 
 
 def ones(shape: Shape, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
     """All 1."""
-    return Tensor(get_backend().xp.ones(shape, dtype), requires_grad)
+    return Tensor(get_backend().xp.ones(shape, real_dtype("ones", dtype)), requires_grad)
 
 
 def empty(shape: Shape, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
     """Uninitialised memory."""
-    return Tensor(get_backend().xp.empty(shape, dtype), requires_grad)
+    return Tensor(get_backend().xp.empty(shape, real_dtype("empty", dtype)), requires_grad)
 
 
 def full(shape: Shape, value: float, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
     """All `value`; dtype None is float32 for a float, int64 for an int, bool for a bool."""
+    _require_real("full", value)
     if dtype is None:
         dtype = np.float32 if isinstance(value, float) else np.asarray(value).dtype
-    return Tensor(get_backend().xp.full(shape, value, dtype), requires_grad)
+    return Tensor(get_backend().xp.full(shape, value, real_dtype("full", dtype)), requires_grad)
 
 
 def zeros_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
@@ -55,16 +57,27 @@ def ones_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> T
 
 def empty_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
     """Uninitialised memory, of x's shape, on its backend, and of its dtype unless another is given."""
-    out: Tensor = Tensor.wrap(kernels_of(x).xp.empty(x.shape, x.dtype if dtype is None else dtype))
-    out.requires_grad = requires_grad
-    return out
+    dtype = x.dtype if dtype is None else real_dtype("empty_like", dtype)
+    return _beside(x, kernels_of(x).xp.empty(x.shape, dtype), requires_grad)
 
 
 def full_like(x: Tensor, value: float, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
     """All `value`, of x's shape, on its backend, and of its dtype unless another is given."""
-    out: Tensor = Tensor.wrap(kernels_of(x).xp.full(x.shape, value, x.dtype if dtype is None else dtype))
-    out.requires_grad = requires_grad
+    _require_real("full_like", value)
+    dtype = x.dtype if dtype is None else real_dtype("full_like", dtype)
+    return _beside(x, kernels_of(x).xp.full(x.shape, value, dtype), requires_grad)
+
+
+def _beside(x: Tensor, data: Array, requires_grad: bool) -> Tensor:
+    """A new tensor on x's backend, whichever is the current one."""
+    out: Tensor = Tensor.wrap(data)
+    out.role, out.requires_grad = "buffer", requires_grad
     return out
+
+
+def _require_real(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        as_operand(name, value)
 
 
 def arange(
@@ -74,23 +87,25 @@ def arange(
     start, stop = (0, start) if stop is None else (start, stop)
     if dtype is None:
         dtype = np.int64 if all(isinstance(v, int | np.integer) for v in (start, stop, step)) else np.float32
-    return Tensor(get_backend().xp.arange(start, stop, step, dtype=dtype), requires_grad)
+    return Tensor(get_backend().xp.arange(start, stop, step, dtype=real_dtype("arange", dtype)), requires_grad)
 
 
 def linspace(start: float, stop: float, num: int, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
     """`num` evenly spaced numbers from start to stop, both included."""
-    return Tensor(get_backend().xp.linspace(start, stop, num, dtype=dtype), requires_grad)
+    start, stop = as_operand("linspace", start), as_operand("linspace", stop)
+    return Tensor(get_backend().xp.linspace(start, stop, num, dtype=real_dtype("linspace", dtype)), requires_grad)
 
 
 def eye(n_rows: int, n_cols: int | None = None, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
     """1 on the diagonal, 0 elsewhere."""
-    return Tensor(get_backend().xp.eye(n_rows, n_cols, dtype=dtype), requires_grad)
+    return Tensor(get_backend().xp.eye(n_rows, n_cols, dtype=real_dtype("eye", dtype)), requires_grad)
 
 
 def uniform(
     shape: Shape, low: float = 0.0, high: float = 1.0, dtype: Any = np.float32, *, requires_grad: bool = False
 ) -> Tensor:
     """Uniformly distributed in [low, high), from the default generator's initialisation stream: see `manual_seed`."""
+    dtype = real_dtype("uniform", dtype)
     return Tensor(default_generator.uniform(shape, low, high, dtype, stream=Stream.INIT), requires_grad)
 
 
@@ -98,4 +113,5 @@ def normal(
     shape: Shape, mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32, *, requires_grad: bool = False
 ) -> Tensor:
     """Normally distributed, from the default generator's initialisation stream: see `manual_seed`."""
+    dtype = real_dtype("normal", dtype)
     return Tensor(default_generator.normal(shape, mean, std, dtype, stream=Stream.INIT), requires_grad)

@@ -1,16 +1,28 @@
 """Modules: the parameters of a layer or a model, and the computation that uses them."""
 
+import importlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tensorgrad import ops
 from tensorgrad.autograd import note_write
 from tensorgrad.autograd.mode import mode
 from tensorgrad.backend import Array, backend_of
-from tensorgrad.backend.arrays import is_floating
+from tensorgrad.backend.arrays import is_floating, real_dtype
 from tensorgrad.creation import normal, ones, uniform, zeros
 from tensorgrad.tensor import Tensor
+
+if TYPE_CHECKING:
+    pass
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("GELU", "ModuleList", "ReLU", "Sequential", "Tanh"):
+        raise AttributeError(f"module 'tensorgrad.nn' has no attribute {name!r}")
+    return getattr(importlib.import_module("tensorgrad.containers"), name)
 
 
 class StateDictError(ValueError):
@@ -18,10 +30,12 @@ class StateDictError(ValueError):
 
 
 class Module:
-    """Base class of layers and models. Its parameters are all tensors in its attributes.
+    """Base class of layers and models. A subclass sets attributes and defines `forward`.
 
-    Tensors are also found in attributes that are modules, lists or dicts, however deeply nested. A subclass sets
-    attributes and defines `forward`. The name of a parameter is the path to it: "h.0.attn.c_attn.weight".
+    Its parameters are the tensors in its attributes that require a gradient, or did before they were frozen; its
+    buffers are the other tensors that were made as such, not computed by an op, and what is later assigned to the same
+    attribute. Both are also found in attributes that are modules, lists or dicts, however deeply nested. The name of
+    one is the path to it: "h.0.attn.c_attn.weight".
     """
 
     training = True
@@ -40,12 +54,38 @@ class Module:
         """Compute the module's result. Subclasses override it."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and value.role is None and self.__dict__.get(name) is not None:
+            before = self.__dict__[name]
+            if isinstance(before, Tensor) and before.role == "buffer":  # a running mean, say
+                value.role = "buffer"
+        object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return importlib.import_module("tensorgrad.describe").describe(self)
+
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) for every parameter; a shared tensor comes once, under its first name."""
+        """(name, tensor) for every parameter; a shared tensor comes once, under its first name.
+
+        Raises ValueError for two that have the same name.
+        """
+        return ((name, x) for name, x in self._named_tensors() if x.role == "parameter")
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The same for every buffer: a tensor that is saved with the parameters and not trained."""
+        return ((name, x) for name, x in self._named_tensors() if x.role == "buffer")
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
+        names: set[str] = set()
         for name, value in walk("", self):
-            if isinstance(value, Tensor) and id(value) not in seen:
+            if isinstance(value, Tensor) and value.role and id(value) not in seen:
+                if name in names:
+                    raise ValueError(
+                        f"{type(self).__name__}: two tensors are named {name!r}: choose keys that differ as text"
+                    )
                 seen.add(id(value))
+                names.add(name)
                 yield name, value
 
     def parameters(self) -> Iterator[Tensor]:
@@ -71,51 +111,78 @@ class Module:
         return self.train(False)
 
     def astype(self, dtype: Any) -> "Module":
-        """Convert every floating parameter in place and drop its gradient. Create optimisers afterwards."""
-        for p in self.parameters():
+        """Convert all floating parameters and buffers in place, without gradients. Create optimisers afterwards."""
+        for _, p in self._named_tensors():
             if is_floating(p.dtype):
                 requires_grad, p.requires_grad = p.requires_grad, False
-                p.data = p.data.astype(dtype)
+                p.data = p.data.astype(real_dtype("astype", dtype))
                 p.requires_grad = requires_grad
         return self
 
     def state_dict(self) -> dict[str, Array]:
-        """name -> array for every parameter; the arrays are not copied."""
-        return {name: p.data for name, p in self.named_parameters()}
+        """name -> array for every parameter and buffer; the arrays are not copied."""
+        return {name: p.data for name, p in self._named_tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy arrays into the parameters. Raises StateDictError, before any change, if names or shapes do not fit."""
-        parameters = dict(self.named_parameters())
-        problems = [f"missing {name}" for name in parameters if name not in state]
-        problems += [f"unexpected {name}" for name in state if name not in parameters]
-        problems += [
-            f"{name} has shape {tuple(state[name].shape)}, {p.shape} is needed"
-            for name, p in parameters.items()
-            if name in state and tuple(state[name].shape) != p.shape
-        ]
+        """Copy arrays into the parameters and buffers.
+
+        Raises StateDictError, before any change, if names, shapes or dtypes do not fit.
+        """
+        own = dict(self._named_tensors())
+        problems = [f"missing {name}" for name in own if name not in state]
+        problems += [f"unexpected {name}" for name in state if name not in own]
+        arrays = {name: _array(state[name]) for name in own if name in state}
+        for name, array in arrays.items():
+            if tuple(array.shape) != own[name].shape:
+                problems.append(f"{name} has shape {tuple(array.shape)}, {own[name].shape} is needed")
+            if array.dtype.kind not in "biu" and not is_floating(array.dtype):
+                problems.append(f"{name} has dtype {array.dtype}, real numbers are needed")
+            if not getattr(own[name].data.flags, "writeable", True):
+                problems.append(f"{name} cannot be written: its array is read-only")
         if problems:
             raise StateDictError(f"{type(self).__name__}: " + "; ".join(problems))
-        for name, p in parameters.items():
-            value = state[name].data if isinstance(state[name], Tensor) else state[name]
-            p.data[...] = backend_of("load_state_dict", [p.data]).asarray(value)
+        for name, p in own.items():
+            p.data[...] = backend_of("load_state_dict", [p.data]).asarray(arrays[name])
             note_write(p.data)
+
+
+def _array(value: Any) -> Array:
+    value = value.data if isinstance(value, Tensor) else value
+    return value if hasattr(getattr(value, "dtype", None), "kind") else np.asarray(value)
 
 
 def walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield (path, object) for every Tensor and Module reachable through attributes, lists and dicts."""
-    if isinstance(value, Tensor):
+    for path, found in _found(name, value):
+        yield path, found
+        if isinstance(found, Module):
+            for key, part in inside(found):
+                yield from walk(f"{path}.{key}" if path else key, part)
+
+
+def inside(module: Module) -> Iterator[tuple[str, Any]]:
+    """(path, object) for every Tensor and Module of a module, without those inside another module."""
+    for key, part in vars(module).items():
+        yield from _found(key, part)
+    if isinstance(module, list):
+        for i, part in enumerate(module):
+            yield from _found(str(i), part)
+
+
+def _found(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Tensor | Module):
         yield name, value
         return
-    inside: Any = ()
-    if isinstance(value, Module):
-        yield name, value
-        inside = vars(value).items()
-    elif isinstance(value, dict):
-        inside = value.items()
-    elif isinstance(value, list | tuple):
-        inside = enumerate(value)
-    for key, part in inside:
-        yield from walk(f"{name}.{key}" if name else str(key), part)
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in items:
+        yield from _found(f"{name}.{key}" if name else str(key), part)
+
+
+def Parameter(data: Any, requires_grad: bool = True) -> Tensor:
+    """A tensor that a module takes for a parameter, even where it requires no gradient: then it is frozen."""
+    x = Tensor(data, requires_grad)
+    x.role = "parameter"
+    return x
 
 
 class Linear(Module):

@@ -121,11 +121,13 @@ class Optimizer:
         for name, array in own["state"].items():
             if tuple(arrays[name].shape) != array.shape:
                 raise ValueError(f"{kind}: {name} {arrays[name].shape}, {array.shape} is needed")
+        moments = [(array, backend_of("load_state_dict", [array]).asarray(arrays[name], array.dtype))
+                   for name, array in own["state"].items()]  # fmt: skip
         self._calls, self._skipped = step, 0
         for group, options in zip(self.param_groups, groups, strict=True):
             group.update(options)
-        for name, array in own["state"].items():
-            array[...] = backend_of("load_state_dict", [array]).asarray(arrays[name])
+        for array, value in moments:
+            array[...] = value
 
 
 def _mismatch(given: dict[str, Any], needed: dict[str, Any]) -> str:

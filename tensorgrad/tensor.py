@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,13 +53,13 @@ class Tensor(Variable):
     Raises TypeError for data that is not numeric, and for requires_grad with a dtype that is not floating.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_retained", "_role")
     __array_ufunc__ = None  # numpy_array * tensor is ours, not an array of objects
     __hash__ = object.__hash__
 
     def __init__(self, data: Any, requires_grad: bool = False, *, dtype: Any = None) -> None:
         self.data = _as_array(data, dtype)
-        self.edge = None
+        self.edge, self._role = None, "buffer"
         if requires_grad:
             self.requires_grad = True
 
@@ -97,17 +99,38 @@ class Tensor(Variable):
         elif not is_floating(self.dtype):
             raise TypeError(f"requires_grad: {self.dtype} has no gradient, only floating dtypes have one")
         elif self.node is None:
-            self.edge = (Leaf(self.data), 0)
+            self.edge, self._role = (Leaf(self.data), 0), "parameter"
+
+    @property
+    def role(self) -> str | None:
+        """What a module takes it for: "parameter" once it required a gradient, else "buffer"; None: an op's result."""
+        return getattr(self, "_role", None)
+
+    @role.setter
+    def role(self, value: str) -> None:
+        self._role = value
 
     @property
     def grad(self) -> Array | None:
-        """The sum of the gradients so far, an array like `data`; None before backward, and on results of ops."""
-        return self.node.grad if isinstance(self.node, Leaf) else None
+        """The sum of the gradients so far, an array like `data`; None before backward.
+
+        Results of ops keep none, and warn, unless `retain_grad` was called.
+        """
+        if self.node is None or isinstance(self.node, Leaf):
+            return None if self.node is None else self.node.grad
+        if id(self) not in _retaining:
+            warnings.warn(
+                f"grad: the result of {self.node.name} keeps no gradient: call retain_grad() on it before backward, "
+                "or read the grad of a tensor created with requires_grad=True", stacklevel=2,
+            )  # fmt: skip
+            return None
+        return self._retained
 
     @grad.setter
     def grad(self, gradient: Array | None) -> None:
         if not isinstance(self.node, Leaf):
             if gradient is None:  # an optimiser's zero_grad, after a parameter was frozen
+                self._retained = None
                 return
             raise RuntimeError("grad: only tensors created with requires_grad=True have a gradient")
         if gradient is not None:
@@ -126,7 +149,7 @@ class Tensor(Variable):
     def grad_dtype(self, dtype: Any) -> None:
         if not isinstance(self.node, Leaf):
             raise RuntimeError("grad_dtype: only tensors created with requires_grad=True have a gradient")
-        self.node.dtype = np.dtype(dtype)
+        self.node.dtype = real_dtype("grad_dtype", dtype)
         if self.node.grad is not None:
             self.node.grad = self.node.grad.astype(self.node.dtype)
 
@@ -136,6 +159,11 @@ class Tensor(Variable):
         grad = ", requires_grad=True" if isinstance(self.node, Leaf) else ""
         made_by = f", made by {self.node.name}" if self.node is not None and not grad else ""
         return f"Tensor({text}, dtype={self.dtype}{grad}{made_by})"
+
+    def __format__(self, spec: str) -> str:
+        if spec and self.size != 1:
+            raise TypeError(f"format {spec!r}: shape {self.shape} has {self.size} elements, not one; format an element")
+        return format(self.item(), spec) if spec else str(self)
 
     # --- values and gradients -------------------------------------------------------------------
 
@@ -189,7 +217,21 @@ class Tensor(Variable):
             gradient = kernels_of(self).asarray(gradient.data if isinstance(gradient, Variable) else gradient)
         if gradient.shape != self.shape:
             raise ValueError(f"backward: gradient of shape {gradient.shape} for a tensor of shape {self.shape}")
-        autograd.backward(self.edge, gradient, retain_graph)
+        if not _retaining:
+            autograd.backward(self.edge, gradient, retain_graph)
+            return
+        from tensorgrad.retain import RetainGradients
+
+        with RetainGradients(_retaining.values()):
+            autograd.backward(self.edge, gradient, retain_graph)
+
+    def retain_grad(self) -> None:
+        """Let `backward` add this result's gradient to `.grad` as well, where it arrives on its way to the leaves."""
+        if self.node is None:
+            raise RuntimeError("retain_grad: this tensor was computed from no tensor that requires a gradient")
+        if not isinstance(self.node, Leaf) and id(self) not in _retaining:
+            self._retained = None
+            _retaining[id(self)] = self
 
     # --- conversion -----------------------------------------------------------------------------
 
@@ -282,6 +324,9 @@ class Tensor(Variable):
     def mT(self) -> Any:
         """x with its last two axes exchanged: (..., m, n) -> (..., n, m)."""
         return ops.matrix_transpose(self)
+
+
+_retaining: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()  # those with retain_grad, by id
 
 
 @op

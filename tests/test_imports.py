@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     ["tensorgrad.backend", "tensorgrad.cli", "tensorgrad.memory", "tensorgrad.tree"],
     ["tensorgrad.random"],
-    ["tensorgrad.autograd"],
+    ["tensorgrad.autograd", "tensorgrad.retain"],
     ["tensorgrad.ops"],
     ["tensorgrad.tensor"],
     ["tensorgrad.creation"],
@@ -32,7 +32,7 @@ LAYERS = [
         "tensorgrad.gradcheck",
         "tensorgrad.second_order",
     ],
-    ["tensorgrad.amp"],
+    ["tensorgrad.amp", "tensorgrad.containers", "tensorgrad.describe"],
     ["tensorgrad", "tensorgrad.__main__"],
     ["gpt", "gpt.config"],
     ["gpt.files", "gpt.heartbeat"],

@@ -58,6 +58,8 @@ def read_arrays(path: Path) -> Arrays:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"not a complete safetensors file: {error}") from error
+    except TypeError as error:  # data type 'bfloat16' not understood
+        raise ValueError(f"{error}: pip install ml_dtypes") from error
 
 
 def require_enough(weights: Arrays, config: GPTConfig) -> None:

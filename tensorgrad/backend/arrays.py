@@ -1,9 +1,13 @@
 """Dtypes and shapes of arrays: the rules that kernels and ops share."""
 
+import contextlib
 import math
 from typing import Any
 
 import numpy as np
+
+with contextlib.suppress(ModuleNotFoundError):
+    import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 from then on
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 Dropout = tuple[float, int, int, int]  # probability of zero; then the Philox seed, stream and step of the mask
@@ -21,10 +25,16 @@ def is_floating(dtype: Any) -> bool:
 
 def real_dtype(name: str, dtype: Any) -> Any:
     """A dtype in this machine's byte order. Raises TypeError, with the op's name, unless it is of real numbers."""
-    dtype = np.dtype(dtype)
-    if dtype.kind not in "biu" and not is_floating(dtype):
-        raise TypeError(f"{name}: dtype {dtype} is not supported: only bool, integers and floating numbers are")
-    return dtype.newbyteorder("=")
+    try:
+        known = np.dtype(dtype)
+    except TypeError:
+        hint = f"give one of NumPy's, such as {str(dtype).removeprefix('torch.') if '.' in str(dtype) else 'float32'!r}"
+        if dtype == "bfloat16":
+            hint = "NumPy has no such numbers without ml_dtypes: pip install ml_dtypes"
+        raise TypeError(f"{name}: dtype {dtype!r} is unknown: {hint}") from None
+    if known.kind not in "biu" and not is_floating(known):
+        raise TypeError(f"{name}: dtype {known} is not supported: only bool, integers and floating numbers are")
+    return known.newbyteorder("=")
 
 
 def sum_dtype(dtype: Any) -> Any:

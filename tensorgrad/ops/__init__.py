@@ -1,6 +1,7 @@
 """The one list of ops: every family's, one file each. An op's forward and backward stand together in one function."""
 # ruff: noqa: F403
 
+import importlib
 from typing import TYPE_CHECKING
 
 from tensorgrad.ops.activation import *
@@ -18,6 +19,23 @@ from tensorgrad.ops.mlp import *
 from tensorgrad.ops.normalization import *
 from tensorgrad.ops.reduction import *
 from tensorgrad.ops.softmax import *
+
+if TYPE_CHECKING:
+    from tensorgrad.ops.contraction import *
+    from tensorgrad.ops.rearrangement import *
+
+# What a training step does without is imported when it is first used: name -> family.
+LATER = {
+    "tensordot": "contraction",
+    **dict.fromkeys(["flip", "pad", "roll", "tile", "tril", "triu"], "rearrangement"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in LATER:
+        raise AttributeError(f"module 'tensorgrad.ops' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tensorgrad.ops.{LATER[name]}"), name)
+
 
 if not TYPE_CHECKING:  # type checkers take the names from the imports; this leaves out the modules of the same package
     __all__ = [name for name, value in list(globals().items()) if callable(value) and not name.startswith("_")]

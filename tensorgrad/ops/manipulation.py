@@ -10,8 +10,8 @@ from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import Shape, normalize_axes, normalize_axis, unbroadcast
 
 __all__ = [
-    "broadcast_to", "concat", "expand_dims", "flip", "matrix_transpose", "pad", "permute_dims", "repeat", "reshape",
-    "roll", "split", "squeeze", "stack", "tile", "tril", "triu",
+    "broadcast_to", "concat", "expand_dims", "matrix_transpose", "permute_dims", "repeat", "reshape", "split",
+    "squeeze", "stack",
 ]
 
 Result = tuple[Array, Any]
@@ -150,17 +150,6 @@ def _address(x: Array) -> int:
 
 
 @op
-def tile(k: Backend, x: Array, *, repetitions: int | tuple[int, ...]) -> Result:
-    """x repeated repetitions[i] times along axis i. dx = the sum of dy over the copies."""
-    times = (repetitions,) if isinstance(repetitions, int) else tuple(repetitions)
-    before, ndim = x.shape, len(times) if len(times) > x.ndim else x.ndim
-    times = (1,) * (ndim - len(times)) + times
-    padded = (1,) * (ndim - x.ndim) + before
-    copies = tuple(n for pair in zip(times, padded, strict=True) for n in pair)  # (r0, n0, r1, n1, ...)
-    return k.xp.tile(x, times), lambda dy: k.sum(dy.reshape(copies), tuple(range(0, 2 * ndim, 2))).reshape(before)
-
-
-@op
 def repeat(k: Backend, x: Array, *, repeats: int | Any, axis: int | None = None) -> Result:
     """Every element along an axis `repeats` times: an int, or one int for each element; None flattens x first."""
     xp, before, dtype = k.xp, x.shape, x.dtype
@@ -177,53 +166,3 @@ def repeat(k: Backend, x: Array, *, repeats: int | Any, axis: int | None = None)
         return dx.astype(dtype, copy=False).reshape(before)
 
     return xp.take(flat, source, axis=at), backward
-
-
-@op
-def flip(k: Backend, x: Array, *, axis: int | tuple[int, ...] | None = None) -> Result:
-    """x with the order of its elements reversed along the axes; None is all axes."""
-    axes = normalize_axes("flip", axis, x.ndim)
-    return k.xp.flip(x, axes), lambda dy: k.xp.flip(dy, axes)
-
-
-@op
-def roll(k: Backend, x: Array, *, shift: int | tuple[int, ...], axis: int | tuple[int, ...] | None = None) -> Result:
-    """x with its elements shifted along the axes, from the end back to the start; axis None flattens x first."""
-    back = tuple(-s for s in shift) if isinstance(shift, tuple | list) else -shift
-    return k.xp.roll(x, shift, axis), lambda dy: k.xp.roll(dy, back, axis)
-
-
-@op
-def pad(k: Backend, x: Array, *, pad_width: Any, constant: float = 0) -> Result:
-    """x with `constant` around it. pad_width: a pair (before, after) for each axis, or one pair or one int for all."""
-    widths = [(pad_width, pad_width)] if isinstance(pad_width, int) else pad_width
-    if widths and isinstance(widths[0], int):
-        widths = [tuple(widths)]
-    widths = list(widths) * x.ndim if len(widths) == 1 else list(widths)
-    if len(widths) != x.ndim or any(len(w) != 2 or w[0] < 0 or w[1] < 0 for w in widths):
-        raise ValueError(f"pad: pad_width {pad_width} is not one (before, after) for each axis of {x.shape}")
-    inner = tuple(slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True))
-    if x.ndim == 0:
-        return x, lambda dy: dy
-    return k.xp.pad(x, widths, constant_values=constant), lambda dy: dy[inner]
-
-
-@op
-def tril(k: Backend, x: Array, *, diagonal: int = 0) -> Result:
-    """The lower triangle of the last two axes, 0 above the diagonal; diagonal > 0 is above the main diagonal."""
-    if x.ndim < 2:
-        raise ValueError(f"tril: shape {x.shape} has fewer than two dimensions")
-    return _triangle(k.xp.tril, x, diagonal), lambda dy: _triangle(k.xp.tril, dy, diagonal)
-
-
-@op
-def triu(k: Backend, x: Array, *, diagonal: int = 0) -> Result:
-    """The upper triangle of the last two axes, 0 below the diagonal; diagonal > 0 is above the main diagonal."""
-    if x.ndim < 2:
-        raise ValueError(f"triu: shape {x.shape} has fewer than two dimensions")
-    return _triangle(k.xp.triu, x, diagonal), lambda dy: _triangle(k.xp.triu, dy, diagonal)
-
-
-def _triangle(part: Any, x: Array, diagonal: int) -> Array:
-    """tril or triu in x's dtype: CuPy's turn bfloat16 into float32."""
-    return part(x, diagonal).astype(x.dtype, copy=False)

@@ -155,7 +155,7 @@ def called_ops(model: GPT, monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
         return call
 
-    for name in ops.__all__:
+    for name in [*ops.__all__, *ops.LATER]:
         if hasattr(getattr(ops, name), "composition"):
             replacement = spy(name)
             for module in (tg, ops):

@@ -1,5 +1,7 @@
 """Functions that create tensors."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -93,3 +95,81 @@ def test_random_tensors_come_from_the_stream_for_initialisation() -> None:
     assert (u.dtype, n.dtype) == (np.float32, np.float64)
     tg.manual_seed(5)
     np.testing.assert_array_equal(tg.uniform((2, 3), -1.0, 2.0).numpy(), u.numpy())
+
+
+# --- dtypes ---------------------------------------------------------------------------------------
+
+DTYPED = [
+    lambda dtype: tg.asarray([1, 2], dtype),
+    lambda dtype: tg.Tensor([1, 2], dtype=dtype),
+    lambda dtype: tg.zeros(2, dtype),
+    lambda dtype: tg.ones(2, dtype),
+    lambda dtype: tg.empty(2, dtype),
+    lambda dtype: tg.full(2, 1, dtype),
+    lambda dtype: tg.full_like(tg.ones(2), 1, dtype),
+    lambda dtype: tg.zeros_like(tg.ones(2), dtype),
+    lambda dtype: tg.empty_like(tg.ones(2), dtype),
+    lambda dtype: tg.arange(0, 2, 1, dtype),
+    lambda dtype: tg.linspace(0, 1, 2, dtype),
+    lambda dtype: tg.eye(2, dtype=dtype),
+    lambda dtype: tg.uniform(2, dtype=dtype),
+    lambda dtype: tg.normal(2, dtype=dtype),
+    lambda dtype: tg.ones(2).astype(dtype),
+    lambda dtype: tg.nn.Linear(2, 2).astype(dtype).weight,
+]
+
+
+@pytest.mark.parametrize("make", DTYPED)
+def test_dtypes_of_other_numbers_raise(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"^\w+: dtype complex64 is not supported: only bool, integers and floating"):
+        make("complex64")
+    with pytest.raises(TypeError, match=r"^\w+: dtype 'float23' is unknown: give one of NumPy's, such as 'float32'"):
+        make("float23")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tg.full(2, 1j),
+        lambda: tg.full_like(tg.ones(2), 1j),
+        lambda: tg.linspace(0, 1j, 3),
+        lambda: tg.ones(2).__setitem__(0, 1j),
+        lambda: tg.ones(2).__setitem__(slice(None), np.array([1j, 2])),
+        lambda: tg.pad(tg.ones(2), pad_width=1, constant=1j),
+    ],
+)
+def test_complex_numbers_raise(make: Any) -> None:
+    with pytest.raises(TypeError, match="is not supported: give a real number|dtype complex128 is not supported"):
+        make()
+
+
+WITHOUT_ML_DTYPES = """
+import sys
+sys.modules["ml_dtypes"] = None
+import tensorgrad as tg
+for make in (lambda: tg.zeros(2, "bfloat16"), lambda: tg.ones(2).astype("bfloat16")):
+    try:
+        make()
+    except TypeError as error:
+        print(error)
+"""
+
+
+def run(program: str) -> str:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+
+def test_bfloat16_needs_ml_dtypes() -> None:
+    error = "dtype 'bfloat16' is unknown: NumPy has no such numbers without ml_dtypes: pip install ml_dtypes\n"
+    assert run(WITHOUT_ML_DTYPES) == f"zeros: {error}astype: {error}"
+
+
+def test_bfloat16_is_known_without_importing_ml_dtypes() -> None:
+    pytest.importorskip("ml_dtypes")
+    assert run("import tensorgrad as tg; print(tg.zeros(2, 'bfloat16').dtype)") == "bfloat16\n"
+
+
+@pytest.mark.parametrize("make", DTYPED)
+def test_bfloat16_everywhere(make: Any) -> None:
+    pytest.importorskip("ml_dtypes")
+    assert make("bfloat16").dtype.name == "bfloat16"

@@ -1,5 +1,6 @@
 """Modules: finding, naming, saving and loading parameters; layers against PyTorch's; training and evaluation."""
 
+import copy
 import math
 from typing import Any
 
@@ -22,14 +23,14 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Parameters in every kind of attribute."""
+    """Parameters in every kind of attribute, and a buffer."""
 
     def __init__(self) -> None:
         self.wte = nn.Embedding(3, 2)
         self.h = [Block(), Block()]
         self.heads = {"loss": nn.Linear(2, 3), "more": {"deep": (nn.LayerNorm(2, bias=False),)}}
         self.scale = Tensor(np.ones(1, np.float32), requires_grad=True)
-        self.table = Tensor(np.arange(3))  # a parameter that is not trained
+        self.table = Tensor(np.arange(3))  # a buffer
         self.name, self.size, self.nothing = "model", 3, None
         self.head = self.heads["loss"]  # a second path to the same module
         self.tied = self.wte.weight
@@ -42,18 +43,19 @@ NAMES = ["wte.weight", "h.0.attn.weight", "h.1.attn.weight", "heads.loss.weight"
 def test_names_are_paths_and_shared_parameters_come_once() -> None:
     model = Model()
     named = dict(model.named_parameters())
-    assert list(named) == NAMES
+    assert list(named) == NAMES[:-1]
+    assert [name for name, _ in model.named_buffers()] == NAMES[-1:]
     assert named["h.1.attn.weight"] is model.h[1].attn.weight
     assert named["wte.weight"] is model.tied
     assert all(a is b for a, b in zip(model.parameters(), named.values(), strict=True))
-    assert model.num_params() == 3 * 2 + 2 * 4 + 3 * 2 + 3 + 2 + 1 + 3
+    assert model.num_params() == 3 * 2 + 2 * 4 + 3 * 2 + 3 + 2 + 1
 
 
 def test_parameters_added_later_are_found() -> None:
     model = Model()
     model.h.append(Block())
     model.extra = nn.RMSNorm(4)
-    assert [name for name, _ in model.named_parameters()] == [*NAMES[:3], "h.2.attn.weight", *NAMES[3:], "extra.weight"]
+    assert list(model.state_dict()) == [*NAMES[:3], "h.2.attn.weight", *NAMES[3:], "extra.weight"]
 
 
 def test_modules() -> None:
@@ -98,10 +100,10 @@ def test_the_state_of_one_model_is_loaded_into_another() -> None:
 
 def test_loading_keeps_dtypes_and_takes_tensors() -> None:
     model = Model()
-    state = {name: Tensor(np.ones(p.shape)) for name, p in model.named_parameters()}
     arrays = model.state_dict()
+    state = {name: Tensor(np.ones(array.shape)) for name, array in arrays.items()}
     model.load_state_dict(state)
-    for name, p in model.named_parameters():
+    for name, p in [*model.named_parameters(), *model.named_buffers()]:
         assert p.data is arrays[name]  # written in place, so that optimisers keep updating it
         assert p.dtype == (np.int64 if name == "table" else np.float32)
         assert (p.data == 1).all()
@@ -136,7 +138,7 @@ def test_astype() -> None:
     model = Model()
     model.wte.weight.sum().backward()
     assert model.astype(np.float64) is model
-    assert {name: str(p.dtype) for name, p in model.named_parameters()} == {
+    assert {name: str(array.dtype) for name, array in model.state_dict().items()} == {
         name: "int64" if name == "table" else "float64" for name in NAMES
     }
     assert model.wte.weight.requires_grad
@@ -145,6 +147,102 @@ def test_astype() -> None:
     frozen = nn.Linear(2, 2)
     frozen.bias.requires_grad = False
     assert [p.requires_grad for p in frozen.astype(np.float16).parameters()] == [True, False]
+
+
+class Watched(nn.Module):
+    """Keeps what it computes, in every kind of attribute."""
+
+    def __init__(self) -> None:
+        self.w = Tensor(np.ones(2, np.float32), requires_grad=True)
+        self.running = tg.zeros(2)
+        self.seen: list[Any] = []
+
+    def forward(self, x: Any) -> Any:
+        self.last = x * self.w
+        self.seen.append(self.last)
+        self.cache = {"detached": self.last.detach(), "input": x + 0}
+        self.running = 0.9 * self.running + 0.1 * self.last.detach()
+        return self.last
+
+
+@pytest.mark.parametrize("recording", [True, False])
+def test_a_result_in_an_attribute_is_no_parameter(recording: bool) -> None:
+    model = Watched()
+    with tg.enable_grad() if recording else tg.no_grad():
+        model(Tensor(np.ones(2, np.float32)))
+        model(Tensor(np.ones(2, np.float32)))
+    assert [name for name, _ in model.named_parameters()] == ["w"]
+    assert list(model.state_dict()) == ["w", "running"]  # a buffer remains one when it is computed anew
+    np.testing.assert_allclose(model.state_dict()["running"], 0.19, rtol=1e-6)
+    assert list(tg.optim.SGD(model.parameters()).params) == [model.w]
+    if not recording:  # a result that has a gradient cannot be copied
+        assert list(copy.deepcopy(model).state_dict()) == ["w", "running"]
+
+
+def test_frozen_parameters_are_parameters_and_constants_are_buffers() -> None:
+    model = nn.Module()
+    model.frozen = nn.Parameter(np.ones(2), requires_grad=False)
+    model.thawed, model.later = nn.Parameter(np.ones(3)), Tensor(np.ones(4))
+    model.constant, model.like = tg.ones(5), tg.zeros_like(tg.ones(6))
+    assert not model.frozen.requires_grad
+    assert model.thawed.requires_grad
+    model.thawed.requires_grad = False
+    model.later.requires_grad = True
+    assert [name for name, _ in model.named_parameters()] == ["frozen", "thawed", "later"]
+    assert [name for name, _ in model.named_buffers()] == ["constant", "like"]
+
+
+@pytest.mark.parametrize("attribute", [{1: tg.ones(1), "1": tg.ones(1)}, {"1.a": tg.ones(1), 1: {"a": tg.ones(1)}}])
+def test_two_tensors_of_one_name_raise(attribute: Any) -> None:
+    model = nn.Module()
+    model.d = attribute
+    for read in (model.state_dict, lambda: list(model.parameters()), lambda: model.load_state_dict({})):
+        with pytest.raises(ValueError, match=r"Module: two tensors are named 'd\.1(\.a)?': choose keys"):
+            read()
+
+
+@pytest.mark.parametrize("bad", ["text", np.array(["a", "b"]), np.array([1j, 2]), np.array([None, 1]), [1, "b"], None])
+def test_loading_that_raises_changes_nothing(bad: Any) -> None:
+    model = nn.Module()
+    model.a, model.b = nn.Parameter(np.zeros(2)), nn.Parameter(np.zeros(2))
+    with pytest.raises(nn.StateDictError, match="^Module: b has"):
+        model.load_state_dict({"a": np.ones(2), "b": bad})
+    model.b.data.flags.writeable = False
+    with pytest.raises(nn.StateDictError, match="b cannot be written: its array is read-only"):
+        model.load_state_dict({"a": np.ones(2), "b": [1, 2]})
+    assert model.a.tolist() == [0, 0]
+    model.b.data.flags.writeable = True
+    model.load_state_dict({"a": np.ones(2), "b": [1, 2]})
+    assert model.b.tolist() == [1, 2]
+
+
+def test_repr() -> None:
+    class MLP(nn.Module):
+        def __init__(self) -> None:
+            self.layers = [nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 3), nn.GELU("tanh")]
+            self.drop, self.more = nn.Dropout(0.5), {"norm": nn.LayerNorm(3)}
+            self.scale = tg.ones(1)
+
+    assert repr(MLP()) == """\
+MLP(scale (1,)), 39 parameters
+  layers.0: Linear(weight (3, 2), bias (3,)), 9 parameters
+  layers.1 to layers.2: 2 x Linear(weight (3, 3), bias (3,)), 12 parameters each
+  layers.3: GELU(approximate='tanh')
+  drop: Dropout(p=0.5)
+  more.norm: LayerNorm(weight (3,), bias (3,), eps=1e-05), 6 parameters"""
+
+
+def test_modules_in_sequence() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), tg.square, nn.Sequential(nn.Tanh(), nn.GELU()))
+    x = Tensor(np.array([[1.0, -2.0]], np.float32))
+    hidden = tg.square(tg.relu(model[0](x)))
+    np.testing.assert_array_equal(model(x).data, tg.gelu(tg.tanh(hidden)).data)
+    assert list(model.state_dict()) == ["0.weight", "0.bias"]
+    both = nn.ModuleList([model, nn.Linear(1, 1)])
+    assert list(both.state_dict()) == ["0.0.weight", "0.0.bias", "1.weight", "1.bias"]
+    assert not any(module.training for module in both.eval().modules())
+    assert len(both) == 2
+    assert len({*both.modules()}) == 8
 
 
 # --- layers ---------------------------------------------------------------------------------------

@@ -483,3 +483,55 @@ def test_updating_any_other_tensor_creates_a_new_one() -> None:
     with tg.no_grad():
         plain -= 1
     assert (plain.tolist(), kept.tolist()) == ([0, 1], [1, 2])
+
+
+# --- reading results ------------------------------------------------------------------------------
+
+
+def test_a_tensor_of_one_element_is_formatted_as_its_number() -> None:
+    x = leaf([[1.23456]])
+    assert f"{x:.3f} {x.sum():8.1e} {Tensor(7):03d}" == "1.235  1.2e+00 007"
+    assert f"{x}" == str(x)
+    with pytest.raises(TypeError, match=r"format '.3f': shape \(2, 3\) has 6 elements, not one"):
+        f"{leaf():.3f}"
+
+
+def test_the_gradient_of_a_result_says_how_to_keep_it() -> None:
+    x = leaf()
+    y = 2 * x
+    with pytest.warns(UserWarning, match=r"the result of multiply keeps no gradient: call retain_grad\(\)"):
+        assert y.grad is None
+    assert Tensor(X).grad is None
+
+
+def test_retain_grad() -> None:
+    """Called before or after the result is used; gradients add up; other results keep none."""
+    x = leaf()
+    y = 2 * x
+    first, second = y.split(1)[0], tg.split(y, 2)[1]
+    loss = (first * first).sum() + second.sum()
+    for tensor in (x, y, first, second):
+        tensor.retain_grad()
+        tensor.retain_grad()
+    loss.backward(retain_graph=True)
+    np.testing.assert_array_equal(first.grad, 2 * first.data)
+    np.testing.assert_array_equal(y.grad, 2 * y.data + np.array([[0], [1]]))
+    np.testing.assert_array_equal(second.grad, np.ones((1, 3)))
+    once = y.grad.copy()
+    loss.backward()
+    np.testing.assert_array_equal(y.grad, 2 * once)
+    np.testing.assert_array_equal(x.grad, 2 * y.grad)
+    y.grad = None
+    assert y.grad is None
+
+
+def test_retain_grad_needs_a_gradient() -> None:
+    with pytest.raises(RuntimeError, match="retain_grad: this tensor was computed from no tensor that requires"):
+        Tensor(X).retain_grad()
+
+
+def test_retain_grad_ends_with_the_tensor() -> None:
+    y = 2 * leaf()
+    y.retain_grad()
+    del y
+    assert not tg.tensor._retaining

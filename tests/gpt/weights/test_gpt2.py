@@ -5,6 +5,8 @@ That the numbers come out right is test_against_torch.py's to show.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,3 +109,30 @@ def test_a_damaged_file_is_refused(model: GPT, tmp_path: Path) -> None:
         load_gpt2_weights(path)
     with pytest.raises(FileNotFoundError):
         load_gpt2_weights(tmp_path / "none.safetensors")
+
+
+BFLOAT16 = """
+import json, struct, sys
+from pathlib import Path
+if BLOCKED:
+    sys.modules["ml_dtypes"] = None
+from gpt.checkpoint.files import read_arrays
+header = json.dumps({"w": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+path = Path(sys.argv[1])
+path.write_bytes(struct.pack("<Q", len(header)) + header + b"\\x80\\x3f\\x00\\x40")
+try:
+    print(read_arrays(path)["w"].astype("float32").tolist())
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("blocked", "expected"),
+    [(False, "[1.0, 2.0]"), (True, "data type 'bfloat16' not understood: pip install ml_dtypes")],
+)
+def test_bfloat16_is_read_where_ml_dtypes_is_installed(blocked: bool, expected: str, tmp_path: Path) -> None:
+    pytest.importorskip("ml_dtypes")
+    program = BFLOAT16.replace("BLOCKED", str(blocked))
+    command = [sys.executable, "-c", program, str(tmp_path / "w.safetensors")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected

@@ -6,7 +6,7 @@ import pytest
 
 from tensorgrad import ops
 
-FUSED = [name for name in ops.__all__ if hasattr(getattr(ops, name), "composition")]
+FUSED = [name for name in [*ops.__all__, *ops.LATER] if hasattr(getattr(ops, name), "composition")]
 
 
 def test_which_ops_are_fused() -> None:
