@@ -28,7 +28,7 @@ ROOT = HERE.parent
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
 RELATIVE, ABSOLUTE = 0.01, 1e-6  # how far a number may be from the kept one on another kind of processor
 CODE = re.compile(r"\]\(([\w./-]+\.py)(#\w+)?\)")  # a link to a file of code
-TIMEOUT = 180  # seconds for a cell
+TIMEOUT = 1800  # seconds for a cell: only what hangs takes so long
 
 
 def processor() -> str:
