@@ -1,82 +1,144 @@
 """Generate text with a trained model: `python generate.py`, or `python generate.py --help` for all settings."""
 
+import os
+import re
+import shlex
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gpt.checkpoint import Checkpoint, load_checkpoint
+from gpt.checkpoint.files import MANIFEST, MODEL
+from gpt.checkpoint.runs import summarize_runs
 from gpt.checkpoint.steps import newest_checkpoint
-from gpt.cli import ArgumentParser, one_of, run, use_backend, user_errors
+from gpt.cli import ArgumentParser, cpu_backend, one_of, run, use_backend, user_errors
 from gpt.config import BACKENDS, UserError
 from gpt.generate import stream_text
+from gpt.heartbeat import Heartbeat
 from gpt.model import GPT
+from gpt.tokenizer import Tokenizer
+from gpt.weights import build_model
+from gpt.weights.initial import load_initial
 from tensorgrad.memory import keep_freed_memory
 
 ROOT = Path("checkpoints")
+ALL_TOKENS = ("0", "none", "off", "all")  # of --top-k
+NANOGPT_NAMES = {"out_dir": "checkpoint", "start": "prompt"}  # nanoGPT's names for our flags
+NANOGPT_DEVICES = {"cpu": cpu_backend(), "cuda": "cupy"}
+NANOGPT_WITHOUT_EFFECT = ("--compile=False", "--init_from=resume")
 
 
 def build_parser() -> ArgumentParser:
     """Return the flags of this program."""
     parser = ArgumentParser(prog="generate.py", description="Generate text with a trained model.")
     add = parser.add_argument
-    add("--checkpoint", type=Path, help="a run, or one step of it (default: the newest of all runs)")
-    add("--prompt", default="", help="text to continue; FILE:path reads it from a file")
+    add("--checkpoint", type=Path, help="a run, one step of it, or a GPT-2 from Hugging Face: its folder or "
+        "model.safetensors (default: the newest of all runs)")
+    add("--list", action="store_true", help=f"list the runs under {ROOT}, the newest last, and exit")
+    add("--prompt", default="", help="text to continue; FILE:path reads it from a file, and - from the standard input")
     add("--max-new-tokens", type=int, default=500, help="tokens to generate")
     add("--temperature", type=float, default=0.8, help="0: always the most likely token; 1: as the model predicts")
-    add("--top-k", type=int, default=200, help="sample among the k most likely tokens")
+    add("--top-k", type=top_k, default=200, help="sample among the k most likely tokens; 0: among all")
     add("--top-p", type=float, default=1.0, help="sample among the most likely tokens of this total probability")
     add("--repetition-penalty", type=float, default=1.0, help="above 1: avoid tokens of the context")
     add("--seed", type=int, default=1337, help="the same seed gives the same text")
     add("--num-samples", type=int, default=1, help="texts to generate, each with its own seed")
-    add("--stop", action="append", default=[], help="end before this text; may be given several times")
+    add("--stop", type=unescape, action="append", default=[],
+        help="end before this text, in which \\n is a line break; may be given several times")
+    add("--n-head", type=int, help="of a GPT-2 whose heads are not 64 wide")
     add("--plain", action="store_true", help="use gpt/model.py as it is written, without fused operations: slower")
     add("--backend", type=one_of(*BACKENDS), default="auto", help="numpy, numba, cupy or auto")
     add("--threads", type=int, default=None, help="CPU threads for everything (default: every core)")
-    return parser
+    return parser  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the flags, load the checkpoint, and print the texts; return the exit status."""
     keep_freed_memory()
-    args = build_parser().parse_args(argv)
+    words = [new for word in (sys.argv[1:] if argv is None else argv) for new in translate_nanogpt(word)]
+    args = build_parser().parse_args(words)
     if args.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, not {args.num_samples}")
-    note(use_backend(args.backend, args.threads))
-    checkpoint = open_checkpoint(args.checkpoint)
-    model, prompt = checkpoint.build_model(plain=args.plain), read_prompt(args.prompt)
-    note(f"{checkpoint.path}, {model.num_params():,} parameters")
-    with user_errors():  # for options out of range, and unknown characters
-        samples = [sample(args, model, checkpoint, prompt, i) for i in range(args.num_samples)]
-    with user_errors(FloatingPointError, about=str(checkpoint.path)):
-        for pieces in samples:
+    if args.list:
+        lines = list(map(str, summarize_runs(ROOT)))
+        print("\n".join(lines) or f"no run under {ROOT} yet")
+        return 0
+    with Heartbeat("loading the model"):
+        note(use_backend(args.backend, args.threads))
+        path = find_model(args.checkpoint)
+        weights = load_initial(str(path), args.n_head)
+        model = build_model(weights.config, plain=args.plain)
+        weights.load_into(model)
+    prompt = read_prompt(args.prompt)
+    note(f"{path}, {model.num_params():,} parameters")
+    for number in range(args.num_samples):
+        with user_errors():  # for options out of range, and unknown characters
+            pieces = sample(args, model, weights.tokenizer, prompt, number)
+        with user_errors(FloatingPointError, about=str(path)):
             write(prompt, pieces)
-            print("\n---------------" if len(samples) > 1 else "")
+        print("\n---------------" if args.num_samples > 1 else "")
     return 0
 
 
-def open_checkpoint(path: Path | None) -> Checkpoint:
-    """Read the checkpoint at `path`, by default the newest of all runs; UserError where there is none."""
-    if path is None:
-        try:
-            path = newest_checkpoint(ROOT)
-        except UserError:
-            raise UserError(f"no checkpoint under {ROOT} yet: run train.py first") from None
-    return load_checkpoint(path, optimizer=False)
+def translate_nanogpt(word: str) -> list[str]:
+    """Return our flags for a word of the command line of nanoGPT's sample.py; any other word unchanged."""
+    name, equals, value = word.partition("=")
+    if word in NANOGPT_WITHOUT_EFFECT or name == "--dtype" and equals:
+        return []
+    if name == "--device" and value in NANOGPT_DEVICES:
+        return [f"--backend={NANOGPT_DEVICES[value]}"]
+    ours = NANOGPT_NAMES.get(name.removeprefix("--"))
+    return [f"--{ours}{equals}{value}" if ours and name.startswith("--") else word]
+
+
+def top_k(text: str) -> int | None:
+    """Parse --top-k; None: all tokens."""
+    if text.lower() in ALL_TOKENS:
+        return None
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1, or 0 for all tokens")
+    return int(text)
+
+
+def unescape(text: str) -> str:
+    r"""Return the text with `\n`, `\t` and `\\` as a line break, a tab and a backslash."""
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
+
+
+def find_model(path: Path | None) -> Path:
+    """Return where the weights are: of a run, and of the newest run where none is given, the newest checkpoint."""
+    if path is not None:
+        path = Path(os.path.expanduser(path))
+        is_model = not path.is_dir() or (path / MANIFEST).exists() or (path / MODEL).exists()
+        return path if is_model else newest_checkpoint(path)
+    try:
+        path = newest_checkpoint(ROOT)
+    except UserError:
+        raise UserError(f"no checkpoint under {ROOT} yet: run train.py first") from None
+    newest = summarize_runs(ROOT)[-1]
+    if newest.folder != path.parent:
+        note(f"{newest.folder} is newer, but has no checkpoint yet")
+    elif newest.step < newest.max_iters:
+        command = f"python train.py --resume {shlex.quote(str(newest.folder))}"
+        note(f"{newest.folder} is unfinished, at step {newest.step} of {newest.max_iters}: {command} continues it")
+    return path
 
 
 def read_prompt(prompt: str) -> str:
-    """Return the prompt, or with `FILE:path` the text of that file."""
+    """Return the prompt, or the text of the file that `FILE:path` names, or with `-` that of the standard input."""
+    if prompt == "-":
+        with user_errors(UnicodeDecodeError, about="the standard input is not UTF-8 text"):
+            return sys.stdin.buffer.read().decode("utf-8-sig")
     if not prompt.startswith("FILE:"):
         return prompt
-    path = Path(prompt.removeprefix("FILE:"))
+    path = Path(os.path.expanduser(prompt.removeprefix("FILE:")))
     with user_errors(UnicodeDecodeError, about=f"{path} is not UTF-8 text"):
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
 
 
-def sample(args: Namespace, model: GPT, checkpoint: Checkpoint, prompt: str, number: int) -> Iterator[str]:
+def sample(args: Namespace, model: GPT, tokenizer: Tokenizer, prompt: str, number: int) -> Iterator[str]:
     """Return an iterator over the pieces of one text."""
-    tokenizer, window = checkpoint.tokenizer, model.config.block_size
+    window = model.config.block_size
     n_prompt = len(tokenizer.encode(prompt))
     if n_prompt > window and number == 0:
         note(f"the prompt has {n_prompt} tokens and the window {window}: the model sees the last {window}")
@@ -97,9 +159,11 @@ def sample(args: Namespace, model: GPT, checkpoint: Checkpoint, prompt: str, num
 def write(prompt: str, pieces: Iterator[str]) -> None:
     """Print the prompt, and then each piece as it is generated."""
     sys.stdout.write(prompt)
-    for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    with Heartbeat("generating") as heartbeat:
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            heartbeat.reset()
 
 
 def note(text: str) -> None:

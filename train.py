@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Train a GPT: `python train.py`, or `python train.py --help` for all settings."""
 
+import shlex
 import sys
 
 from gpt.cli import leave, out_of_memory, user_errors
@@ -36,10 +37,10 @@ def main() -> int:
     if run.group.rank:  # rank 0 of the group prints
         return status
     if status:
-        print(f"Stopped after step {run.step}. To continue: python train.py --resume {run.folder}")
+        print(f"Stopped after step {run.step}. To continue: python train.py --resume {shlex.quote(str(run.folder))}")
     else:
         print_sample(run)
-        print(f"Saved in {run.folder}. For more: python generate.py --checkpoint {run.folder}")
+        print(f"Saved in {run.folder}. For more: python generate.py --checkpoint {shlex.quote(str(run.folder))}")
     return status
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib.util
 import io
 import os
 import sys
@@ -38,7 +39,7 @@ class ArgumentParser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         """Parse; for a mistake, print one line to stderr and exit with status 2."""
         given = sys.argv[1:] if args is None else args
-        parsed, unknown = self.parse_known_args([self._hyphens(word) for word in given], namespace)
+        parsed, unknown = self.parse_known_args(self._with_values([self._hyphens(word) for word in given]), namespace)
         if unknown:
             self.error(self._explain(unknown[0]))
         return parsed
@@ -57,6 +58,26 @@ class ArgumentParser(argparse.ArgumentParser):
         # Only in the names of known flags: a prompt may begin with dashes and contain underscores.
         return hyphenated + equals + value if hyphenated in self.flags() else word
 
+    def _with_values(self, words: Sequence[str]) -> list[str]:
+        """`--prompt -a` -> `--prompt=-a`: argparse takes every word that begins with a hyphen for a flag."""
+        texts = {
+            flag for action in self._actions for flag in action.option_strings
+            if action.nargs is None and action.type not in (int, float)
+        }  # fmt: skip
+        joined: list[str] = []
+        for word in words:
+            is_flag = word.partition("=")[0] in self._option_string_actions
+            if joined and joined[-1] in texts and word.startswith("-") and not is_flag:
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+        return joined
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.nargs is None and action.option_strings and arg_strings == ["--"]:
+            return self._get_value(action, "--")  # which Python 3.12 and older drop, as if it ended the flags
+        return super()._get_values(action, arg_strings)
+
     def _explain(self, word: str) -> str:
         name = word.partition("=")[0]
         if not name.startswith("-"):
@@ -74,6 +95,11 @@ def one_of(*names: str) -> Callable[[str], str]:
         raise argparse.ArgumentTypeError(f"unknown value {text!r}{nearest(text, names)} (one of {', '.join(names)})")
 
     return parse
+
+
+def cpu_backend() -> str:
+    """Return the name of the fastest backend for the CPU whose package is installed."""
+    return "numba" if importlib.util.find_spec("numba") else "numpy"
 
 
 def boolean(text: str) -> bool:

@@ -46,7 +46,7 @@ LAYERS = [
     ["gpt.weights"],
     ["gpt.checkpoint.files"],
     ["gpt.checkpoint.steps"],
-    ["gpt.checkpoint.run_folder"],
+    ["gpt.checkpoint.run_folder", "gpt.checkpoint.runs"],
     ["gpt.checkpoint"],
     ["gpt.weights.gpt2"],
     ["gpt.weights.initial"],

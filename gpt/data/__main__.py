@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -50,7 +51,8 @@ def prepare_command(argv: Sequence[str]) -> int:
         print(f"\nStopped. What is done is kept in {flags['out']}: the same command continues.", file=sys.stderr)
         raise
     describe(manifest)
-    print(f"Prepared in {time.perf_counter() - started:.1f} s. To train on it: python train.py --data {flags['out']}")
+    command = f"python train.py --data {shlex.quote(flags['out'])}"
+    print(f"Prepared in {time.perf_counter() - started:.1f} s. To train on it: {command}")
     return 0
 
 

@@ -9,6 +9,7 @@ an end at any moment, by Ctrl-C, SIGKILL or a full disk, costs a few seconds of 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -78,7 +79,7 @@ class Preparation:
             del plan["normalize_whitespace"]  # so that the plans of earlier programs, which did not have it, are equal
         plan["sources"] = [asdict(source) for source in sources]
         if self.tokenizer not in TOKENIZERS:
-            path = Path(self.tokenizer)
+            path = Path(os.path.expanduser(self.tokenizer))
             if not path.exists():
                 guess = nearest(self.tokenizer, TOKENIZERS) or " (char, bpe, gpt2, or the path of a tokenizer.json)"
                 raise UserError(f"unknown tokenizer {self.tokenizer!r}{guess}")
@@ -92,7 +93,7 @@ def prepare(options: Preparation, *, workers: int = 1, show: bool = False) -> di
     The result does not depend on `workers`. show: the progress, on stderr. Raises UserError for
     sources that cannot be read and for a folder with other files; what is done by then is kept.
     """
-    folder = Path(options.out).expanduser()
+    folder = Path(os.path.expanduser(options.out))
     earlier = _read_earlier(folder)
     sources = _inspect_all(find_sources(options.sources), show)
     plan = options.plan(sources)
@@ -185,7 +186,7 @@ def _make_tokenizer(
         elif options.tokenizer == "gpt2":
             tokenizer = GPT2Tokenizer()
         else:
-            tokenizer = load_tokenizer(options.tokenizer)
+            tokenizer = load_tokenizer(os.path.expanduser(options.tokenizer))
     except TokenizerError as error:
         raise UserError(f"tokenizer {options.tokenizer}: {error}") from error
     return tokenizer, {"type": tokenizer.type_name, "vocab_size": tokenizer.vocab_size, "learnt_from": learned}

@@ -132,7 +132,7 @@ class Prepared:
 
 def is_prepared(name: str | os.PathLike[str]) -> bool:
     """Whether this is a folder of prepared data, finished or not."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     return any((folder / file).is_file() for file in (MANIFEST, PROGRESS))
 
 
@@ -142,7 +142,7 @@ def load_prepared(name: str | os.PathLike[str], *, hashes: bool = False) -> Prep
     The manifest is checked for consistency, and against the tokenizer's hash and the size of every shard; with `hashes`
     also against the contents of every shard, which takes a while. Raises UserError, naming the file that is wrong.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if not (folder / MANIFEST).exists() and (folder / PROGRESS).exists():
         raise UserError(f"data '{folder}' is incomplete: run the same prepare command again to finish it")
     manifest = read_manifest(folder)

@@ -1,6 +1,7 @@
 """`python -m gpt compare RUN RUN... [--out FILE.png]`: several runs in a table and a plot."""
 
 import json
+import os
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ NOT_COMPARED = {"plot", "logger", "threads", "async_save"}  # settings that do n
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, and draw the plot where that is possible."""
     options = parse(argv)
-    paths = [Path(run) for run in options.runs]
+    paths = [Path(os.path.expanduser(run)) for run in options.runs]
     folders = dict(zip(names_of(paths), paths, strict=True))
     histories = {name: read(folder) for name, folder in folders.items()}
     rows = [row_of(name, history, folders[name]) for name, history in histories.items()]
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in differences({name: config_of(folder) for name, folder in folders.items()}):
         print(line)
     try:
-        draw_comparison(Path(options.out), histories)
+        draw_comparison(Path(os.path.expanduser(options.out)), histories)
     except OSError:
         raise
     except Exception as error:  # of any kind: the table is printed
@@ -97,7 +98,7 @@ def read_speeds(folder: Path) -> list[float]:
 def config_of(folder: Path) -> dict[str, Any]:
     """Return the configuration of a run; an empty dict where it cannot be read."""
     try:
-        return tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return tomllib.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return {}
 

@@ -6,6 +6,7 @@ stream_text(model, tokenizer, "To be", max_new_tokens=20)                pieces 
 """
 
 import codecs
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Unpack
 
@@ -24,7 +25,8 @@ class Generation:
 
     Of a prompt longer than the window, the model sees the last block_size tokens, and the repetition penalty all of
     them. An empty prompt starts from eot, or from token 0 without one. A row ends at eot (which is not yielded), after
-    max_new_tokens, or by `end(row)`. Raises ValueError for options out of range.
+    max_new_tokens, or by `end(row)`. Raises ValueError for options out of range, TypeError for tokens that are no
+    integers.
     """
 
     def __init__(
@@ -36,7 +38,8 @@ class Generation:
         self.sampling = Sampling(**options)
         self.generators = self.sampling.row_generators(len(prompts))
         start = 0 if eot is None else eot
-        self.rows = [list(prompt) or [start] for prompt in prompts]  # prompt and generated tokens
+        # index() refuses a token such as 1.7, which NumPy would round.
+        self.rows = [list(map(operator.index, prompt)) or [start] for prompt in prompts]  # prompt and generated tokens
         self.max_length = max(map(len, self.rows), default=0) + max_new_tokens  # of the longest row, at the end
         self.active = list(range(len(prompts)))
         self.model, self.modules = model, list(model.modules())
@@ -173,6 +176,8 @@ def stream_texts(
     A row ends before the first of the stop texts, even one that spans several tokens, and at the tokenizer's eot. An
     empty prompt starts from a line break. Otherwise as generate.
     """
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts is one text, {prompts[:40]!r}: give a list of texts, or use stream_text for one")
     stop = [stop] if isinstance(stop, str) else list(stop)
     if "" in stop:
         raise ValueError("stop must not be an empty text, which would end the text before its first character")

@@ -33,7 +33,7 @@ def read_config(name: str) -> dict[str, Any]:
         names = f": give a .toml file, or one of {', '.join(NAMED_CONFIGS)}"
         raise UserError(f"unknown configuration {name!r}{nearest(name, NAMED_CONFIGS) or names}")
     with user_errors(ValueError, about=name):  # of TOML, of UTF-8, and of TrainConfig
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         values = {NANOGPT_NAMES.get(k := key.replace("-", "_"), k): v for key, v in values.items()}
         TrainConfig.from_dict(values)  # so that an error in the file is reported with its name
     return values

@@ -1,7 +1,7 @@
 """The flags of train.py: one for every field of TrainConfig, also in nanoGPT's spelling."""
 
 import argparse
-import importlib.util
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gpt.cli import ArgumentParser, boolean, one_of, user_errors
+from gpt.cli import ArgumentParser, boolean, cpu_backend, one_of, user_errors
 from gpt.config import CHOICES, NAMED_CONFIGS, TrainConfig, UserError
 from gpt.train.config_file import NANOGPT_NAMES, read_config
 
@@ -56,8 +56,10 @@ def parse(argv: Sequence[str]) -> Arguments:
         parser.error(str(error))
     flags = vars(parser.parse_args(words))
     resume, replay, config = (flags.pop(name, None) for name in ("resume", "replay", "config"))
+    resume, replay, config = (path and os.path.expanduser(path) for path in (resume, replay, config))
     dry_run = flags.pop("dry_run", False)
     given = {**(read_config(config) if config else {}), **flags}
+    given |= {name: os.path.expanduser(given[name]) for name in ("out", "init_from") if given.get(name)}
     return Arguments(given=given, resume=resume, replay=replay, dry_run=dry_run)
 
 
@@ -162,8 +164,4 @@ def translate_nanogpt(word: str) -> list[str]:
         return [word]  # a path; what begins with gpt2 is downloaded by nanoGPT
     if value not in values:
         raise UserError(f"{word} has no counterpart here: {otherwise}")
-    return [flag.replace("=cpu", f"={_cpu_backend()}") for flag in values[value]]
-
-
-def _cpu_backend() -> str:
-    return "numba" if importlib.util.find_spec("numba") else "numpy"
+    return [flag.replace("=cpu", f"={cpu_backend()}") for flag in values[value]]

@@ -1,6 +1,7 @@
 """Steps whose loss or gradient is not finite: finding the cause, saving the step, and repeating it (`--replay`)."""
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -77,7 +78,7 @@ class NonFiniteSteps:
         cause = find_cause(run.model, compute, rng)
         what = f"step {step}: loss {loss:g}, gradient norm {grad_norm:g}: {cause}"
         try:
-            saved = f"python train.py --replay {self._save(step, batch, rng)} repeats it in float64"
+            saved = f"python train.py --replay {shlex.quote(str(self._save(step, batch, rng)))} repeats it in float64"
         except UserError as error:
             saved = str(error)
         hopeless = first_nonfinite(run.model.state_dict())

@@ -1,5 +1,6 @@
 """The weights that `--init-from` and `evaluate` load: a checkpoint of train.py, or a GPT-2 from Hugging Face."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,9 @@ def load_initial(path: str, n_head: int | None = None) -> InitialWeights:
 
     n_head: of a GPT-2 whose heads are not 64 wide. Raises UserError, naming the file, for anything else.
     """
-    place = Path(path)
+    place = Path(os.path.expanduser(path))
+    if place.name == MODEL and (place.parent / MANIFEST).exists():
+        place = place.parent  # of a checkpoint: its names are GPT-2's, but its matrices are stored transposed
     file = place / MODEL if place.is_dir() and not (place / MANIFEST).exists() else place
     if not file.is_file():
         checkpoint = load_checkpoint(place, optimizer=False)

@@ -531,3 +531,17 @@ def test_with_a_trained_tokenizer() -> None:
     [ids] = generate(model, [tokenizer.encode("caf\u00e9")], eot=tokenizer.eot, **options)
     expected = tokenizer.decode(ids)
     assert "".join(stream_text(model, tokenizer, "caf\u00e9", **options)) == expected
+
+
+@pytest.mark.parametrize("token", [1.7, "1", None, np.float32(2.0)])
+def test_tokens_that_are_no_integers_are_refused(token: object) -> None:
+    model = GPT({"block_size": 4, "vocab_size": 5, "n_layer": 1, "n_head": 1, "n_embd": 4})
+    with pytest.raises(TypeError, match="integer"):
+        generate(model, [[1, token]], max_new_tokens=1)
+    assert len(generate(model, [[np.int64(1), np.uint8(2)]], max_new_tokens=1)[0]) == 1
+
+
+def test_one_text_is_not_a_list_of_its_letters() -> None:
+    model = GPT({"block_size": 4, "vocab_size": 5, "n_layer": 1, "n_head": 1, "n_embd": 4})
+    with pytest.raises(TypeError, match="prompts is one text, 'hello': give a list of texts, or use stream_text"):
+        generate_text(model, CharTokenizer.train("hello"), "hello", max_new_tokens=1)

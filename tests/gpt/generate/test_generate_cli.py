@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import generate as program
 import tensorgrad as tg
@@ -18,7 +21,7 @@ from gpt.cli import run
 from gpt.config import TrainConfig
 from gpt.generate import generate_text
 from gpt.model import GPT
-from gpt.tokenizer import CharTokenizer
+from gpt.tokenizer import CharTokenizer, Tokenizer
 from tests.processes import HANG_S, finish
 
 SCRIPT = Path(program.__file__)
@@ -26,11 +29,11 @@ TEXT = "\n To be, or not to be: that is th\u00e9 question."
 WINDOW = 8
 
 
-def save_model(run_dir: Path, step: int = 5, seed: int = 0) -> Path:
+def save_model(run_dir: Path, step: int = 5, seed: int = 0, text: str = TEXT) -> Path:
     """A small model with large weights, so that it has something to say."""
     tg.manual_seed(seed)
     config = TrainConfig(n_layer=1, n_head=2, n_embd=8, block_size=WINDOW)
-    tokenizer = CharTokenizer.train(TEXT)
+    tokenizer = CharTokenizer.train(text)
     model = GPT(config.model_config(tokenizer.vocab_size))
     for p in model.parameters():
         p.data += 0.5 * tg.normal(p.shape).numpy()
@@ -142,6 +145,115 @@ def test_a_prompt_longer_than_the_window_works_and_says_so(checkpoint: Path, cal
     assert "window" not in cropped[2]
 
 
+@pytest.mark.parametrize("k", ["0", "none", "None", "off", "all"])
+def test_top_k_off(k: str, checkpoint: Path, call: Callable) -> None:
+    out = call("--top-k", k, "--max-new-tokens=30", "--temperature=2")[1]
+    assert out == expected_text(checkpoint, "", 30, seed=1337, temperature=2.0, top_k=None) + "\n"
+
+
+@pytest.mark.parametrize("text", ["- to", "-to", "--to-be", "-", "--"])
+def test_a_prompt_that_begins_with_a_hyphen(text: str, checkpoint: Path, call: Callable, tmp_path: Path) -> None:
+    save_model(tmp_path / "checkpoints" / "hyphens", text=TEXT + "-")
+    assert call("--prompt=or" + text, "--max-new-tokens=3")[0] == 0
+    if text == "-":  # the standard input
+        return
+    one, two = call(f"--prompt={text}", "--max-new-tokens=3"), call("--prompt", text, "--max-new-tokens=3")
+    assert one == two and one[0] == 0 and one[1].startswith(text)
+
+
+def test_a_prompt_from_the_standard_input(
+    checkpoint: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffth\u00e9 be\n".encode())))
+    assert call("--prompt", "-", "--max-new-tokens=5") == call("--prompt=th\u00e9 be\n", "--max-new-tokens=5")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert "the standard input is not UTF-8 text" in refused(call("--prompt=-"))
+
+
+def test_paths_below_the_home_folder_and_a_byte_order_mark(
+    checkpoint: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    Path("~notes.txt").write_text("be", encoding="utf-8-sig")
+    plain = call("--prompt=be", "--max-new-tokens=5")[1]
+    assert call("--prompt=FILE:~/~notes.txt", "--checkpoint=~/checkpoints/run", "--max-new-tokens=5")[1] == plain
+    assert call("--prompt=FILE:~notes.txt", "--max-new-tokens=5")[1] == plain
+
+
+def test_a_stop_text_may_be_a_line_break(checkpoint: Path, call: Callable) -> None:
+    free = call("--max-new-tokens=400", "--temperature=5")[1]
+    assert "\n" in free[:-1]
+    assert call("--max-new-tokens=400", "--temperature=5", "--stop", r"\n")[1] == free.partition("\n")[0] + "\n"
+    texts = {r"\n": "\n", r"\t": "\t", r"\\n": r"\n", "\\": "\\", r"a\b": r"a\b"}
+    assert {text: program.unescape(text) for text in texts} == texts
+
+
+def test_nanogpts_command(checkpoint: Path, call: Callable) -> None:
+    words = ["--out_dir=checkpoints/run", "--start=be", "--num_samples=1", "--max_new_tokens=9", "--device=cpu"]
+    out = call(*words, "--compile=False", "--init_from=resume", "--dtype=float16", "--backend=numpy")[1]
+    assert out == call("--prompt=be", "--max-new-tokens=9")[1]
+    Path("p.txt").write_text("be")
+    assert call("--start=FILE:p.txt", "--max_new_tokens=9")[1] == out
+
+
+def test_a_gpt2_from_a_folder_needs_no_training(
+    tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch, gpt2: Tokenizer
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = GPT({"block_size": 8, "vocab_size": gpt2.vocab_size, "n_layer": 1, "n_head": 1, "n_embd": 8, "bias": True})
+    transposed = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    arrays = {
+        name: np.ascontiguousarray(array.T if name.endswith(transposed) else array)
+        for name, array in model.state_dict().items()
+    }
+    Path("gpt2").mkdir()
+    save_file(arrays, "gpt2/model.safetensors")
+    [text] = generate_text(model, gpt2, ["To be"], max_new_tokens=5, temperature=0.8, top_k=200, seed=1337)
+    for path in ("gpt2", "gpt2/model.safetensors"):
+        out = call(f"--checkpoint={path}", "--prompt=To be", "--max-new-tokens=5", "--n-head=1")[1]
+        assert out == f"To be{text}\n"
+
+
+def test_the_weights_of_a_checkpoint_are_not_taken_for_gpt2s(checkpoint: Path, call: Callable) -> None:
+    words = ("--max-new-tokens=9", "--checkpoint")
+    assert call(*words, str(checkpoint / "model.safetensors"))[1] == call(*words, str(checkpoint))[1]
+
+
+def test_runs_are_listed_and_an_unfinished_one_is_said(checkpoint: Path, call: Callable) -> None:
+    assert call("--list")[1] == "checkpoints/run  step 5 of 2000, unfinished\n"
+    command = "python train.py --resume checkpoints/run"
+    assert f"checkpoints/run is unfinished, at step 5 of 2000: {command} continues it" in call()[2]
+    assert "unfinished" not in call("--checkpoint=checkpoints/run")[2]
+    save_model(Path("checkpoints/my run"), step=2000)
+    for folder, time in (("run/step-000005", 1), ("my run/step-002000", 2)):
+        os.utime(f"checkpoints/{folder}", (time, time))
+    assert "unfinished" not in call()[2]
+    Path("checkpoints/new").mkdir()
+    Path("checkpoints/new/metrics.jsonl").touch()
+    assert "checkpoints/new is newer, but has no checkpoint yet" in call()[2]
+    Path("checkpoints/run/step-000005/state.json").write_text("{")
+    assert call("--list")[1].splitlines() == [
+        "checkpoints/run  step 5, damaged",
+        "checkpoints/my run  step 2000 of 2000",
+        "checkpoints/new  no checkpoint yet",
+    ]
+
+
+def test_without_runs_the_list_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("--list")[:2] == (0, "no run under checkpoints yet\n")
+
+
+def test_any_number_of_samples_begins_at_once(
+    checkpoint: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "write", stop)
+    assert call(f"--num-samples={10**20}", f"--max-new-tokens={10**20}")[0] == 130
+
+
 def test_nothing_new(checkpoint: Path, call: Callable) -> None:
     assert call("--prompt=To be", "--max-new-tokens=0")[:2] == (0, "To be\n")
 
@@ -167,7 +279,11 @@ def refused(answer: tuple[int, str, str]) -> str:
         (["--num_sample=1"], "unknown flag --num_sample; did you mean --num-samples?"),
         (["--backend=numpyy"], "unknown value 'numpyy'; did you mean numpy?"),
         (["--temperature=-1"], "temperature must be at least 0"),
-        (["--top-k=0"], "top_k must be a whole number of at least 1"),
+        (["--top-k=-1"], "argument --top-k: '-1' is not a whole number of at least 1, or 0 for all tokens"),
+        (["--top-k", "-1"], "argument --top-k: '-1' is not a whole number of at least 1, or 0 for all tokens"),
+        (["--top-k=1.5"], "argument --top-k: '1.5' is not a whole number of at least 1, or 0 for all tokens"),
+        (["--prompt", "--temperature=1"], "argument --prompt: expected one argument"),
+        (["--dtypo=float16"], "unknown flag --dtypo"),
         (["--top-p=0"], "top_p must be above 0"),
         (["--repetition-penalty=0"], "repetition_penalty must be above 0"),
         (["--max-new-tokens=-1"], "max_new_tokens must be at least 0"),
@@ -177,7 +293,7 @@ def refused(answer: tuple[int, str, str]) -> str:
         (["--prompt=Zebra"], "does not have 'Z'"),
         (["--prompt=FILE:none.txt"], "none.txt: No such file or directory"),
         (["--checkpoint=none"], "none: no such checkpoint"),
-        (["--checkpoint=checkpoints/run/step-000005/state.json"], "this is a file"),
+        (["--checkpoint=checkpoints/run/step-000005/state.json"], "state.json: not a complete safetensors file"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -160,6 +160,25 @@ def test_a_file_may_use_hyphens_and_nanogpts_names() -> None:
     assert read_config("run.toml") == {"lr": 0.01, "batch_size": 3, "bias": True}
 
 
+def test_a_byte_order_mark_and_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    Path("run.toml").write_text('out = "~/runs/x"\ninit_from = "~/old"\n', encoding="utf-8-sig")
+    assert parse(["--config=run.toml"]).given == {"out": "/home/me/runs/x", "init_from": "/home/me/old"}
+    assert parse(["--out=~/a", "--init-from=~notes"]).given == {"out": "/home/me/a", "init_from": "~notes"}
+    assert parse(["--resume=~/a"]).resume == "/home/me/a" and parse(["--resume"]).resume == NEWEST
+    assert parse(["--replay=~/a"]).replay == "/home/me/a"
+
+
+def test_commands_that_are_shown_can_be_pasted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(monkeypatch, *SMALL, "--out", "my run") == 0
+    assert "python generate.py --checkpoint 'my run'\n" in capsys.readouterr().out
+    Path("my text.txt").touch()
+    assert call(monkeypatch, *SMALL, "--data=my texts.txt") == 2
+    assert "did you mean 'my text.txt'?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
