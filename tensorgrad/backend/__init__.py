@@ -146,9 +146,11 @@ def as_operand(name: str, x: Any) -> Any:
     Lists and arrays of a subclass of NumPy's become plain arrays. Raises TypeError, with the op's name, for what holds
     no real numbers, for masked elements, and for arrays of other libraries.
     """
-    if np.any(getattr(x, "mask", False)):
-        raise TypeError(f"{name}: a masked element has no value: give the array's filled(value)")
+    if type(x) in (float, int):
+        return x
     if isinstance(x, np.ndarray | list | tuple) and type(x) not in _by_type:
+        if np.any(getattr(x, "mask", False)):
+            raise TypeError(f"{name}: a masked element has no value: give the array's filled(value)")
         x = np.asarray(x)
     if type(x) in _by_type or isinstance(x, np.generic):
         dtype = real_dtype(name, x.dtype)
