@@ -50,19 +50,18 @@ class Accumulator:
         if gradient.shape != shape:
             raise RuntimeError(f"{node.name}: gradient of shape {gradient.shape} for an output of shape {shape}")
         is_dy = gradient is dys[0] or (len(dys) > 1 and any(gradient is dy for dy in dys))
-        owned = gradient.base is None and not is_dy
+        owned = not is_dy and gradient.base is None
         if node.is_leaf:
             if node.grad is None:
                 node.grad = gradient if owned else gradient.copy()
             else:
                 backend_of("backward", [node.grad]).add_to(node.grad, gradient)
             return
-        arrived = self.sums.get(node)
-        if arrived is None:
+        if node not in self.sums:
             heapq.heappush(self.heap, (-node.sequence, node))
             n = 1 if node.outputs is None else len(node.outputs)
-            arrived = self.sums[node] = [None] * n, [False] * n
-        sums, is_owned = arrived
+            self.sums[node] = [None] * n, [False] * n
+        sums, is_owned = self.sums[node]
         before = sums[slot]
         if before is not None:
             k = backend_of("backward", [before])

@@ -146,7 +146,7 @@ def as_operand(name: str, x: Any) -> Any:
     Lists and arrays of a subclass of NumPy's become plain arrays. Raises TypeError, with the op's name, for what holds
     no real numbers, for masked elements, and for arrays of other libraries.
     """
-    if type(x) in (float, int):
+    if isinstance(x, (int, float)):
         return x
     if isinstance(x, np.ndarray | list | tuple) and type(x) not in _by_type:
         if np.any(getattr(x, "mask", False)):
@@ -155,7 +155,5 @@ def as_operand(name: str, x: Any) -> Any:
     if type(x) in _by_type or isinstance(x, np.generic):
         dtype = real_dtype(name, x.dtype)
         return x if x.dtype == dtype else x.astype(dtype)
-    if isinstance(x, int | float):
-        return x
     given = f"{' '.join(repr(x).split()):.60} of {type(x)}"
     raise TypeError(f"{name}: {given} is not supported: give a real number, a list of them, or NumPy's or CuPy's array")
