@@ -54,6 +54,7 @@ def execute(path: Path) -> Any:
     notebook = jupytext.read(path)
     for i, cell in enumerate(notebook.cells):
         cell.id = f"{path.stem.split('_')[0]}-{i}"
+    os.environ.pop("MPLBACKEND", None)  # pictures are drawn into the notebook
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": HERE}})
     client.extra_arguments = ["--log-level=40"]  # errors alone
