@@ -20,9 +20,9 @@ from gpt.config import GPT_CONFIG_124M
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "benchmarks" / "README.md", ROOT / "checkpoints" / "README.md",
+    ROOT / "benchmarks" / "README.md", ROOT / "chapters" / "index.md", ROOT / "checkpoints" / "README.md",
 ]  # fmt: skip
-FOLDERS = ("benchmarks", "checkpoints", "docs", "gpt", "tensorgrad", "tests")  # a path in a page begins with one
+FOLDERS = ("benchmarks", "chapters", "checkpoints", "docs", "gpt", "tensorgrad", "tests")  # with which paths begin
 COMMANDS: dict[str, ModuleType] = {"gpt": gpt.__main__, "tensorgrad": tensorgrad.__main__}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -103,6 +103,13 @@ def test_each_leads_to_the_next() -> None:
         assert f"({following.stem}.ipynb)" in prose(path).rstrip().splitlines()[-1]
 
 
+@each
+def test_the_tables_list_it(path: Path) -> None:
+    for page in ("README.md", "chapters/index.md"):
+        assert f"{path.stem}.ipynb) | " in (ROOT / page).read_text()
+    assert f"{path.stem}.ipynb)" in (ROOT / "docs" / "glossary.md").read_text()
+
+
 # --------------------------------------------------------------------------------------------------
 # The library's names
 
