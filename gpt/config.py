@@ -229,9 +229,6 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2-1558m": _preset(GPT_CONFIG_1558M, **_GPT2_RUN),
 }
 
-# A NUL, and what Python makes of bytes of a file name that are not UTF-8: config.toml and manifests cannot hold them.
-_NOT_IN_FILES = re.compile("[\0\ud800-\udfff]")
-
 # A bool is an int in Python, but not in a configuration; an int is accepted for a float.
 _IS_A = {
     "int": lambda value: type(value) is int,
@@ -247,11 +244,10 @@ def _check_types(config: _Config) -> None:
         value, kinds = getattr(config, f.name), str(f.type).split(" | ")
         if not any(_IS_A[kind](value) for kind in kinds):
             raise ValueError(f"{f.name} must be {kinds[0]}, not {value!r}")
-        if isinstance(value, int):
-            _require(config, f.name, value < 2**64, "below 2**64")
-        if isinstance(value, str) and (bad := _NOT_IN_FILES.search(value)):
-            what = "a NUL character" if bad[0] == "\0" else "bytes that are not UTF-8"
-            raise ValueError(f"{f.name} {value!r} contains {what}: give, or rename the file to, a name without it")
+        _require(config, f.name, type(value) is not int or value < 2**64, "below 2**64")
+        # A file name may have bytes that are not UTF-8, which Python represents by surrogates; no TOML can hold them.
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            raise ValueError(f"{f.name} {value!r} contains NUL or bytes that are not UTF-8: rename the file")
 
 
 def _require(config: _Config, name: str, holds: bool, rule: str) -> None:

@@ -190,7 +190,7 @@ def grad(fn: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callabl
 
     fn returns a tensor of one element. Several argnums give a tuple. `grad(grad(fn))` is the second derivative.
     """
-    several = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    several = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
 
     def gradient(*xs: Any) -> Any:
         def of_chosen(*chosen: Any) -> Any:
@@ -198,7 +198,7 @@ def grad(fn: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callabl
             return fn(*(given.get(i, x) for i, x in enumerate(xs)))
 
         found = vjp(of_chosen, *(xs[i] for i in several))[1]()
-        return found[0] if isinstance(argnums, int) else found
+        return found if isinstance(argnums, Sequence) else found[0]
 
     return gradient
 

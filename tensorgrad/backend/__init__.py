@@ -99,9 +99,9 @@ def set_num_threads(n: int) -> None:
 
     The default is the number of cores. Raises ValueError for n below 1 or above the number of cores.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= cpu_count():
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= cpu_count():
         raise ValueError(f"threads: {n!r} is not a number from 1 to {cpu_count()}, the cores of this machine")
-    NumpyBackend.threads = n
+    NumpyBackend.threads = int(n)
     _current.activate()
 
 

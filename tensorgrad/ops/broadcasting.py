@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import numpy as np
+
 from tensorgrad.backend import Array, Backend
 
 Shape = tuple[int, ...]
+INTEGER = (int, np.integer)
 
 
 def shape_of(x: Any) -> Shape:

@@ -5,7 +5,7 @@ from typing import Any
 
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
-from tensorgrad.ops.broadcasting import normalize_axis
+from tensorgrad.ops.broadcasting import INTEGER, normalize_axis
 
 __all__ = ["tensordot"]
 
@@ -15,12 +15,12 @@ Axes = int | Sequence[int]
 
 @op
 def _tensordot(k: Backend, a: Array, b: Array, *, axes: int | tuple[Axes, Axes]) -> Result:
-    if isinstance(axes, int):
+    if isinstance(axes, INTEGER):
         if not 0 <= axes <= min(a.ndim, b.ndim):
             raise ValueError(f"tensordot: {a.shape} and {b.shape} have no {axes} axes to sum over")
         axes = (range(a.ndim - axes, a.ndim), range(axes))
     over_a, over_b = (
-        [normalize_axis("tensordot", i, x.ndim) for i in ([part] if isinstance(part, int) else part)]
+        [normalize_axis("tensordot", i, x.ndim) for i in ([part] if isinstance(part, INTEGER) else part)]
         for x, part in zip((a, b), axes, strict=True)
     )
     if [a.shape[i] for i in over_a] != [b.shape[i] for i in over_b]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tensorgrad.autograd import Variable, op
 from tensorgrad.backend import Array, Backend
-from tensorgrad.ops.broadcasting import Shape, normalize_axes, normalize_axis, unbroadcast
+from tensorgrad.ops.broadcasting import INTEGER, Shape, normalize_axes, normalize_axis, unbroadcast
 
 __all__ = [
     "broadcast_to", "concat", "expand_dims", "matrix_transpose", "permute_dims", "repeat", "reshape", "split",
@@ -99,7 +99,7 @@ def split(k: Backend, x: Array, *, sections: int | Sequence[int], axis: int = 0)
     """A list of parts of x along an axis. sections: the number of equal parts, or a sequence of their sizes."""
     axis, shape, dtype = normalize_axis("split", axis, x.ndim), x.shape, x.dtype
     total = shape[axis]
-    if isinstance(sections, int):
+    if isinstance(sections, INTEGER):
         if sections < 1 or total % sections:
             raise ValueError(f"split: axis {axis} of size {total} has no {sections} equal parts")
         sizes = [total // sections] * sections

@@ -4,7 +4,7 @@ from typing import Any
 
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend, as_operand
-from tensorgrad.ops.broadcasting import normalize_axes
+from tensorgrad.ops.broadcasting import INTEGER, normalize_axes
 
 __all__ = ["flip", "pad", "roll", "tile", "tril", "triu"]
 
@@ -14,7 +14,7 @@ Result = tuple[Array, Any]
 @op
 def tile(k: Backend, x: Array, *, repetitions: int | tuple[int, ...]) -> Result:
     """x repeated repetitions[i] times along axis i. dx = the sum of dy over the copies."""
-    times = (repetitions,) if isinstance(repetitions, int) else tuple(repetitions)
+    times = (repetitions,) if isinstance(repetitions, INTEGER) else tuple(repetitions)
     before, ndim = x.shape, len(times) if len(times) > x.ndim else x.ndim
     times = (1,) * (ndim - len(times)) + times
     padded = (1,) * (ndim - x.ndim) + before
@@ -40,7 +40,7 @@ def roll(k: Backend, x: Array, *, shift: int | tuple[int, ...], axis: int | tupl
 def pad(k: Backend, x: Array, *, pad_width: Any, constant: float = 0) -> Result:
     """x with `constant` around it. pad_width: a pair (before, after) for each axis, or one pair or one int for all."""
     as_operand("pad", constant)
-    widths = [(pad_width, pad_width)] if isinstance(pad_width, int) else pad_width
+    widths = [(pad_width, pad_width)] if isinstance(pad_width, INTEGER) else pad_width
     if widths and isinstance(widths[0], int):
         widths = [tuple(widths)]
     widths = list(widths) * x.ndim if len(widths) == 1 else list(widths)

@@ -191,7 +191,7 @@ def test_commands_that_are_shown_can_be_pasted(
         ("n_layer 6", "run.toml: Expected '='"),
         ("n_layer = 1\nn_layer = 2", "run.toml: Cannot overwrite a value"),
         (b"\xff", "run.toml: 'utf-8' codec can't decode"),
-        ('data = "a\\u0000b"', r"run.toml: data 'a\\x00b' contains a NUL character"),
+        ('data = "a\\u0000b"', r"run.toml: data 'a\\x00b' contains NUL or bytes that are not UTF-8: rename the file"),
     ],
 )
 def test_a_bad_file_is_named(content: str | bytes, message: str) -> None:
@@ -311,14 +311,14 @@ def test_any_number_is_refused_or_taken(
 
 
 @pytest.mark.parametrize("flag", ["data", "out", "init_from"])
-@pytest.mark.parametrize(("name", "what"), [("caf\udce9.txt", "bytes that are not UTF-8"), ("a\0b", "a NUL character")])
+@pytest.mark.parametrize("name", ["caf\udce9.txt", "a\0b"])
 def test_a_name_that_no_file_of_ours_can_hold_is_refused(
-    flag: str, name: str, what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flag: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(Path().rglob("*"))
     assert call(monkeypatch, *SMALL, f"--{flag}={name}") == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and (f"{flag} {name!r} contains {what}" in err or flag == "init_from")
+    assert err.count("\n") == 1 and (f"{flag} {name!r} contains NUL or bytes" in err or flag == "init_from")
     assert sorted(Path().rglob("*")) == before
 
 

@@ -270,3 +270,24 @@ def test_repeats_and_shifts_of_any_integer_type() -> None:
 def test_bitwise_invert() -> None:
     assert tg.bitwise_invert(Tensor([0, 5])).tolist() == [-1, -6]
     assert tg.bitwise_invert(Tensor([True, False])).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32])
+def test_numpys_integers_are_integers(integer: Any) -> None:
+    """As options of ops, one alone and in sequences."""
+    x, w, one, two = Tensor(np.arange(24.0).reshape(4, 6)), tg.ones((6, 3)), integer(1), integer(2)
+    pairs = [
+        (tg.split(x, sections=two, axis=one), tg.split(x, sections=2, axis=1)),
+        (tg.split(x, sections=[one, integer(3)]), tg.split(x, sections=[1, 3])),
+        ([tg.tile(x, two), tg.tile(x, (two, one))], [tg.tile(x, 2), tg.tile(x, (2, 1))]),
+        ([tg.pad(x, one), tg.pad(x, ((one, two), (two, one)))], [tg.pad(x, 1), tg.pad(x, ((1, 2), (2, 1)))]),
+        ([tg.tensordot(x, w, axes=one)], [tg.tensordot(x, w, axes=1)]),
+        ([tg.tensordot(x, w, axes=(one, integer(0)))], [tg.tensordot(x, w, axes=(1, 0))]),
+        ([x.sum(axis=one), x.sum(axis=(integer(0), one))], [x.sum(axis=1), x.sum(axis=(0, 1))]),
+        ([x.reshape(integer(6), integer(4)), tg.roll(x, two)], [x.reshape(6, 4), tg.roll(x, 2)]),
+    ]
+    for got, expected in pairs:
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(a.numpy(), b.numpy())
+    tg.set_num_threads(one)
+    assert tg.grad(lambda a, b: (a * b).sum(), argnums=one)(x, x).shape == (4, 6)
