@@ -24,7 +24,6 @@ from tensorgrad.memory import keep_freed_memory
 ROOT = Path("checkpoints")
 ALL_TOKENS = ("0", "none", "off", "all")  # of --top-k
 NANOGPT_NAMES = {"out_dir": "checkpoint", "start": "prompt"}  # nanoGPT's names for our flags
-NANOGPT_DEVICES = {"cpu": cpu_backend(), "cuda": "cupy"}
 NANOGPT_WITHOUT_EFFECT = ("--compile=False", "--init_from=resume")
 
 
@@ -85,8 +84,8 @@ def translate_nanogpt(word: str) -> list[str]:
     name, equals, value = word.partition("=")
     if word in NANOGPT_WITHOUT_EFFECT or name == "--dtype" and equals:
         return []
-    if name == "--device" and value in NANOGPT_DEVICES:
-        return [f"--backend={NANOGPT_DEVICES[value]}"]
+    if name == "--device" and value in ("cpu", "cuda"):
+        return [f"--backend={cpu_backend() if value == 'cpu' else 'cupy'}"]
     ours = NANOGPT_NAMES.get(name.removeprefix("--"))
     return [f"--{ours}{equals}{value}" if ours and name.startswith("--") else word]
 

@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import importlib.util
 import io
 import os
 import sys
@@ -98,8 +97,8 @@ def one_of(*names: str) -> Callable[[str], str]:
 
 
 def cpu_backend() -> str:
-    """Return the name of the fastest backend for the CPU whose package is installed."""
-    return "numba" if importlib.util.find_spec("numba") else "numpy"
+    """Return the name of the fastest backend for the CPU that runs here."""
+    return "numpy" if tg.backend.check("numba") else "numba"
 
 
 def boolean(text: str) -> bool:

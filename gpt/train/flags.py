@@ -164,4 +164,4 @@ def translate_nanogpt(word: str) -> list[str]:
         return [word]  # a path; what begins with gpt2 is downloaded by nanoGPT
     if value not in values:
         raise UserError(f"{word} has no counterpart here: {otherwise}")
-    return [flag.replace("=cpu", f"={cpu_backend()}") for flag in values[value]]
+    return [flag.replace("=cpu", f"={cpu_backend()}") if flag.endswith("=cpu") else flag for flag in values[value]]

@@ -2,14 +2,14 @@
 
 Each file holds the kernels of one family and a class with the methods of `Backend` that call them. For arrays that the
 kernels do not support, the methods call those of `NumpyBackend`. Importing this raises BackendUnavailable if Numba is
-not installed.
+not installed, and `create` where it cannot run.
 """
 
 import os
 
 from tensorgrad.backend.numba.activation import Activation
 from tensorgrad.backend.numba.attention import Attention
-from tensorgrad.backend.numba.compile import set_num_threads, use_whole_vectors
+from tensorgrad.backend.numba.compile import require_threads, set_num_threads, use_whole_vectors
 from tensorgrad.backend.numba.cross_entropy import CrossEntropy
 from tensorgrad.backend.numba.dropout import Dropout
 from tensorgrad.backend.numba.elementwise import Elementwise
@@ -48,6 +48,7 @@ def create() -> Backend:
     # kernel starts. Values that the user has set are kept.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    require_threads()
     use_whole_vectors()
     announce_compilation()
     return NumbaBackend()

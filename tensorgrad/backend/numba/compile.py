@@ -19,8 +19,8 @@ try:
     from numba.extending import overload
 except ModuleNotFoundError as error:
     raise BackendUnavailable("numba is not installed: pip install numba") from error
-except ImportError as error:  # Numba raises this for a NumPy that is too new for it
-    raise BackendUnavailable(f"numba cannot be imported: {error}") from error
+except Exception as error:  # a NumPy that is too new for it, or a variable such as NUMBA_NUM_THREADS=0
+    raise BackendUnavailable(f"numba cannot be imported: {' '.join(str(error).split())}") from error
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -180,6 +180,16 @@ def digest(folder: Path) -> str:
     """One hash of every source file in a folder."""
     sources = [path.read_bytes() for path in sorted(folder.glob("*.py"))]
     return hashlib.sha256(b"\0".join(sources)).hexdigest()
+
+
+def require_threads() -> None:
+    """Start Numba's threads; BackendUnavailable where it has none, or where NUMBA_DISABLE_JIT turns it off."""
+    if numba.config.DISABLE_JIT:
+        raise BackendUnavailable("NUMBA_DISABLE_JIT is set, so kernels would not be compiled: unset it")
+    try:
+        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    except Exception as error:  # no threading layer, or NUMBA_THREADING_LAYER names one that is not installed
+        raise BackendUnavailable(f"numba cannot start its threads: {' '.join(str(error).split())}") from error
 
 
 def set_num_threads(n: int) -> None:

@@ -3,6 +3,8 @@
 import errno
 import importlib
 import io
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -14,6 +16,8 @@ import pytest
 import tensorgrad as tg
 from tensorgrad import backend
 from tensorgrad.backend.runtime import BackendUnavailable
+
+ROOT = Path(__file__).parents[4]
 
 numba = pytest.importorskip("numba")
 
@@ -176,3 +180,27 @@ def test_numba_reports_compilations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(double, "__module__", "tensorgrad.backend.numba.example")
     assert was_compiled(compile_double())
     assert "compiling kernels (once): double" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("NUMBA_DISABLE_JIT=1", "NUMBA_DISABLE_JIT is set, so kernels would not be compiled: unset it"),
+        ("NUMBA_NUM_THREADS=0", "numba cannot be imported: Number of threads specified must be > 0."),
+        ("NUMBA_THREADING_LAYER=none", "numba cannot start its threads: The threading layer requested 'none' is unknown"),
+    ],
+)
+def test_where_numba_cannot_run_it_is_not_chosen(variable: str, message: str) -> None:
+    """Neither by auto nor by the doctor, which both say why."""
+    name, value = variable.split("=")
+    code = (
+        "import tensorgrad as tg, tensorgrad.doctor as doctor; print(tg.use_backend('auto').reason); "
+        "print(tg.softmax(tg.ones((2, 2))).numpy().sum()); print(doctor.backend_report('numba')[1])"
+    )
+    environment = {**os.environ, name: value, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    reason, total, report = result.stdout.splitlines()
+    assert reason.startswith("auto chose numpy; not ") and f"not numba: {message}" in reason
+    assert total == "2.0"
+    assert report.startswith(f"does not work: {message}")
