@@ -47,6 +47,14 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
+def read_at(descriptor: int, n_bytes: int, offset: int) -> bytes:
+    """Read from an offset of a file that os.open has opened; Windows, which has no pread, moves its position."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, n_bytes, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, n_bytes)
+
+
 def sha256_of(path: Path) -> str:
     """Return the hash of a file's contents, in hexadecimal."""
     with path.open("rb") as file:
@@ -171,7 +179,7 @@ class FolderLock:
                 if self._is_current(descriptor):
                     return descriptor
             except (BlockingIOError, PermissionError):
-                owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
+                owner = read_at(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
                 os.close(descriptor)
                 raise UserError(f"{self.path.parent}: another run is writing in it: {owner}") from None
             except OSError:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from gpt.config import UserError
-from gpt.files import file_errors, read_json, require_hash
+from gpt.files import file_errors, read_at, read_json, require_hash
 from gpt.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 Array = np.ndarray[Any, Any]
@@ -60,13 +60,13 @@ class Shard:
         """Return tokens start to stop; UserError where the file has been changed or deleted."""
         try:
             if self._descriptor is None:
-                self._descriptor = os.open(self.path, os.O_RDONLY)
+                self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # Windows
                 weakref.finalize(self, os.close, self._descriptor)
             status = os.fstat(self._descriptor)
             if not status.st_nlink:
                 raise UserError(f"{self.path}: deleted while it was in use")
             size = self.dtype.itemsize
-            data = os.pread(self._descriptor, (stop - start) * size, start * size)
+            data = read_at(self._descriptor, (stop - start) * size, start * size)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}") from error
         if status.st_size != self.n_bytes or len(data) != (stop - start) * size:

@@ -4,7 +4,6 @@ import ctypes
 import io
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -41,6 +40,11 @@ from gpt.train.footprint import (
 from gpt.train.run import configure
 from gpt.train.step import TrainingStep
 from gpt.weights import build_model
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 MAX_STEPS, MAX_SECONDS = 5, 20.0  # of the timed steps, of which there is at least one
 INDENT = " " * 9
@@ -101,7 +105,7 @@ def _warm_up(config: TrainConfig) -> None:
 
 @dataclass(frozen=True)
 class Resident:
-    """Physical memory of this process in bytes."""
+    """Physical memory of this process in bytes; 0 where the system does not say it, as Windows."""
 
     in_use: int
     peak: int
@@ -109,7 +113,10 @@ class Resident:
     @classmethod
     def now(cls) -> "Resident":
         """Return what it is now, and the most that it was."""
-        resident, peak = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        resident = peak = 0
+        if resource is not None:
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         if sys.platform == "linux":
             lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             resident, peak = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
@@ -187,7 +194,7 @@ def _time_lines(
     yield f"time     {duration(total)} for {left:,} steps and {validations:,} validations:"
     speed = f"{config.tokens_per_step / per_step:,.0f} tokens/s"
     yield f"{INDENT}{per_step * 1e3:,.3g} ms per step, {speed}, measured over {len(seconds)} steps"
-    if tg.get_backend().array_type.__module__.startswith("numpy"):
+    if before.peak and tg.get_backend().array_type.__module__.startswith("numpy"):
         need = memory(replace(config, async_save=False), vocab_size, tg.get_backend().name)
         expected, measured = predicted_peak(need, before), Resident.now().peak
         yield f"{INDENT}they used {as_size(measured)} of memory, {measured / expected - 1:+.1%} beside the prediction"
