@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -10,7 +11,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
+from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
 import numpy as np
@@ -125,14 +127,16 @@ def ordered_map(
 ) -> Generator[T]:
     """Yield the result of an encoder's method for every piece, in order; with workers=1 in this process.
 
-    At most a few pieces per worker are in flight. Raises UserError where a worker is killed.
+    At most a few pieces per worker are in flight. Raises UserError where a worker is killed or cannot start.
     """
     if workers == 1:
         encoder = Encoder(settings)
         yield from (work(encoder, piece) for piece in pieces)
         return
     # Spawned, not forked: a fork would copy the locks of this process's threads in whatever state they are.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (settings,))
+    context = get_context("spawn")
+    started = context.Event()
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (settings, started))
     waiting: deque[Future[T]] = deque()
     try:
         for piece in pieces:
@@ -143,14 +147,24 @@ def ordered_map(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
+        if not started.is_set():
+            guard = 'a script that prepares data needs the line `if __name__ == "__main__":` above the call'
+            raise UserError(f"no worker process could start: {guard}, or workers=1") from None
         why = "perhaps because memory ran out (fewer --workers need less)"
         raise UserError(f"a worker process was killed, {why}; the same command continues from here") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(settings: Settings) -> None:
+def end_if_importing() -> None:
+    """End a worker that is still importing the script that started it, and would prepare the data once more."""
+    if getattr(current_process(), "_inheriting", False):
+        sys.exit(1)  # its parent says why
+
+
+def _start_worker(settings: Settings, started: Event) -> None:
     global _encoder
+    started.set()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     _encoder = Encoder(settings)
 
@@ -169,7 +183,10 @@ def _work(work: Callable[[Encoder, Piece], S], piece: Piece) -> S:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Delay Ctrl-C until the end of the block. A process that starts inside never receives it."""
+    """Delay Ctrl-C until the end of the block. A process that starts inside never receives it; not on Windows."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -18,7 +18,7 @@ from typing import Any
 
 from gpt.config import BPE_VOCAB_SIZE, ENCODING_ERRORS, TOKENIZERS, UserError, nearest
 from gpt.data.documents import FIELD, PIECE_BYTES, Place, Source, find_sources, inspect, pieces
-from gpt.data.encoding import Encoded, Encoder, Settings, ordered_map, separator_of
+from gpt.data.encoding import Encoded, Encoder, Settings, end_if_importing, ordered_map, separator_of
 from gpt.data.shards import DTYPES, FORMAT, MANIFEST, PROGRESS, SPLITS, TOKENIZER, VERSION, dtype_name, read_manifest
 from gpt.data.writing import ShardWriter, write_json
 from gpt.files import FolderLock, sha256_of
@@ -93,6 +93,7 @@ def prepare(options: Preparation, *, workers: int = 1, show: bool = False) -> di
     The result does not depend on `workers`. show: the progress, on stderr. Raises UserError for
     sources that cannot be read and for a folder with other files; what is done by then is kept.
     """
+    end_if_importing()
     folder = Path(os.path.expanduser(options.out))
     earlier = _read_earlier(folder)
     sources = _inspect_all(find_sources(options.sources), show)

@@ -28,7 +28,7 @@ from gpt.data.prepare import Preparation, prepare
 from gpt.data.shards import load_prepared
 from gpt.tokenizer import BPETokenizer, CharTokenizer
 from gpt.tokenizer.bpe import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN
-from tests.processes import finish, wait_until
+from tests.processes import HANG_S, finish, wait_until
 
 ROOT = Path(__file__).parents[3]
 POEM = "The sea, the sea!\nGrey at dawn,\n\n  and 1234 gulls.\r\nThey're gone\tnow.\n"
@@ -302,6 +302,28 @@ def corpus() -> None:
             "c.txt": text(3),
         }
     )
+
+
+SCRIPT = """
+from gpt.data.prepare import Preparation, prepare
+print("begins")
+{guard}prepare(Preparation(["a.txt"], "out", tokenizer="char", piece_bytes=64), workers=2)
+"""
+
+
+@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__': "])
+def test_a_script_without_a_main_guard_is_told_so(guard: str) -> None:
+    written({"a.txt": "to be or not to be\n" * 20})
+    Path("script.py").write_text(SCRIPT.format(guard=guard))
+    command = [sys.executable, "script.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
+    if guard:
+        assert (result.returncode, result.stderr) == (0, "")
+        return
+    line = 'needs the line `if __name__ == "__main__":` above the call, or workers=1'
+    assert result.stderr.count("Traceback") <= 2 and "memory" not in result.stderr  # that of the pool, and the error
+    assert result.stderr.splitlines()[-1].endswith(f"no worker process could start: a script that prepares data {line}")
 
 
 def test_any_number_of_workers_gives_the_same() -> None:

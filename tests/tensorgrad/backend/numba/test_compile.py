@@ -187,7 +187,7 @@ def test_numba_reports_compilations(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("NUMBA_DISABLE_JIT=1", "NUMBA_DISABLE_JIT is set, so kernels would not be compiled: unset it"),
         ("NUMBA_NUM_THREADS=0", "numba cannot be imported: Number of threads specified must be > 0."),
-        ("NUMBA_THREADING_LAYER=none", "numba cannot start its threads: The threading layer requested 'none' is unknown"),
+        ("NUMBA_THREADING_LAYER=none", "numba cannot start its threads: The threading layer requested 'none'"),
     ],
 )
 def test_where_numba_cannot_run_it_is_not_chosen(variable: str, message: str) -> None:
