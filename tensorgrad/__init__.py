@@ -38,9 +38,13 @@ def __getattr__(name: str) -> Any:
     if name in ("amp", "distributed"):
         return importlib.import_module(f"tensorgrad.{name}")
     if name not in _LAZY:
-        raise AttributeError(f"module 'tensorgrad' has no attribute {name!r}")
+        hints = importlib.import_module("tensorgrad.hints")
+        raise AttributeError(hints.missing("tensorgrad", name, __dir__(), methods=dir(Tensor)))
     return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY, "amp", "distributed"])
+
+
+del globals()["tensor"]  # the module: people who write tg.tensor(data) are told of asarray

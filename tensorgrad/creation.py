@@ -6,12 +6,14 @@ import numpy as np
 
 from tensorgrad.backend import Array, as_operand, get_backend
 from tensorgrad.backend.arrays import real_dtype
+from tensorgrad.calls import explained
 from tensorgrad.random import Stream, default_generator
 from tensorgrad.tensor import Tensor, kernels_of
 
 Shape = int | tuple[int, ...]
 
 
+@explained
 def asarray(data: Any, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
     """A tensor from an array, which is not copied, a number, or nested lists of numbers.
 
@@ -22,21 +24,25 @@ def asarray(data: Any, dtype: Any = None, *, requires_grad: bool = False) -> Ten
     return Tensor(data, requires_grad, dtype=dtype)
 
 
+@explained
 def zeros(shape: Shape, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
     """All 0."""
     return Tensor(get_backend().xp.zeros(shape, real_dtype("zeros", dtype)), requires_grad)
 
 
+@explained
 def ones(shape: Shape, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
     """All 1."""
     return Tensor(get_backend().xp.ones(shape, real_dtype("ones", dtype)), requires_grad)
 
 
+@explained
 def empty(shape: Shape, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
     """Uninitialised memory."""
     return Tensor(get_backend().xp.empty(shape, real_dtype("empty", dtype)), requires_grad)
 
 
+@explained
 def full(shape: Shape, value: float, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
     """All `value`; dtype None is float32 for a float, int64 for an int, bool for a bool."""
     _require_real("full", value)
@@ -45,22 +51,26 @@ def full(shape: Shape, value: float, dtype: Any = None, *, requires_grad: bool =
     return Tensor(get_backend().xp.full(shape, value, real_dtype("full", dtype)), requires_grad)
 
 
+@explained
 def zeros_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
     """All 0, of x's shape, on its backend, and of its dtype unless another is given."""
     return full_like(x, 0, dtype, requires_grad=requires_grad)
 
 
+@explained
 def ones_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
     """All 1, of x's shape, on its backend, and of its dtype unless another is given."""
     return full_like(x, 1, dtype, requires_grad=requires_grad)
 
 
+@explained
 def empty_like(x: Tensor, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
     """Uninitialised memory, of x's shape, on its backend, and of its dtype unless another is given."""
     dtype = x.dtype if dtype is None else real_dtype("empty_like", dtype)
     return _beside(x, kernels_of(x).xp.empty(x.shape, dtype), requires_grad)
 
 
+@explained
 def full_like(x: Tensor, value: float, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
     """All `value`, of x's shape, on its backend, and of its dtype unless another is given."""
     _require_real("full_like", value)
@@ -80,6 +90,7 @@ def _require_real(name: str, value: Any) -> None:
         as_operand(name, value)
 
 
+@explained
 def arange(
     start: float, stop: float | None = None, step: float = 1, dtype: Any = None, *, requires_grad: bool = False
 ) -> Tensor:
@@ -90,17 +101,20 @@ def arange(
     return Tensor(get_backend().xp.arange(start, stop, step, dtype=real_dtype("arange", dtype)), requires_grad)
 
 
+@explained
 def linspace(start: float, stop: float, num: int, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
     """`num` evenly spaced numbers from start to stop, both included."""
     start, stop = as_operand("linspace", start), as_operand("linspace", stop)
     return Tensor(get_backend().xp.linspace(start, stop, num, dtype=real_dtype("linspace", dtype)), requires_grad)
 
 
+@explained
 def eye(n_rows: int, n_cols: int | None = None, dtype: Any = np.float32, *, requires_grad: bool = False) -> Tensor:
     """1 on the diagonal, 0 elsewhere."""
     return Tensor(get_backend().xp.eye(n_rows, n_cols, dtype=real_dtype("eye", dtype)), requires_grad)
 
 
+@explained
 def uniform(
     shape: Shape, low: float = 0.0, high: float = 1.0, dtype: Any = np.float32, *, requires_grad: bool = False
 ) -> Tensor:
@@ -109,6 +123,7 @@ def uniform(
     return Tensor(default_generator.uniform(shape, low, high, dtype, stream=Stream.INIT), requires_grad)
 
 
+@explained
 def normal(
     shape: Shape, mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32, *, requires_grad: bool = False
 ) -> Tensor:

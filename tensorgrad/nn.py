@@ -18,11 +18,14 @@ from tensorgrad.tensor import Tensor
 if TYPE_CHECKING:
     pass
 
+LATER = ("GELU", "ModuleList", "ReLU", "Sequential", "Tanh")  # imported when they are first used
+
 
 def __getattr__(name: str) -> Any:
-    if name not in ("GELU", "ModuleList", "ReLU", "Sequential", "Tanh"):
-        raise AttributeError(f"module 'tensorgrad.nn' has no attribute {name!r}")
-    return getattr(importlib.import_module("tensorgrad.containers"), name)
+    if name in LATER:
+        return getattr(importlib.import_module("tensorgrad.containers"), name)
+    known = [*globals(), *LATER]
+    raise AttributeError(importlib.import_module("tensorgrad.hints").missing("tensorgrad.nn", name, known, dir(ops)))
 
 
 class StateDictError(ValueError):

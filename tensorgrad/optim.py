@@ -1,5 +1,6 @@
 """Optimisers, gradient clipping and the learning-rate schedule."""
 
+import importlib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -8,6 +9,11 @@ from tensorgrad.autograd import Leaf, note_write
 from tensorgrad.backend import Array, backend_of
 from tensorgrad.backend.arrays import is_half
 from tensorgrad.tensor import Tensor
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(importlib.import_module("tensorgrad.hints").missing("tensorgrad.optim", name, globals()))
+
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 

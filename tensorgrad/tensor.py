@@ -63,6 +63,12 @@ class Tensor(Variable):
         if requires_grad:
             self.requires_grad = True
 
+    def __getattr__(self, name: str) -> Any:  # called for names that are not there
+        if name.startswith("_"):
+            raise AttributeError(name)
+        hints, functions = (importlib.import_module(module) for module in ("tensorgrad.hints", "tensorgrad"))
+        raise AttributeError(hints.missing("Tensor", name, dir(Tensor), dir(functions)))
+
     # --- attributes -----------------------------------------------------------------------------
 
     @property

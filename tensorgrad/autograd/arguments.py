@@ -6,13 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tensorgrad.autograd.mode import mode
+from tensorgrad.calls import bind
 
 
 class Arguments:
-    """What `fn(k, *operands, **options)` takes: positional parameters are operands, keyword-only ones options.
-
-    `ctx` is no argument of the op: the tape gives it, where fn names it.
-    """
+    """What `fn(k, *operands, **options)` takes but `ctx`: positional parameters are operands, keyword-only options."""
 
     def __init__(self, name: str, fn: Callable[..., Any]) -> None:
         parameters = list(inspect.signature(fn).parameters.values())[1:]
@@ -30,10 +28,7 @@ class Arguments:
     def sort(self, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return operands and options. Raises TypeError if they do not fit, or an option requires a gradient."""
         if len(positional) > self.n_operands or not named.keys() <= self.options:
-            try:
-                named = self._by_position.bind(*positional, **named).arguments
-            except TypeError as error:
-                raise TypeError(f"{self.name}: {error}; it takes {', '.join(self._by_position.parameters)}") from None
+            named = bind(self.name, self._by_position, positional, named)
             positional = tuple([named.pop(name, default) for name, default in self.operands.items()])
         for name, value in named.items():
             if getattr(value, "edge", None) is not None and mode.recording:

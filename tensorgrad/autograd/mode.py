@@ -20,9 +20,12 @@ mode = Mode()
 
 
 class no_grad(ContextDecorator):
-    """Record nothing and save nothing for backward; a context manager and a decorator."""
+    """Record nothing and save nothing for backward; a context manager and a decorator, with and without parentheses."""
 
     recording = False
+
+    def __new__(cls, fn: Any = None) -> Any:
+        return super().__new__(cls) if fn is None else cls()(fn)
 
     def __init__(self) -> None:
         self._before: list[bool] = []  # one for every block that was entered and not yet left

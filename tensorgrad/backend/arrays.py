@@ -29,6 +29,8 @@ def real_dtype(name: str, dtype: Any) -> Any:
         known = np.dtype(dtype)
     except TypeError:
         hint = f"give one of NumPy's, such as {str(dtype).removeprefix('torch.') if '.' in str(dtype) else 'float32'!r}"
+        if isinstance(dtype, int):
+            hint = f"a shape is one tuple, as in {name}((2, 3))"
         if dtype == "bfloat16":
             hint = "NumPy has no such numbers without ml_dtypes: pip install ml_dtypes"
         raise TypeError(f"{name}: dtype {dtype!r} is unknown: {hint}") from None

@@ -9,7 +9,6 @@ from tensorgrad.ops.attention import *
 from tensorgrad.ops.comparison import *
 from tensorgrad.ops.cross_entropy import *
 from tensorgrad.ops.dropout import *
-from tensorgrad.ops.einsum import *
 from tensorgrad.ops.elementwise import *
 from tensorgrad.ops.embedding import *
 from tensorgrad.ops.indexing import *
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 # What a training step does without is imported when it is first used: name -> family.
 LATER = {
-    "tensordot": "contraction",
+    **dict.fromkeys(["einsum", "tensordot"], "contraction"),
     **dict.fromkeys(["flip", "pad", "roll", "tile", "tril", "triu"], "rearrangement"),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tensorgrad.autograd import Variable, op
 from tensorgrad.backend import Array, Backend
+from tensorgrad.calls import explained
 from tensorgrad.ops.broadcasting import INTEGER, Shape, normalize_axes, normalize_axis, unbroadcast
 
 __all__ = [
@@ -70,6 +71,7 @@ def _concat(k: Backend, *arrays: Array, axis: int) -> Result:
     return k.xp.concatenate(arrays, axis=axis), lambda dy: tuple(k.xp.split(dy, ends, axis))
 
 
+@explained
 def concat(arrays: Sequence[Any], axis: int | None = 0) -> Any:
     """Arrays joined along an existing axis; None flattens them first. At least one must be a Tensor."""
     if not arrays:
@@ -87,6 +89,7 @@ def _stack(k: Backend, *arrays: Array, axis: int) -> Result:
     return k.xp.stack(arrays, axis=axis), lambda dy: tuple(dy[(slice(None),) * axis + (i,)] for i in range(n))
 
 
+@explained
 def stack(arrays: Sequence[Any], axis: int = 0) -> Any:
     """Arrays of one shape joined along a new axis. At least one must be a Tensor."""
     if not arrays:
