@@ -1,4 +1,4 @@
-"""`python -m gpt compare`: the table, what differs, the picture, and one line for every mistake."""
+"""`python -m gpt compare`: the table of runs, the differing settings, the plot, and one-line user errors."""
 
 import json
 import sys
@@ -34,25 +34,27 @@ def call(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
     monkeypatch.setattr(sys, "argv", ["compare", *argv])
     try:
         return run_program(compare.main, "python -m gpt compare")
-    except SystemExit as leaving:
-        assert isinstance(leaving.code, int)
-        return leaving.code
+    except SystemExit as exited:
+        assert isinstance(exited.code, int)
+        return exited.code
 
 
-def test_the_table_and_what_differs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_and_the_differing_settings_are_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_run("a/run", 4, lr=0.25, seed=1, threads=1)
     write_run("b/run", 6, seed=2, lr_decay_iters=5)
     assert call(monkeypatch, "a/run", "b/run", "--out", "x.png") == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == ["a/run", "4", "2.6000", "2.7500", "2.5000", "2", "1,002"]
     assert lines[2] == ["b/run", "6", "2.4000", "2.7500", "2.5000", "2", "1,004"]
-    said = [" ".join(line) for line in lines[3:]]
-    assert "seed: 1 in a/run, 2 in b/run" in said
-    assert "lr_decay_iters: not set in a/run, 5 in b/run" in said
-    assert not [line for line in said if line.startswith("threads")]
+    differences = [" ".join(line) for line in lines[3:]]
+    assert "seed: 1 in a/run, 2 in b/run" in differences
+    assert "lr_decay_iters: not set in a/run, 5 in b/run" in differences
+    assert not [line for line in differences if line.startswith("threads")]
 
 
-def test_the_picture(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plot_is_written_as_a_png(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     write_run("a", 4)
     assert call(monkeypatch, "a", "a") == 0
@@ -60,7 +62,7 @@ def test_the_picture(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert "a (2)" in capsys.readouterr().out
 
 
-def test_without_matplotlib_there_is_the_table(
+def test_the_table_is_printed_without_matplotlib(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workplace: Path
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"] or ["matplotlib"]:
@@ -71,7 +73,7 @@ def test_without_matplotlib_there_is_the_table(
     assert not list(workplace.glob("*.png"))
 
 
-def test_a_plot_that_fails_leaves_the_table(
+def test_the_table_is_printed_when_plotting_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -95,7 +97,7 @@ def test_a_plot_that_fails_leaves_the_table(
         ([], "the following arguments are required: RUN"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")

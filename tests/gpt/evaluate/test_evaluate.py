@@ -1,4 +1,4 @@
-"""The loss over a whole text against a loop that predicts one token at a time, and the estimate."""
+"""The loss over a whole text, compared with a loop that predicts one token at a time, and the loss estimate."""
 
 import math
 
@@ -23,12 +23,12 @@ def model() -> GPT:
     config = GPTConfig(block_size=T, vocab_size=7, n_layer=1, n_head=2, n_embd=8, dropout=0.5)
     model = GPT(config)
     for p in model.parameters():
-        p.data *= 20  # far from the even guess that every window would lose the same by
+        p.data *= 20  # far from uniform predictions, which give every window the same loss
     return model
 
 
-def one_by_one(model: GPT, tokens: np.ndarray, block_size: int) -> float:
-    """The same mean from the last logits of every context: no windows of targets, no batches."""
+def mean_loss_token_by_token(model: GPT, tokens: np.ndarray, block_size: int) -> float:
+    """The mean loss from the last logits of every context, without windows of targets and without batches."""
     model.eval()
     losses = []
     for i in range(1, len(tokens)):
@@ -40,15 +40,15 @@ def one_by_one(model: GPT, tokens: np.ndarray, block_size: int) -> float:
     return float(np.mean(losses))
 
 
-@pytest.mark.parametrize("n", [2, 4, 5, 6, 13, 15])  # with a rest, without, and with nothing else
+@pytest.mark.parametrize("n", [2, 4, 5, 6, 13, 15])  # full windows with and without a remainder, and only a remainder
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_every_token_counts_once(model: GPT, n: int, batch_size: int) -> None:
-    expected = one_by_one(model, TOKENS[:n], T)
+def test_every_token_is_scored_once(model: GPT, n: int, batch_size: int) -> None:
+    expected = mean_loss_token_by_token(model, TOKENS[:n], T)
     assert evaluate(model, TOKENS[:n], batch_size=batch_size) == pytest.approx(expected, rel=1e-5)
 
 
-def test_windows_may_be_shorter_than_the_models(model: GPT) -> None:
-    assert evaluate(model, TOKENS, block_size=3) == pytest.approx(one_by_one(model, TOKENS, 3))
+def test_windows_may_be_shorter_than_the_block_size_of_the_model(model: GPT) -> None:
+    assert evaluate(model, TOKENS, block_size=3) == pytest.approx(mean_loss_token_by_token(model, TOKENS, 3))
 
 
 @pytest.mark.parametrize("n", [0, 1])
@@ -57,7 +57,7 @@ def test_too_few_tokens_are_refused(model: GPT, n: int) -> None:
         evaluate(model, TOKENS[:n])
 
 
-def test_an_estimate_is_the_mean_over_its_batches_and_the_same_again(model: GPT) -> None:
+def test_an_estimate_is_the_mean_over_its_batches_and_is_reproducible(model: GPT) -> None:
     loader = DataLoader(TOKENS, batch_size=2, block_size=T, seed=1)
     before = tg.random.default_generator.state_dict()
     first = estimate_loss(model, loader, 3)
@@ -65,11 +65,11 @@ def test_an_estimate_is_the_mean_over_its_batches_and_the_same_again(model: GPT)
         expected = np.mean([model(*loader.batch(i))[1].item() for i in range(3)])
     assert first == pytest.approx(expected)
     assert estimate_loss(model, loader, 3) == first
-    assert tg.random.default_generator.state_dict() == before  # training goes on undisturbed
+    assert tg.random.default_generator.state_dict() == before  # the generator of the training is unchanged
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_as_before_whatever_happens(model: GPT, training: bool) -> None:
+def test_evaluating_restores_the_mode_after_an_error(model: GPT, training: bool) -> None:
     model.train(training)
     with pytest.raises(ZeroDivisionError), evaluating(model):
         assert not model.training
@@ -80,15 +80,15 @@ def test_the_mode_is_as_before_whatever_happens(model: GPT, training: bool) -> N
 
 
 # --------------------------------------------------------------------------------------------------
-# With a stride: each token once, from what its window has before it
+# With a stride: each token is scored once, given the tokens before it in its window
 
 
-def by_hand(model: GPT, tokens: np.ndarray, stride: int) -> tuple[float, int]:
-    """-log p of every token but the first, in float64; where its window begins is looked up, one by one."""
+def reference_score(model: GPT, tokens: np.ndarray, stride: int) -> tuple[float, int]:
+    """The sum of -log p over every token but the first, in float64; the window of each token is searched for."""
     model.eval()
     total = 0.0
     for i in range(1, len(tokens)):
-        start = next(s for s in range(0, len(tokens), stride) if s + T >= i)  # the first window that reaches it
+        start = next(s for s in range(0, len(tokens), stride) if s + T >= i)  # the first window that includes it
         logits = model(tokens[start:i].astype(np.int64)[None])[0].numpy()[0, 0].astype(np.float64)
         total += np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[tokens[i]]
     return float(total), len(tokens) - 1
@@ -97,21 +97,21 @@ def by_hand(model: GPT, tokens: np.ndarray, stride: int) -> tuple[float, int]:
 @pytest.mark.parametrize("n", [2, 4, 5, 6, 9, 13, 15])
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_with_a_stride_every_token_counts_once_and_has_its_context(
+def test_with_a_stride_every_token_is_scored_once_with_its_context(
     model: GPT, n: int, stride: int, batch_size: int
 ) -> None:
     token_bytes = np.arange(7) + 1
-    done: list[int] = []
+    advanced: list[int] = []
     found = score(
-        model, TOKENS[:n], stride=stride, batch_size=batch_size, token_bytes=token_bytes, advance=done.append
+        model, TOKENS[:n], stride=stride, batch_size=batch_size, token_bytes=token_bytes, advance=advanced.append
     )  # fmt: skip
-    nats, n_tokens = by_hand(model, TOKENS[:n], stride)
+    nats, n_tokens = reference_score(model, TOKENS[:n], stride)
     assert found.nats == pytest.approx(nats, rel=1e-5)
-    assert found.n_tokens == sum(done) == n_tokens
+    assert found.n_tokens == sum(advanced) == n_tokens
     assert found.n_bytes == int((TOKENS[1:n] + 1).sum())
 
 
-def test_a_score_against_pytorch_in_float64(model: GPT) -> None:
+def test_a_score_equals_pytorch_in_float64(model: GPT) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
     model.eval()
     logits, _ = model(TOKENS[None, :T].astype(np.int64), TOKENS[None, 1 : T + 1].astype(np.int64))
@@ -124,7 +124,7 @@ def test_a_score_against_pytorch_in_float64(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("stride", [-1, 5])
-def test_a_stride_that_is_none(model: GPT, stride: int) -> None:
+def test_a_stride_out_of_range_is_rejected(model: GPT, stride: int) -> None:
     with pytest.raises(ValueError, match=f"^stride {stride} is not between 1 and block_size 4$"):
         score(model, TOKENS, stride=stride)
 

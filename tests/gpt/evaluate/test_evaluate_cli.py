@@ -1,4 +1,4 @@
-"""python -m gpt evaluate from outside: its figures against a sum by hand, its sources, its errors."""
+"""`python -m gpt evaluate`: its scores, compared with a sum computed by hand, its sources and its errors."""
 
 import json
 import math
@@ -26,7 +26,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A text, the same prepared, and a run on each tokenizer."""
+    """A text, the same text prepared with each tokenizer, and a run trained with each tokenizer."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch, tg.use_backend("numpy"):
         patch.chdir(home)
@@ -54,8 +54,8 @@ def call(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     return call
 
 
-def by_hand(run: str, text: str) -> tuple[float, int, int]:
-    """Nats, tokens and bytes of a text, one token at a time, in windows of 8 that do not overlap."""
+def sum_by_hand(run: str, text: str) -> tuple[float, int, int]:
+    """The nats, tokens and bytes of a text, computed one token at a time in non-overlapping windows of 8 tokens."""
     checkpoint = load_checkpoint(run, optimizer=False)
     model, tokens = checkpoint.build_model(), checkpoint.tokenizer.encode(text)
     model.eval()
@@ -68,11 +68,11 @@ def by_hand(run: str, text: str) -> tuple[float, int, int]:
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
-def test_figures_are_those_of_a_sum_by_hand(call: Any, tokenizer: str) -> None:
+def test_scores_equal_a_sum_computed_by_hand(call: Any, tokenizer: str) -> None:
     status, out, err = call(f"run-{tokenizer}", "--data=text.txt", "--json")
     assert (status, err) == (0, "")
     found = json.loads(out)
-    nats, n_tokens, n_bytes = by_hand(f"run-{tokenizer}", TEXT[int(len(TEXT) * 0.9) :])
+    nats, n_tokens, n_bytes = sum_by_hand(f"run-{tokenizer}", TEXT[int(len(TEXT) * 0.9) :])
     assert (found["tokens"], found["bytes"]) == (n_tokens, n_bytes)
     assert found["loss"] == pytest.approx(nats / n_tokens, rel=1e-5)
     assert found["perplexity"] == pytest.approx(math.exp(nats / n_tokens), rel=1e-5)
@@ -80,19 +80,19 @@ def test_figures_are_those_of_a_sum_by_hand(call: Any, tokenizer: str) -> None:
     assert (found["stride"], found["block_size"], found["split"]) == (8, 8, "val")
 
 
-def test_prepared_data_scores_as_its_text(call: Any) -> None:
+def test_prepared_data_gets_the_same_score_as_its_text(call: Any) -> None:
     parts = [
         json.loads(call("run-char", "--data=char", f"--split={name}", "--json")[1]) for name in ("train", "val", "all")
     ]
     cut = parts[0]["tokens"] + 1  # the first token of each part is not predicted
-    train_part, val_part = (by_hand("run-char", text) for text in (TEXT[:cut], TEXT[cut:]))
+    train_part, val_part = (sum_by_hand("run-char", text) for text in (TEXT[:cut], TEXT[cut:]))
     assert parts[0]["loss"] == pytest.approx(train_part[0] / train_part[1], rel=1e-5)
     assert parts[1]["loss"] == pytest.approx(val_part[0] / val_part[1], rel=1e-5)
     assert parts[2]["tokens"] == train_part[1] + val_part[1] == len(TEXT) - 2
     assert parts[2]["loss"] == pytest.approx((train_part[0] + val_part[0]) / parts[2]["tokens"], rel=1e-5)
 
 
-def test_a_smaller_stride_and_the_same_again(call: Any) -> None:
+def test_a_smaller_stride_changes_the_loss_and_scores_are_reproducible(call: Any) -> None:
     first, again = (json.loads(call("run-char", "--data=char", "--stride=2", "--json")[1]) for _ in range(2))
     whole = json.loads(call("run-char", "--data=char", "--json")[1])
     assert first.pop("tokens_per_s") and again.pop("tokens_per_s")
@@ -100,7 +100,7 @@ def test_a_smaller_stride_and_the_same_again(call: Any) -> None:
     assert first["tokens"] == whole["tokens"] and first["loss"] != whole["loss"]
 
 
-def test_for_people(call: Any) -> None:
+def test_the_report_is_readable_without_json(call: Any) -> None:
     status, out, _ = call("run-bpe/step-000004", "--data=text.txt", "--split=all", "--stride=4")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == [
@@ -109,7 +109,7 @@ def test_for_people(call: Any) -> None:
     assert "text.txt, all: " in out and "of 8 tokens, every 4" in out
 
 
-def test_end_of_text_is_no_byte_of_it(call: Any) -> None:
+def test_end_of_text_tokens_count_no_bytes(call: Any) -> None:
     Path("two").mkdir(exist_ok=True)
     for name in ("a.txt", "b.txt"):
         Path("two", name).write_text(TEXT[:100])
@@ -121,7 +121,7 @@ def test_end_of_text_is_no_byte_of_it(call: Any) -> None:
     assert found["bytes"] == 2 * len(TEXT[:100].encode()) - first
 
 
-def test_weights_of_a_hugging_face_gpt2(call: Any, home: Path) -> None:
+def test_hugging_face_gpt2_weights_are_evaluated(call: Any, home: Path) -> None:
     rng = np.random.default_rng(0)
     shapes = {"wte.weight": (50257, 64), "wpe.weight": (16, 64), "ln_f.weight": (64,), "ln_f.bias": (64,)}
     for name, shape in {
@@ -139,7 +139,7 @@ def test_weights_of_a_hugging_face_gpt2(call: Any, home: Path) -> None:
     )
     found = json.loads(call("hf/model.safetensors", "--data=text.txt", "--json")[1])
     assert found["tokenizer"] == "gpt2" and found["block_size"] == 16
-    assert found["loss"] == pytest.approx(math.log(50257), abs=0.1)  # it knows nothing
+    assert found["loss"] == pytest.approx(math.log(50257), abs=0.1)  # random weights predict almost uniformly
     assert json.loads(call("hf", "--data=text.txt", "--json")[1])["loss"] == found["loss"]
 
 
@@ -157,12 +157,12 @@ def test_weights_of_a_hugging_face_gpt2(call: Any, home: Path) -> None:
         (["run-char", "--data=text.txt", "--split=test"], "unknown value 'test'"),
     ],
 )
-def test_mistakes_are_one_line(call: Any, flags: list[str], message: str) -> None:
+def test_user_errors_are_one_line(call: Any, flags: list[str], message: str) -> None:
     Path("one.txt").write_text("1")
     Path("odd.txt").write_text("@" * 100)
     try:
         status, out, err = call(*flags)
-    except SystemExit as stopped:  # argparse's way
+    except SystemExit as stopped:  # raised by argparse
         status = stopped.code
         return
     assert status == 2 and out == ""

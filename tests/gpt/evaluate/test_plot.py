@@ -1,4 +1,4 @@
-"""Pictures of training: what is drawn is what was written, however long the run, and no picture is ever half there."""
+"""Plots of training: they show the recorded metrics, for runs of any length, and are written atomically."""
 
 import json
 import os
@@ -25,14 +25,14 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def history(n: int, every: int = 10, loss: Any = lambda step: 1 + 1 / step) -> History:
-    made = History()
+    run_history = History()
     for step in range(1, n + 1):
         validation = {"val_loss": loss(step) + 0.1} if step % every == 0 else {}
-        made.add(step, {"loss": loss(step), "lr": 1e-3, "grad_norm": 1.0, **validation})
-    return made
+        run_history.add(step, {"loss": loss(step), "lr": 1e-3, "grad_norm": 1.0, **validation})
+    return run_history
 
 
-def test_a_history_is_what_the_lines_say(tmp_path: Path) -> None:
+def test_a_history_is_read_from_the_lines_of_the_metrics_file(tmp_path: Path) -> None:
     rows = [{"step": i, "loss": i / 2, "lr": 0.1, **({"val_loss": 9.0 - i} if i % 2 else {})} for i in range(1, 6)]
     lines = [json.dumps(row) for row in rows]
     (tmp_path / METRICS).write_text("\n".join([*lines, "{", '{"step": 7}', "[]", '{"step": 8, "lo']))
@@ -44,7 +44,7 @@ def test_a_history_is_what_the_lines_say(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 50), st.integers(1, 20))
-def test_a_curve_has_as_many_points_as_asked_for_and_their_mean(n: int, points: int) -> None:
+def test_a_curve_has_at_most_the_requested_points_and_each_is_a_mean(n: int, points: int) -> None:
     steps, values = history(n, loss=lambda step: 2.0 * step).curve("loss", points)
     assert len(steps) <= points
     np.testing.assert_allclose(values, 2 * steps)
@@ -53,14 +53,14 @@ def test_a_curve_has_as_many_points_as_asked_for_and_their_mean(n: int, points: 
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))
-def test_smoothing_is_a_running_mean_that_lags_behind_nowhere(values: list[float]) -> None:
+def test_smoothing_is_a_centered_running_mean(values: list[float]) -> None:
     half = len(values) // 40
     for i, value in enumerate(smooth(np.array(values))):
         reach = min(half, i, len(values) - 1 - i)
         assert value == pytest.approx(np.mean(values[i - reach : i + reach + 1]), rel=1e-6, abs=1e-5)
 
 
-def test_a_step_without_a_finite_loss_leaves_the_others_as_they_are() -> None:
+def test_a_step_without_a_finite_loss_does_not_change_the_others() -> None:
     values = np.full(200, 2.0)
     values[[0, 50, 51, 199]] = [np.nan, np.inf, -np.inf, np.nan]
     smoothed = smooth(values)
@@ -71,7 +71,7 @@ def test_a_step_without_a_finite_loss_leaves_the_others_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "made",
+    "run_history",
     [
         history(1, every=1),
         history(3, every=99),
@@ -82,38 +82,38 @@ def test_a_step_without_a_finite_loss_leaves_the_others_as_they_are() -> None:
         history(100, loss=lambda step: 2.0),
     ],
 )
-def test_any_run_can_be_drawn(made: History, tmp_path: Path) -> None:
+def test_any_run_can_be_drawn(run_history: History, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_run(tmp_path / "loss.png", made, "a run with an_underscore and $ 100 % \u4e00"[:30])
+        draw_run(tmp_path / "loss.png", run_history, "a run with an_underscore and $ 100 % \u4e00"[:30])
     assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
 
 
-def test_many_runs_in_one_picture(tmp_path: Path) -> None:
+def test_many_runs_are_drawn_in_one_plot(tmp_path: Path) -> None:
     draw_comparison(tmp_path / "all.png", {f"run{i}": history(30 + i, every=10 + 90 * (i % 2)) for i in range(16)})
     assert (tmp_path / "all.png").read_bytes().startswith(PNG)
 
 
-def test_an_interrupted_picture_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_plot_keeps_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 
     path = tmp_path / "loss.png"
     draw_run(path, history(10), "")
     before = path.read_bytes()
 
-    def half(self: Any, file: BinaryIO, **options: Any) -> None:
+    def write_partly(self: Any, file: BinaryIO, **options: Any) -> None:
         file.write(PNG)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Figure, "savefig", half)
+    monkeypatch.setattr(Figure, "savefig", write_partly)
     with pytest.raises(OSError):
         draw_run(path, history(20), "")
     assert path.read_bytes() == before
     assert [there.name for there in tmp_path.iterdir()] == ["loss.png"]
 
 
-def test_drawing_loads_no_window_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_does_not_import_pyplot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
@@ -122,7 +122,7 @@ def test_drawing_loads_no_window_system(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", ["lr$_$", "_x", "a\\frac{", "$", "%d {} \n"])
-def test_a_name_is_shown_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_shown_literally(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = []
 
     def figure() -> Any:
@@ -138,7 +138,7 @@ def test_a_name_is_shown_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert [label.split(" (best")[0] for label in labels] == [name, "other", "validation", "training"]
 
 
-def test_the_backend_of_a_notebook_is_no_obstacle(tmp_path: Path) -> None:
+def test_the_matplotlib_backend_of_the_environment_is_ignored(tmp_path: Path) -> None:
     code = (
         "import os; from pathlib import Path; from gpt.evaluate.plot import *\n"
         "draw_run(Path('loss.png'), History(), ''); assert os.environ['MPLBACKEND'] == 'module://no_such_backend'"
