@@ -73,7 +73,7 @@ def encoding(tokens: Iterable[bytes], pattern: str) -> tiktoken.Encoding:
 
 
 @PATTERNS
-def test_tokens_of_shakespeare_equal_rustbpe(pattern: str, tinyshakespeare_path: Path) -> None:
+def test_tokens_of_shakespeare_equal_those_of_rustbpe(pattern: str, tinyshakespeare_path: Path) -> None:
     text = tinyshakespeare_path.read_text(encoding="utf-8")
     tokens = train_bpe(text, 4095, pattern)
     theirs = train_rustbpe(text, 4095, pattern)
@@ -87,7 +87,7 @@ def test_tokens_of_shakespeare_equal_rustbpe(pattern: str, tinyshakespeare_path:
 @given(text=texts, more=st.integers(0, 60))
 @example(text="aaaaa aaaa aaa", more=9)
 @example(text="abababab", more=9)
-def test_tokens_of_any_text_equal_rustbpe(pattern: str, text: str, more: int) -> None:
+def test_tokens_of_any_text_equal_those_of_rustbpe(pattern: str, text: str, more: int) -> None:
     tokens = train_bpe(text, 256 + more, pattern)
     theirs = train_rustbpe(text, 256 + more, pattern)
     assert tokens == tokens_of(theirs)
@@ -98,7 +98,7 @@ def test_tokens_of_any_text_equal_rustbpe(pattern: str, text: str, more: int) ->
 @given(text=texts, more=st.integers(0, 30))
 @example(text="aaaaa aaaa aaa", more=9)
 @example(text="abababab", more=9)
-def test_tokens_equal_direct_merging(pattern: str, text: str, more: int) -> None:
+def test_tokens_equal_a_straightforward_implementation(pattern: str, text: str, more: int) -> None:
     assert train_bpe(text, 256 + more, pattern) == train_directly(text, 256 + more, pattern)
 
 
@@ -117,7 +117,7 @@ def test_no_token_crosses_chunks() -> None:
     assert train_bpe("ab " * 50, 300, r"\w|\s") == train_bpe("", 256)
 
 
-def test_a_chunk_may_be_the_whole_text() -> None:
+def test_training_on_one_long_chunk_equals_rustbpe() -> None:
     """A merge visits only the positions of its pair, so 2,000 merges in one long chunk are fast."""
     text = "".join("acgt"[i * i * 7 % 31 % 4] + "acgt"[i % 97 % 4] for i in range(30_000))
     assert train_bpe(text, 2256) == tokens_of(train_rustbpe(text, 2256, GPT4_PATTERN))
@@ -142,14 +142,14 @@ def test_the_chunks_concatenate_to_the_text(pattern: str, text: str) -> None:
 
 @given(text=texts)
 @example(text="I'll 12345,\n\n  don't \u3000 ")
-def test_the_gpt2_pattern_splits_like_the_published_one(text: str) -> None:
+def test_the_gpt2_pattern_splits_text_like_the_published_pattern(text: str) -> None:
     published = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     assert regex.findall(GPT2_PATTERN, text) == regex.findall(published, text)
 
 
 @given(text=texts)
 @example(text="I'LL 12345,\n\n  don't \u3000 ")
-def test_the_gpt4_pattern_splits_like_rustbpes(text: str) -> None:
+def test_the_gpt4_pattern_splits_text_like_the_pattern_of_rustbpe(text: str) -> None:
     published = train_rustbpe("", 256, None).get_pattern()
     assert regex.findall(GPT4_PATTERN, text) == regex.findall(published, text)
 
@@ -161,7 +161,7 @@ def test_both_regex_engines_match_the_same_characters(character: str) -> None:
     single = encoding([bytes([byte]) for byte in range(256)], character)
     rust = set(single.decode(single.encode_ordinary(everything)))
     python = set(regex.findall(character, everything))
-    # Only letters and digits may differ: those that the older of the two does not have yet.
+    # Only letters and digits may differ: the engine with the older Unicode tables does not know the newest ones.
     different = "".join(rust ^ python)
     assert regex.sub(r"[\p{L}\p{N}]", "", different) == ""
     assert rust <= python or python <= rust

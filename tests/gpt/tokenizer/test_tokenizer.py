@@ -29,7 +29,7 @@ texts = st.lists(pieces).map("".join)
 # Counts
 
 
-def test_characters_of_tiny_shakespeare(tinyshakespeare_path: Path) -> None:
+def test_tiny_shakespeare_has_65_characters(tinyshakespeare_path: Path) -> None:
     text = tinyshakespeare_path.read_text(encoding="utf-8")
     tokenizer = CharTokenizer.train(text)
     assert tokenizer.vocab_size == 65
@@ -39,7 +39,9 @@ def test_characters_of_tiny_shakespeare(tinyshakespeare_path: Path) -> None:
     assert tokenizer.decode(ids) == text
 
 
-def test_gpt2_tokens_of_tiny_shakespeare(gpt2: GPT2Tokenizer, tinyshakespeare_path: Path) -> None:
+def test_gpt2_token_counts_of_tiny_shakespeare_are_those_published(
+    gpt2: GPT2Tokenizer, tinyshakespeare_path: Path
+) -> None:
     text = tinyshakespeare_path.read_text(encoding="utf-8")
     assert len(gpt2.encode(text)) == 338_025
     split = int(0.9 * len(text))
@@ -48,12 +50,12 @@ def test_gpt2_tokens_of_tiny_shakespeare(gpt2: GPT2Tokenizer, tinyshakespeare_pa
     assert gpt2.decode(gpt2.encode(text)) == text
 
 
-def test_gpt2_is_gpt2(gpt2: GPT2Tokenizer) -> None:
+def test_the_gpt2_tokenizer_has_the_published_ids(gpt2: GPT2Tokenizer) -> None:
     assert gpt2.encode("Hello world") == [15496, 995]
     assert (gpt2.vocab_size, gpt2.eot) == (50257, 50256)
 
 
-def test_bpe_vocabulary_counts_end_of_text(bpe: BPETokenizer) -> None:
+def test_the_bpe_vocabulary_size_includes_end_of_text(bpe: BPETokenizer) -> None:
     assert bpe.vocab_size == 300
     assert bpe.eot == 299
     assert len(bpe.tokens) == 299
@@ -83,7 +85,7 @@ def test_a_million_spaces_round_trip(text: str, bpe: BPETokenizer, gpt2: GPT2Tok
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_end_of_text_is_special_only_where_allowed(bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
+def test_end_of_text_is_special_only_if_allowed(bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
     text = f"To be{END_OF_TEXT}or not"
     for tokenizer in (bpe, gpt2):
         assert tokenizer.eot not in tokenizer.encode(text)
@@ -91,20 +93,20 @@ def test_end_of_text_is_special_only_where_allowed(bpe: BPETokenizer, gpt2: GPT2
         assert ids == [*tokenizer.encode("To be"), tokenizer.eot, *tokenizer.encode("or not")]
 
 
-def test_characters_have_no_special_token() -> None:
+def test_a_character_tokenizer_has_no_special_token() -> None:
     tokenizer = CharTokenizer.train(END_OF_TEXT)
     assert tokenizer.eot is None
     assert len(tokenizer.encode(END_OF_TEXT, allow_special=True)) == len(END_OF_TEXT)
 
 
-def test_bytes_of_single_tokens_decode_as_a_stream(bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
+def test_the_bytes_of_single_tokens_decode_incrementally(bpe: BPETokenizer, gpt2: GPT2Tokenizer) -> None:
     text = "naïve 👩‍👩‍👧 東京"
     for tokenizer in (bpe, gpt2, CharTokenizer.train(text)):
         utf8 = codecs.getincrementaldecoder("utf-8")()
         assert "".join(utf8.decode(tokenizer.decode_bytes([i])) for i in tokenizer.encode(text)) == text
 
 
-def test_part_of_a_character_decodes_as_a_replacement(bpe: BPETokenizer) -> None:
+def test_a_partial_character_decodes_to_the_replacement_character(bpe: BPETokenizer) -> None:
     ids = bpe.encode("é")
     assert len(ids) == 2
     assert bpe.decode(ids[:1]) == "\N{REPLACEMENT CHARACTER}"
@@ -119,7 +121,7 @@ def test_ids_may_be_numpy_integers(tokenizer: Tokenizer) -> None:
 # Errors
 
 
-def test_unknown_characters_are_named() -> None:
+def test_the_error_lists_the_unknown_characters() -> None:
     tokenizer = CharTokenizer.train("abc")
     with pytest.raises(UnknownCharacterError) as caught:
         tokenizer.encode("cab é\té")
@@ -132,7 +134,7 @@ def test_unknown_characters_are_named() -> None:
     assert "\n" not in message
 
 
-def test_only_some_of_many_unknown_characters_are_named() -> None:
+def test_the_error_lists_only_the_first_unknown_characters() -> None:
     with pytest.raises(UnknownCharacterError, match=r"'e' \(U\+0065\) at position 4 and 21 more: "):
         CharTokenizer.train("A").encode("abcdefghijklmnopqrstuvwxyz")
 
@@ -153,7 +155,7 @@ def test_only_text_can_be_encoded(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("outside", [-1, "vocab_size", 2**40])
-def test_ids_outside_the_vocabulary_are_named(tokenizer: Tokenizer, outside: int | str) -> None:
+def test_the_error_names_an_id_outside_the_vocabulary(tokenizer: Tokenizer, outside: int | str) -> None:
     wrong = tokenizer.vocab_size if isinstance(outside, str) else outside
     for decode in (tokenizer.decode, tokenizer.decode_bytes):
         with pytest.raises(TokenizerError) as caught:
@@ -163,18 +165,18 @@ def test_ids_outside_the_vocabulary_are_named(tokenizer: Tokenizer, outside: int
 
 
 @pytest.mark.parametrize("size", [-1, 0, 256])
-def test_a_vocabulary_smaller_than_the_bytes_is_refused(size: int) -> None:
+def test_a_vocabulary_size_below_257_is_refused(size: int) -> None:
     with pytest.raises(TokenizerError, match=rf"vocab_size {size} is too small: .* take 257"):
         BPETokenizer.train(VERSE * 3, size)
 
 
-def test_tokens_that_do_not_begin_with_the_bytes_are_refused(bpe: BPETokenizer) -> None:
+def test_a_token_list_must_begin_with_the_256_bytes(bpe: BPETokenizer) -> None:
     for wrong in ([], bpe.tokens[:255], bpe.tokens[1:], bpe.tokens[::-1]):
         with pytest.raises(TokenizerError, match="first 256 tokens are not the 256 bytes"):
             BPETokenizer(wrong)
 
 
-def test_the_smallest_vocabulary_is_bytes() -> None:
+def test_the_smallest_vocabulary_contains_only_bytes() -> None:
     tokenizer = BPETokenizer.train(VERSE * 3, 257)
     assert tokenizer.vocab_size == 257
     assert tokenizer.encode("aé") == [97, 0xC3, 0xA9]
@@ -187,13 +189,13 @@ def test_an_empty_text_is_refused() -> None:
         BPETokenizer.train("", 300)
 
 
-def test_a_text_too_short_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_is_logged_if_the_text_is_too_short(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         tokenizer = BPETokenizer.train("abc", 4096)
     assert tokenizer.vocab_size == 256 + 2 + 1
     assert caplog.messages == ["the text is too short for a vocabulary of 4096: no pair is left to merge after 259"]
 
 
-def test_a_text_long_enough_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_warning_is_logged_if_the_text_is_long_enough(caplog: pytest.LogCaptureFixture) -> None:
     BPETokenizer.train("abc", 259)
     assert caplog.messages == []

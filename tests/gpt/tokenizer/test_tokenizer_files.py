@@ -1,4 +1,4 @@
-"""tokenizer.json: saved completely or not at all, loaded unchanged, and refused where it is damaged."""
+"""tokenizer.json: saved atomically, loaded unchanged, and refused if it is damaged."""
 
 import base64
 import json
@@ -24,7 +24,7 @@ from gpt.tokenizer.bpe import GPT2_PATTERN, GPT4_PATTERN
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:\n"
 
 
-def test_a_saved_tokenizer_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_loads_unchanged(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tokenizer.save(tmp_path / "run")
     assert path == tmp_path / "run" / "tokenizer.json"
     for place in (path, path.parent, str(path.parent)):
@@ -91,7 +91,7 @@ def char_entries(**changes: Any) -> dict[str, Any]:
     return {"version": 1, "type": "char", "characters": "abc"} | changes
 
 
-def test_the_undamaged_entries_load() -> None:
+def test_valid_entries_load() -> None:
     assert tokenizer_from_dict(char_entries()).encode("cab") == [2, 0, 1]
     assert tokenizer_from_dict(bpe_entries()).encode("abc ab") == [257, 32, 256]
 
@@ -125,7 +125,9 @@ def test_the_undamaged_entries_load() -> None:
         (char_entries(characters=["a"]), "'characters' is list, not str"),
     ],
 )
-def test_the_error_of_a_damaged_file_names_it_and_what_is_wrong(entries: Any, message: str, tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_file_names_the_file_and_the_problem(
+    entries: Any, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(entries))
     with pytest.raises(TokenizerError) as caught:
@@ -140,7 +142,7 @@ def test_the_error_of_a_damaged_file_names_it_and_what_is_wrong(entries: Any, me
     [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"version": 1' + b"0" * 5000 + b"}", b"\x80\x04K\x01."],
     ids=["empty", "truncated", "not UTF-8", "nested", "long number", "pickle"],
 )
-def test_the_error_of_a_file_that_is_not_json_names_it(content: bytes, tmp_path: Path) -> None:
+def test_the_error_for_invalid_json_names_the_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(TokenizerError, match="tokenizer.json: not JSON "):
@@ -168,7 +170,7 @@ json_values = st.recursive(
     key=st.sampled_from(["version", "type", "pattern", "tokens", "characters", "more"]),
     value=json_values,
 )
-def test_any_entry_is_accepted_or_refused(entries: dict[str, Any], key: str, value: Any) -> None:
+def test_any_json_value_is_accepted_or_raises_tokenizer_error(entries: dict[str, Any], key: str, value: Any) -> None:
     """No JSON value raises anything but TokenizerError."""
     try:
         tokenizer = tokenizer_from_dict(entries | {key: value})
@@ -177,6 +179,6 @@ def test_any_entry_is_accepted_or_refused(entries: dict[str, Any], key: str, val
     assert tokenizer_from_dict(tokenizer.to_dict()).to_dict() == tokenizer.to_dict()
 
 
-def test_the_error_of_a_missing_file_names_it(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: No such file"):
         load_tokenizer(tmp_path)
