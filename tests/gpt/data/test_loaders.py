@@ -1,4 +1,4 @@
-"""Batches from a text: splitting, tokens, windows, epochs, and the one-line error for every mistake."""
+"""Batches from a text: splitting, tokens, windows, epochs, and one-line user errors."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,17 +34,17 @@ def error_of(function: Callable[[], object]) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# Published figures
+# Published counts
 
 
-def test_tiny_shakespeare_by_characters(tiny: str) -> None:
+def test_character_counts_of_tiny_shakespeare_are_those_published(tiny: str) -> None:
     tokenizer = CharTokenizer.train(tiny)
     train, val = make_loaders(tiny, tokenizer, batch_size=1, block_size=64)
     assert (tokenizer.vocab_size, len(train.tokens), len(val.tokens)) == (65, 1_003_854, 111_540)
     assert tokenizer.decode([*train.tokens.tolist(), *val.tokens.tolist()]) == tiny
 
 
-def test_tiny_shakespeare_by_gpt2_tokens(tiny: str, gpt2: GPT2Tokenizer) -> None:
+def test_gpt2_token_counts_of_tiny_shakespeare_are_those_published(tiny: str, gpt2: GPT2Tokenizer) -> None:
     train, val = (tokenize(part, gpt2) for part in split_text(tiny))
     assert (len(train), len(val)) == (301_966, 36_059)
     assert train.dtype == val.dtype == np.uint16  # as nanoGPT's prepare.py stores them
@@ -60,7 +60,7 @@ def test_a_split_outside_0_to_1_is_refused(split: float) -> None:
     assert message == f"split must be above 0 and below 1, the share of the text to train on, not {split}"
 
 
-def test_a_text_too_short_for_a_window(tmp_path: Path) -> None:
+def test_a_text_too_short_for_one_window_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("abcdefghij" * 10)
     train, val = spawn_dataloader(path, batch_size=2, block_size=9)
@@ -84,7 +84,7 @@ def test_sizes_below_1_are_refused(sizes: tuple[int, int]) -> None:
 
 
 @given(st.text(), st.floats(0.01, 0.99))
-def test_a_split_loses_nothing(text: str, split: float) -> None:
+def test_a_split_keeps_the_whole_text(text: str, split: float) -> None:
     train, val = split_text(text, split)
     assert train + val == text
     assert len(train) == int(len(text) * split)
@@ -101,7 +101,7 @@ class Numbers:
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65, np.uint16), (65536, np.uint16), (65537, np.uint32)])
-def test_tokens_have_the_smallest_dtype(vocab_size: int, dtype: type) -> None:
+def test_tokens_have_the_smallest_sufficient_dtype(vocab_size: int, dtype: type) -> None:
     text = "ab" + chr(vocab_size - 1)
     tokens = tokenize(text, Numbers(vocab_size))  # type: ignore[arg-type]
     assert tokens.dtype == dtype
@@ -112,7 +112,7 @@ def test_tokens_have_the_smallest_dtype(vocab_size: int, dtype: type) -> None:
 # Batches
 
 
-def test_batches_are_windows_and_the_tokens_after_them() -> None:
+def test_targets_are_the_inputs_shifted_by_one_token() -> None:
     x, y = loader().batch(step=3)
     assert x.shape == y.shape == (4, 8)
     assert x.dtype == y.dtype == np.int64
@@ -121,7 +121,7 @@ def test_batches_are_windows_and_the_tokens_after_them() -> None:
     np.testing.assert_array_equal(np.diff(x, axis=1), 1)
 
 
-def test_a_batch_depends_only_on_seed_and_step() -> None:
+def test_a_batch_depends_only_on_the_seed_and_the_step() -> None:
     one, other = loader(1000, seed=7), loader(1000, seed=7)
     list(one)
     one.batch(0)
@@ -130,21 +130,21 @@ def test_a_batch_depends_only_on_seed_and_step() -> None:
     assert not np.array_equal(one.batch(5), loader(1000, seed=8).batch(5))
 
 
-def test_random_windows_reach_both_ends() -> None:
+def test_random_windows_can_start_at_the_first_and_the_last_position() -> None:
     few = loader(11, batch_size=64, block_size=8)  # windows can begin at 0, 1 or 2
     x, y = few.batch(0)
     assert set(x[:, 0].tolist()) == {0, 1, 2}
     assert y.max() == 10
 
 
-def test_one_window_is_enough() -> None:
+def test_a_text_of_exactly_one_window_is_accepted() -> None:
     least = loader(9, batch_size=2, block_size=8)
     np.testing.assert_array_equal(least.batch(0)[1], [list(range(1, 9))] * 2)
     assert len(least) == len(list(least)) == 1
 
 
 @given(st.integers(9, 200), st.integers(1, 9), st.integers(1, 8))
-def test_an_epoch_has_every_window_once(n: int, batch_size: int, block_size: int) -> None:
+def test_an_epoch_contains_every_window_once(n: int, batch_size: int, block_size: int) -> None:
     data = loader(n, batch_size=batch_size, block_size=block_size)
     batches = list(data)
     assert len(batches) == len(data)
@@ -160,7 +160,7 @@ def order(data: DataLoader) -> list[int]:
     return [int(start) for x, _ in data for start in x[:, 0]]
 
 
-def test_epochs_have_different_orders_and_can_be_repeated() -> None:
+def test_every_epoch_has_its_own_reproducible_order() -> None:
     data = loader(1000)
     first, second = order(data), order(data)
     assert first != sorted(first) and first != second and sorted(first) == sorted(second)
@@ -178,7 +178,7 @@ def test_a_memory_mapped_file_gives_the_same_batches(tmp_path: Path) -> None:
     assert type(batches[1][0]) is np.ndarray
 
 
-def test_spawn_dataloader_with_defaults() -> None:
+def test_spawn_dataloader_builds_loaders_with_the_default_settings() -> None:
     train, val = spawn_dataloader("python-docs")
     x, y = next(iter(train))
     assert x.shape == y.shape == (32, 64)
@@ -190,7 +190,7 @@ def test_spawn_dataloader_with_defaults() -> None:
     assert len(train.tokens) + len(val.tokens) == len(text)
 
 
-def test_spawn_dataloader_with_a_given_tokenizer(tmp_path: Path) -> None:
+def test_spawn_dataloader_uses_the_given_tokenizer_split_and_seed(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("ab  \n" * 100)
     tokenizer = CharTokenizer.train("\n abcdefgh")

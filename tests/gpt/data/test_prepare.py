@@ -1,4 +1,4 @@
-"""`python -m gpt data prepare`: any sources to the same shards, for any number of workers and interruptions."""
+"""`python -m gpt data prepare`: the shards are the same for any number of workers and interruptions."""
 
 import gzip
 import json
@@ -35,12 +35,12 @@ POEM = "The sea, the sea!\nGrey at dawn,\n\n  and 1234 gulls.\r\nThey're gone\tn
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def written(files: dict[str, Any]) -> None:
-    """Write texts, lists of records as JSON lines, and bytes; gzipped where the name says so."""
+def write_files(files: dict[str, Any]) -> None:
+    """Write texts, bytes, and lists of records as JSON lines; names that end in .gz are compressed."""
     for name, content in files.items():
         if isinstance(content, list):
             content = "".join(json.dumps(record) + "\n" for record in content)
@@ -50,8 +50,8 @@ def written(files: dict[str, Any]) -> None:
         path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
 
 
-def prepared(*sources: str, out: str = "out", workers: int = 1, **options: Any) -> Any:
-    """The manifest and the text of both splits, separators as |."""
+def prepare_and_read(*sources: str, out: str = "out", workers: int = 1, **options: Any) -> Any:
+    """Prepare the sources and return the manifest and the text of both splits, with separators shown as |."""
     manifest = prepare(Preparation(sources, out, **{"tokenizer": "bpe", "vocab_size": 270, **options}), workers=workers)
     data = load_prepared(out, hashes=True)
     texts = [data.tokenizer.decode(split.read(0, len(split))) for split in (data.train, data.val)]
@@ -62,13 +62,13 @@ def prepared(*sources: str, out: str = "out", workers: int = 1, **options: Any) 
 # Sources and documents
 
 
-def test_text_lines_gzip_folders_and_patterns() -> None:
-    written({
+def test_sources_may_be_folders_patterns_json_lines_and_gzip_files() -> None:
+    write_files({
         "books/a.txt": "one", "books/deep/b.md.gz": "two", "books/c.html": "not taken", "books/d.txt.gz": "three",
         "lines/1.jsonl": [{"text": "four", "n": 1}, {"text": ""}, {"text": "five"}],
         "lines/2.jsonl.gz": [{"text": "six"}],
     })  # fmt: skip
-    manifest, train, val = prepared("books", "lines/*", val_fraction=0.0)
+    manifest, train, val = prepare_and_read("books", "lines/*", val_fraction=0.0)
     assert train == "one|three|two|four|five|six"
     assert val == ""
     assert [source["name"] for source in manifest["plan"]["sources"]] == [
@@ -81,35 +81,35 @@ def test_text_lines_gzip_folders_and_patterns() -> None:
     }  # fmt: skip
 
 
-def test_a_named_corpus_is_what_load_text_gives() -> None:
-    _, train, val = prepared("python-docs")
+def test_a_named_corpus_equals_the_result_of_load_text() -> None:
+    _, train, val = prepare_and_read("python-docs")
     assert train + val == load_text("python-docs")
-    assert abs(len(val) / len(train + val) - 0.1) < 0.02  # at a line end between two lines that are not indented
+    assert abs(len(val) / len(train + val) - 0.1) < 0.02  # split at a line end between two lines that are not indented
 
 
-def test_line_ends_and_byte_order_marks_as_load_text_has_them() -> None:
-    written(
+def test_line_endings_and_byte_order_marks_are_read_as_by_load_text() -> None:
+    write_files(
         {
             "a.txt": b"\xef\xbb\xbfone\r\ntwo\rthree\n",
             "b.jsonl": b'\xef\xbb\xbf{"text": "x\\r\\ny"}\r\n\r\n{"text": "z"}',
         }
     )
-    _, train, _ = prepared("a.txt", "b.jsonl", val_fraction=0.0)
+    _, train, _ = prepare_and_read("a.txt", "b.jsonl", val_fraction=0.0)
     assert train == load_text("a.txt") + "|x\ny|z"
 
 
 def test_empty_documents_are_skipped_and_counted() -> None:
-    written({"a.txt": "", "b.txt": "text", "c.txt": b"\xef\xbb\xbf", "d.txt": "more"})
-    manifest, train, _ = prepared("*.txt", val_fraction=0.0)
+    write_files({"a.txt": "", "b.txt": "text", "c.txt": b"\xef\xbb\xbf", "d.txt": "more"})
+    manifest, train, _ = prepare_and_read("*.txt", val_fraction=0.0)
     assert train == "text|more"
     assert manifest["empty_documents"] == 2
     with pytest.raises(UserError, match="^data 'a.txt': all 1 are empty: give sources with text$"):
-        prepared("a.txt", out="other")
+        prepare_and_read("a.txt", out="other")
 
 
-def test_without_an_end_of_text_token_a_newline_stands_between_documents() -> None:
-    written({"a.txt": "abc", "b.txt": "cd"})
-    manifest, train, _ = prepared("a.txt", "b.txt", tokenizer="char", vocab_size=None, val_fraction=0.0)
+def test_documents_are_separated_by_a_newline_without_an_end_of_text_token() -> None:
+    write_files({"a.txt": "abc", "b.txt": "cd"})
+    manifest, train, _ = prepare_and_read("a.txt", "b.txt", tokenizer="char", vocab_size=None, val_fraction=0.0)
     assert train == "abc\ncd" == load_text("*.txt")
     assert manifest["tokenizer"]["learnt_from"] == "all 5 bytes"
     assert load_prepared("out").tokenizer.to_dict() == CharTokenizer.train("abc\ncd").to_dict()
@@ -136,50 +136,50 @@ def test_without_an_end_of_text_token_a_newline_stands_between_documents() -> No
         ({"a.html": "x"}, {}, r"data '\*' "),
     ],
 )  # fmt: skip
-def test_bad_sources_are_named(files: dict[str, Any], options: Any, message: str) -> None:
-    written(files)
+def test_the_error_names_the_bad_source_or_option(files: dict[str, Any], options: Any, message: str) -> None:
+    write_files(files)
     names = [name for name in files if not name.startswith("t/") and not name.endswith("html")] or ["*.txt"]
     with pytest.raises(UserError, match=message.replace(r"'\*' ", "") if names == ["*.txt"] else message):
-        prepared(*names, piece_bytes=64, **options)
+        prepare_and_read(*names, piece_bytes=64, **options)
 
 
-def test_a_gzip_file_that_is_none_or_cut_off() -> None:
+def test_an_invalid_or_truncated_gzip_file_is_refused() -> None:
     Path("a.txt.gz").write_bytes(b"plain")
     Path("b.txt.gz").write_bytes(gzip.compress(os.urandom(500).hex().encode())[:-20])
     for name in ("a.txt.gz", "b.txt.gz"):
         with pytest.raises(UserError, match=f"^data '{name}' is not a complete gzip file: "):
-            prepared(name)
+            prepare_and_read(name)
 
 
-def test_one_source_twice_is_refused() -> None:
-    written({"a/b.txt": "x"})
+def test_a_source_given_twice_is_refused() -> None:
+    write_files({"a/b.txt": "x"})
     with pytest.raises(UserError, match="^data 'a/b.txt' is given twice: two of the sources include it$"):
-        prepared("a", "a/*.txt")
+        prepare_and_read("a", "a/*.txt")
     Path("link.txt").symlink_to("a/b.txt")
     for other in (str(Path("a/b.txt").absolute()), "link.txt"):
         with pytest.raises(UserError, match=f"^data '{other}' is given twice, also as 'a/b.txt': two of the sources"):
-            prepared("a", other)
+            prepare_and_read("a", other)
 
 
-def test_a_file_with_the_name_of_a_corpus_is_that_file() -> None:
-    written({"kjv": "mine"})
-    assert prepared("./kjv", val_fraction=0.0)[1] == "mine"
+def test_a_path_to_a_file_with_the_name_of_a_corpus_reads_the_file() -> None:
+    write_files({"kjv": "mine"})
+    assert prepare_and_read("./kjv", val_fraction=0.0)[1] == "mine"
 
 
 def test_suffixes_are_recognized_in_any_case() -> None:
-    written({"A.JSONL": [{"text": "one"}, {"text": "two"}]})
+    write_files({"A.JSONL": [{"text": "one"}, {"text": "two"}]})
     Path("B.TXT.GZ").write_bytes(gzip.compress(b"three"))
-    assert prepared(".", val_fraction=0.0)[1] == "one|two|three"
+    assert prepare_and_read(".", val_fraction=0.0)[1] == "one|two|three"
 
 
 @pytest.mark.parametrize(("errors", "expected"), [("replace", "a\ufffdb|x\ufffdy"), ("ignore", "ab|xy")])
-def test_encoding_errors(errors: str, expected: str) -> None:
-    written({"a.txt": b"a\xffb", "b.jsonl": '{"text": "x\\udc00y"}\n'})
-    assert prepared("a.txt", "b.jsonl", encoding_errors=errors, val_fraction=0.0)[1] == expected
+def test_encoding_errors_are_replaced_or_ignored_on_request(errors: str, expected: str) -> None:
+    write_files({"a.txt": b"a\xffb", "b.jsonl": '{"text": "x\\udc00y"}\n'})
+    assert prepare_and_read("a.txt", "b.jsonl", encoding_errors=errors, val_fraction=0.0)[1] == expected
 
 
 # --------------------------------------------------------------------------------------------------
-# Pieces: the tokens are those of the whole text
+# Pieces: their tokens together equal the tokens of the whole text
 
 CHARACTERS = st.sampled_from(
     ["a", "B", "é", "\n", "\n", " ", "7", ".", "'s", "\r\n", "\t", "\u3000", "\u00a0", "字", "\u0085", "🎈"]
@@ -195,7 +195,7 @@ TEXTS = st.lists(CHARACTERS, max_size=300).map("".join)
     st.integers(1, 60),
     st.sampled_from([GPT2_PATTERN, GPT4_PATTERN]),
 )
-def test_the_pieces_tokens_are_the_whole_texts(text: str, piece_bytes: int, pattern: str) -> None:
+def test_the_tokens_of_the_pieces_equal_those_of_the_whole_text(text: str, piece_bytes: int, pattern: str) -> None:
     Path("t.txt").write_bytes(text.encode())
     whole = load_text("t.txt")
     tokenizer = BPETokenizer.train(POEM * 3 + "\n\n..\n's é字\n", 300, pattern)
@@ -205,7 +205,7 @@ def test_the_pieces_tokens_are_the_whole_texts(text: str, piece_bytes: int, patt
     cuts = [(decode_text(a, "t"), b.decode()) for a, b in pairwise(cut)]
     if all(
         a.endswith("\n") and a[-2:-1].strip() and b[0].strip() for a, b in cuts
-    ):  # between two lines, and not somewhere for want of such a place
+    ):  # every boundary is between two lines; text without such a place is divided elsewhere
         found = [i for piece in cut for i in tokenizer.encode(decode_text(piece, "t"))]
         assert found == tokenizer.encode(text.replace("\r\n", "\n").replace("\r", "\n"))
     assert whole
@@ -213,7 +213,7 @@ def test_the_pieces_tokens_are_the_whole_texts(text: str, piece_bytes: int, patt
 
 @settings(max_examples=60)
 @given(TEXTS, st.integers(1, 40), st.integers(4, 20))
-def test_pieces_are_whole_characters_even_where_no_line_ends(text: str, piece_bytes: int, lookahead: int) -> None:
+def test_pieces_end_between_characters_even_without_line_ends(text: str, piece_bytes: int, lookahead: int) -> None:
     data = text.replace("\n", "").replace("\r", "").encode()
     Path("t.txt").write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
@@ -228,9 +228,9 @@ def test_pieces_are_whole_characters_even_where_no_line_ends(text: str, piece_by
 
 
 @pytest.mark.parametrize("name", ["t.txt", "t.txt.gz", "t.jsonl"])
-def test_pieces_can_begin_at_any_of_them(name: str) -> None:
+def test_iteration_can_start_at_any_piece(name: str) -> None:
     text = "".join(json.dumps({"text": f"{i} {POEM}"}) + "\n" for i in range(20)) if "json" in name else POEM * 20
-    written({name: text})
+    write_files({name: text})
     sources = [Source(name, len(text.encode()), ""), Source(name, len(text.encode()), "")]
     whole = list(pieces(sources, val_from=1500, piece_bytes=200))
     assert {piece.is_val for piece in whole} == {False, True}
@@ -238,8 +238,8 @@ def test_pieces_can_begin_at_any_of_them(name: str) -> None:
         assert list(pieces(sources, whole[i].place, val_from=1500, piece_bytes=200)) == whole[i:]
 
 
-def test_a_source_that_changes_while_it_is_read() -> None:
-    written({"a.txt": "abc"})
+def test_a_source_that_changes_while_it_is_read_is_refused() -> None:
+    write_files({"a.txt": "abc"})
     with pytest.raises(UserError, match="^data 'a.txt' changed while it was read: 3 bytes instead of 7$"):
         list(pieces([Source("a.txt", 7, "")]))
 
@@ -248,10 +248,10 @@ def test_a_source_that_changes_while_it_is_read() -> None:
 # The split
 
 
-def test_the_end_is_for_validation_from_a_line_on() -> None:
+def test_the_validation_split_is_the_end_of_the_text_from_a_line_start() -> None:
     text = "".join(f"line number {i}\n" for i in range(1000))
-    written({"a.txt": text})
-    manifest, train, val = prepared("a.txt", val_fraction=0.25)
+    write_files({"a.txt": text})
+    manifest, train, val = prepare_and_read("a.txt", val_fraction=0.25)
     assert train + val == text
     assert train.endswith("\n") and 0 <= len(train) - 0.75 * len(text) < 20
     assert (manifest["splits"]["train"]["documents"], manifest["splits"]["val"]["documents"]) == (1, 0)
@@ -261,41 +261,41 @@ def test_the_end_is_for_validation_from_a_line_on() -> None:
     )
 
 
-def test_documents_are_drawn_whole() -> None:
+def test_a_split_by_document_never_divides_a_document() -> None:
     records = [{"text": f"document {i}"} for i in range(2000)]
-    written({"a.jsonl": records})
-    _, train, val = prepared("a.jsonl", split_by="document", val_fraction=0.2, piece_bytes=500)
+    write_files({"a.jsonl": records})
+    _, train, val = prepare_and_read("a.jsonl", split_by="document", val_fraction=0.2, piece_bytes=500)
     parts = [set(text.split("|")) for text in (train, val)]
     assert not parts[0] & parts[1]
     assert parts[0] | parts[1] == {record["text"] for record in records}
     assert 300 < len(parts[1]) < 500  # 400 of 2000, and 18 is one standard deviation
-    _, other, _ = prepared("a.jsonl", out="other", split_by="document", val_fraction=0.2, seed=1)
+    _, other, _ = prepare_and_read("a.jsonl", out="other", split_by="document", val_fraction=0.2, seed=1)
     assert other != train
 
 
-def test_a_long_document_that_is_drawn_stays_whole() -> None:
-    written({f"{i}.txt": f"{i} {POEM}" * 20 for i in range(10)})
-    _, train, val = prepared("*.txt", split_by="document", val_fraction=0.5, piece_bytes=100)
+def test_a_document_of_several_pieces_stays_in_one_split() -> None:
+    write_files({f"{i}.txt": f"{i} {POEM}" * 20 for i in range(10)})
+    _, train, val = prepare_and_read("*.txt", split_by="document", val_fraction=0.5, piece_bytes=100)
     found = sorted(train.split("|") + val.split("|"))
     assert found == [load_text(f"{i}.txt") for i in range(10)]
 
 
 # --------------------------------------------------------------------------------------------------
-# The same for any number of workers, and however often it was interrupted
+# The result does not depend on the number of workers or interruptions
 
 
 def contents(folder: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def corpus() -> None:
+def write_corpus() -> None:
     rng = random.Random(0)
     words = [bytes(rng.choices(range(97, 123), k=rng.randint(1, 9))).decode() for _ in range(500)]
 
     def text(n: int) -> str:
         return "".join(rng.choice(words) + rng.choice([" ", " ", "\n", ". "]) for _ in range(n))
 
-    written(
+    write_files(
         {
             "a.txt": text(20_000),
             "b.jsonl.gz": [{"text": text(rng.randint(0, 60))} for _ in range(2000)],
@@ -312,8 +312,8 @@ print("begins")
 
 
 @pytest.mark.parametrize("guard", ["", "if __name__ == '__main__': "])
-def test_a_script_without_a_main_guard_is_told_so(guard: str) -> None:
-    written({"a.txt": "to be or not to be\n" * 20})
+def test_the_error_for_a_script_without_a_main_guard_says_so(guard: str) -> None:
+    write_files({"a.txt": "to be or not to be\n" * 20})
     Path("script.py").write_text(SCRIPT.format(guard=guard))
     command = [sys.executable, "script.py"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -322,22 +322,22 @@ def test_a_script_without_a_main_guard_is_told_so(guard: str) -> None:
         assert (result.returncode, result.stderr) == (0, "")
         return
     line = 'needs the line `if __name__ == "__main__":` above the call, or workers=1'
-    assert result.stderr.count("Traceback") <= 2 and "memory" not in result.stderr  # that of the pool, and the error
+    assert result.stderr.count("Traceback") <= 2 and "memory" not in result.stderr  # of the pool, and the error
     assert result.stderr.splitlines()[-1].endswith(f"no worker process could start: a script that prepares data {line}")
 
 
-def test_any_number_of_workers_gives_the_same() -> None:
-    corpus()
+def test_the_result_does_not_depend_on_the_number_of_workers() -> None:
+    write_corpus()
     options: Any = {"piece_bytes": 10_000, "shard_tokens": 20_000}
-    prepared("a.txt", "b.jsonl.gz", "c.txt", out="one", **options)
-    prepared("a.txt", "b.jsonl.gz", "c.txt", out="three", workers=3, **options)
+    prepare_and_read("a.txt", "b.jsonl.gz", "c.txt", out="one", **options)
+    prepare_and_read("a.txt", "b.jsonl.gz", "c.txt", out="three", workers=3, **options)
     assert contents("one") == contents("three")
     assert len(contents("one")) > 6
 
 
-# Each attempt is a fork that kills itself just before the n-th call that may change a file, counted from the first file
-# that it has put in its place. The processes differ in nothing that a clock decides.
-KILLED_AGAIN_AND_AGAIN = """
+# Each attempt is a forked process that kills itself just before the n-th call that may change a file, counted from
+# the first file that it has moved to its final name. Nothing depends on the clock.
+KILLED_REPEATEDLY = """
 import os, random, signal, sys
 from gpt.data import prepare
 prepare.SAVE_BYTES = 30_000
@@ -371,7 +371,7 @@ for kills in range(100):
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}  # no threads, which a fork would lose
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}  # no threads: a fork does not copy them
     return subprocess.Popen([sys.executable, *arguments], env=env, stdout=-1, stderr=-1, text=True)
 
 
@@ -382,21 +382,21 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_any_moment_it_goes_on_to_the_same_end() -> None:
-    corpus()
-    prepared("a.txt", "b.jsonl.gz", "c.txt", out="whole", piece_bytes=10_000, shard_tokens=20_000)
-    done = run("-c", KILLED_AGAIN_AND_AGAIN)
+def test_a_run_killed_at_any_moment_continues_to_the_same_result() -> None:
+    write_corpus()
+    prepare_and_read("a.txt", "b.jsonl.gz", "c.txt", out="whole", piece_bytes=10_000, shard_tokens=20_000)
+    done = run("-c", KILLED_REPEATEDLY)
     assert (done.returncode, done.stderr) == (0, "")
     assert int(done.stdout) >= 5
     assert contents("out") == contents("whole")
 
 
-def test_interrupts_between_any_two_lines_lose_and_double_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C where a piece is written to one split and not yet to the other, and at every other call there is."""
-    corpus()
+def test_interrupts_neither_lose_nor_duplicate_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C before and after any write, also when a piece has been written to only one of the two splits."""
+    write_corpus()
     options: Any = {"piece_bytes": 10_000, "shard_tokens": 20_000, "split_by": "document", "val_fraction": 0.4}
     sources = ("a.txt", "b.jsonl.gz", "c.txt")
-    prepared(*sources, out="whole", **options)
+    prepare_and_read(*sources, out="whole", **options)
     writer, append = prepare_module.ShardWriter, prepare_module.ShardWriter.append
     rng = random.Random(2)
 
@@ -411,7 +411,7 @@ def test_interrupts_between_any_two_lines_lose_and_double_nothing(monkeypatch: p
     interrupts = 0
     while True:
         try:
-            prepared(*sources, **options)
+            prepare_and_read(*sources, **options)
             break
         except KeyboardInterrupt:
             interrupts += 1
@@ -419,71 +419,71 @@ def test_interrupts_between_any_two_lines_lose_and_double_nothing(monkeypatch: p
     assert contents("out") == contents("whole")
 
 
-def test_what_is_done_is_found_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    written({"a.txt": POEM})
-    first, *_ = prepared("a.txt")
+def test_a_finished_preparation_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files({"a.txt": POEM})
+    first, *_ = prepare_and_read("a.txt")
     before = contents("out")
     monkeypatch.setattr(prepare_module, "ordered_map", None)
-    assert prepared("a.txt")[0] == first
+    assert prepare_and_read("a.txt")[0] == first
     assert contents("out") == before
     with pytest.raises(UserError, match="^out out was started with field text, not body: give that, or a new --out$"):
-        prepared("a.txt", field="body")
-    written({"a.txt": POEM * 2})
+        prepare_and_read("a.txt", field="body")
+    write_files({"a.txt": POEM * 2})
     with pytest.raises(UserError, match="^out out was started with other sources: a.txt is new or has changed;"):
-        prepared("a.txt")
+        prepare_and_read("a.txt")
 
 
-def test_an_attempt_that_failed_at_once_is_in_nobodys_way() -> None:
-    written({"a.jsonl": [{"text": "one"}, {"text": "two"}]})
+def test_a_failed_first_attempt_does_not_block_the_next_one() -> None:
+    write_files({"a.jsonl": [{"text": "one"}, {"text": "two"}]})
     with pytest.raises(UserError, match="no field 'body'"):
-        prepared("a.jsonl", tokenizer="gpt2", vocab_size=None, field="body")
-    assert prepared("a.jsonl", val_fraction=0.0)[1] == "one|two"
+        prepare_and_read("a.jsonl", tokenizer="gpt2", vocab_size=None, field="body")
+    assert prepare_and_read("a.jsonl", val_fraction=0.0)[1] == "one|two"
 
 
-def test_folders_of_something_else_and_damaged_progress() -> None:
-    written({"a.txt": POEM * 50, "full/thesis.doc": "x", "file": "x"})
+def test_a_used_out_folder_and_a_damaged_progress_file_are_refused() -> None:
+    write_files({"a.txt": POEM * 50, "full/thesis.doc": "x", "file": "x"})
     with pytest.raises(UserError, match="^out full has thesis.doc in it: give a new --out, or an empty folder$"):
-        prepared("a.txt", out="full")
+        prepare_and_read("a.txt", out="full")
     with pytest.raises(UserError, match="^out file is a file; prepared data needs a folder$"):
-        prepared("a.txt", out="file")
+        prepare_and_read("a.txt", out="file")
     for damage in ("{", "[]", '{"format": 3}', "[" * 99_999):
-        written({"out/progress.json": damage})
+        write_files({"out/progress.json": damage})
         with pytest.raises(UserError, match="^out/progress.json: damaged: delete the folder and start again$"):
-            prepared("a.txt")
+            prepare_and_read("a.txt")
 
 
-def test_a_shard_lost_between_two_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus()
+def test_a_shard_deleted_between_two_attempts_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus()
     monkeypatch.setattr(prepare_module, "SAVE_BYTES", 1)
     append = prepare_module.ShardWriter.append
 
-    def until_the_third(self: Any, tokens: bytes) -> None:
+    def interrupt_at_the_third_shard(self: Any, tokens: bytes) -> None:
         append(self, tokens)
         if len(self.shards) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare_module.ShardWriter, "append", until_the_third)
+    monkeypatch.setattr(prepare_module.ShardWriter, "append", interrupt_at_the_third_shard)
     with pytest.raises(KeyboardInterrupt):
-        prepared("a.txt", piece_bytes=5000, shard_tokens=5000)
+        prepare_and_read("a.txt", piece_bytes=5000, shard_tokens=5000)
     Path("out/train-00000.bin").unlink()
     with pytest.raises(UserError, match="^out/train-00000.bin: damaged: 0 bytes instead of 10000; delete"):
-        prepared("a.txt", piece_bytes=5000, shard_tokens=5000)
+        prepare_and_read("a.txt", piece_bytes=5000, shard_tokens=5000)
 
 
-def test_a_byte_pair_encoding_learns_from_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus()
+def test_byte_pair_encoding_is_trained_on_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus()
     monkeypatch.setattr(prepare_module, "SAMPLE_BYTES", 30_000)
-    manifest, train, val = prepared("a.txt", piece_bytes=5000)
+    manifest, train, val = prepare_and_read("a.txt", piece_bytes=5000)
     size = Path("a.txt").stat().st_size
     assert train + val == load_text("a.txt")
-    n_learnt = int(manifest["tokenizer"]["learnt_from"].split()[0].replace(",", ""))
-    assert manifest["tokenizer"]["learnt_from"] == f"{n_learnt:,} of {size:,} bytes, spread evenly"
-    assert 20_000 < n_learnt < 40_000 < size
+    n_sampled = int(manifest["tokenizer"]["learnt_from"].split()[0].replace(",", ""))
+    assert manifest["tokenizer"]["learnt_from"] == f"{n_sampled:,} of {size:,} bytes, spread evenly"
+    assert 20_000 < n_sampled < 40_000 < size
 
 
-def test_large_vocabularies_are_uint32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_vocabularies_are_stored_as_uint32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BPETokenizer, "vocab_size", 70_000)
-    written({"a.txt": POEM})
+    write_files({"a.txt": POEM})
     manifest = prepare(Preparation(["a.txt"], "out", "bpe", 257, val_fraction=0.0))
     assert manifest["dtype"] == "uint32"
     shard = np.fromfile("out/train-00000.bin", "<u4")
@@ -498,8 +498,8 @@ def lines_with(start: str, text: str) -> Iterable[str]:
     return [line for line in text.splitlines() if line.startswith(start)]
 
 
-def test_prepare_and_verify_as_a_user_does() -> None:
-    corpus()
+def test_the_prepare_and_verify_commands_work() -> None:
+    write_corpus()
     flags = ["a.txt", "b.jsonl.gz", "--out=out", "--tokenizer", "bpe", "--vocab_size=300", "--workers=2"]
     done = run("-m", "gpt.data", "prepare", *flags)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -525,7 +525,7 @@ def test_prepare_and_verify_as_a_user_does() -> None:
         ("repair", "unknown command 'repair': prepare or verify"),
     ],
 )
-def test_bad_flags_are_one_line(
+def test_bad_flags_are_reported_in_one_line(
     arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gpt.data", *arguments.split()])
@@ -536,7 +536,7 @@ def test_bad_flags_are_one_line(
     assert not Path("x").exists()
 
 
-# The command with small pieces, which stops in the third and waits there for a signal, unless told not to.
+# The command with small pieces; with the argument "wait", it pauses in the third piece until a signal arrives.
 WAITING_IN_THE_THIRD_PIECE = """
 import functools, runpy, sys, time
 from pathlib import Path
@@ -556,8 +556,8 @@ if __name__ == "__main__":
 """
 
 
-def test_ctrl_c_says_how_to_go_on_and_leaves_no_process() -> None:
-    corpus()
+def test_ctrl_c_reports_how_to_continue_and_leaves_no_process() -> None:
+    write_corpus()
     command = ["-c", WAITING_IN_THE_THIRD_PIECE]
     flags = ["prepare", "a.txt", "--out=out", "--tokenizer=bpe", "--vocab-size=300", "--workers=2"]
     process = start(*command, "wait", *flags)

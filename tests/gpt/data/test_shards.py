@@ -1,4 +1,4 @@
-"""Shards of prepared data: read as one array is, held against the manifest, safe from what happens to them."""
+"""Shards of prepared data: read like one array, checked against the manifest, and refused if they change."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def sharded(folder: Path, tokens: Any, sizes: list[int], dtype: str = "<u2") -> 
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.data())
-def test_reads_across_shards_are_those_of_one_array(
+def test_reads_across_shards_equal_reads_from_one_array(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], data: Any
 ) -> None:
     whole = np.random.default_rng(0).integers(0, 1 << 16, sum(sizes))
@@ -62,7 +62,7 @@ def test_reads_across_shards_are_those_of_one_array(
     np.testing.assert_array_equal(rows, whole[starts[:, None] + np.arange(length)])
 
 
-def test_a_loader_draws_the_same_windows_as_from_an_array(tmp_path: Path) -> None:
+def test_a_loader_draws_the_same_windows_from_shards_and_from_an_array(tmp_path: Path) -> None:
     whole = np.random.default_rng(0).integers(0, 1 << 16, 1000)
     loaders = [
         DataLoader(tokens, batch_size=4, block_size=16, seed=3)
@@ -76,7 +76,7 @@ def test_a_loader_draws_the_same_windows_as_from_an_array(tmp_path: Path) -> Non
         np.testing.assert_array_equal(ours[1], theirs[1])
 
 
-def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
+def test_drawing_windows_does_not_load_the_whole_shard(tmp_path: Path) -> None:
     n = 8_000_000
     tokens = sharded(tmp_path, np.zeros(n), [n])
     rng = np.random.default_rng(0)
@@ -85,10 +85,10 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
         windows(tokens, rng.integers(0, n - 64, 12), 64)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 200_000  # of 16 MB
+    assert peak < 200_000  # the shard has 16 MB
 
 
-def test_what_is_prepared_is_recognised(data: Path) -> None:
+def test_prepared_data_is_recognised(data: Path) -> None:
     assert is_prepared(data)
     assert not is_prepared(data.parent)
     assert not is_prepared(data / "manifest.json")
@@ -99,7 +99,7 @@ def test_what_is_prepared_is_recognised(data: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# While it is in use
+# Shards that change while they are in use
 
 
 def change(path: Path, how: str) -> None:
@@ -120,7 +120,7 @@ def change(path: Path, how: str) -> None:
         ("disappears", "train-00001.bin: deleted while it was in use"),
     ],
 )
-def test_a_shard_that_changes_while_it_is_in_use(data: Path, how: str, message: str) -> None:
+def test_a_shard_that_changes_while_in_use_is_refused(data: Path, how: str, message: str) -> None:
     tokens = load_prepared(data).train
     tokens.read(0, len(tokens))
     change(data / "train-00001.bin", how)
@@ -129,14 +129,14 @@ def test_a_shard_that_changes_while_it_is_in_use(data: Path, how: str, message: 
         tokens.rows(np.array([1500]), 10)
 
 
-def test_a_shard_that_disappears_before_it_is_first_read(data: Path) -> None:
+def test_a_shard_that_is_deleted_before_its_first_read_is_reported(data: Path) -> None:
     tokens = load_prepared(data).train
     (data / "train-00001.bin").unlink()
     with pytest.raises(UserError, match="train-00001.bin: cannot be read: No such file or directory$"):
         tokens.read(1500, 1510)
 
 
-def test_a_token_that_no_tokenizer_made(data: Path) -> None:
+def test_a_token_outside_the_vocabulary_is_refused(data: Path) -> None:
     with (data / "train-00000.bin").open("r+b") as file:
         file.seek(200)
         file.write(b"\xff\xff")
@@ -162,7 +162,7 @@ def test_a_token_that_no_tokenizer_made(data: Path) -> None:
         ({"splits": {}}, "manifest.json: damaged: no entry 'train'"),
     ],
 )
-def test_a_manifest_that_is_wrong(data: Path, change: dict[str, Any], message: str) -> None:
+def test_an_invalid_manifest_is_refused(data: Path, change: dict[str, Any], message: str) -> None:
     manifest = json.loads((data / "manifest.json").read_text())
     (data / "manifest.json").write_text(json.dumps(manifest | change))
     with pytest.raises(UserError, match=f"^{data}/{message}"):
@@ -183,7 +183,7 @@ def test_a_manifest_that_is_wrong(data: Path, change: dict[str, Any], message: s
         ("sha256", "0", "'0' is not a sha256"),
     ],
 )
-def test_a_shard_that_is_described_wrongly(data: Path, key: str, value: Any, message: str) -> None:
+def test_an_invalid_shard_entry_in_the_manifest_is_refused(data: Path, key: str, value: Any, message: str) -> None:
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["splits"]["train"]["shards"][0][key] = value
     (data / "manifest.json").write_text(json.dumps(manifest))
@@ -192,7 +192,7 @@ def test_a_shard_that_is_described_wrongly(data: Path, key: str, value: Any, mes
 
 
 def damaged(path: Path, rng: random.Random) -> None:
-    """Flip bytes, cut off, empty, delete, or put another file in its place."""
+    """Flip bytes of the file, truncate, empty or delete it, change its digits, or replace it with another file."""
     how = rng.choice(["flip", "flip", "flip", "cut", "empty", "delete", "swap", "digits"])
     content = bytearray(path.read_bytes())
     if how == "flip":
@@ -214,8 +214,8 @@ def damaged(path: Path, rng: random.Random) -> None:
         path.write_bytes(content)
 
 
-def test_damage_of_any_kind_is_refused_by_the_files_name(original: Path, tmp_path: Path) -> None:
-    """With hashes every damage is found; without them whatever is read is at least what a tokenizer could have made."""
+def test_the_error_for_any_damage_names_the_file(original: Path, tmp_path: Path) -> None:
+    """With hashes all damage is detected; without them every token that is read is at least in the vocabulary."""
     whole = {path.name: path.read_bytes() for path in original.iterdir()}
     tokens = load_prepared(original)
     expected = [split.read(0, len(split)).tolist() for split in (tokens.train, tokens.val)]
@@ -239,7 +239,7 @@ def test_damage_of_any_kind_is_refused_by_the_files_name(original: Path, tmp_pat
             assert changed
             assert str(folder) in str(error) and "\n" not in str(error)
             refused += 1
-        else:  # what does not say what the tokens are, such as the names of sources, may have changed
+        else:  # only manifest entries that do not affect the tokens, such as source names, may have changed
             assert not changed or path.name == "manifest.json"
             assert [split.read(0, len(split)).tolist() for split in (found.train, found.val)] == expected
         shutil.rmtree(folder)
