@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, a damaged one is refused, and saving never harms the others."""
+"""Checkpoints: they load as they were saved, damaged ones are refused, and saving never harms earlier ones."""
 
 import errno
 import hashlib
@@ -42,7 +42,7 @@ FILES = [MODEL, OPTIMIZER, STATE, TOKENIZER, MANIFEST]
 
 @dataclass
 class Trained:
-    """A model and an optimiser that have taken a few steps, so that nothing in them is zero."""
+    """A model and an optimizer after a few training steps, so that none of their arrays is zero."""
 
     model: GPT
     optimizer: tg.optim.AdamW
@@ -79,7 +79,7 @@ def flat(state: dict[str, Any]) -> dict[str, bytes]:
 # Saving and loading
 
 
-def test_what_goes_in_comes_out(trained: Trained, tmp_path: Path) -> None:
+def test_a_checkpoint_loads_as_it_was_saved(trained: Trained, tmp_path: Path) -> None:
     path = trained.save(tmp_path / "run", best_step=7)
     assert path == tmp_path / "run" / "step-000007"
     loaded = load_checkpoint(path)
@@ -105,14 +105,14 @@ def test_the_restored_optimizer_keeps_its_own_options(trained: Trained, tmp_path
     assert optimizer.param_groups[0]["weight_decay"] == 0.25
 
 
-def test_moments_of_another_model_are_refused(trained: Trained, tmp_path: Path) -> None:
+def test_optimizer_moments_of_another_model_are_refused(trained: Trained, tmp_path: Path) -> None:
     loaded = load_checkpoint(trained.save(tmp_path))
     other = GPT(replace(trained.state.model_config, n_embd=16))
     with pytest.raises(UserError, match=OPTIMIZER):
         loaded.restore(tg.optim.AdamW(other.parameters()))
 
 
-def test_weights_alone_need_no_moments(trained: Trained, tmp_path: Path) -> None:
+def test_weights_load_without_the_optimizer_file(trained: Trained, tmp_path: Path) -> None:
     path = trained.save(tmp_path)
     (path / OPTIMIZER).unlink()
     assert load_checkpoint(path, optimizer=False).optimizer is None
@@ -120,7 +120,7 @@ def test_weights_alone_need_no_moments(trained: Trained, tmp_path: Path) -> None
         load_checkpoint(path)
 
 
-def test_a_checkpoint_is_these_files_and_no_others(trained: Trained, tmp_path: Path) -> None:
+def test_a_checkpoint_contains_exactly_these_files(trained: Trained, tmp_path: Path) -> None:
     path = trained.save(tmp_path)
     assert sorted(file.name for file in path.iterdir()) == sorted(FILES)
     assert [folder.name for folder in tmp_path.iterdir()] == [path.name]
@@ -133,7 +133,7 @@ def test_a_checkpoint_is_these_files_and_no_others(trained: Trained, tmp_path: P
     assert len(modes) == 1
 
 
-def test_a_run_that_was_never_validated_has_no_best(trained: Trained, tmp_path: Path) -> None:
+def test_a_run_without_validation_has_no_best_step(trained: Trained, tmp_path: Path) -> None:
     trained.state = replace(trained.state, best_val_loss=None)
     state = load_checkpoint(trained.save(tmp_path)).state
     assert state.best_val_loss is None
@@ -141,22 +141,22 @@ def test_a_run_that_was_never_validated_has_no_best(trained: Trained, tmp_path: 
 
 
 # --------------------------------------------------------------------------------------------------
-# Which ones there are
+# Which checkpoints are kept and found
 
 
-def test_the_newest_few_and_the_best_stay(trained: Trained, tmp_path: Path) -> None:
+def test_the_newest_checkpoints_and_the_best_are_kept(trained: Trained, tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 50):
         trained.save(tmp_path, step, best_step=20, keep=3)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == [f"step-0000{step}" for step in (20, 30, 40, 50)]
 
 
-def test_the_newest_and_the_best_stay(trained: Trained, tmp_path: Path) -> None:
+def test_the_newest_checkpoint_and_the_best_are_kept(trained: Trained, tmp_path: Path) -> None:
     for step, best in [(10, 10), (20, 20), (30, 20), (40, 20)]:
         trained.save(tmp_path, step, best)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-000020", "step-000040"]
 
 
-def test_a_step_can_be_saved_again(trained: Trained, tmp_path: Path) -> None:
+def test_saving_a_step_again_replaces_its_checkpoint(trained: Trained, tmp_path: Path) -> None:
     trained.save(tmp_path)
     trained.model.wte.weight.data[...] = 0.5
     path = trained.save(tmp_path)
@@ -164,15 +164,15 @@ def test_a_step_can_be_saved_again(trained: Trained, tmp_path: Path) -> None:
     assert [folder.name for folder in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_run_folder_stands_for_its_newest_step(trained: Trained, tmp_path: Path) -> None:
+def test_a_run_folder_loads_its_newest_step(trained: Trained, tmp_path: Path) -> None:
     trained.save(tmp_path, 999_999, best_step=999_999)
-    trained.save(tmp_path, 1_000_000, best_step=999_999)  # a digit more, and sorted before by name
+    trained.save(tmp_path, 1_000_000, best_step=999_999)  # one digit more, so its name sorts before the other
     assert load_checkpoint(tmp_path).state.step == 1_000_000
     assert newest_checkpoint(tmp_path).name == "step-1000000"
     assert [folder.name for folder in steps_after(tmp_path, 999_999)] == ["step-1000000"]
 
 
-def test_of_many_runs_the_one_written_last_counts(trained: Trained, tmp_path: Path) -> None:
+def test_newest_checkpoint_finds_the_run_written_last(trained: Trained, tmp_path: Path) -> None:
     for run, time in [("a", 300), ("b", 100), ("c", 200)]:
         os.utime(trained.save(tmp_path / run), (time, time))
     (tmp_path / "README.md").write_text("not a run")
@@ -180,7 +180,7 @@ def test_of_many_runs_the_one_written_last_counts(trained: Trained, tmp_path: Pa
     assert newest_checkpoint(tmp_path).parent.name == "a"
 
 
-def test_where_there_is_none(tmp_path: Path) -> None:
+def test_the_error_says_why_no_checkpoint_was_found(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     file = tmp_path / "file"
     file.write_text("")
@@ -196,7 +196,7 @@ def test_where_there_is_none(tmp_path: Path) -> None:
         assert str(error.value).startswith(message)
 
 
-def test_the_newest_whole_one_is_found_behind_broken_ones(trained: Trained, tmp_path: Path) -> None:
+def test_load_newest_skips_damaged_checkpoints(trained: Trained, tmp_path: Path) -> None:
     for step in (10, 20, 30):
         trained.save(tmp_path, step, keep=3)
     truncate(tmp_path / "step-000030" / MODEL)
@@ -207,17 +207,17 @@ def test_the_newest_whole_one_is_found_behind_broken_ones(trained: Trained, tmp_
     assert "step-000030/model.safetensors: damaged: " in str(damaged[0][1])
     assert "step-000020/state.json: missing" in str(damaged[1][1])
     with pytest.raises(UserError, match="step-000030/model.safetensors: damaged"):
-        load_newest(tmp_path / "step-000030")  # asked for by name, no other will do
+        load_newest(tmp_path / "step-000030")  # a checkpoint given by name is never replaced by another
     empty(tmp_path / "step-000010" / MANIFEST)
     with pytest.raises(UserError, match="step-000030/model.safetensors: damaged"):
         load_newest(tmp_path)
 
 
-def test_a_checkpoint_under_the_name_of_another_is_refused(trained: Trained, tmp_path: Path) -> None:
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(trained: Trained, tmp_path: Path) -> None:
     trained.save(tmp_path, 10).rename(tmp_path / "step-000020")
     with pytest.raises(UserError, match="step-000020/state.json: holds step 10, but the name of its folder"):
         load_checkpoint(tmp_path)
-    (tmp_path / "step-000020").rename(tmp_path / "mine")  # a name of one's own says nothing about the step
+    (tmp_path / "step-000020").rename(tmp_path / "mine")  # this name does not state a step
     assert load_checkpoint(tmp_path / "mine").state.step == 10
 
 
@@ -246,7 +246,9 @@ def replace_by_folder(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, empty, Path.unlink, replace_by_folder])
 @pytest.mark.parametrize("name", [MODEL, OPTIMIZER, STATE, TOKENIZER])
-def test_a_damaged_file_is_named(name: str, damage: Callable[[Path], None], trained: Trained, tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_file_names_the_file(
+    name: str, damage: Callable[[Path], None], trained: Trained, tmp_path: Path
+) -> None:
     path = trained.save(tmp_path)
     damage(path / name)
     with pytest.raises(UserError) as error:
@@ -256,7 +258,7 @@ def test_a_damaged_file_is_named(name: str, damage: Callable[[Path], None], trai
 
 
 @pytest.mark.parametrize("damage", [empty, Path.unlink, replace_by_folder])
-def test_without_its_manifest_a_checkpoint_is_refused(
+def test_a_checkpoint_without_its_manifest_is_refused(
     damage: Callable[[Path], None], trained: Trained, tmp_path: Path
 ) -> None:
     path = trained.save(tmp_path)
@@ -266,7 +268,7 @@ def test_without_its_manifest_a_checkpoint_is_refused(
 
 
 def rewrite(path: Path, name: str, content: str | bytes) -> None:
-    """Change a file and make the manifest agree: what remains is whether its contents make sense."""
+    """Change a file and its entry in the manifest, so that only the validity of its contents is tested."""
     (path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     manifest = json.loads((path / MANIFEST).read_text())
     content = (path / name).read_bytes()
@@ -298,7 +300,7 @@ def changed_state(path: Path, **changes: Any) -> str:
         (OPTIMIZER, b'\x10\x00\x00\x00\x00\x00\x00\x00{"a":{"dtype":1}}'),
     ],
 )
-def test_nonsense_is_refused(name: str, content: str | bytes, trained: Trained, tmp_path: Path) -> None:
+def test_invalid_file_contents_are_refused(name: str, content: str | bytes, trained: Trained, tmp_path: Path) -> None:
     path = trained.save(tmp_path)
     rewrite(path, name, content)
     with pytest.raises(UserError) as error:
@@ -327,7 +329,7 @@ def test_nonsense_is_refused(name: str, content: str | bytes, trained: Trained, 
         ({"optimizer": 3}, "not iterable"),
     ],
 )
-def test_a_state_that_makes_no_sense_is_refused(
+def test_an_invalid_state_is_refused(
     changes: dict[str, Any], message: str, trained: Trained, tmp_path: Path
 ) -> None:
     path = trained.save(tmp_path)
@@ -346,7 +348,7 @@ def test_weights_of_another_shape_are_refused(trained: Trained, tmp_path: Path) 
     assert str(error.value).startswith(f"{path / MODEL}: ")
 
 
-def test_a_model_far_too_large_for_its_weights_is_refused_before_it_is_built(trained: Trained, tmp_path: Path) -> None:
+def test_a_model_too_large_for_its_weights_is_refused_before_it_is_built(trained: Trained, tmp_path: Path) -> None:
     for changes in ({"n_layer": 10**9}, {"vocab_size": 10**12}, {"n_embd": 10**6}, {"block_size": 10**9}):
         path = trained.save(tmp_path)
         rewrite(path, STATE, changed_state(path, model_config={**trained.state.model_config.to_dict(), **changes}))
@@ -354,7 +356,7 @@ def test_a_model_far_too_large_for_its_weights_is_refused_before_it_is_built(tra
             load_checkpoint(path).build_model()
 
 
-def test_random_counters_that_make_no_sense_are_refused(trained: Trained, tmp_path: Path) -> None:
+def test_an_invalid_generator_state_is_refused(trained: Trained, tmp_path: Path) -> None:
     path = trained.save(tmp_path)
     rewrite(path, STATE, changed_state(path, rng={"seed": 1, "steps": {"init": -1}}))
     with pytest.raises(UserError, match=STATE):
@@ -362,7 +364,7 @@ def test_random_counters_that_make_no_sense_are_refused(trained: Trained, tmp_pa
 
 
 # --------------------------------------------------------------------------------------------------
-# Saving that goes wrong
+# Saving that fails
 
 
 def fail_with(error: BaseException) -> Callable[..., Any]:
@@ -373,7 +375,7 @@ def fail_with(error: BaseException) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("where", ["save_file", "write_json", "sync", "write_manifest"])
-def test_a_full_disk_costs_no_earlier_checkpoint(
+def test_a_full_disk_leaves_earlier_checkpoints_intact(
     where: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = trained.save(tmp_path, 1)
@@ -388,12 +390,12 @@ def test_a_full_disk_costs_no_earlier_checkpoint(
 
 
 @pytest.mark.parametrize("where", ["save_file", "write_json", "sync", "write_manifest", "prune"])
-def test_a_kill_leaves_whole_checkpoints_and_what_it_left_is_cleared_away(
+def test_a_kill_leaves_complete_checkpoints_and_its_remains_are_removed(
     where: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained.save(tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(module, where, fail_with(KeyboardInterrupt()))  # not caught, as a kill is not
+        patch.setattr(module, where, fail_with(KeyboardInterrupt()))  # like a kill, it is not caught
         with pytest.raises(KeyboardInterrupt):
             trained.save(tmp_path, 2)
     assert load_checkpoint(tmp_path).state.step == (2 if where == "prune" else 1)
@@ -401,7 +403,7 @@ def test_a_kill_leaves_whole_checkpoints_and_what_it_left_is_cleared_away(
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-000003"]
 
 
-def test_a_kill_while_an_old_one_is_removed_leaves_no_half_of_it(
+def test_a_kill_during_pruning_leaves_no_partial_checkpoint(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained.save(tmp_path, 1)
@@ -412,7 +414,7 @@ def test_a_kill_while_an_old_one_is_removed_leaves_no_half_of_it(
     assert steps_after(tmp_path, 0) == [tmp_path / "step-000002"]
 
 
-def test_everything_is_on_the_disk_before_it_gets_its_name(
+def test_files_are_synced_before_the_folder_gets_its_final_name(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: set[int] = set()
@@ -434,4 +436,4 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
     monkeypatch.setattr(Path, "rename", check_rename)
     trained.save(tmp_path)
     assert renamed == ["step-000007"]
-    assert tmp_path.stat().st_ino in synced  # and the name itself, after that
+    assert tmp_path.stat().st_ino in synced  # the name itself is synced after the rename

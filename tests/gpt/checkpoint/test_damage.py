@@ -1,4 +1,4 @@
-"""Damaged and hostile files: each refused by name or skipped, and never wrong numbers, a crash or a wait."""
+"""Damaged and hostile files: refused with an error that names the file, or skipped; never wrong numbers or a hang."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ FUZZ = settings(max_examples=60, suppress_health_check=[HealthCheck.function_sco
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two checkpoints, with different numbers in them."""
+    """A run with two checkpoints whose arrays differ."""
     folder = tmp_path_factory.mktemp("damage")
     (folder / "text.txt").write_text("to be, or not to be\n" * 30)
     with tg.use_backend("numpy"):
@@ -57,11 +57,11 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(run_dir: Path) -> dict[str, dict[str, bytes]]:
-    """Every number of both, by the name of the folder."""
-    return {name: numbers(load_checkpoint(run_dir / name)) for name in STEPS}
+    """The contents of both undamaged checkpoints, by folder name."""
+    return {name: contents(load_checkpoint(run_dir / name)) for name in STEPS}
 
 
-def numbers(checkpoint: Checkpoint) -> dict[str, bytes]:
+def contents(checkpoint: Checkpoint) -> dict[str, bytes]:
     assert checkpoint.optimizer is not None
     arrays = {**checkpoint.weights, **checkpoint.optimizer["state"]}
     return {"state": repr(checkpoint.state).encode(), **{name: array.tobytes() for name, array in arrays.items()}}
@@ -100,14 +100,14 @@ def remove(rng: random.Random, run: Path) -> None:
 
 
 def swap_within(rng: random.Random, run: Path) -> None:
-    """Two files of one checkpoint change places."""
+    """Swap two files of one checkpoint."""
     folder = run / rng.choice(STEPS)
     a, b = rng.sample(FILES, 2)
     swap(folder / a, folder / b)
 
 
 def swap_between(rng: random.Random, run: Path) -> None:
-    """One file, or all but one, of one checkpoint in the place of the other's."""
+    """Swap one file, or all but one, between the two checkpoints."""
     for name in rng.sample(FILES, rng.choice([1, len(FILES) - 1])):
         swap(run / STEPS[0] / name, run / STEPS[1] / name)
 
@@ -147,7 +147,9 @@ DAMAGES: list[Callable[[random.Random, Path], None]] = [
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs pipes and links")
-def test_200_damaged_checkpoints(run_dir: Path, whole: dict[str, dict[str, bytes]], tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_refused_or_skipped(
+    run_dir: Path, whole: dict[str, dict[str, bytes]], tmp_path: Path
+) -> None:
     outcomes = {"refused": 0, "skipped": 0, "none whole": 0, "whole": 0}
     for seed in range(200):
         rng, run = random.Random(seed), tmp_path / str(seed)
@@ -156,41 +158,41 @@ def test_200_damaged_checkpoints(run_dir: Path, whole: dict[str, dict[str, bytes
             try:
                 damage(rng, run)
             except (OSError, ValueError):
-                continue  # the second one found nothing left to damage
-        for name in STEPS:  # by its name: refused, or exactly what was saved
+                continue  # the first damage left nothing for the second
+        for name in STEPS:  # loaded by name: refused, or exactly what was saved
             try:
-                assert numbers(load_checkpoint(run / name)) == whole[name], seed
+                assert contents(load_checkpoint(run / name)) == whole[name], seed
                 outcomes["whole"] += 1
             except UserError as error:
                 assert any(str(error).startswith(f"{run / name / file}: ") for file in FILES), (seed, str(error))
                 assert "\n" not in str(error)
                 outcomes["refused"] += 1
-        try:  # the newest that is whole
+        try:  # the newest undamaged checkpoint
             checkpoint, damaged = load_newest(run)
-            assert numbers(checkpoint) == whole[checkpoint.path.name], seed
+            assert contents(checkpoint) == whole[checkpoint.path.name], seed
             assert len(damaged) == (checkpoint.path.name == STEPS[0]), seed
             outcomes["skipped"] += len(damaged)
         except UserError:
             outcomes["none whole"] += 1
-    assert outcomes["refused"] > 200  # the damage is real
+    assert outcomes["refused"] > 200  # most runs really are damaged
     assert outcomes["skipped"] > 40
     assert outcomes["none whole"] > 10
 
 
 # --------------------------------------------------------------------------------------------------
-# Contents that the manifest agrees with, and that make no sense
+# Invalid contents with a matching manifest
 
 
-def agree(folder: Path, name: str, content: bytes) -> None:
-    """Write a file and make the manifest agree with it."""
+def write_with_manifest(folder: Path, name: str, content: bytes) -> None:
+    """Write a file and update its entry in the manifest."""
     (folder / name).write_bytes(content)
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-def use(folder: Path) -> None:
-    """Whatever a program does with a checkpoint: it works, or it is a UserError of one line that names a file."""
+def load_or_user_error(folder: Path) -> None:
+    """Load a checkpoint and restore from it: this works, or raises a one-line UserError that names the file."""
     try:
         checkpoint = load_checkpoint(folder)
         model = checkpoint.build_model()
@@ -209,7 +211,7 @@ values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionari
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The way to every part of a JSON value."""
+    """The path to every part of a JSON value."""
     inside: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
         inside = list(value.items())
@@ -219,7 +221,7 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    """The value with another one in that place; `...` leaves it out."""
+    """A copy of the value in which the part at that path is replaced by `new`, or removed if `new` is `...`."""
     if not path:
         return new
     copy = dict(value) if isinstance(value, dict) else list(value)
@@ -232,7 +234,7 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 @st.composite
 def variants(draw: st.DrawFn, value: Any) -> bytes:
-    """The JSON of a value in which a few parts are others, missing, there twice, or nested without end."""
+    """The JSON of a value in which a few parts are replaced, missing, duplicated or nested very deeply."""
     for _ in range(draw(st.integers(1, 2))):
         way = draw(st.sampled_from(paths(value)[1:] or [()]))
         value = changed(value, way, draw(values | st.just(...)) if way else draw(values))
@@ -254,18 +256,18 @@ def one(run_dir: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", [STATE, TOKENIZER])
 @FUZZ
 @given(data=st.data())
-def test_hostile_json(name: str, run_dir: Path, one: Path, data: st.DataObject) -> None:
+def test_hostile_json_loads_or_raises_a_user_error(name: str, run_dir: Path, one: Path, data: st.DataObject) -> None:
     value = json.loads((run_dir / STEPS[0] / name).read_text())
-    agree(one, name, data.draw(variants(value)))
-    use(one)
+    write_with_manifest(one, name, data.draw(variants(value)))
+    load_or_user_error(one)
 
 
 @FUZZ
 @given(data=st.data())
-def test_a_hostile_manifest(run_dir: Path, one: Path, data: st.DataObject) -> None:
+def test_a_hostile_manifest_loads_or_raises_a_user_error(run_dir: Path, one: Path, data: st.DataObject) -> None:
     value = json.loads((run_dir / STEPS[0] / MANIFEST).read_text())
     (one / MANIFEST).write_bytes(data.draw(variants(value)))
-    use(one)
+    load_or_user_error(one)
 
 
 def header_of(file: Path) -> tuple[dict[str, Any], bytes]:
@@ -276,7 +278,7 @@ def header_of(file: Path) -> tuple[dict[str, Any], bytes]:
 
 @st.composite
 def safetensors(draw: st.DrawFn, file: Path) -> bytes:
-    """A file with another header, of a length that may be a lie, before the same numbers."""
+    """A file with a changed header, whose stated length may be wrong, before the same data."""
     header, numbers = header_of(file)
     text = draw(variants(header))
     size = draw(st.sampled_from([len(text)] * 6 + [0, len(text) - 1, len(text) + 1, 2**63, 2**64 - 1]))
@@ -286,14 +288,16 @@ def safetensors(draw: st.DrawFn, file: Path) -> bytes:
 @pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
 @FUZZ
 @given(data=st.data())
-def test_hostile_safetensors(name: str, run_dir: Path, one: Path, data: st.DataObject) -> None:
-    agree(one, name, data.draw(safetensors(run_dir / STEPS[0] / name)))
-    use(one)
+def test_hostile_safetensors_load_or_raise_a_user_error(
+    name: str, run_dir: Path, one: Path, data: st.DataObject
+) -> None:
+    write_with_manifest(one, name, data.draw(safetensors(run_dir / STEPS[0] / name)))
+    load_or_user_error(one)
 
 
 @FUZZ
 @given(data=st.data())
-def test_hostile_weights_of_gpt2(run_dir: Path, tmp_path: Path, data: st.DataObject) -> None:
+def test_hostile_gpt2_weights_load_or_raise_a_value_error(run_dir: Path, tmp_path: Path, data: st.DataObject) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(data.draw(safetensors(run_dir / STEPS[0] / MODEL)))
     try:
@@ -302,7 +306,7 @@ def test_hostile_weights_of_gpt2(run_dir: Path, tmp_path: Path, data: st.DataObj
         assert str(error).startswith(str(file))
 
 
-def test_few_numbers_that_claim_a_huge_model(tmp_path: Path) -> None:
+def test_a_small_file_that_describes_a_huge_model_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     wide = {"wte.weight": np.zeros((1, 10**6), np.float32), "wpe.weight": np.zeros((1, 10**6), np.float32)}
     deep = {"wte.weight": np.zeros((1, 640), np.float32), "wpe.weight": np.zeros((1, 640), np.float32)}
@@ -315,7 +319,9 @@ def test_few_numbers_that_claim_a_huge_model(tmp_path: Path) -> None:
 
 @FUZZ
 @given(data=st.data())
-def test_hostile_tokenizers(tmp_path: Path, bpe: BPETokenizer, data: st.DataObject) -> None:
+def test_hostile_tokenizers_load_or_raise_a_tokenizer_error(
+    tmp_path: Path, bpe: BPETokenizer, data: st.DataObject
+) -> None:
     file = tmp_path / TOKENIZER
     file.write_bytes(data.draw(variants(bpe.to_dict())))
     try:
@@ -327,7 +333,7 @@ def test_hostile_tokenizers(tmp_path: Path, bpe: BPETokenizer, data: st.DataObje
 
 @FUZZ
 @given(lines=st.lists(st.binary(max_size=30) | st.sampled_from([b"[" * 99_999, b'{"step": 1e999}', b'{"step": NaN}'])))
-def test_hostile_metrics(tmp_path: Path, lines: list[bytes]) -> None:
+def test_hostile_metrics_lines_are_dropped(tmp_path: Path, lines: list[bytes]) -> None:
     ours = b'{"step": 1}\n'
     (tmp_path / METRICS).write_bytes(ours + b"\n".join(lines))
     rewind_metrics(tmp_path, tmp_path, 1)
