@@ -1,4 +1,4 @@
-"""generate.py: what it writes, and the one line it answers each mistake with."""
+"""generate.py: the text that it writes, and one-line user errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WINDOW = 8
 
 
 def save_model(run_dir: Path, step: int = 5, seed: int = 0, text: str = TEXT) -> Path:
-    """A small model with large weights, so that it has something to say."""
+    """Save a small model with large weights, so that its samples vary."""
     tg.manual_seed(seed)
     config = TrainConfig(n_layer=1, n_head=2, n_embd=8, block_size=WINDOW)
     tokenizer = CharTokenizer.train(text)
@@ -44,20 +44,20 @@ def save_model(run_dir: Path, step: int = 5, seed: int = 0, text: str = TEXT) ->
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with one checkpoint under checkpoints/."""
+    """A working directory with one checkpoint under checkpoints/."""
     monkeypatch.chdir(tmp_path)
     return save_model(tmp_path / "checkpoints" / "run")
 
 
 @pytest.fixture(autouse=True)
-def same_backend_afterwards() -> Iterator[None]:
+def restore_the_backend() -> Iterator[None]:
     with tg.use_backend("numpy"):
         yield
 
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run generate.py in this process; status, stdout, stderr."""
+    """Run generate.py in this process and return its status, stdout and stderr."""
 
     def call(*words: str) -> tuple[int, str, str]:
         try:
@@ -76,10 +76,10 @@ def expected_text(path: Path, prompt: str, n: int, **options: object) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# What it writes
+# Output
 
 
-def test_no_arguments(checkpoint: Path, call: Callable) -> None:
+def test_the_defaults_sample_500_tokens_from_the_newest_checkpoint(checkpoint: Path, call: Callable) -> None:
     status, out, err = call()
     assert status == 0
     expected = expected_text(checkpoint, "", 500, seed=1337, temperature=0.8, top_k=200)
@@ -87,7 +87,7 @@ def test_no_arguments(checkpoint: Path, call: Callable) -> None:
     assert "numpy was requested" in err and "checkpoints/run/step-000005" in err
 
 
-def test_every_flag(checkpoint: Path, call: Callable) -> None:
+def test_every_flag_reaches_the_generation(checkpoint: Path, call: Callable) -> None:
     status, out, _ = call(
         "--checkpoint", str(checkpoint), "--prompt=To be", "--max_new_tokens=40",
         "--temperature", "1.2", "--top_k=5", "--top-p", "0.95", "--repetition_penalty=1.3",
@@ -100,11 +100,11 @@ def test_every_flag(checkpoint: Path, call: Callable) -> None:
     assert (status, out) == (0, "To be" + expected + "\n")
 
 
-def test_a_run_folder_will_do(checkpoint: Path, call: Callable) -> None:
+def test_a_run_folder_is_accepted_as_a_checkpoint(checkpoint: Path, call: Callable) -> None:
     assert call("--checkpoint", "checkpoints/run")[1] == call()[1]
 
 
-def test_the_newest_checkpoint_is_taken(checkpoint: Path, call: Callable) -> None:
+def test_the_newest_checkpoint_is_the_default(checkpoint: Path, call: Callable) -> None:
     before = call()[1]
     newer = save_model(checkpoint.parent.parent / "another", step=2, seed=9)
     status, out, err = call()
@@ -112,7 +112,7 @@ def test_the_newest_checkpoint_is_taken(checkpoint: Path, call: Callable) -> Non
     assert out[:-1] == expected_text(newer, "", 500, seed=1337, temperature=0.8, top_k=200)
 
 
-def test_samples_differ_and_can_be_had_alone(checkpoint: Path, call: Callable) -> None:
+def test_samples_differ_and_can_be_reproduced_one_by_one(checkpoint: Path, call: Callable) -> None:
     _, out, _ = call("--prompt=be", "--max-new-tokens=30", "--num-samples=3", "--seed=7")
     samples = out.split("\n---------------\n")
     assert len(samples) == 4 and samples[3] == "" and len(set(samples)) == 4
@@ -121,21 +121,21 @@ def test_samples_differ_and_can_be_had_alone(checkpoint: Path, call: Callable) -
         assert alone == samples[i] + "\n"
 
 
-def test_stop(checkpoint: Path, call: Callable) -> None:
+def test_generation_ends_before_a_stop_text(checkpoint: Path, call: Callable) -> None:
     _, free, _ = call("--prompt=be", "--max-new-tokens=60")
     stop = free[12:15]
     _, out, _ = call("--prompt=be", "--max-new-tokens=60", "--stop", stop, "--stop", "?!")
     assert out == "be" + free[2:].partition(stop)[0] + "\n"
 
 
-def test_prompt_from_a_file(checkpoint: Path, call: Callable) -> None:
+def test_the_prompt_can_be_read_from_a_file(checkpoint: Path, call: Callable) -> None:
     Path("prompt.txt").write_text("that is\n", encoding="utf-8")
     from_file = call("--prompt=FILE:prompt.txt", "--max-new-tokens=9")
     assert from_file[0] == 0
     assert from_file == call("--prompt=that is\n", "--max-new-tokens=9")
 
 
-def test_a_prompt_longer_than_the_window_works_and_says_so(checkpoint: Path, call: Callable) -> None:
+def test_a_prompt_longer_than_the_window_is_cropped_with_a_note(checkpoint: Path, call: Callable) -> None:
     prompt = "or not to be: that is"
     status, out, err = call("--prompt", prompt, "--temperature=0", "--max-new-tokens=9")
     assert status == 0
@@ -146,22 +146,22 @@ def test_a_prompt_longer_than_the_window_works_and_says_so(checkpoint: Path, cal
 
 
 @pytest.mark.parametrize("k", ["0", "none", "None", "off", "all"])
-def test_top_k_off(k: str, checkpoint: Path, call: Callable) -> None:
+def test_top_k_can_be_switched_off(k: str, checkpoint: Path, call: Callable) -> None:
     out = call("--top-k", k, "--max-new-tokens=30", "--temperature=2")[1]
     assert out == expected_text(checkpoint, "", 30, seed=1337, temperature=2.0, top_k=None) + "\n"
 
 
 @pytest.mark.parametrize("text", ["- to", "-to", "--to-be", "-", "--"])
-def test_a_prompt_that_begins_with_a_hyphen(text: str, checkpoint: Path, call: Callable, tmp_path: Path) -> None:
+def test_a_prompt_may_begin_with_a_hyphen(text: str, checkpoint: Path, call: Callable, tmp_path: Path) -> None:
     save_model(tmp_path / "checkpoints" / "hyphens", text=TEXT + "-")
     assert call("--prompt=or" + text, "--max-new-tokens=3")[0] == 0
-    if text == "-":  # the standard input
+    if text == "-":  # means the standard input
         return
     one, two = call(f"--prompt={text}", "--max-new-tokens=3"), call("--prompt", text, "--max-new-tokens=3")
     assert one == two and one[0] == 0 and one[1].startswith(text)
 
 
-def test_a_prompt_from_the_standard_input(
+def test_the_prompt_can_be_read_from_standard_input(
     checkpoint: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffth\u00e9 be\n".encode())))
@@ -170,7 +170,7 @@ def test_a_prompt_from_the_standard_input(
     assert "the standard input is not UTF-8 text" in refused(call("--prompt=-"))
 
 
-def test_paths_below_the_home_folder_and_a_byte_order_mark(
+def test_home_folder_paths_are_expanded_and_byte_order_marks_skipped(
     checkpoint: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(Path.cwd()))
@@ -188,7 +188,7 @@ def test_a_stop_text_may_be_a_line_break(checkpoint: Path, call: Callable) -> No
     assert {text: program.unescape(text) for text in texts} == texts
 
 
-def test_nanogpts_command(checkpoint: Path, call: Callable) -> None:
+def test_the_flags_of_nanogpt_are_accepted(checkpoint: Path, call: Callable) -> None:
     words = ["--out_dir=checkpoints/run", "--start=be", "--num_samples=1", "--max_new_tokens=9", "--device=cpu"]
     out = call(*words, "--compile=False", "--init_from=resume", "--dtype=float16", "--backend=numpy")[1]
     assert out == call("--prompt=be", "--max-new-tokens=9")[1]
@@ -196,7 +196,7 @@ def test_nanogpts_command(checkpoint: Path, call: Callable) -> None:
     assert call("--start=FILE:p.txt", "--max_new_tokens=9")[1] == out
 
 
-def test_a_gpt2_from_a_folder_needs_no_training(
+def test_hugging_face_gpt2_weights_generate_text(
     tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch, gpt2: Tokenizer
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -214,12 +214,12 @@ def test_a_gpt2_from_a_folder_needs_no_training(
         assert out == f"To be{text}\n"
 
 
-def test_the_weights_of_a_checkpoint_are_not_taken_for_gpt2s(checkpoint: Path, call: Callable) -> None:
+def test_the_weights_file_of_a_checkpoint_stands_for_the_checkpoint(checkpoint: Path, call: Callable) -> None:
     words = ("--max-new-tokens=9", "--checkpoint")
     assert call(*words, str(checkpoint / "model.safetensors"))[1] == call(*words, str(checkpoint))[1]
 
 
-def test_runs_are_listed_and_an_unfinished_one_is_said(checkpoint: Path, call: Callable) -> None:
+def test_runs_are_listed_and_unfinished_runs_are_reported(checkpoint: Path, call: Callable) -> None:
     assert call("--list")[1] == "checkpoints/run  step 5 of 2000, unfinished\n"
     command = "python train.py --resume checkpoints/run"
     assert f"checkpoints/run is unfinished, at step 5 of 2000: {command} continues it" in call()[2]
@@ -239,12 +239,12 @@ def test_runs_are_listed_and_an_unfinished_one_is_said(checkpoint: Path, call: C
     ]
 
 
-def test_without_runs_the_list_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable) -> None:
+def test_an_empty_list_of_runs_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable) -> None:
     monkeypatch.chdir(tmp_path)
     assert call("--list")[:2] == (0, "no run under checkpoints yet\n")
 
 
-def test_any_number_of_samples_begins_at_once(
+def test_a_huge_number_of_samples_starts_without_delay(
     checkpoint: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
@@ -254,16 +254,16 @@ def test_any_number_of_samples_begins_at_once(
     assert call(f"--num-samples={10**20}", f"--max-new-tokens={10**20}")[0] == 130
 
 
-def test_nothing_new(checkpoint: Path, call: Callable) -> None:
+def test_zero_new_tokens_print_only_the_prompt(checkpoint: Path, call: Callable) -> None:
     assert call("--prompt=To be", "--max-new-tokens=0")[:2] == (0, "To be\n")
 
 
 # --------------------------------------------------------------------------------------------------
-# Mistakes
+# User errors
 
 
 def refused(answer: tuple[int, str, str]) -> str:
-    """The line that a mistake is answered with: status 2, nothing on stdout, the last of stderr."""
+    """Check for status 2 and an empty stdout, and return the error, which is the last line of stderr."""
     status, out, err = answer
     assert status == 2 and out == ""
     *notes, line = err.splitlines()
@@ -297,23 +297,23 @@ def refused(answer: tuple[int, str, str]) -> str:
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_mistakes(words: list[str], message: str, checkpoint: Path, call: Callable) -> None:
+def test_user_errors_are_one_line(words: list[str], message: str, checkpoint: Path, call: Callable) -> None:
     assert message in refused(call(*words))
 
 
-def test_a_prompt_that_is_no_text(checkpoint: Path, call: Callable) -> None:
+def test_a_prompt_file_that_is_not_utf8_is_refused(checkpoint: Path, call: Callable) -> None:
     Path("prompt.bin").write_bytes(b"\xff\xfe\x00")
     assert "prompt.bin is not UTF-8 text" in refused(call("--prompt=FILE:prompt.bin"))
 
 
-def test_no_checkpoint_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable) -> None:
+def test_a_missing_checkpoint_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable) -> None:
     monkeypatch.chdir(tmp_path)
     assert refused(call()) == "no checkpoint under checkpoints yet: run train.py first"
     (tmp_path / "checkpoints").mkdir()
     assert refused(call()) == "no checkpoint under checkpoints yet: run train.py first"
 
 
-def test_a_truncated_checkpoint(checkpoint: Path, call: Callable) -> None:
+def test_a_truncated_checkpoint_is_refused(checkpoint: Path, call: Callable) -> None:
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "model.safetensors: damaged" in refused(call())
@@ -321,8 +321,8 @@ def test_a_truncated_checkpoint(checkpoint: Path, call: Callable) -> None:
     assert "model.safetensors: missing" in refused(call())
 
 
-def test_weights_of_another_shape(checkpoint: Path, call: Callable, tmp_path: Path) -> None:
-    """Each file is whole, but they are not of one model."""
+def test_weights_of_another_shape_are_refused(checkpoint: Path, call: Callable, tmp_path: Path) -> None:
+    """Each file is complete, but they belong to different models."""
     other = GPT({**load_checkpoint(checkpoint).state.model_config.to_dict(), "n_embd": 16})
     loaded = load_checkpoint(checkpoint)
     mixed = save_checkpoint(
@@ -335,22 +335,22 @@ def test_weights_of_another_shape(checkpoint: Path, call: Callable, tmp_path: Pa
     assert "model.safetensors: FusedGPT: wte.weight has shape" in refused(call("--checkpoint", str(mixed)))
 
 
-def test_more_threads_than_cores(checkpoint: Path, call: Callable) -> None:
+def test_more_threads_than_cores_are_refused(checkpoint: Path, call: Callable) -> None:
     assert refused(call("--threads=100000")).startswith("threads: 100000 is not a number from 1 to ")
 
 
-def test_a_backend_that_cannot_run(checkpoint: Path, call: Callable) -> None:
+def test_an_unavailable_backend_is_reported(checkpoint: Path, call: Callable) -> None:
     why_not = tg.backend.check("cupy")
     if why_not is None:
         pytest.skip("CuPy works here")
     assert refused(call("--backend=cupy")) == " ".join(why_not.split())
 
 
-def test_a_diverged_model(checkpoint: Path, call: Callable, tmp_path: Path) -> None:
+def test_a_diverged_model_is_reported(checkpoint: Path, call: Callable, tmp_path: Path) -> None:
     loaded = load_checkpoint(checkpoint)
     model = loaded.build_model()
     model.ln_f.weight.data[...] = np.nan
-    model.wte.weight.data[...] *= 1e20  # the squares of these overflow, which is not to be a warning besides
+    model.wte.weight.data[...] *= 1e20  # their squares overflow, which must not add a warning
     path = save_checkpoint(tmp_path / "nan", loaded.state, model, tg.optim.AdamW(model.parameters()), loaded.tokenizer)
     status, out, err = call("--checkpoint", str(path))
     assert status == 2 and out == ""
@@ -358,7 +358,7 @@ def test_a_diverged_model(checkpoint: Path, call: Callable, tmp_path: Path) -> N
 
 
 # --------------------------------------------------------------------------------------------------
-# As a program of its own
+# In a separate process
 
 
 def start(*words: str) -> subprocess.Popen[bytes]:
@@ -379,7 +379,7 @@ def test_a_closed_pipe_ends_quietly(checkpoint: Path) -> None:
 def test_ctrl_c_ends_quietly(checkpoint: Path) -> None:
     with start("--max-new-tokens=100000") as process:
         assert process.stdout is not None and process.stderr is not None
-        assert len(process.stdout.read(10)) == 10  # streaming: there long before the end
+        assert len(process.stdout.read(10)) == 10  # streamed: available long before the end
         process.send_signal(signal.SIGINT)
         out, err = finish(process)
         assert process.returncode == 130
@@ -387,7 +387,9 @@ def test_ctrl_c_ends_quietly(checkpoint: Path) -> None:
         assert all(line.startswith("generate.py: ") for line in err.decode().splitlines() if line)
 
 
-def test_a_terminal_that_cannot_show_every_character(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_that_the_terminal_cannot_encode_are_replaced(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     Path("prompt.txt").write_text("th\u00e9", encoding="utf-8")
     with start("--prompt=FILE:prompt.txt", "--max-new-tokens=0") as process:
