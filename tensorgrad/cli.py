@@ -17,13 +17,23 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int]) -> int:
-    """Run a command and return its exit status: 130 after Ctrl-C, 141 where its output was closed, as by `| head`."""
+    """Run a command and return its exit status: 130 after Ctrl-C, 141 where its output was closed, as by `| head`.
+
+    An output that cannot be written, as on a full disk, is an error of one line.
+    """
+    if sys.stdout is None:  # closed by the shell, as with `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # stays open
     try:
         status = main()
         sys.stdout.flush()  # here, where a closed pipe can be caught
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:
+        if error.filename is not None:  # of a file that the command works with
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return PIPE_CLOSED
+        if isinstance(error, BrokenPipeError):
+            return PIPE_CLOSED
+        sys.stderr.write(f"error: the output cannot be written: {error.strerror}\n")
+        return MISTAKE
     return status

@@ -90,3 +90,25 @@ def test_an_interrupt_ends_a_command_without_a_word(capsys: pytest.CaptureFixtur
 
     assert cli.run(interrupt) == 130
     assert capsys.readouterr() == ("", "")
+
+
+def shell(line: str) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m tensorgrad` in a shell line, where it is $TG; the last line of stdout is its exit status."""
+    command = line.replace("$TG", f"{sys.executable} -m tensorgrad")
+    return subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "error"),
+    [
+        ("$TG doctor | head -1; echo ${PIPESTATUS[0]}", 141, ""),
+        ("$TG | true; echo ${PIPESTATUS[0]}", 0, ""),
+        ("$TG gradcheck --op sign --backend numpy >&-; echo $?", 0, ""),
+        ("$TG doctor > /dev/full; echo $?", 2, "error: the output cannot be written: No space left on device\n"),
+    ],
+)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_that_is_closed_or_full_is_no_traceback(line: str, status: int, error: str) -> None:
+    result = shell(line)
+    assert result.stdout.splitlines()[-1] == str(status)
+    assert result.stderr.replace("compiling kernels (once)\n", "") == error
