@@ -16,6 +16,7 @@ from gpt.data.prepare import SHARD_TOKENS, SPLIT_BY, Preparation, prepare
 from gpt.data.shards import load_prepared
 from gpt.heartbeat import Heartbeat
 
+MAX_WORKERS = 512
 USAGE = """usage: python -m gpt data prepare SOURCE... --out DIR   text to shards of tokens, for train.py --data DIR
        python -m gpt data verify DIR                  check every shard against its sha256
 """
@@ -42,8 +43,8 @@ def prepare_command(argv: Sequence[str]) -> int:
     """Prepare the sources and describe the result."""
     flags = vars(build_parser().parse_args(argv))
     workers = flags.pop("workers")
-    if workers < 1:
-        raise UserError(f"workers must be at least 1, not {workers}")
+    if not 1 <= workers <= MAX_WORKERS:
+        raise UserError(f"workers must be at least 1 and at most {MAX_WORKERS}, not {workers}")
     started = time.perf_counter()
     try:
         manifest = prepare(Preparation(**flags), workers=workers, show=True)

@@ -52,7 +52,8 @@ def find_files(name: str) -> list[Path]:
         what = "matches no file"
     else:
         raise UserError(f"data {name!r}: no such file, folder or corpus{_nearest_source(name)}")
-    files = {file_id(path): path for path in sorted(below, reverse=True) if path.is_file()}
+    links_first = sorted(below, key=lambda path: (path.is_symlink(), path), reverse=True)
+    files = {file_id(path): path for path in links_first if path.is_file()}
     if not files:
         raise UserError(f"data {name!r} {what}: give a file, a folder of text files or a pattern")
     return sorted(files.values())

@@ -1,5 +1,6 @@
 """What train.py prints before the first step: the run, and what its settings change."""
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -9,7 +10,7 @@ from gpt.data.documents import describe_files
 from gpt.train.loop import learning_rate
 from gpt.train.run import Run
 
-INDENT = " " * 9
+INDENT, WIDTH = " " * 9, 100
 SCHEDULE = ("max_iters", "lr", "min_lr", "warmup_iters", "lr_decay_iters")
 
 
@@ -31,7 +32,8 @@ def describe(run: Run) -> Iterator[str]:
         yield from describe_changes(run.resumed_config, config, run.step)
     else:
         given = ", ".join(f"{name} {new}" for name, _, new in changes(TrainConfig(), config))
-        yield f"config   {given or 'the defaults'}; all settings are in {run.folder / CONFIG}"
+        text = f"config   {given or 'the defaults'}; all settings are in {run.folder / CONFIG}"
+        yield from textwrap.wrap(text, WIDTH, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
 
 
 def describe_changes(before: TrainConfig, now: TrainConfig, step: int) -> Iterator[str]:

@@ -520,7 +520,8 @@ def test_the_prepare_and_verify_commands_work() -> None:
     ("arguments", "message"),
     [
         ("prepare a.txt", "the following arguments are required: --out"),
-        ("prepare a.txt --out=x --workers=0", "workers must be at least 1, not 0"),
+        ("prepare a.txt --out=x --workers=0", "workers must be at least 1 and at most 512, not 0"),
+        (f"prepare a.txt --out=x --workers={10**20}", "workers must be at least 1 and at most 512, not 1000"),
         ("prepare nothing --out=x", "data 'nothing': no such file, folder or corpus"),
         ("repair", "unknown command 'repair': prepare or verify"),
     ],
