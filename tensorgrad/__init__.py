@@ -10,8 +10,8 @@ from tensorgrad.backend import (  # isort: skip
     BackendUnavailable, get_backend, set_float32_matmul_precision, set_num_threads, use_backend,
 )  # fmt: skip
 from tensorgrad.creation import (  # isort: skip
-    arange, asarray, empty, empty_like, eye, full, full_like, linspace, normal, ones, ones_like, uniform, zeros,
-    zeros_like,
+    arange, asarray, empty, empty_like, eye, full, full_like, linspace, normal, ones, ones_like, rand, randn,
+    uniform, zeros, zeros_like,
 )  # fmt: skip
 from tensorgrad.gradcheck import gradcheck
 from tensorgrad.ops import *  # noqa: F403

@@ -12,8 +12,9 @@ from pathlib import Path
 INSTEAD = """
 x.reshape(shape) | view view_as reshape_as ravel unflatten resize resize_as as_strided atleast_1d atleast_2d \
     atleast_3d
-x.reshape(-1) | flatten flat
-x.permute_dims(axes) | permute transpose moveaxis movedim swapaxes swapdims rollaxis
+x.reshape(-1) | flat
+tg.moveaxis(x, i, j) | movedim swapaxes swapdims rollaxis
+x.permute_dims(axes) | permute transpose
 x + weight * (y - x) | lerp
 x[...] = 0 | zero_
 tg.eye(n) | identity
@@ -25,15 +26,15 @@ x.expand_dims(axis) | unsqueeze newaxis
 x.broadcast_to(shape) | expand expand_as broadcast_tensors broadcast_arrays
 tg.flip(x, axis=i) | fliplr flipud rot90
 tg.tril(tg.ones((n, n))) | tri tril_indices triu_indices mask_indices tril_indices_from triu_indices_from
-x[...] * tg.eye(n) | diag diagonal diagflat diag_embed trace fill_diagonal
+x[...] * tg.eye(n) | diag diagflat diag_embed trace fill_diagonal
 x[i, j] | index_select select narrow masked_select compress extract choose index
 tg.take_along_axis(x, indices, axis=i) | gather take_along_dim
 x[i, j] = value | put put_along_axis putmask place index_put index_fill index_copy scatter masked_scatter
-tg.where(mask, value, x) | masked_fill select_scatter copyto nan_to_num
-x + tg.getitem(...), or a product with a one-hot matrix | index_add scatter_add scatter_reduce index_reduce
-tg.take_along_axis(x, tg.argsort(x)) | sort msort topk kthvalue partition
+tg.where(mask, value, x) | select_scatter copyto nan_to_num
+tg.index_add(x, indices, source) | scatter_add scatter_reduce index_reduce
+tg.sort(x) | msort kthvalue partition
 tg.argsort(x) | argpartition lexsort
-x.numpy().nonzero() | nonzero argwhere flatnonzero nonzero_static
+tg.nonzero(x) | argwhere flatnonzero nonzero_static
 x.sum(axis) | trapezoid trapz nansum sum_to_size
 x.mean(axis) | average nanmean
 x.max(axis) | amax nanmax aminmax fmax cummax ptp
@@ -55,13 +56,11 @@ tg.abs(x) | absolute fabs
 tg.sign(x) | sgn signbit
 tg.reciprocal(tg.sqrt(x)) | rsqrt
 tg.exp(x * math.log(2)) | exp2
-tg.exp(x) - 1 | expm1
-tg.log(1 + x) | log1p
 tg.log(x) / math.log(10) | log10 log2
-tg.logsumexp(tg.stack([x, y]), axis=0) | logaddexp logaddexp2
+tg.logaddexp(x, y) | logaddexp2
 x * tg.log(y) | xlogy
 tg.sin(x) / tg.cos(x) | tan
-tg.where(x > 0, x, 0.01 * x) | leaky_relu prelu threshold rrelu LeakyReLU PReLU RReLU
+tg.leaky_relu(x) | prelu threshold rrelu LeakyReLU PReLU RReLU
 tg.round(x) | around rint trunc fix
 tg.equal(x, y) | eq
 tg.not_equal(x, y) | ne
@@ -72,8 +71,8 @@ tg.greater_equal(x, y) | ge
 tg.bitwise_invert(x) | invert bitwise_not
 tg.isinf(x) & (x > 0) | isposinf isneginf
 np.allclose(x.numpy(), y.numpy()) | allclose isclose array_equal array_equiv testing
-tg.matmul(x, y) | mm bmm mv dot vdot inner matvec vecmat vecdot chain_matmul outer
-tg.tensordot(x, y, axes=0) | ger kron
+tg.matmul(x, y) | mm bmm mv dot vdot inner matvec vecmat vecdot chain_matmul
+tg.outer(x, y) | ger kron
 tg.sqrt(tg.sum(x * x)) | norm dist frobenius_norm pairwise_distance cdist pdist hypot
 x / tg.sqrt(tg.sum(x * x, axis=-1, keepdims=True)) | normalize cosine_similarity renorm CosineSimilarity \
     PairwiseDistance
@@ -82,8 +81,7 @@ tg.ones(shape) | new_ones
 tg.full(shape, value) | fill new_full
 tg.asarray(data) | from_numpy as_tensor tensor array asanyarray ascontiguousarray asfortranarray new_tensor new \
     scalar_tensor frombuffer fromiter asarray_chkfinite asmatrix from_dlpack
-tg.normal(shape) | randn
-tg.uniform(shape) | rand random
+tg.uniform(shape) | random
 tg.normal(x.shape) | randn_like
 tg.uniform(x.shape) | rand_like
 tg.random.default_generator.integers(low, high, shape) | randint randint_like
@@ -96,7 +94,7 @@ tg.broadcast_to(x, shape=shape) | meshgrid ix_ cartesian_prod
 x.astype(dtype) | float int double half long bool short byte char type type_as bfloat16
 the name of a dtype, as in dtype="float32" | float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 \
     uint64 bool_ single longlong intp intc uint dtypes
-x + 0 | clone copy
+x.copy() | clone
 x.data | base storage untyped_storage data_ptr
 x.numpy() | cpu tobytes tofile
 x.to(backend) | cuda device to_device get_device ipu xpu mtia is_cuda is_cpu set_default_device \
@@ -129,12 +127,12 @@ tg.silu(x) | SiLU
 tg.softplus(x) | Softplus
 -tg.softplus(-x) | logsigmoid LogSigmoid
 1 - tg.erf(x) | erfc
-tg.cross_entropy(logits, targets) | CrossEntropyLoss NLLLoss nll_loss
+tg.nll_loss(log_p, targets) | NLLLoss
+tg.cross_entropy(logits, targets) | CrossEntropyLoss
 tg.linear_cross_entropy(x, weight, targets) | LinearCrossEntropyLoss
-tg.mean(tg.square(x - y)) | MSELoss mse_loss
+tg.mse_loss(x, y) | MSELoss
 tg.mean(tg.abs(x - y)) | L1Loss l1_loss
-tg.mean(tg.softplus(x) - x * y) | BCEWithLogitsLoss BCELoss binary_cross_entropy \
-    binary_cross_entropy_with_logits
+tg.binary_cross_entropy_with_logits(x, y) | BCEWithLogitsLoss BCELoss binary_cross_entropy
 tg.attention(q, k, v) | scaled_dot_product_attention MultiheadAttention multi_head_attention_forward
 gpt.model.Block | Transformer TransformerEncoder TransformerEncoderLayer TransformerDecoder \
     TransformerDecoderLayer

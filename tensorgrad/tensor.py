@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -245,6 +246,15 @@ class Tensor(Variable):
         """The same numbers in another dtype; the gradient is converted back to this one."""
         return ops.astype(self, dtype=dtype)
 
+    def copy(self) -> "Tensor":
+        """The same elements in memory of their own; the gradient goes on to this tensor."""
+        return _copy(self)
+
+    def flatten(self, start: int = 0) -> "Tensor":
+        """The elements in one dimension, or the dimensions from `start` on as one: flatten(1) keeps the first."""
+        before = self.shape[: start if start >= 0 else self.ndim + start]
+        return ops.reshape(self, shape=(*before, math.prod(self.shape[len(before) :])))
+
     def to(self, backend: str) -> "Tensor":
         """The same numbers on another backend; the gradient is moved back to this one."""
         return _to(self, backend=backend)
@@ -333,6 +343,11 @@ class Tensor(Variable):
 
 
 _retaining: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()  # those with retain_grad, by id
+
+
+@op
+def _copy(k: Backend, x: Array) -> tuple[Array, Any]:
+    return x.copy(), lambda dy: dy
 
 
 @op

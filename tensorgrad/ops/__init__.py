@@ -21,12 +21,22 @@ from tensorgrad.ops.softmax import *
 
 if TYPE_CHECKING:
     from tensorgrad.ops.contraction import *
+    from tensorgrad.ops.elementary import *
+    from tensorgrad.ops.losses import *
     from tensorgrad.ops.rearrangement import *
+    from tensorgrad.ops.selection import *
 
 # What a training step does without is imported when it is first used: name -> family.
 LATER = {
-    **dict.fromkeys(["einsum", "tensordot"], "contraction"),
-    **dict.fromkeys(["flip", "pad", "roll", "tile", "tril", "triu"], "rearrangement"),
+    name: family
+    for family, names in {
+        "contraction": "einsum outer tensordot",
+        "elementary": "cos erf expm1 leaky_relu log1p logaddexp reciprocal sign sin softplus",
+        "losses": "binary_cross_entropy_with_logits mse_loss nll_loss",
+        "rearrangement": "diagonal flip moveaxis pad roll tile tril triu",
+        "selection": "argsort index_add masked_fill nonzero sort topk",
+    }.items()
+    for name in names.split()
 }
 
 

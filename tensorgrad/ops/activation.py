@@ -1,12 +1,11 @@
 """Activation functions: x of any shape and floating dtype -> the same shape and dtype."""
 
-import math
 from typing import Any, Literal
 
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 
-__all__ = ["erf", "gelu", "relu", "sigmoid", "silu", "softplus"]
+__all__ = ["gelu", "relu", "sigmoid", "silu"]
 
 Result = tuple[Array, Any]
 
@@ -32,13 +31,6 @@ def silu(k: Backend, x: Array) -> Result:
 
 
 @op
-def softplus(k: Backend, x: Array) -> Result:
-    """log(1 + e^x), a smooth max(x, 0) (Dugas et al. 2001). dx = dy sigmoid(x)."""
-    y = k.narrow(k.xp.logaddexp(k.wide(x), 0), x.dtype)  # max(x, 0) + log(1 + e^-|x|): nothing overflows
-    return y, lambda dy: dy * k.sigmoid(x)
-
-
-@op
 def gelu(k: Backend, x: Array, *, approximate: Literal["none", "tanh"] = "none") -> Result:
     """x Phi(x), with Phi the normal distribution function (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 
@@ -49,14 +41,3 @@ def gelu(k: Backend, x: Array, *, approximate: Literal["none", "tanh"] = "none")
     if approximate != "none":
         raise ValueError(f"gelu: approximate={approximate!r} is neither 'none' nor 'tanh'")
     return k.gelu(x), lambda dy: k.gelu_backward(dy, x)
-
-
-@op
-def erf(k: Backend, x: Array) -> Result:
-    """The error function. dx = dy 2/sqrt(pi) e^(-x^2)."""
-
-    def backward(dy: Array) -> Array:
-        wide = k.wide(x)
-        return dy * (2 / math.sqrt(math.pi) * k.xp.exp(-wide * wide))
-
-    return k.erf(x), backward

@@ -8,7 +8,7 @@ from tensorgrad.backend import Array, Backend
 from tensorgrad.ops.broadcasting import normalize_axes
 
 __all__ = [
-    "all", "any", "argmax", "argmin", "argsort", "bitwise_and", "bitwise_invert", "bitwise_or", "bitwise_xor",
+    "all", "any", "argmax", "argmin", "bitwise_and", "bitwise_invert", "bitwise_or", "bitwise_xor",
     "count_nonzero", "equal", "greater", "greater_equal", "isfinite", "isinf", "isnan", "less", "less_equal",
     "logical_and", "logical_not", "logical_or", "logical_xor", "not_equal",
 ]
@@ -72,16 +72,6 @@ def argmax(k: Backend, x: Array, *, axis: int | None = None, keepdims: bool = Fa
 def argmin(k: Backend, x: Array, *, axis: int | None = None, keepdims: bool = False) -> Result:
     """The index of the smallest element, the first one where several are equal; axis None flattens x first. int64."""
     return k.xp.argmin(k.wide(x), axis=axis, keepdims=keepdims), None
-
-
-@op
-def argsort(k: Backend, x: Array, *, axis: int = -1, descending: bool = False) -> Result:
-    """The indices that sort x along an axis; equal elements keep their order. int64."""
-    x = k.wide(x)  # CuPy does not sort bfloat16
-    if not descending:
-        return k.xp.argsort(x, axis=axis, kind="stable"), None
-    last = k.xp.flip(k.xp.argsort(k.xp.flip(x, axis), axis=axis, kind="stable"), axis)
-    return x.shape[axis] - 1 - last, None
 
 
 @op

@@ -8,8 +8,9 @@ from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.calls import explained
 from tensorgrad.ops.broadcasting import INTEGER, normalize_axis
+from tensorgrad.ops.elementwise import multiply
 
-__all__ = ["einsum", "tensordot"]
+__all__ = ["einsum", "outer", "tensordot"]
 
 Result = tuple[Array, Any]
 Axes = int | Sequence[int]
@@ -128,3 +129,10 @@ def einsum(subscripts: str, *operands: Any) -> Any:
     do not fit the operands.
     """
     return _einsum(*operands, subscripts=subscripts)
+
+
+def outer(a: Any, b: Any) -> Any:
+    """The products of all pairs: vectors a (m) and b (n) -> (m, n)."""
+    if a.ndim != 1 or b.ndim != 1:
+        raise ValueError(f"outer: {a.shape} and {b.shape} are not both vectors")
+    return multiply(a[:, None], b)

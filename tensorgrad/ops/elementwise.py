@@ -12,9 +12,8 @@ from tensorgrad.backend.arrays import is_floating, real_dtype, snapshot
 from tensorgrad.ops.broadcasting import Shape, shape_of, unbroadcast
 
 __all__ = [
-    "abs", "add", "astype", "ceil", "clip", "cos", "divide", "exp", "floor", "floor_divide", "log", "maximum",
-    "minimum", "multiply", "negative", "pow", "reciprocal", "remainder", "round", "sign", "sin", "sqrt", "square",
-    "subtract", "tanh", "where",
+    "abs", "add", "astype", "ceil", "clip", "divide", "exp", "floor", "floor_divide", "log", "maximum", "minimum",
+    "multiply", "negative", "pow", "remainder", "round", "sqrt", "square", "subtract", "tanh", "where",
 ]
 
 Result = tuple[Array, Any]
@@ -99,12 +98,6 @@ def abs(k: Backend, x: Array) -> Result:
 
 
 @op
-def sign(k: Backend, x: Array) -> Result:
-    """-1, 0 or 1. dx = 0."""
-    return k.xp.sign(x), k.xp.zeros_like
-
-
-@op
 def floor(k: Backend, x: Array) -> Result:
     """The largest integer not above x, in x's dtype. dx = 0."""
     return k.xp.floor(x), k.xp.zeros_like
@@ -149,25 +142,6 @@ def square(k: Backend, x: Array) -> Result:
 
 
 @op
-def reciprocal(k: Backend, x: Array) -> Result:
-    """1 / x. dx = -dy y^2."""
-    y = 1 / x
-    return y, lambda dy: -dy * y * y
-
-
-@op
-def sin(k: Backend, x: Array) -> Result:
-    """Sine of x in radians. dx = dy cos x."""
-    return k.xp.sin(x), lambda dy: dy * k.xp.cos(x)
-
-
-@op
-def cos(k: Backend, x: Array) -> Result:
-    """Cosine of x in radians. dx = -dy sin x."""
-    return k.xp.cos(x), lambda dy: -dy * k.xp.sin(x)
-
-
-@op
 def tanh(k: Backend, x: Array) -> Result:
     """The hyperbolic tangent. dx = dy (1 - y^2)."""
     y = k.xp.tanh(x)
@@ -198,15 +172,22 @@ def _shared(k: Backend, wins: Array, ties: Array, a_shape: Shape, b_shape: Shape
 
 
 @op
-def clip(k: Backend, x: Array, *, min: float | None = None, max: float | None = None) -> Result:
-    """x limited to [min, max]; None is no limit. dx = dy inside the limits and on them, 0 outside."""
-    _, min, max = k.weak_scalars([x, min, max])
+def clip(k: Backend, x: Array, min: Array | None = None, max: Array | None = None) -> Result:
+    """x limited to [min, max], numbers or arrays; None is no limit. dy goes to x inside the limits and on them.
+
+    Elsewhere it goes to the limit that was taken.
+    """
+    shapes = [shape_of(a) for a in (x, min, max)]
     y, inside = x, k.xp.ones(x.shape, bool)
     if min is not None:
         y, inside = k.xp.maximum(y, min), inside & (x >= min)
     if max is not None:
         y, inside = k.xp.minimum(y, max), inside & (x <= max)  # xp.clip turns bfloat16 into float32
-    return y, lambda dy: dy * inside.astype(dy.dtype)
+    return y, (
+        lambda dy: unbroadcast(k, dy * inside.astype(dy.dtype), shapes[0]),
+        lambda dy: unbroadcast(k, dy * ((x < min) & (max is None or min < max)).astype(dy.dtype), shapes[1]),
+        lambda dy: unbroadcast(k, dy * ((x > max) | (min is not None and min > max)).astype(dy.dtype), shapes[2]),
+    )
 
 
 @op

@@ -5,8 +5,10 @@ from typing import Any
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend, as_operand
 from tensorgrad.ops.broadcasting import INTEGER, normalize_axes
+from tensorgrad.ops.indexing import getitem
+from tensorgrad.ops.manipulation import permute_dims
 
-__all__ = ["flip", "pad", "roll", "tile", "tril", "triu"]
+__all__ = ["diagonal", "flip", "moveaxis", "pad", "roll", "tile", "tril", "triu"]
 
 Result = tuple[Array, Any]
 
@@ -20,6 +22,26 @@ def tile(k: Backend, x: Array, *, repetitions: int | tuple[int, ...]) -> Result:
     padded = (1,) * (ndim - x.ndim) + before
     copies = tuple(n for pair in zip(times, padded, strict=True) for n in pair)  # (r0, n0, r1, n1, ...)
     return k.xp.tile(x, times), lambda dy: k.sum(dy.reshape(copies), tuple(range(0, 2 * ndim, 2))).reshape(before)
+
+
+def diagonal(x: Any, offset: int = 0) -> Any:
+    """The diagonal of the last two axes: (..., m, n) -> (..., k); offset > 0 is above the main diagonal."""
+    if x.ndim < 2:
+        raise ValueError(f"diagonal: shape {x.shape} has fewer than two dimensions")
+    first, left = max(-offset, 0), max(offset, 0)
+    n = max(min(x.shape[-2] - first, x.shape[-1] - left), 0)
+    return getitem(x, key=(..., list(range(first, first + n)), list(range(left, left + n))))
+
+
+def moveaxis(x: Any, source: int | tuple[int, ...], destination: int | tuple[int, ...]) -> Any:
+    """x with the axes `source` at the places `destination`; the others keep their order."""
+    sources, places = (normalize_axes("moveaxis", axes, x.ndim) for axes in (source, destination))
+    if len(sources) != len(places):
+        raise ValueError(f"moveaxis: {len(sources)} axes cannot go to {len(places)} places")
+    order = [i for i in range(x.ndim) if i not in sources]
+    for place, axis in sorted(zip(places, sources, strict=True)):
+        order.insert(place, axis)
+    return permute_dims(x, axes=tuple(order))
 
 
 @op

@@ -161,6 +161,10 @@ def torch_remainder(t: Any, a: Any, b: Any) -> Any:
     return t.remainder(*both(t, a, b))
 
 
+def torch_logaddexp(t: Any, a: Any, b: Any) -> Any:
+    return t.logaddexp(*both(t, a, b))
+
+
 def axes_of(x: Any, axis: Any) -> Any:
     return tuple(range(x.ndim)) if axis is None else axis
 

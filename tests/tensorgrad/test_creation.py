@@ -173,3 +173,14 @@ def test_bfloat16_is_known_without_importing_ml_dtypes() -> None:
 def test_bfloat16_everywhere(make: Any) -> None:
     pytest.importorskip("ml_dtypes")
     assert make("bfloat16").dtype.name == "bfloat16"
+
+
+def test_rand_and_randn_are_uniform_and_normal() -> None:
+    for short, long in ((tg.rand, tg.uniform), (tg.randn, tg.normal)):
+        tg.manual_seed(3)
+        expected = long((2, 3)).numpy()
+        for shape in ((2, 3), [(2, 3)], [[2, 3]]):
+            tg.manual_seed(3)
+            np.testing.assert_array_equal(short(*shape).numpy(), expected)
+    assert tg.randn().shape == ()
+    assert tg.rand(2, dtype="float64", requires_grad=True).requires_grad

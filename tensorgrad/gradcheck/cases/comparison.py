@@ -113,6 +113,12 @@ cases = [
         Example("integers", _bits),
         Example("empty", booleans(0, 3)),
     ], gradient=False),
+    Case(ops.nonzero, [
+        Example("one element", randn(1)),
+        *Example("matrix", np.where(np.eye(3, 4) == 1, 0.0, nonzero(3, 4))).layouts(),
+        Example("booleans", booleans(5)),
+        Example("empty", randn(0, 3)),
+    ], call=lambda op, x: op(x)[-1], gradient=False),
     Case(ops.argsort, [
         Example("one element", randn(1)),
         Example("vector", randn(6)),

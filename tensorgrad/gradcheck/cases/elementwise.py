@@ -109,6 +109,8 @@ cases = [
         Example("no upper limit", _odd(3, 4), min=0.0),
         Example("no lower limit", _odd(3, 4), max=0.5),
         Example("no limit", _odd(3, 4)),
+        Example("limits that broadcast", randn(2, 3, 4), uniform(-1, -0.5, 4), uniform(0.5, 1, 3, 1)),
+        Example("limits that cross", randn(3, 4), Frozen(np.ones(4)), uniform(-0.5, 0.5, 3, 1)),
     ], draw=Draw("unary", "with_ties", min=[None, -1.0], max=[1.0, 0.5])),
     Case(ops.where, [
         Example("0-d", booleans(), randn(), randn()),
@@ -138,5 +140,14 @@ cases = [
         *(example.renamed(f"tanh, {example.name}") for example in _unary(approximate="tanh", saves="a")),
         Example("tanh, large", 5 * nonzero(3, 4), approximate="tanh"),
     ], torch="nn.functional.gelu", draw=Draw("unary", approximate=["none", "tanh"])),
+    Case(ops.log1p, _unary(positive, saves="a"), draw=Draw("unary", "positive")),
+    Case(ops.expm1, _unary(saves="y"), draw=Draw("unary")),
+    Case(ops.logaddexp, [
+        *_binary(saves=("a b", "a b")), _twice,
+        Example("far apart", np.array([-800.0, 800.0]), np.array([800.0, -800.0])),
+    ], draw=Draw("binary", "normal", "normal")),
+    Case(ops.leaky_relu, _unary(nonzero, negative_slope=0.1, saves="bool(2,3,4)"),
+         numpy=lambda x, negative_slope: np.where(x > 0, x, negative_slope * x), torch="nn.functional.leaky_relu",
+         draw=Draw("unary", "with_ties", negative_slope=[0.01, 0.3])),
     Case(ops.erf, [*_unary(saves="a"), Example("all three intervals", uniform(-5, 5, 20))], draw=Draw("unary")),
 ]

@@ -3,12 +3,20 @@
 import numpy as np
 
 from tensorgrad import ops
+from tensorgrad.backend import Array
 from tensorgrad.gradcheck.cases.case import Case, Draw, Example
-from tensorgrad.gradcheck.cases.inputs import integers, randn
+from tensorgrad.gradcheck.cases.inputs import booleans, distinct, integers, randn
 
 _rows = np.array([2, 0, 2, 2, 1])  # row 2 three times
 _mask = np.array([True, False, True, True])
 _nothing = np.array([], dtype=np.int64)
+
+
+def _index_add(x: Array, indices: Array, source: Array, axis: int = 0) -> Array:
+    y = x.copy()
+    np.add.at(y.swapaxes(0, axis), indices, source.swapaxes(0, axis))
+    return y
+
 
 cases = [
     Case(ops.getitem, [
@@ -68,6 +76,39 @@ cases = [
         Example("empty", randn(0, 3), np.zeros((0, 2), np.int64)),
         Example("used twice", randn(3, 4), integers(0, 4, 3, 4), call=lambda op, x, i: ops.multiply(op(x, i), x)),
     ], draw=Draw("taking_along_axis")),
+    Case(ops.sort, [
+        Example("one element", randn(1)),
+        *Example("last axis", distinct(2, 3, 4), saves="int64(2,3,4) int64(2,1,1) int64(3,1)").layouts(),
+        Example("axis 0, descending", distinct(4, 3), axis=0, descending=True),
+        Example("empty", randn(0, 3)),
+        Example("used twice", distinct(3, 3), call=lambda op, x: ops.multiply(op(x), x)),
+    ], numpy=lambda x, axis=-1, descending=False: np.flip(np.sort(x, axis), axis) if descending else np.sort(x, axis),
+       torch=lambda t, x, axis=-1, descending=False: t.sort(x, axis, descending).values),
+    Case(ops.topk, [
+        Example("one element", randn(1), k=1),
+        *Example("last axis", distinct(2, 3, 4), k=2, saves="int64(2,3,2) int64(2,1,1) int64(3,1)").layouts(),
+        Example("axis 0", distinct(4, 3), k=3, axis=0),
+        Example("none", distinct(4), k=0),
+        Example("empty", randn(0, 3), k=1),
+        Example("used twice", distinct(3, 3), call=lambda op, x: ops.multiply(op(x, k=1)[0], x)),
+    ], call=lambda op, x, **options: op(x, **options)[0],
+       numpy=lambda x, k, axis=-1: [np.take(np.flip(np.sort(x, axis), axis), range(k), axis)],
+       torch=lambda t, x, k, axis=-1: t.topk(x, k, axis).values),
+    Case(ops.masked_fill, [
+        Example("one element", randn(1), np.array([True]), 2.0),
+        *Example("a mask", randn(3, 4), booleans(3, 4), 1.5, saves="bool(3,4)").layouts(),
+        Example("a mask that broadcasts", randn(3, 4), booleans(4), 0.0),
+        Example("empty", randn(0, 3), booleans(3), 0.0),
+        Example("used twice", randn(3, 4), booleans(3, 4), call=lambda op, x, m: ops.multiply(op(x, m, 1.0), x)),
+    ], numpy=lambda x, mask, value: np.where(mask, value, x),
+       torch=lambda t, x, mask, value: x.masked_fill(mask, value)),
+    Case(ops.index_add, [
+        Example("one element", randn(1), np.array([0]), randn(1)),
+        *Example("rows", randn(4, 3), _rows, randn(5, 3), saves="int64(5,)").layouts(),
+        Example("axis 1", randn(2, 4), np.array([3, 3, -1]), randn(2, 3), axis=1),
+        Example("empty", randn(2, 3), _nothing, randn(0, 3)),
+        Example("used twice", randn(3, 2), np.array([2, 0, 2]), call=lambda op, x, i: op(x, i, ops.square(x))),
+    ], numpy=_index_add, torch=lambda t, x, i, source, axis=0: t.index_add(x, axis, i % x.shape[axis], source)),
     Case(ops.embedding, [
         Example("one element", randn(1, 1), np.array([0])),
         Example("one index", randn(4, 3), np.array(2)),

@@ -39,6 +39,12 @@ cases = [
         Example("frozen left", Frozen(randn(2, 3)), randn(3, 4), saves="a"),
         Example("frozen right", randn(2, 3), Frozen(randn(3, 4)), saves="b"),
     ], draw=Draw("matrices")),
+    Case(ops.outer, [
+        Example("one element", randn(1), randn(1)),
+        *Example("vectors", randn(3), randn(4), saves="a b").layouts(),
+        Example("empty", randn(0), randn(3)),
+        Example("used twice", randn(3), call=lambda op, x: op(x, x)),
+    ]),
     Case(ops.tensordot, [
         Example("0-d", randn(), randn(), 0),
         Example("one element", randn(1), randn(1), 1),

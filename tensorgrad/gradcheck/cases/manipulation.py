@@ -136,6 +136,23 @@ cases = [
         Example("used twice", randn(4), call=lambda op, x: ops.multiply(op(x, repeats=4), ops.tile(x, repetitions=4))),
         Example("counts as a tensor", randn(3), integers(0, 3, 3), call=lambda op, x, n: op(x, repeats=n)),
     ], draw=Draw("repeating")),
+    Case(ops.moveaxis, [
+        Example("one element", randn(1, 1), source=0, destination=1),
+        *Example("to the end", randn(2, 3, 4), source=0, destination=-1, saves="").layouts(),
+        Example("two axes", randn(2, 3, 4), source=(0, 2), destination=(1, 0)),
+        Example("empty", randn(0, 3), source=0, destination=1),
+        Example("used twice", randn(3, 3), call=lambda op, x: ops.matmul(x, op(x, source=0, destination=1))),
+    ], torch=lambda t, x, source, destination: t.moveaxis(x, source, destination)),
+    Case(ops.diagonal, [
+        Example("one element", randn(1, 1)),
+        Example("square", randn(3, 3)),
+        *Example("stack", randn(2, 3, 4), offset=1, saves="").layouts(),
+        Example("below", randn(3, 4), offset=-2),
+        Example("outside", randn(3, 4), offset=5),
+        Example("empty", randn(0, 3)),
+        Example("used twice", randn(3, 3), call=lambda op, x: ops.matmul(x, op(x))),
+    ], numpy=lambda x, offset=0: np.diagonal(x, offset, -2, -1),
+       torch=lambda t, x, offset=0: t.diagonal(x, offset, -2, -1)),
     Case(ops.flip, [
         Example("0-d", randn()),
         Example("one element", randn(1)),

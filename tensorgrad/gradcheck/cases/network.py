@@ -6,9 +6,9 @@ from unittest import mock
 import numpy as np
 
 from tensorgrad import ops
-from tensorgrad.backend import backend_of
+from tensorgrad.backend import Array, backend_of
 from tensorgrad.gradcheck.cases.case import Case, Draw, Example, Frozen
-from tensorgrad.gradcheck.cases.inputs import booleans, integers, randn
+from tensorgrad.gradcheck.cases.inputs import booleans, integers, randn, uniform
 
 _no_keys = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0]]) == 1  # for the second query
 _some_ignored = np.array([1, -100, 3, -100, 0])
@@ -81,6 +81,30 @@ def _mlp(**options: Any) -> list[Example]:
     ]
 
 
+
+def _mse_loss(x: Array, target: Array, reduction: str = "mean") -> Array:
+    return _reduced((x - target) ** 2, reduction)
+
+
+def _binary_cross_entropy(x: Array, target: Array, reduction: str = "mean") -> Array:
+    p = 1 / (1 + np.exp(-x))
+    return _reduced(-target * np.log(p) - (1 - target) * np.log(1 - p), reduction)
+
+
+def _nll_loss(log_p: Array, targets: Array, ignore_index: int = -100, reduction: str = "mean") -> Array:
+    kept = targets != ignore_index
+    losses = -np.take_along_axis(log_p, np.where(kept, targets, 0)[..., None], -1)[..., 0] * kept
+    return losses.sum() / max(kept.sum(), 1) if reduction == "mean" else _reduced(losses, reduction)
+
+
+def _torch_nll_loss(t: Any, log_p: Any, targets: Any, reduction: str = "mean") -> Any:
+    return t.nn.functional.nll_loss(t.moveaxis(log_p, -1, min(1, log_p.ndim - 1)), targets, reduction=reduction)
+
+
+def _reduced(losses: Array, reduction: str) -> Array:
+    return losses if reduction == "none" else np.asarray(losses.mean() if reduction == "mean" else losses.sum())
+
+
 cases = [
     Case(ops.layer_norm, [
         *_normalization(saves="a b (2,3,1) (2,3,1)"),
@@ -132,6 +156,25 @@ cases = [
         Example("large", 20 * randn(5, 4), integers(0, 4, 5)),
         Example("used twice", randn(3, 4), integers(0, 4, 3), call=lambda op, x, t: ops.multiply(op(x, t), x)),
     ], loss=True, draw=Draw("losses")),
+    *(Case(op, [
+        Example("one element", randn(1), randn(1)),
+        *Example("matrix", randn(3, 4), uniform(0, 1, 3, 4), saves="").layouts(),
+        Example("sum", randn(3), randn(3), reduction="sum"),
+        Example("none", randn(3), Frozen(randn(3)), reduction="none"),
+        Example("empty", randn(0, 3), randn(0, 3), reduction="sum"),
+        Example("used twice", randn(3), call=lambda op, x: op(x, ops.square(x))),
+    ], loss=False, numpy=reference, torch=f"nn.functional.{op.__name__}") for op, reference in (
+        (ops.mse_loss, _mse_loss), (ops.binary_cross_entropy_with_logits, _binary_cross_entropy),
+    )),
+    Case(ops.nll_loss, [
+        Example("one element", randn(1, 1), np.array([0])),
+        *Example("batch", randn(2, 3, 4), integers(0, 4, 2, 3), saves="").layouts(),
+        Example("some ignored", randn(5, 4), _some_ignored),
+        Example("sum", randn(5, 4), _some_ignored, reduction="sum"),
+        Example("none", randn(5, 4), _some_ignored, reduction="none"),
+        Example("no rows", randn(0, 4), np.zeros(0, np.int64), reduction="sum"),
+        Example("used twice", randn(3, 4), integers(0, 4, 3), call=lambda op, x, t: ops.multiply(op(x, t), x)),
+    ], numpy=_nll_loss, torch=_torch_nll_loss),
     Case(ops.linear_cross_entropy, [
         Example("one element", randn(1, 1), randn(1, 1), np.array([0])),
         Example("one row", randn(3), randn(4, 3), np.array(2)),
