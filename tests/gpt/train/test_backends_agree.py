@@ -1,4 +1,4 @@
-"""A hundred steps of training on NumPy and on compiled kernels: the same losses, and the same bits every time."""
+"""A hundred training steps on the numpy and numba backends: the same losses, reproducible bit for bit."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ STEPS, BATCH, BLOCK = 100, 4, 64
 
 
 def losses(backend: str) -> list[float]:
-    """Of a model that learns sequences in which every number is the one before plus 0, 1 or 2."""
+    """The losses of a model that learns sequences in which every token is the previous one plus 0, 1 or 2."""
     rng = np.random.default_rng(0)
     text = np.cumsum(rng.integers(0, 3, 20_000)) % 65
     with tg.use_backend(backend):
@@ -33,7 +33,7 @@ def losses(backend: str) -> list[float]:
     return found
 
 
-def test_a_hundred_steps() -> None:
+def test_a_hundred_training_steps_agree_between_numpy_and_numba() -> None:
     numpy, numba = losses("numpy"), losses("numba")
     assert numpy[-1] < 0.7 * numpy[0]  # it learned, so that an error would have grown
     np.testing.assert_allclose(numba, numpy, rtol=0, atol=1e-5)

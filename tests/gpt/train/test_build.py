@@ -1,4 +1,4 @@
-"""--plain and --normalize-whitespace: what a run is built from, kept by config.toml and by a resume."""
+"""--plain and --normalize-whitespace: the model and the text of a run, kept by config.toml and by a resume."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("text.txt").write_text(TEXT)
 
 
-def test_plain_is_a_setting_that_a_resume_may_change() -> None:
+def test_plain_is_saved_and_can_be_changed_by_a_resume() -> None:
     run = new_run(TrainConfig(**SMALL, plain=True, out="run"))
     assert type(run.model) is GPT
     train(run)
@@ -64,7 +64,7 @@ def test_whitespace_is_normalized_and_a_resume_keeps_it() -> None:
         make_run(Arguments({"max_iters": 3, "normalize_whitespace": False}, "run"))
 
 
-def test_prepared_data_is_normalized_where_asked_and_says_so() -> None:
+def test_prepared_data_records_whether_it_was_normalized() -> None:
     for out, normalize in (("normal", True), ("raw", False)):
         prepare(Preparation(["text.txt"], out, "char", normalize_whitespace=normalize, piece_bytes=100))
         data = load_prepared(out)

@@ -1,4 +1,4 @@
-"""config.toml: every setting of a run, as it was, and nothing in a configuration that nothing reads."""
+"""config.toml: every setting of a run is written and read back, and every setting is used by the program."""
 
 import dataclasses
 import os
@@ -35,22 +35,24 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]))  # lone surrogates are no text
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))  # unpaired surrogates are not valid text
 
 
 @given(TEXTS, st.integers(0, 2**64 - 1), st.floats(0, 1e300), st.booleans(), st.none() | st.integers(1, 10**9))
-def test_what_is_written_is_what_is_read(data: str, seed: int, decay: float, bias: bool, decay_iters: Any) -> None:
+def test_a_configuration_is_read_as_it_was_written(
+    data: str, seed: int, decay: float, bias: bool, decay_iters: Any
+) -> None:
     config = TrainConfig(data=data, seed=seed, weight_decay=decay, bias=bias, lr_decay_iters=decay_iters)
     assert TrainConfig(**tomllib.loads(to_toml(config))) == config
 
 
-def test_every_setting_is_in_the_file_but_where_it_lies() -> None:
+def test_every_setting_except_out_is_in_the_file() -> None:
     config = TrainConfig(out="run", threads=2, tokenizer="bpe", vocab_size=300)
     names = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) is not None}
     assert tomllib.loads(to_toml(config)).keys() == names - {"out"}
 
 
-def test_a_run_keeps_its_configuration_and_another_is_made_from_it() -> None:
+def test_a_run_can_be_repeated_from_its_configuration_file() -> None:
     train(new_run(TrainConfig(**SMALL, out="run", lr=0.02)))
     again = parse(["--config", f"run/{CONFIG}", "--out", "again"]).train_config()
     assert again == TrainConfig(**SMALL, out="again", lr=0.02)
@@ -59,13 +61,13 @@ def test_a_run_keeps_its_configuration_and_another_is_made_from_it() -> None:
     assert [path.name for path in Path("run").glob(".*")] == [".lock"] * Path("run/.lock").exists()
 
 
-def test_after_a_resume_the_file_has_what_changed() -> None:
+def test_a_resume_updates_the_configuration_file() -> None:
     train(new_run(TrainConfig(**SMALL, out="run")))
     train(make_run(Arguments(given={"max_iters": 4}, resume="run")))
     assert read_config(f"run/{CONFIG}")["max_iters"] == 4
 
 
-def test_a_failed_write_leaves_the_file_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_previous_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_config(tmp_path, TrainConfig())
     before = (tmp_path / CONFIG).read_bytes()
 
@@ -78,7 +80,7 @@ def test_a_failed_write_leaves_the_file_before(monkeypatch: pytest.MonkeyPatch, 
     assert (tmp_path / CONFIG).read_bytes() == before
 
 
-def test_all_of_it_is_shown_in_lines_that_fit() -> None:
+def test_the_description_shows_every_setting_in_lines_that_fit() -> None:
     config = TrainConfig(lr=0.25, data="some/file.txt")
     lines = list(describe(config, "    ", 80))
     assert max(map(len, lines)) <= 80
@@ -89,27 +91,27 @@ def test_all_of_it_is_shown_in_lines_that_fit() -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# A key that nothing reads
+# Every setting is used
 
 
 def readers(cls: type, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
-    """{field: files that read it} from now on; reading them all at once to save or to check them does not count."""
+    """Return {field: files that read it}, filled from now on by every attribute access."""
     read: dict[str, set[str]] = {field.name: set() for field in dataclasses.fields(cls)}
 
-    def note(self: Any, name: str) -> Any:
+    def record_reader(self: Any, name: str) -> Any:
         if name in read:
             read[name].add(sys._getframe(1).f_code.co_filename)
         return object.__getattribute__(self, name)
 
-    monkeypatch.setattr(cls, "__getattribute__", note, raising=False)
+    monkeypatch.setattr(cls, "__getattribute__", record_reader, raising=False)
     return read
 
 
-PASSING_ON = {dataclasses.__file__, config_module.__file__, sys.modules[to_toml.__module__].__file__}
+FILES_THAT_ONLY_COPY = {dataclasses.__file__, config_module.__file__, sys.modules[to_toml.__module__].__file__}
 
 
 def test_every_setting_is_read_by_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a module that does something with it: one that is only checked, shown and saved would be a lie."""
+    """A setting that is only checked, printed and saved has no effect, so another module must read it."""
     read = readers(TrainConfig, monkeypatch)
     model = readers(GPTConfig, monkeypatch)
     config = TrainConfig(**{**SMALL, "tokenizer": "bpe", "vocab_size": 260, "plot": False}, out="run")
@@ -117,14 +119,14 @@ def test_every_setting_is_read_by_the_program(monkeypatch: pytest.MonkeyPatch) -
     run = make_run(Arguments(given={"max_iters": 3}, resume="run"))
     train(run)
     run = make_run(Arguments(given={"max_iters": 4}, resume="run"))
-    run.model.ln_f.weight.data[...] = np.nan  # something is read only when something goes wrong
+    run.model.ln_f.weight.data[...] = np.nan  # some settings are read only after an error
     with pytest.raises(UserError):
         train(run)
-    used = {name: files - PASSING_ON for name, files in read.items()}
-    # The model's shape is handed on as a GPTConfig, and read there.
+    used = {name: files - FILES_THAT_ONLY_COPY for name, files in read.items()}
+    # The model's shape is copied into a GPTConfig and read from there.
     shape = {field.name for field in dataclasses.fields(TrainConfig) if field.metadata["group"] == "model"}
-    # Weights to begin with have a shape of their own, so they are looked up before there is a configuration.
+    # The initial weights determine the shape, so they are read before the configuration exists.
     earlier = {"init_from"}
     assert [name for name, files in used.items() if not files and name not in shape | earlier] == []
     assert shape <= model.keys()
-    assert [name for name, files in model.items() if not files - PASSING_ON] == []
+    assert [name for name, files in model.items() if not files - FILES_THAT_ONLY_COPY] == []

@@ -1,4 +1,4 @@
-"""A GPT on the cupy backend, its kernels run on the CPU: the same losses and gradients as on NumPy."""
+"""A GPT on the cupy backend, with its kernels emulated on the CPU: the same losses and gradients as on NumPy."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from gpt.config import GPTConfig
 from gpt.fused import FusedGPT
 from gpt.model import GPT
 
-# sizes that are no multiples of a tile, and rows that do not begin at a multiple of 16 bytes
+# sizes that are not multiples of a tile, and rows that are not aligned to 16 bytes
 CONFIG = GPTConfig(vocab_size=67, block_size=21, n_layer=2, n_head=2, n_embd=64, dropout=0.1, bias=True)
 
 
 def train(k: Any, dtype: str, steps: int, make: type[GPT] = FusedGPT) -> tuple[list[float], list[np.ndarray]]:
-    """The losses and norms of a few steps, and the gradients of the last."""
+    """Train for a few steps and return their losses and gradient norms, and the gradients of the last step."""
     tg.manual_seed(1)
     model = make(CONFIG).astype(dtype)
     optimizer = tg.optim.AdamW(model.parameters(), lr=1e-2, master_weights=dtype != "float32")
-    figures: list[Any] = []
+    metrics: list[Any] = []
     grads: list[np.ndarray] = []
     for step in range(steps):
         tokens = tg.Generator(3).integers(0, CONFIG.vocab_size, (2, 22), step=step)
         loss = model.loss(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
-        figures += [loss.detach(), tg.optim.clip_grad_norm(model.parameters(), 1.0)]
+        metrics += [loss.detach(), tg.optim.clip_grad_norm(model.parameters(), 1.0)]
         grads = [np.array(k.to_numpy(p.grad), np.float64) for p in model.parameters()]
         optimizer.step()
         optimizer.zero_grad()
-    return [float(x.item() if isinstance(x, tg.Tensor) else x) for x in figures], grads
+    return [float(x.item() if isinstance(x, tg.Tensor) else x) for x in metrics], grads
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 3e-2), ("float16", 1e-2)])
-def test_training_is_that_of_numpy(gpu: Any, dtype: str, tolerance: float) -> None:
+def test_training_equals_training_on_numpy(gpu: Any, dtype: str, tolerance: float) -> None:
     there, there_grads = train(gpu, dtype, 3)
     with tg.use_backend("numpy") as plainly:
         here, here_grads = train(plainly.backend, dtype, 3)
@@ -45,7 +45,7 @@ def test_training_is_that_of_numpy(gpu: Any, dtype: str, tolerance: float) -> No
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * norm)
 
 
-def test_a_step_of_the_plain_model_is_that_of_the_fused_one(gpu: Any) -> None:
+def test_a_step_of_the_plain_model_equals_one_of_the_fused_model(gpu: Any) -> None:
     (loss, norm), grads = train(gpu, "float32", 1, GPT)
     (fused_loss, fused_norm), fused_grads = train(gpu, "float32", 1)
     np.testing.assert_allclose([fused_loss, fused_norm], [loss, norm], rtol=2e-5)
@@ -53,8 +53,8 @@ def test_a_step_of_the_plain_model_is_that_of_the_fused_one(gpu: Any) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * norm)
 
 
-def test_no_step_waits_for_the_gpu(gpu: Any) -> None:
-    """From the tokens to the update nothing is copied to the host."""
+def test_a_step_copies_nothing_to_the_host(gpu: Any) -> None:
+    """This includes the forward pass, the backward pass, clipping and the update."""
     tg.manual_seed(1)
     model = FusedGPT(CONFIG)
     optimizer = tg.optim.AdamW(model.parameters(), lr=1e-2)

@@ -1,4 +1,4 @@
-"""What train.py prints before the first step: short, and what a resumed run changes."""
+"""The description that train.py prints before the first step, and the settings that a resumed run changes."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ pytestmark = pytest.mark.usefixtures("numpy_backend")
 SMALL: dict[str, Any] = {"backend": "numpy", "n_layer": 1, "n_embd": 16, "block_size": 8, "max_iters": 20}
 
 
-def test_a_new_run_says_what_differs_from_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_run_prints_the_settings_that_differ_from_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("texts").mkdir()
     Path("texts/a.txt").write_text("the quick brown fox\n" * 20)
@@ -53,12 +55,12 @@ BEFORE = {"max_iters": 20, "lr": 1e-2, "min_lr": 1e-3, "warmup_iters": 2, "lr_de
         ),
     ],
 )  # fmt: skip
-def test_a_resumed_run_says_what_it_changes(given: dict[str, Any], lines: list[str]) -> None:
+def test_a_resumed_run_prints_the_settings_that_it_changes(given: dict[str, Any], lines: list[str]) -> None:
     before = TrainConfig(**BEFORE)
     assert list(describe_changes(before, TrainConfig(**{**BEFORE, **given}), 15)) == lines
 
 
-def test_a_longer_run_decays_later() -> None:
+def test_a_longer_run_prints_its_later_decay() -> None:
     before = TrainConfig(max_iters=20, lr=1e-2, min_lr=0.0, warmup_iters=2)
     [_, line] = describe_changes(before, TrainConfig(max_iters=40, lr=1e-2, min_lr=0.0, warmup_iters=2), 20)
     assert line.startswith("         learning rate 5.4") and "unchanged, it would be 0.00e+00" in line

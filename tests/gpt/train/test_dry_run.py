@@ -1,4 +1,4 @@
-"""--dry-run: its arithmetic against the model, its memory against what is then measured, and nothing written."""
+"""--dry-run: its counts equal those of the model, its memory estimate is accurate, and it writes nothing."""
 
 import os
 import re
@@ -49,7 +49,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_parameters_and_operations_are_the_models(shape: GPTConfig) -> None:
+def test_parameter_and_operation_counts_equal_those_of_the_model(shape: GPTConfig) -> None:
     model = GPT(shape)
     parameters = count_parameters(shape)
     assert parameters.total == model.num_params()
@@ -60,12 +60,12 @@ def test_parameters_and_operations_are_the_models(shape: GPTConfig) -> None:
     assert again == shape.n_layer * (2 * parameters.block + 4 * shape.n_embd * shape.block_size)
 
 
-def test_gpt2_is_as_large_as_it_is_said_to_be() -> None:
+def test_parameter_counts_of_gpt2_are_those_published() -> None:
     assert count_parameters(TrainConfig(**NAMED_CONFIGS["gpt2-124m"]).model_config(50257)).total == 124_439_808
     assert count_parameters(TrainConfig(**NAMED_CONFIGS["gpt2-1558m"]).model_config(50257)).total == 1_557_611_200
 
 
-def test_the_disk_holds_what_is_predicted() -> None:
+def test_the_disk_usage_is_predicted() -> None:
     run = new_run(TrainConfig(data="text.txt", backend="numpy", n_layer=2, n_embd=128, block_size=16, batch_size=2,
                               max_iters=8, eval_interval=1, eval_iters=1, out="run", plot=False))  # fmt: skip
     train_run(run)
@@ -80,7 +80,7 @@ def test_the_disk_holds_what_is_predicted() -> None:
     ("seconds", "text"),
     [(0.2, "0 s"), (59.9, "59 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (90061, "1 d 1 h"), (9e6, "104 d 4 h")],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_durations_are_formatted(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -106,8 +106,8 @@ def test_durations(seconds: float, text: str) -> None:
         ({"plain": True, "recompute": True, "n_layer": 6}, 75),
     ],
 )
-def test_every_array_of_a_step_is_counted(backend: str, changes: dict[str, Any], vocab_size: int) -> None:
-    """Within 10 % of the most that NumPy says it holds at one time in a step."""
+def test_the_memory_of_a_step_is_predicted(backend: str, changes: dict[str, Any], vocab_size: int) -> None:
+    """Within 10 % of the peak memory of NumPy in one step, as traced by tracemalloc."""
     config = TrainConfig(**{"n_embd": 192, "block_size": 128, "batch_size": 4, "async_save": False, **changes})
     need = memory(config, vocab_size, backend)
     with tg.use_backend(backend):
@@ -132,14 +132,14 @@ def test_every_array_of_a_step_is_counted(backend: str, changes: dict[str, Any],
     assert need.peak - need.weights - need.moments == pytest.approx(held, rel=0.1)
 
 
-def test_a_checkpoint_beside_training_needs_a_copy() -> None:
+def test_asynchronous_saving_needs_memory_for_a_copy() -> None:
     beside, alone = (memory(TrainConfig(async_save=wanted), 75, "numpy") for wanted in (True, False))
     n = count_parameters(TrainConfig().model_config(75)).total
     assert beside.peak - alone.peak == beside.snapshot == 12 * n
     assert alone.snapshot == 0
 
 
-def test_what_reading_the_data_took_counts() -> None:
+def test_the_predicted_peak_includes_the_memory_for_reading_the_data() -> None:
     need = memory(TrainConfig(), 75, "numpy")
     assert predicted_peak(need, Resident(10, 20)) == 10 + need.peak
     assert predicted_peak(need, Resident(10, 10**12)) == 10**12
@@ -162,11 +162,11 @@ def test_what_reading_the_data_took_counts() -> None:
         ["--backend=numba", "--n-layer=2", "--n-embd=384", "--block-size=64", "--batch-size=8", "--async-save=False"],
     ],
 )
-def test_the_memory_of_a_run_is_predicted_within_a_tenth(flags: list[str]) -> None:
-    """A dry run in one process, the run itself in another, and the most that the system saw it hold."""
+def test_the_memory_of_a_run_is_predicted_within_10_percent(flags: list[str]) -> None:
+    """A dry run in one process is compared with the peak memory of the real run in another."""
     command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--n-head=4", *flags]
-    said = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"^memory +([\d,.]+) MB at most", said, re.MULTILINE)
+    report = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"^memory +([\d,.]+) MB at most", report, re.MULTILINE)
     assert found is not None
     predicted = float(found[1].replace(",", "")) * 1e6
     program = (
@@ -176,7 +176,7 @@ def test_the_memory_of_a_run_is_predicted_within_a_tenth(flags: list[str]) -> No
     )
     for out in ("--out=run", "--out=again"):
         run = subprocess.run([sys.executable, "-c", program, *command, out], capture_output=True, text=True, check=True)
-        if "compiling" not in run.stderr:  # which takes memory of its own
+        if "compiling" not in run.stderr:  # compilation needs additional memory
             break
     assert 1024 * int(run.stdout) == pytest.approx(predicted, rel=0.1)
 
@@ -190,7 +190,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
     return run_program(train.main)
 
 
-def test_everything_is_said_and_nothing_written(
+def test_a_dry_run_reports_everything_and_writes_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workplace: Path
 ) -> None:
     before = sorted(workplace.rglob("*"))
@@ -206,7 +206,9 @@ def test_everything_is_said_and_nothing_written(
     assert "grad_accum 2" in out
 
 
-def test_what_does_not_fit_is_not_tried(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_does_not_fit_in_memory_is_not_timed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "available_memory", lambda: 1000)
     assert call(monkeypatch, *SMALL, "--dry-run") == 0
     out = capsys.readouterr().out
@@ -214,7 +216,9 @@ def test_what_does_not_fit_is_not_tried(capsys: pytest.CaptureFixture[str], monk
     assert "ms per step" not in out
 
 
-def test_of_a_run_to_resume_what_is_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_of_a_resume_counts_only_the_remaining_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert call(monkeypatch, *SMALL, "--out=run") == 0
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
@@ -223,13 +227,13 @@ def test_of_a_run_to_resume_what_is_left(capsys: pytest.CaptureFixture[str], mon
     assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == before
 
 
-def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, *SMALL, "--dry-run", "--data=nowhere.txt") == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not os.path.exists("checkpoints")
 
 
-def test_a_plot_that_fails_ends_no_dry_run(
+def test_a_plot_that_fails_does_not_stop_a_dry_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

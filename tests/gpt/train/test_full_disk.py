@@ -1,4 +1,4 @@
-"""A disk that fills while a run saves: a small one in memory, which only root can mount."""
+"""A disk that fills while a run saves: a small file system in memory, which only root can mount."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def run_train(*argv: str, meanwhile: Callable[[], None] | None = None) -> tuple[
 
 
 @pytest.mark.parametrize("beside", ["True", "False"])
-def test_the_run_stops_and_says_so_and_goes_on_once_there_is_room(beside: str, disk: Path) -> None:
+def test_a_run_stops_on_a_full_disk_and_can_be_resumed_after_freeing_space(beside: str, disk: Path) -> None:
     status, _, err = run_train(*SETTINGS, f"--async-save={beside}")
     assert status == 2
     assert err.startswith("train.py: error: disk/run/")
@@ -72,19 +72,19 @@ def test_the_run_stops_and_says_so_and_goes_on_once_there_is_room(beside: str, d
     assert load_checkpoint(disk / "run").state.step == 40
 
 
-def test_the_run_goes_on_if_told_so(disk: Path) -> None:
-    def make_room() -> None:
+def test_a_run_with_on_save_error_continue_survives_a_full_disk(disk: Path) -> None:
+    def free_space() -> None:
         for folder in steps_after(disk / "run", -1)[:-1]:
             shutil.rmtree(folder)
 
-    status, out, err = run_train(*SETTINGS, "--on-save-error=continue", meanwhile=make_room)
+    status, out, err = run_train(*SETTINGS, "--on-save-error=continue", meanwhile=free_space)
     assert (status, err) == (0, "")
     assert "earlier ones are complete; training continues" in out
     assert load_checkpoint(disk / "run").state.step == 40
     assert (disk / "run" / METRICS).read_bytes().count(b"\n") == 40
 
 
-def test_to_the_end_without_room_for_the_last_is_an_error(disk: Path) -> None:
+def test_a_last_checkpoint_that_does_not_fit_on_the_disk_is_an_error(disk: Path) -> None:
     status, out, err = run_train(*SETTINGS, "--on-save-error=continue")
     assert status == 2
     assert "training continues" in out

@@ -1,6 +1,6 @@
-"""train.py's loop on the cupy backend, over the stand-in for CuPy and with its kernels run on the CPU.
+"""The training loop on the cupy backend, with a fake CuPy and its kernels emulated on the CPU.
 
-What the stand-in cannot show is time; what it shows is that the very lines a GPU will run compute what the CPU does.
+This does not measure time. It shows that the code that runs on a GPU computes the same results as on the CPU.
 """
 
 import json
@@ -50,32 +50,32 @@ def weights(run: Run) -> dict[str, bytes]:
     return {name: np.asarray(tg.Tensor(x).numpy()).tobytes() for name, x in arrays.items()}
 
 
-def test_the_losses_are_the_cpus() -> None:
-    """Same seed, weights, data and masks of dropout."""
+def test_losses_equal_those_on_the_cpu() -> None:
+    """With the same seed, weights, data and dropout masks."""
     train(small("gpu"))
     train(small("cpu", backend="numpy"))
     ours, theirs = metrics("gpu"), metrics("cpu")
     assert [row["step"] for row in ours] == list(range(1, 11))
-    for row, wanted in zip(ours, theirs, strict=True):
-        assert row.keys() == wanted.keys()
-        assert row["lr"] == wanted["lr"]
-        assert row["loss"] == pytest.approx(wanted["loss"], rel=2e-5)
-        assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
+    for row, expected in zip(ours, theirs, strict=True):
+        assert row.keys() == expected.keys()
+        assert row["lr"] == expected["lr"]
+        assert row["loss"] == pytest.approx(expected["loss"], rel=2e-5)
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
 
 
-def test_a_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two readings of the loss the host does not look at a single number of the GPU."""
-    run, looks = small("run", grad_clip=0.5), []
-    monkeypatch.setattr(fake_cupy, "waits", lambda: looks.append(run.step))
+def test_a_step_does_not_wait_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two reports of the loss the host reads no value from the GPU."""
+    run, read_steps = small("run", grad_clip=0.5), []
+    monkeypatch.setattr(fake_cupy, "waits", lambda: read_steps.append(run.step))
     train(run)
     # 4 and 8 by --log-interval, 10 for the validation, and after it the checkpoint
-    during = {step for step in looks if step < 9}
+    during = {step for step in read_steps if step < 9}
     assert during == {3, 7}
-    assert looks.count(3) == looks.count(7) == 1  # all numbers of four steps at once
+    assert read_steps.count(3) == read_steps.count(7) == 1  # all metrics of four steps are read at once
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_recorded_step_trains_bit_for_bit_as_an_eager_one(dtype: str) -> None:
+def test_a_recorded_step_trains_bit_for_bit_like_an_eager_step(dtype: str) -> None:
     eager, recorded = (small(str(graph), dtype=dtype, cuda_graph=graph) for graph in (False, True))
     for run in (eager, recorded):
         tg.manual_seed(1337)
@@ -99,7 +99,7 @@ def test_a_recorded_run_is_resumed_exactly() -> None:
 
 
 def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while that step is under way, whose figures are not due yet."""
+    """Send SIGINT during that step, before its metrics are read from the GPU."""
     drawing = tg.random.Generator.integers
 
     def draw(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -110,13 +110,13 @@ def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tg.random.Generator, "integers", draw)
 
 
-def test_what_a_signal_cuts_off_is_still_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_flushed_after_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     stop_at(6, monkeypatch)
     assert train(small("run")) == 130
     assert [row["step"] for row in metrics("run")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_vanished_data_cuts_off_is_read_before_it_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_flushed_before_saving_if_the_data_disappears(monkeypatch: pytest.MonkeyPatch) -> None:
     run = small("run")
 
     def draw(*arguments: Any) -> Any:
@@ -131,8 +131,8 @@ def test_what_vanished_data_cuts_off_is_read_before_it_is_saved(monkeypatch: pyt
     assert [row["step"] for row in metrics("run")] == [1, 2, 3, 4, 5]
 
 
-def poisoned(step: int, patch: pytest.MonkeyPatch, run: Run) -> None:
-    """In that step alone the loss is no number: the learning rate is, on its way to the GPU, and weights that are."""
+def poison(step: int, patch: pytest.MonkeyPatch, run: Run) -> None:
+    """Make the weights nan while that step is staged, and restore them before the next step."""
     staging = type(tg.get_backend()).stage
     weight = run.model.wte.weight.data
     kept: list[Any] = []
@@ -148,25 +148,25 @@ def poisoned(step: int, patch: pytest.MonkeyPatch, run: Run) -> None:
     patch.setattr(type(tg.get_backend()), "stage", stage)
 
 
-def test_a_step_that_is_not_finite_is_found_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nonfinite_step_is_found_when_its_metrics_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     run = small("run", on_nonfinite="stop")
-    poisoned(2, monkeypatch, run)
+    poison(2, monkeypatch, run)
     with pytest.raises(UserError, match="step 2: loss nan, gradient norm nan"):
         train(run)
-    assert run.step == 3  # the fourth was under way
+    assert run.step == 3  # the fourth step had started
     assert Path("run", "nonfinite-000002").is_dir()
 
 
-def test_and_changed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_skipped_nonfinite_step_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     run = small("run", on_nonfinite="skip")
-    poisoned(2, monkeypatch, run)
+    poison(2, monkeypatch, run)
     assert train(run) == 0
     assert run.skipped == 1 and run.optimizer.step_count == 9
     assert [row.get("skipped") for row in metrics("run")] == [None, 1, *[1] * 8]
     assert all(np.isfinite(np.frombuffer(raw, np.float32)).all() for raw in weights(run).values())
 
 
-def test_what_is_refused() -> None:
+def test_incompatible_settings_are_refused() -> None:
     with pytest.raises(UserError, match="cuda_graph: numpy is not on a GPU, where a step could be recorded: leave it"):
         small("run", backend="numpy", cuda_graph=True)
     with pytest.raises(ValueError, match="cuda_graph does not work with log_ratios: a replayed step does not show"):
@@ -176,13 +176,13 @@ def test_what_is_refused() -> None:
     assert not Path("run").exists()
 
 
-def test_ratios_are_looked_at_where_they_are_asked_for() -> None:
+def test_log_ratios_works_on_the_gpu() -> None:
     train(small("run", log_ratios=True, max_iters=2))
     assert len(metrics("run")) == 2
 
 
-def test_the_bar_shows_a_speed_of_steps_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_speed_is_averaged_over_the_steps_between_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds: list[Any] = []
-    monkeypatch.setattr(Progress, "step", lambda self, step, **figures: speeds.append(figures["tokens_per_s"]))
+    monkeypatch.setattr(Progress, "step", lambda self, step, **row: speeds.append(row["tokens_per_s"]))
     train(small("run", max_iters=8))
     assert speeds[0] == speeds[3] > 0 and len(speeds) == 8

@@ -1,4 +1,4 @@
-"""Training: exact resume, accumulated gradients, signals, and what a run leaves behind."""
+"""Training: exact resume, accumulated gradients, signals, and the files that a run writes."""
 
 import json
 import math
@@ -41,7 +41,7 @@ VOCAB_SIZE = 31
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test in a folder of its own, with a text in it."""
+    """Run every test in its own folder, which contains a text."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT)
     return tmp_path
@@ -66,7 +66,7 @@ def metrics(folder: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(folder, METRICS).read_text().splitlines()]
 
 
-def everything(run: Run) -> dict[str, bytes]:
+def arrays_of(run: Run) -> dict[str, bytes]:
     """Every bit of the weights and moments."""
     arrays = {**run.model.state_dict(), **run.optimizer.state_dict()["state"]}
     return {name: array.tobytes() for name, array in arrays.items()}
@@ -76,12 +76,12 @@ def everything(run: Run) -> dict[str, bytes]:
 # The loop
 
 
-def test_a_model_learns() -> None:
+def test_training_reduces_the_loss() -> None:
     run = new_run(small(max_iters=150, out="run"))
     assert train(run) == 0
     rows = metrics("run")
     n_characters = len(set(TEXT))
-    assert rows[0]["loss"] == pytest.approx(math.log(n_characters), abs=0.2)  # knows nothing
+    assert rows[0]["loss"] == pytest.approx(math.log(n_characters), abs=0.2)  # untrained
     assert rows[-1]["loss"] < 0.8
     assert rows[-1]["val_loss"] < 0.8
 
@@ -101,14 +101,14 @@ def test_metrics_have_a_line_for_every_step() -> None:
     assert all(row["tokens_per_s"] > 0 for row in timing)
 
 
-def test_the_learning_rate_is_nanogpts() -> None:
+def test_the_learning_rate_schedule_is_that_of_nanogpt() -> None:
     config = TrainConfig(lr=1.0, min_lr=0.1, warmup_iters=4, lr_decay_iters=12)
     rates = [learning_rate(config, step) for step in (0, 3, 4, 8, 12, 50)]
     assert rates == pytest.approx([1 / 5, 4 / 5, 1.0, 0.55, 0.1, 0.1])
     assert learning_rate(TrainConfig(max_iters=500), 500) == TrainConfig().min_lr
 
 
-def test_only_what_multiplies_decays() -> None:
+def test_biases_and_norms_have_no_weight_decay() -> None:
     run = new_run(small(bias=True, weight_decay=0.25, beta1=0.8, out="run"))
     names = {id(p): name for name, p in run.model.named_parameters()}
     groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in run.optimizer.param_groups}
@@ -118,7 +118,7 @@ def test_only_what_multiplies_decays() -> None:
     assert all(group["betas"] == (0.8, 0.99) for group in run.optimizer.param_groups)
 
 
-def test_accumulated_gradients_equal_the_large_batch() -> None:
+def test_accumulated_steps_train_like_one_large_batch() -> None:
     large = new_run(small(batch_size=12, out="large"))
     parts = new_run(small(batch_size=3, grad_accum=4, out="parts"))
     train(large)
@@ -130,7 +130,7 @@ def test_accumulated_gradients_equal_the_large_batch() -> None:
 
 
 def float64_gradients(dropout: float, batch_size: int) -> tuple[float, list[Any]]:
-    """Loss and gradients of twelve windows, in parts of batch_size, in float64."""
+    """The float64 loss and gradients of twelve windows, accumulated over parts of batch_size windows."""
     tg.manual_seed(2)
     model = FusedGPT(small(dropout=dropout).model_config(VOCAB_SIZE))
     model.astype(np.float64)
@@ -140,7 +140,7 @@ def float64_gradients(dropout: float, batch_size: int) -> tuple[float, list[Any]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 6])
-def test_accumulated_gradients_are_the_large_batchs_to_rounding(batch_size: int) -> None:
+def test_accumulated_gradients_equal_those_of_one_large_batch(batch_size: int) -> None:
     loss, whole = float64_gradients(dropout=0.0, batch_size=12)
     parts_loss, parts = float64_gradients(dropout=0.0, batch_size=batch_size)
     assert parts_loss == pytest.approx(loss, rel=1e-14)
@@ -148,8 +148,8 @@ def test_accumulated_gradients_are_the_large_batchs_to_rounding(batch_size: int)
         np.testing.assert_allclose(b, a, rtol=1e-11, atol=1e-13 * abs(a).max())
 
 
-def test_with_dropout_each_part_draws_masks_of_its_own() -> None:
-    """The parts together are their mean, and what the second draws depends on the first as a longer training does."""
+def test_each_accumulated_part_draws_its_own_dropout_masks() -> None:
+    """The accumulated loss and gradients are the means over the parts, which draw their masks one after the other."""
     loss, accumulated = float64_gradients(dropout=0.2, batch_size=6)
     tg.manual_seed(2)
     model = FusedGPT(small(dropout=0.2).model_config(VOCAB_SIZE))
@@ -169,51 +169,51 @@ def test_with_dropout_each_part_draws_masks_of_its_own() -> None:
     assert loss != float64_gradients(dropout=0.2, batch_size=12)[0]
 
 
-def test_the_gradient_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradient_norm_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     limits, clip = [], tg.optim.clip_grad_norm
 
-    def note(parameters: Any, limit: float) -> float:
+    def record_limit(parameters: Any, limit: float) -> float:
         limits.append(limit)
         return clip(parameters, limit)
 
-    monkeypatch.setattr(tg.optim, "clip_grad_norm", note)
+    monkeypatch.setattr(tg.optim, "clip_grad_norm", record_limit)
     train(new_run(small(grad_clip=0.25, max_iters=1, out="a")))
-    train(new_run(small(grad_clip=0.0, max_iters=1, out="b")))  # no limit, but still the norm
+    train(new_run(small(grad_clip=0.0, max_iters=1, out="b")))  # no limit, but the norm is still recorded
     assert limits == [0.25, math.inf]
     assert metrics("b")[0]["grad_norm"] == metrics("a")[0]["grad_norm"] > 0.25
 
 
-def test_how_often_a_run_is_validated_changes_nothing_about_it() -> None:
+def test_the_validation_interval_does_not_change_the_result() -> None:
     often, once = (new_run(small(dropout=0.2, eval_interval=n, out=str(n))) for n in (1, 20))
     tg.manual_seed(1337)
     train(often)
     tg.manual_seed(1337)
     train(once)
-    assert everything(often) == everything(once)
+    assert arrays_of(often) == arrays_of(once)
 
 
-def test_nan_stops_a_run_before_it_reaches_the_weights() -> None:
+def test_nan_stops_a_run_before_the_weights_are_updated() -> None:
     run = new_run(small(out="run"))
     train_until(run, 5)
     run.model.wte.weight.data[0, 0] = math.nan
-    before = everything(run)
+    before = arrays_of(run)
     with pytest.raises(UserError, match="step 6: loss nan, gradient norm nan: .*parameter wte.weight"):
         train(run)
-    assert everything(run) == before
+    assert arrays_of(run) == before
     assert [folder.name for folder in steps_after("run", 0)] == ["step-000005"]
 
 
 def train_until(run: Run, step: int) -> int:
-    """Train, and press Ctrl-C in that step."""
+    """Train, and send SIGINT in that step."""
     recording = Progress.step
 
-    def press(self: Progress, number: int, **figures: Any) -> None:
-        recording(self, number, **figures)
+    def step_and_signal(self: Progress, number: int, **step_metrics: Any) -> None:
+        recording(self, number, **step_metrics)
         if number == step:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Progress, "step", press)
+        patch.setattr(Progress, "step", step_and_signal)
         return train(run)
 
 
@@ -222,22 +222,22 @@ def train_until(run: Run, step: int) -> int:
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_a_resumed_run_equals_one_that_never_stopped(backend: str) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_run(backend: str) -> None:
     changes = {"backend": backend, "dropout": 0.2, "batch_size": 2, "grad_accum": 2}
     whole = new_run(small(**changes, out="whole"))
     train(whole)
     train_until(new_run(small(**changes, out="parts")), 7)
     for stop in (11, None):
-        tg.manual_seed(99)  # as a new process would not know the old counters
+        tg.manual_seed(99)  # a new process does not have the old counters either
         parts = resume("parts")
         assert (train(parts) if stop is None else train_until(parts, stop)) == (0 if stop is None else 130)
-    assert everything(parts) == everything(whole)
+    assert arrays_of(parts) == arrays_of(whole)
     assert Path("parts", METRICS).read_bytes() == Path("whole", METRICS).read_bytes()
     assert (parts.best_step, parts.best_val_loss) == (whole.best_step, whole.best_val_loss)
     assert tg.random.default_generator.state_dict()["steps"]["dropout"] > 0
 
 
-def test_metrics_after_the_checkpoint_are_done_again() -> None:
+def test_metrics_after_the_checkpoint_are_recomputed() -> None:
     train_until(new_run(small(out="run")), 7)
     lines = Path("run", METRICS).read_text()
     Path("run", METRICS).write_text(lines + '{"step": 8, "loss": 1.0}\n{"step": 9, "lo')
@@ -247,7 +247,7 @@ def test_metrics_after_the_checkpoint_are_done_again() -> None:
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "3", '{"loss": 1}', '{"step": "x"}', "\x00"])
-def test_what_is_no_line_of_ours_is_dropped(line: str, tmp_path: Path) -> None:
+def test_invalid_metrics_lines_are_dropped(line: str, tmp_path: Path) -> None:
     for name in (METRICS, TIMING):
         (tmp_path / name).write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n{{"step": 3}}\n')
     rewind_metrics(tmp_path, tmp_path, 2)
@@ -255,7 +255,7 @@ def test_what_is_no_line_of_ours_is_dropped(line: str, tmp_path: Path) -> None:
         assert (tmp_path / name).read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_a_bare_resume_takes_the_newest_run() -> None:
+def test_resume_without_a_path_continues_the_newest_run() -> None:
     for name, time in [("a", 200), ("b", 300), ("c", 100)]:
         train_until(new_run(small(out=f"checkpoints/{name}")), 3)
         os.utime(f"checkpoints/{name}/step-000003", (time, time))
@@ -263,7 +263,7 @@ def test_a_bare_resume_takes_the_newest_run() -> None:
     assert resume(out="checkpoints/c").folder == Path("checkpoints/c")
 
 
-def test_a_run_can_go_on_beyond_its_end_and_with_other_settings() -> None:
+def test_a_finished_run_can_be_continued_with_other_settings() -> None:
     train(new_run(small(out="run")))
     run = resume("run", max_iters=25, weight_decay=0.5, lr=2e-3)
     assert run.optimizer.param_groups[0]["weight_decay"] == 0.5
@@ -274,7 +274,7 @@ def test_a_run_can_go_on_beyond_its_end_and_with_other_settings() -> None:
     assert saved.train_config.n_embd == SMALL["n_embd"]
 
 
-def test_a_run_branches_off_into_a_new_folder() -> None:
+def test_a_run_can_be_continued_in_a_new_folder() -> None:
     train_until(new_run(small(out="run")), 12)
     before = Path("run", METRICS).read_bytes()
     branch = resume("run/step-000012", out="branch", lr=2e-3)
@@ -285,7 +285,7 @@ def test_a_run_branches_off_into_a_new_folder() -> None:
     assert load_checkpoint("branch").state.step == 20
 
 
-def test_a_moved_text_is_still_the_same_text() -> None:
+def test_a_run_can_be_resumed_with_a_moved_text() -> None:
     train_until(new_run(small(out="run")), 3)
     Path("text.txt").rename("moved.txt")
     assert resume("run", data="moved.txt").step == 3
@@ -308,7 +308,7 @@ def test_a_moved_text_is_still_the_same_text() -> None:
         ({"out": "text.txt/x"}, "out text.txt/x cannot be created: .*text.txt is not a folder that can be written"),
     ],
 )
-def test_what_cannot_be_resumed(given: dict[str, Any], message: str, workplace: Path) -> None:
+def test_settings_that_prevent_a_resume_are_refused(given: dict[str, Any], message: str, workplace: Path) -> None:
     train_until(new_run(small(out="run")), 7)
     Path("other.txt").write_text(TEXT[::-1])
     Path("strange.txt").write_text(TEXT + "Ä")
@@ -323,7 +323,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def test_an_older_checkpoint_does_not_rewrite_what_came_after_it(
+def test_resuming_an_earlier_checkpoint_needs_a_new_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     losses = iter([1.0, 2.0, 3.0, 4.0])
@@ -334,7 +334,7 @@ def test_an_older_checkpoint_does_not_rewrite_what_came_after_it(
     assert resume("run/step-000005", out="branch").step == 5
 
 
-def test_the_best_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_validation_loss_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 1.0, 2.0])
     monkeypatch.setattr(module, "estimate_loss", lambda *_: next(losses))
     run = new_run(small(out="run"))
@@ -351,27 +351,27 @@ def test_the_best_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_signal_ends_the_step_and_saves(number: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = Progress.step
 
-    def press(self: Progress, step: int, **figures: Any) -> None:
-        recording(self, step, **figures)
+    def step_and_signal(self: Progress, step: int, **step_metrics: Any) -> None:
+        recording(self, step, **step_metrics)
         if step == 3:
             signal.raise_signal(number)
 
-    monkeypatch.setattr(Progress, "step", press)
+    monkeypatch.setattr(Progress, "step", step_and_signal)
     before = signal.getsignal(number)
     assert train(new_run(small(out="run"))) == status
     assert signal.getsignal(number) is before
     assert load_checkpoint("run").state.step == len(metrics("run")) == 3
 
 
-def test_a_signal_in_the_last_step_ends_nothing_early() -> None:
+def test_a_signal_in_the_last_step_does_not_interrupt_the_run() -> None:
     assert train_until(new_run(small(out="run")), 20) == 0
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_validation(number: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_interrupts_a_validation(number: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
 
-    def press(loader: DataLoader, i: int) -> Any:
+    def step_and_signal(loader: DataLoader, i: int) -> Any:
         batches.append(i)
         if len(batches) == 3:
             signal.raise_signal(number)
@@ -379,7 +379,7 @@ def test_a_signal_ends_a_validation(number: signal.Signals, status: int, monkeyp
 
     batch = DataLoader.batch
     with monkeypatch.context() as patch:
-        patch.setattr(DataLoader, "batch", press)
+        patch.setattr(DataLoader, "batch", step_and_signal)
         status_of_run = train(new_run(small(out="run", eval_iters=10**18)))
     assert status_of_run == status
     assert batches == [0, 1, 2]
@@ -389,23 +389,23 @@ def test_a_signal_ends_a_validation(number: signal.Signals, status: int, monkeyp
     assert train(run) == 0
     unbroken = new_run(small(out="unbroken"))
     train(unbroken)
-    assert everything(run) == everything(unbroken)
+    assert arrays_of(run) == arrays_of(unbroken)
 
 
-def test_a_signal_ends_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    def press(*_: Any) -> Iterator[str]:
+def test_a_signal_interrupts_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step_and_signal(*_: Any) -> Iterator[str]:
         for piece in "abcdef":
             yield piece
             if piece == "c":
                 signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(observers, "sample", press)
+    monkeypatch.setattr(observers, "sample", step_and_signal)
     assert train(new_run(small(out="run", sample_interval=3))) == 143
     assert "\nabcd (interrupted)\n" in Path("run/samples.txt").read_text()
     assert load_checkpoint("run").state.step == 3
 
 
-def test_a_second_signal_is_not_held_back() -> None:
+def test_a_second_signal_is_raised_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.received == signal.SIGINT
@@ -422,28 +422,28 @@ def test_training_works_outside_the_main_thread() -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Folders, tokenizers, what is shown
+# Folders, tokenizers and output
 
 
-def test_a_run_that_was_not_named_gets_a_folder_of_its_own() -> None:
+def test_a_run_without_a_name_gets_its_own_folder() -> None:
     folders = [str(new_run(small(data=name)).folder) for name in ["text.txt", "./text.txt", "*.txt"]]
     assert folders == ["checkpoints/text-char", "checkpoints/text-char-2", "checkpoints/run-char"]
 
 
-def test_a_folder_with_a_run_in_it_is_left_alone(workplace: Path) -> None:
+def test_a_folder_that_contains_a_run_is_refused_and_unchanged(workplace: Path) -> None:
     train_until(new_run(small(out="run")), 2)
     before = contents(workplace)
     with pytest.raises(UserError, match="out run has a run in it: give another --out, or"):
         new_run(small(out="run"))
     assert contents(workplace) == before
     Path("run", "step-000002").rename("elsewhere")
-    Path("run", "notes").touch()  # somebody's own file is in nobody's way
+    Path("run", "notes").touch()  # other files in the folder do not matter
     assert new_run(small(out="run")).folder == Path("run")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
 def test_a_folder_that_cannot_be_written_is_refused_early(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # to root, everything is writable
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root can write everywhere
     with pytest.raises(UserError, match="out run cannot be created: .* is not a folder that can be written"):
         new_run(small(out="run", data="missing.txt"))
     monkeypatch.undo()
@@ -458,20 +458,20 @@ def test_a_folder_that_cannot_be_written_is_refused_early(workplace: Path, monke
         ({"tokenizer": "bpe", "vocab_size": 270}, 270),
     ],
 )
-def test_the_vocabulary_is_the_tokenizers(changes: dict[str, Any], vocab_size: int) -> None:
+def test_the_model_has_the_vocabulary_size_of_the_tokenizer(changes: dict[str, Any], vocab_size: int) -> None:
     run = new_run(small(out="run", **changes))
     assert run.model.config.vocab_size == run.tokenizer.vocab_size == vocab_size
     train_until(run, 2)
     assert resume("run").tokenizer.decode(run.tokenizer.encode("the fox")) == "the fox"
 
 
-def test_gpt2s_vocabulary_needs_no_training(gpt2: GPT2Tokenizer) -> None:
+def test_the_gpt2_tokenizer_is_used_as_published(gpt2: GPT2Tokenizer) -> None:
     run = new_run(small(tokenizer="gpt2", out="run"))
     assert run.model.config.vocab_size == gpt2.vocab_size == 50257
     assert gpt2.decode(run.train_loader.tokens[:9]) == "the quick brown fox jumps over the lazy dog"
 
 
-def test_a_vocabulary_too_small_for_bytes_is_the_users_mistake() -> None:
+def test_a_vocabulary_too_small_for_bytes_is_a_user_error() -> None:
     with pytest.raises(UserError, match="data 'text.txt': vocab_size 100 is too small"):
         new_run(small(tokenizer="bpe", vocab_size=100))
     assert not Path("checkpoints").exists()
@@ -490,8 +490,10 @@ def test_a_log_gets_a_line_per_validation_and_no_bar(capsys: pytest.CaptureFixtu
         assert line.endswith(" left")
 
 
-def test_a_log_is_never_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step, and every batch of a validation, takes until something is printed about it."""
+def test_a_log_reports_progress_during_long_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step and every validation batch waits until a progress line about it is printed."""
     out = ""
 
     def wait_for_a_line(text: str) -> None:
@@ -529,20 +531,20 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert " tokens/s" in shown
 
 
-def test_optimizer_has_every_parameter_once() -> None:
+def test_the_optimizer_has_every_parameter_once() -> None:
     run = new_run(small(out="run"))
     optimizer = make_optimizer(run.model, run.config)
     given: list[int] = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(given) == sorted(id(p) for p in run.model.parameters())
 
 
-def test_a_run_whose_reader_is_gone_is_saved_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`train.py | tee log` and Ctrl-C: tee ends first, and the line about the validation has nobody to read it."""
+def test_a_run_is_saved_before_a_broken_pipe_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `train.py | tee log`, Ctrl-C ends tee first, so printing the validation line fails."""
 
-    def say(progress: Progress, text: str) -> None:
+    def fail(progress: Progress, text: str) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(Progress, "print", say)
+    monkeypatch.setattr(Progress, "print", fail)
     with pytest.raises(BrokenPipeError):
         train(new_run(small(out="run", eval_interval=7, checkpoint_interval=100)))
     assert load_checkpoint("run").state.step == 7

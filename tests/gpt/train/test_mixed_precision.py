@@ -1,4 +1,4 @@
-"""Training in half precision: float32's loss curve, exact resume, the loss scale, and what is refused."""
+"""Training in half precision: the loss curve of float32, exact resume, the loss scale, and refused settings."""
 
 import importlib
 import json
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Every test in a folder of its own, with a text in it that cannot be learnt by heart in a few hundred steps."""
+    """Run every test in its own folder, with a text that cannot be memorised in a few hundred steps."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefghij"), 1 + i % 6)) for i in range(60)]
@@ -52,7 +52,7 @@ def metrics(folder: str) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in Path(folder, METRICS).read_text().splitlines()]
 
 
-def everything(run: Run) -> dict[str, bytes]:
+def arrays_of(run: Run) -> dict[str, bytes]:
     arrays = {**run.model.state_dict(), **run.optimizer.state_dict()["state"]}
     return {name: array.tobytes() for name, array in arrays.items()}
 
@@ -63,10 +63,10 @@ def float32_losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_the_loss_curve_stays_within_half_a_percent_of_float32s(
+def test_the_loss_curve_stays_within_half_a_percent_of_float32(
     dtype: str, float32_losses: dict[str, Any]
 ) -> None:  # fmt: skip
-    """Means over 25 steps, so that a single batch does not decide: all along the curve."""
+    """Compared in means over 25 steps along the whole curve, so that no single batch decides."""
 
     def curve(dtype: str) -> Any:
         train(new_run(small(dtype=dtype, max_iters=250, eval_interval=250, out=dtype)))
@@ -74,13 +74,13 @@ def test_the_loss_curve_stays_within_half_a_percent_of_float32s(
 
     if not float32_losses:
         float32_losses["curve"] = curve("float32")
-    wanted = float32_losses["curve"]
-    assert wanted[-1] < 0.75 * wanted[0]  # it learns
-    np.testing.assert_allclose(curve(dtype), wanted, rtol=0.005)
+    expected = float32_losses["curve"]
+    assert expected[-1] < 0.75 * expected[0]  # it learns
+    np.testing.assert_allclose(curve(dtype), expected, rtol=0.005)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_weights_are_half_and_what_is_summed_is_float32(dtype: str) -> None:
+def test_weights_are_half_precision_and_sums_are_float32(dtype: str) -> None:
     run = new_run(small(dtype=dtype, max_iters=2, grad_accum=2, bias=True, out="run"))
     seen: list[Any] = []
     step = run.optimizer.step
@@ -99,16 +99,16 @@ def test_weights_are_half_and_what_is_summed_is_float32(dtype: str) -> None:
 def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
     recording = Progress.step
 
-    def press(self: Progress, number: int, **figures: Any) -> None:
-        recording(self, number, **figures)
+    def step_and_signal(self: Progress, number: int, **step_metrics: Any) -> None:
+        recording(self, number, **step_metrics)
         if number == step:
             importlib.import_module("signal").raise_signal(2)
 
-    patch.setattr(Progress, "step", press)
+    patch.setattr(Progress, "step", step_and_signal)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_resumed_run_equals_one_that_never_stopped(dtype: str) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_run(dtype: str) -> None:
     whole = new_run(small(dtype=dtype, dropout=0.1, out="whole"))
     train(whole)
     with pytest.MonkeyPatch.context() as patch:
@@ -117,28 +117,28 @@ def test_a_resumed_run_equals_one_that_never_stopped(dtype: str) -> None:
     parts = make_run(Arguments(given={}, resume="parts"))
     assert parts.step == 7 and parts.config.dtype == dtype
     train(parts)
-    assert everything(parts) == everything(whole)
+    assert arrays_of(parts) == arrays_of(whole)
     assert parts.scaler.state_dict() == whole.scaler.state_dict()
     assert Path("parts", METRICS).read_bytes() == Path("whole", METRICS).read_bytes()
 
 
-def test_a_scale_that_is_too_large_comes_down_and_costs_only_the_steps_that_it_skips() -> None:
+def test_a_loss_scale_that_is_too_large_is_reduced_and_skips_steps() -> None:
     run = new_run(small(dtype="float16", max_iters=30, out="run"))
     run.scaler.load_state_dict({**run.scaler.state_dict(), "scale": 2.0**24})
-    before = everything(run)
+    before = arrays_of(run)
     seen = []
     step = run.optimizer.step
 
     def spy(*args: Any, **options: Any) -> None:
         step(*args, **options)
-        seen.append(everything(run) == before)
+        seen.append(arrays_of(run) == before)
 
     run.optimizer.step = spy  # type: ignore[method-assign]
     assert train(run) == 0
     rows = metrics("run")
     skipped = [row["grad_norm"] is None for row in rows]
     n_skipped = sum(skipped)
-    first = skipped.index(False)  # the first step that was taken; before it the weights were not touched
+    first = skipped.index(False)  # the first step that was not skipped; the weights change only from here on
     assert 0 < first <= n_skipped < 15
     assert seen[: first + 1] == [True] * first + [False]
     assert run.scaler.get_scale() == 2.0 ** (24 - n_skipped)
@@ -146,7 +146,7 @@ def test_a_scale_that_is_too_large_comes_down_and_costs_only_the_steps_that_it_s
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_a_loss_that_is_no_number_still_ends_the_run() -> None:
+def test_a_nan_loss_still_stops_the_run() -> None:
     run = new_run(small(dtype="float16", out="run"))
     run.model.wte.weight.data[0, 0] = math.nan
     with pytest.raises(UserError, match="step 1: loss nan"):
@@ -154,7 +154,7 @@ def test_a_loss_that_is_no_number_still_ends_the_run() -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_checkpoint_is_float32_to_whoever_reads_it(dtype: str) -> None:
+def test_checkpoints_load_as_float32(dtype: str) -> None:
     run = new_run(small(dtype=dtype, max_iters=3, out="run"))
     train(run)
     loaded = load_checkpoint("run")
@@ -164,7 +164,7 @@ def test_a_checkpoint_is_float32_to_whoever_reads_it(dtype: str) -> None:
     assert loaded.build_model().wte.weight.dtype == np.float32
 
 
-def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_dtypes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"unknown dtype 'half' \(one of float32, tf32, bfloat16, float16\)"):
         small(dtype="half")
     with pytest.raises(UserError, match="dtype tf32: a format of NVIDIA's tensor cores, and numpy is not on a GPU"):
@@ -178,7 +178,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Path("other").exists()
 
 
-def test_float32_products_as_pytorch_calls_them() -> None:
+def test_set_float32_matmul_precision_accepts_the_names_of_pytorch() -> None:
     tg.set_float32_matmul_precision("highest")
     with pytest.raises(ValueError, match="set_float32_matmul_precision: high is tf32, a format of NVIDIA's"):
         tg.set_float32_matmul_precision("high")

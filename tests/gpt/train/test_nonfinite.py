@@ -1,4 +1,4 @@
-"""Steps that are not finite: named, saved, repeated in float64, stopped at or skipped."""
+"""Nonfinite steps: they are explained, saved, replayed in float64, and stop the run or are skipped."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def small(out: str = "run", **changes: Any) -> Run:
 
 @contextmanager
 def overflow_at(run: Run, step: int) -> Iterator[None]:
-    """In that step alone, one layer's weights are far too large; before the next they are as they were."""
+    """Make the weights of one layer far too large in that step, and restore them before the next."""
     weight, whole = run.model.h[1].mlp.c_fc.weight.data, []
     drawing = trainer.random_windows
 
@@ -63,7 +63,7 @@ def metrics() -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=pytest.fail) for line in Path("run", METRICS).read_text().splitlines()]
 
 
-def test_a_run_stops_before_what_is_not_finite_reaches_the_weights() -> None:
+def test_a_run_stops_before_a_nonfinite_gradient_reaches_the_weights() -> None:
     run = small()
     with overflow_at(run, 6), pytest.raises(UserError) as error:
         train(run)
@@ -77,7 +77,7 @@ def test_a_run_stops_before_what_is_not_finite_reaches_the_weights() -> None:
     assert len(metrics()) == 5
 
 
-def test_a_parameter_that_is_not_finite_is_named_and_ends_even_a_run_that_skips() -> None:
+def test_a_nonfinite_parameter_is_named_and_stops_even_a_run_that_skips() -> None:
     run = small(on_nonfinite="skip")
     run.model.h[0].attn.c_attn.weight.data[3, 2] = math.nan
     with pytest.raises(UserError, match=r"step 1: loss nan, .*linear in h\.0\.attn\.c_attn: .*") as error:
@@ -103,7 +103,7 @@ def test_skipped_steps_change_nothing_and_are_counted(capsys: pytest.CaptureFixt
     assert metrics()[-1]["skipped"] == 1
 
 
-def test_replay_repeats_the_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay_repeats_the_step_in_float32_and_float64(capsys: pytest.CaptureFixture[str]) -> None:
     run = small()
     with overflow_at(run, 6), pytest.raises(UserError) as error:
         train(run)
@@ -114,7 +114,7 @@ def test_replay_repeats_the_step(capsys: pytest.CaptureFixture[str]) -> None:
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "replay   step 6, 8 windows of 8 tokens"
         assert lines[1].startswith("float32  loss ")
-        assert lines[2].strip() == culprit  # dropout's masks and all
+        assert lines[2].strip() == culprit  # including the dropout masks
         assert lines[3].startswith("float64  loss ")
         assert "nan" not in lines[3]
         assert "inf" not in lines[3]
@@ -122,7 +122,7 @@ def test_replay_repeats_the_step(capsys: pytest.CaptureFixture[str]) -> None:
         assert lines[5] == "result   the values exceed the range of float32: the mathematics is correct"
 
 
-def test_replay_where_more_digits_do_not_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay_reports_that_float64_does_not_help(capsys: pytest.CaptureFixture[str]) -> None:
     run = small()
     run.model.wte.weight.data[...] = math.nan
     with pytest.raises(UserError):
@@ -133,7 +133,7 @@ def test_replay_where_more_digits_do_not_help(capsys: pytest.CaptureFixture[str]
     assert out.endswith("result   float64 does not help: the weights, the batch or the mathematics are at fault\n")
 
 
-def test_replay_wants_what_such_a_step_has_left() -> None:
+def test_replay_needs_a_saved_batch() -> None:
     train(small(max_iters=1))
     for path in ("run", "run/step-000001", "missing"):
         with pytest.raises(UserError, match=f"^{path}: no batch.safetensors in it: --replay needs"):
@@ -151,14 +151,14 @@ def test_a_damaged_batch_is_refused() -> None:
         replay("run/nonfinite-000001")
 
 
-def test_weights_that_an_update_has_made_infinite_are_not_saved() -> None:
+def test_weights_made_infinite_by_an_update_are_not_saved() -> None:
     run = small(lr=1e39, warmup_iters=0, eval_interval=1)
     with pytest.raises(UserError, match=r"step 1: the update has made \S+ not finite, so it is not saved"):
         train(run)
     assert steps_after("run", -1) == []
 
 
-def test_a_norm_that_is_not_finite_while_every_gradient_is() -> None:
+def test_a_nonfinite_norm_of_finite_gradients_is_explained() -> None:
     run = small()
     name, parameter = next(iter(run.model.named_parameters()))
     rng = tg.random.default_generator.state_dict()
@@ -171,7 +171,7 @@ def test_a_norm_that_is_not_finite_while_every_gradient_is() -> None:
     )
 
 
-def test_a_fault_that_does_not_come_again_is_the_machines() -> None:
+def test_an_error_that_is_not_reproduced_is_blamed_on_the_hardware() -> None:
     run = small()
     parameter = next(iter(run.model.parameters()))
     rng = tg.random.default_generator.state_dict()

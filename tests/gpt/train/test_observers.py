@@ -1,4 +1,4 @@
-"""What can be seen of a run: its picture, samples and loggers, from the first step and after a resume."""
+"""Observers of a run: the plot, samples and loggers, from the first step and after a resume."""
 
 import errno
 import importlib.util
@@ -44,7 +44,7 @@ def begin(out: str, **changes: Any) -> None:
     train(new_run(TrainConfig(**{**SMALL, **changes}, out=out)))
 
 
-def go_on(resume: str, **given: Any) -> None:
+def continue_run(resume: str, **given: Any) -> None:
     train(make_run(Arguments(given=given, resume=resume)))
 
 
@@ -56,7 +56,7 @@ def rows(folder: str) -> list[dict[str, Any]]:
 # samples.txt
 
 
-def test_samples_change_nothing_about_training() -> None:
+def test_sampling_does_not_change_the_training() -> None:
     begin("with", sample_interval=2)
     begin("without")
     assert Path("with", METRICS).read_bytes() == Path("without", METRICS).read_bytes()
@@ -66,21 +66,21 @@ def test_samples_change_nothing_about_training() -> None:
 
 
 @pytest.mark.parametrize("where", ["stopped", "branch"])
-def test_samples_after_a_resume_are_those_of_an_unbroken_run(where: str) -> None:
+def test_samples_after_a_resume_equal_those_of_an_uninterrupted_run(where: str) -> None:
     begin("unbroken", sample_interval=2, max_iters=9, lr_decay_iters=9)
     begin("stopped", sample_interval=2, max_iters=6, lr_decay_iters=9, keep_checkpoints=9)
-    # As if it had been killed in step 6, before it was saved.
+    # As if the run had been killed in step 6, before its checkpoint was saved.
     for path in sorted(Path("stopped/step-000006").iterdir()):
         path.unlink()
     Path("stopped/step-000006").rmdir()
     with Path("stopped/samples.txt").open("a") as file:
         file.write("======== step 8 ====")
-    go_on("stopped", max_iters=9, out=where)
+    continue_run("stopped", max_iters=9, out=where)
     for name in (METRICS, "samples.txt"):
         assert Path(where, name).read_bytes() == Path("unbroken", name).read_bytes()
 
 
-def test_a_sample_that_the_disk_does_not_take_is_said_and_leaves_no_half(
+def test_a_sample_that_cannot_be_written_is_reported_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Full(io.FileIO):
@@ -97,7 +97,7 @@ def test_a_sample_that_the_disk_does_not_take_is_said_and_leaves_no_half(
     assert headings == [f"======== step {n} ========" for n in (2, 6)]
 
 
-def test_a_sample_of_weights_that_are_no_numbers_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_from_nonfinite_weights_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def diverged(*_: Any) -> Iterator[str]:
         yield "the"
         raise FloatingPointError("the logits are nan or infinite")
@@ -111,54 +111,54 @@ def test_a_sample_of_weights_that_are_no_numbers_does_not_end_the_run(monkeypatc
 # loss.png
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
-    """The steps of every picture that is drawn from now on."""
-    pictures: list[list[float]] = []
+def record_plots(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    """Record the steps of every plot that is drawn from now on."""
+    plots: list[list[float]] = []
 
     def draw(path: Path, history: Any, title: str) -> None:
-        pictures.append(list(history.columns["step"]))
+        plots.append(list(history.columns["step"]))
 
     monkeypatch.setattr(observers, "draw_run", draw)
-    return pictures
+    return plots
 
 
-def test_the_picture_has_every_step_once_also_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = drawn(monkeypatch)
+def test_the_plot_has_every_step_once_also_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    plots = record_plots(monkeypatch)
     begin("run", plot=True)
-    assert pictures[0] == [1, 2, 3] and pictures[-1] == [1, 2, 3, 4, 5, 6]
-    go_on("run", max_iters=8)
-    assert pictures[-1] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert plots[0] == [1, 2, 3] and plots[-1] == [1, 2, 3, 4, 5, 6]
+    continue_run("run", max_iters=8)
+    assert plots[-1] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_a_real_picture() -> None:
+def test_the_plot_is_written_as_a_png() -> None:
     pytest.importorskip("matplotlib")
     begin("run", plot=True)
     assert Path("run/loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_pictures_take_little_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock on which a picture takes one second and a step with its validation another."""
+def test_plots_take_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is simulated: a plot takes one second, and a step with its validation another."""
     now = [0.0]
     monkeypatch.setattr(observers.time, "monotonic", lambda: now[0])
-    pictures = []
+    plots = []
 
     def draw(*_: Any) -> None:
         now[0] += 1
-        pictures.append(now[0])
+        plots.append(now[0])
 
     monkeypatch.setattr(observers, "draw_run", draw)
-    picture = Plot(new_run(TrainConfig(**SMALL, out="run")), print)
+    plot_observer = Plot(new_run(TrainConfig(**SMALL, out="run")), print)
     for step in range(1, 1001):
         now[0] += 1
-        picture.step(step, {"loss": 1.0, "lr": 1.0, "val_loss": 1.0})
-    assert 1 < len(pictures) <= 1000 * observers.MAX_PLOT_SHARE + 1
-    before = len(pictures)
-    picture.close()  # and one of how it ended
-    picture.close()
-    assert len(pictures) == before + 1
+        plot_observer.step(step, {"loss": 1.0, "lr": 1.0, "val_loss": 1.0})
+    assert 1 < len(plots) <= 1000 * observers.MAX_PLOT_SHARE + 1
+    before = len(plots)
+    plot_observer.close()  # draws the final state once
+    plot_observer.close()
+    assert len(plots) == before + 1
 
 
-def test_without_matplotlib_one_line_says_so(
+def test_missing_matplotlib_is_reported_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"] or ["matplotlib"]:
@@ -169,7 +169,7 @@ def test_without_matplotlib_one_line_says_so(
     assert len(rows("run")) == 6
 
 
-def test_a_disk_that_takes_no_picture_ends_no_run(
+def test_a_full_disk_for_the_plot_does_not_stop_the_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -182,7 +182,7 @@ def test_a_disk_that_takes_no_picture_ends_no_run(
 
 
 @pytest.mark.parametrize("error", [ValueError("bad\n$"), MemoryError(), ImportError("libpng"), RuntimeError("font")])
-def test_a_picture_that_fails_ends_no_run(
+def test_a_plot_that_fails_does_not_stop_the_run(
     error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -200,7 +200,7 @@ def test_a_picture_that_fails_ends_no_run(
 # Ratios
 
 
-def test_ratios_of_every_layer() -> None:
+def test_gradient_ratios_are_logged_for_every_layer() -> None:
     begin("run", log_ratios=True)
     begin("without")
     row = rows("run")[0]
@@ -208,7 +208,7 @@ def test_ratios_of_every_layer() -> None:
     assert [{k: v for k, v in row.items() if k != "ratios"} for row in rows("run")] == rows("without")
 
 
-def test_a_ratio_is_that_of_the_norms() -> None:
+def test_a_ratio_is_gradient_norm_over_weight_norm() -> None:
     model = new_run(TrainConfig(**SMALL, out="run")).model
     model(np.zeros((1, 4), int), np.zeros((1, 4), int))[1].backward()
     ratios = gradient_ratios(model)
@@ -217,10 +217,10 @@ def test_a_ratio_is_that_of_the_norms() -> None:
     assert ratios["h.1"] == pytest.approx(gradient / weights, rel=1e-5)
     for p in model.ln_f.parameters():
         p.data[...] = 0
-    assert gradient_ratios(model)["ln_f"] == 0.0  # no division by it
+    assert gradient_ratios(model)["ln_f"] == 0.0  # no division by zero
 
 
-def test_figures_in_figures_are_flattened_for_loggers() -> None:
+def test_nested_metrics_are_flattened_for_loggers() -> None:
     assert flatten({"loss": 1.0, "ratios": {"h.0": 2.0, "wte": 3.0}}) == {
         "loss": 1.0,
         "ratios/h.0": 2.0,
@@ -233,7 +233,7 @@ def test_figures_in_figures_are_flattened_for_loggers() -> None:
 
 
 class Server:
-    """What a stand-in for a logger's library was told; `shown` is what its users would see in the end."""
+    """Records the calls to a fake logger library; `shown` is what its users would finally see."""
 
     def __init__(self) -> None:
         self.shown: dict[tuple[Any, int], dict[str, float]] = {}
@@ -274,8 +274,8 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Server:
             server.started.append(options)
             self.id = options["id"]
 
-        def log(self, figures: dict[str, float], step: int) -> None:
-            server.shown.setdefault((self.id, step), figures)  # what comes again is dropped
+        def log(self, metrics: dict[str, float], step: int) -> None:
+            server.shown.setdefault((self.id, step), metrics)  # a repeated step is ignored
 
         def finish(self) -> None:
             server.closed += 1
@@ -294,7 +294,7 @@ def server(request: pytest.FixtureRequest) -> Server:
 
 
 def shown(server: Server, key: Any) -> list[dict[str, float]]:
-    """The figures of steps 1, 2 ... that belong to one folder or id, but for the speed."""
+    """The metrics of steps 1, 2 ... of one folder or id, without the speed."""
     steps = sorted(step for where, step in server.shown if where == key)
     assert steps == list(range(1, len(steps) + 1)), "a gap"
     return [{k: v for k, v in server.shown[key, step].items() if k != "tokens_per_s"} for step in steps]
@@ -304,7 +304,7 @@ def expected(folder: str) -> list[dict[str, float]]:
     return [{k: v for k, v in flatten(row).items() if k != "step"} for row in rows(folder)]
 
 
-def test_a_logger_is_told_everything_without_gaps_or_doubles(server: Any) -> None:
+def test_a_logger_gets_every_step_once(server: Any) -> None:
     begin("run", logger=server.name, log_ratios=True)
     first = {"tensorboard": "run/tensorboard", "wandb": "a"}[server.name]
     assert shown(server, first) == expected("run")
@@ -313,28 +313,28 @@ def test_a_logger_is_told_everything_without_gaps_or_doubles(server: Any) -> Non
     for path in Path("run/step-000006").iterdir():  # killed before step 6 was saved
         path.unlink()
     Path("run/step-000006").rmdir()
-    go_on("run", max_iters=8)
+    continue_run("run", max_iters=8)
     assert shown(server, first) == expected("run")
     assert len(rows("run")) == 8
 
 
-def test_a_logger_that_is_new_to_a_run_learns_what_it_missed(server: Any) -> None:
+def test_a_logger_added_later_gets_the_earlier_steps(server: Any) -> None:
     begin("run")
-    go_on("run", max_iters=8, logger=server.name, out="branch")
+    continue_run("run", max_iters=8, logger=server.name, out="branch")
     key = {"tensorboard": "branch/tensorboard", "wandb": "a"}[server.name]
     assert shown(server, key) == expected("branch")
 
 
-def test_wandb_is_told_the_configuration_and_goes_on_under_one_id(wandb: Server) -> None:
+def test_wandb_gets_the_configuration_and_keeps_one_run_id(wandb: Server) -> None:
     begin("run", logger="wandb")
-    go_on("run", max_iters=8)
+    continue_run("run", max_iters=8)
     first, second = wandb.started
     assert first["config"]["n_layer"] == 2
     assert (first["id"], second["id"], second["resume"]) == ("a", "a", "allow")
 
 
 @pytest.mark.parametrize("method", ["init", "log", "finish"])
-def test_a_logger_that_fails_ends_no_run(
+def test_a_logger_that_fails_does_not_stop_the_run(
     method: str, wandb: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -349,7 +349,7 @@ def test_a_logger_that_fails_ends_no_run(
     assert Path("run/samples.txt").read_text().count("=== step") == 2
 
 
-def test_a_logger_that_fails_while_it_learns_what_it_missed(
+def test_a_logger_that_fails_on_the_earlier_steps_does_not_stop_the_run(
     tensorboard: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -357,13 +357,13 @@ def test_a_logger_that_fails_while_it_learns_what_it_missed(
 
     begin("run")
     monkeypatch.setattr(sys.modules["tensorboardX"].SummaryWriter, "add_scalar", fail)  # type: ignore[attr-defined]
-    go_on("run", max_iters=8, logger="tensorboard", out="branch")
+    continue_run("run", max_iters=8, logger="tensorboard", out="branch")
     assert capsys.readouterr().out.count("TensorBoard failed, and the run continues without it: OSError: ") == 1
     assert [row["step"] for row in rows("branch")] == list(range(1, 9))
 
 
 @pytest.mark.parametrize("error", [TypeError("Descriptors cannot be created directly"), AttributeError("np.float_")])
-def test_a_logger_whose_package_is_broken_is_refused(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logger_with_a_broken_package_is_refused(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise error
 
@@ -374,7 +374,7 @@ def test_a_logger_whose_package_is_broken_is_refused(error: Exception, monkeypat
 
 
 @pytest.mark.parametrize(("name", "library"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
-def test_a_logger_that_is_not_installed(name: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logger_that_is_not_installed_is_refused(name: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=rf"logger {name}: {library} is needed: pip install {library}"):
         begin("run", logger=name)
@@ -382,7 +382,7 @@ def test_a_logger_that_is_not_installed(name: str, library: str, monkeypatch: py
 
 
 def scalars(folder: Path) -> list[tuple[str, int, float]]:
-    """What TensorBoard would show: the records of its event files, what a later file takes back left out."""
+    """The scalars that TensorBoard would show: the events of all files, without those that a later file purges."""
     from tensorboardX.proto.event_pb2 import Event
 
     found: list[tuple[str, int, float]] = []
@@ -399,15 +399,15 @@ def scalars(folder: Path) -> list[tuple[str, int, float]]:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboardX") is None, reason="tensorboardX is not installed")
-def test_tensorboards_own_files() -> None:
+def test_tensorboard_event_files_contain_every_loss_once() -> None:
     begin("run", logger="tensorboard")
-    go_on("run", max_iters=8)
+    continue_run("run", max_iters=8)
     losses = [(step, value) for tag, step, value in scalars(Path("run/tensorboard")) if tag == "loss"]
     assert losses == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows("run")]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboardX") is None, reason="tensorboardX is not installed")
-def test_tensorboard_needs_no_pytorch() -> None:
+def test_tensorboard_works_without_pytorch() -> None:
     program = (
         "import sys, tempfile\n"
         "sys.modules['torch'] = None  # importing it fails\n"

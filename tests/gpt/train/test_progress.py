@@ -1,4 +1,4 @@
-"""The bar: there on a terminal and in a notebook, and nowhere else."""
+"""The progress bar: shown in a terminal and in a notebook, and nowhere else."""
 
 import os
 import pty
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import itertools, sys, time
 from pathlib import Path
-time.time = itertools.count(0, 0.1).__next__  # the clock by which tqdm moves the bar: no step is too fast for it
+time.time = itertools.count(0, 0.1).__next__  # tqdm redraws the bar by this clock, at every step
 from gpt.train.progress import Progress
 with Progress(Path(sys.argv[1]), step=0, max_iters=30) as progress:
     for step in range(1, 31):
@@ -40,8 +40,8 @@ def test_a_pipe_gets_whole_lines_and_no_bar(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
-def test_a_terminal_gets_a_bar_that_its_lines_do_not_tear(tmp_path: Path) -> None:
-    """The terminal's own view: what stands in its lines once every return to the first column has been obeyed."""
+def test_a_terminal_gets_a_bar_that_does_not_mix_with_lines(tmp_path: Path) -> None:
+    """Carriage returns are applied to the output, as a terminal does, and the resulting lines are compared."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 90))
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
@@ -67,7 +67,7 @@ def test_a_terminal_gets_a_bar_that_its_lines_do_not_tear(tmp_path: Path) -> Non
     bars = [line for line in screen if "|" in line]
     assert [line.rpartition("  ")[0] for line in screen[:3]] == LINES
     assert len(bars) == 1 and bars[0].startswith("100% |") and "30/30" in bars[0] and "1,234 tokens/s" in bars[0]
-    assert text.count(b"%") > 5  # it moved
+    assert text.count(b"%") > 5  # the bar was redrawn
     assert screen[-2:] == ["done", ""]
 
 
@@ -88,7 +88,7 @@ def test_a_notebook_gets_a_widget(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         progress.step(1, tokens_per_s=1, loss=1.0, lr=1.0, grad_norm=1.0)
     assert made[0]["disable"] is False
 
-    shell.config = {}  # IPython in a terminal is a terminal
+    shell.config = {}  # IPython in a terminal is not a notebook
     assert not in_notebook()
 
 

@@ -1,4 +1,4 @@
-"""Saving beside training: the same bits, one at a time, and errors that come up."""
+"""Asynchronous saving: the same bits as synchronous saving, one save at a time, and errors."""
 
 import errno
 import json
@@ -48,7 +48,7 @@ def saved(folder: str) -> list[str]:
     return [path.name for path in steps_after(folder, -1)]
 
 
-def test_what_is_written_beside_training_is_what_was_there_when_it_was_asked_for(
+def test_an_asynchronous_checkpoint_has_the_state_at_the_save(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train(small("at-once", async_save=False))
@@ -56,7 +56,7 @@ def test_what_is_written_beside_training_is_what_was_there_when_it_was_asked_for
     run = small("beside")
 
     def write_late(folder: Path, snapshot: Any, keep: int) -> Path:
-        wait_until(lambda: run.step >= min(snapshot.state.step + 3, 20))  # steps are taken meanwhile
+        wait_until(lambda: run.step >= min(snapshot.state.step + 3, 20))  # training continues in the meantime
         return writing(folder, snapshot, keep)
 
     monkeypatch.setattr(module, "write_checkpoint", write_late)
@@ -70,7 +70,7 @@ def test_what_is_written_beside_training_is_what_was_there_when_it_was_asked_for
     assert Path("beside", METRICS).read_bytes() == Path("at-once", METRICS).read_bytes()
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_continues_while_a_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     writing, reached = module.write_checkpoint, []
 
     def write(folder: Path, snapshot: Any, keep: int) -> Path:
@@ -85,7 +85,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(monkeypatch: pytest.Monk
     assert [step for step, _ in reached] == [5, 10, 15, 20]
 
 
-def test_intervals_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_and_validations_have_separate_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([1.0, 3.0, 0.5, 4.0])
     monkeypatch.setattr("gpt.train.loop.estimate_loss", lambda *_: next(losses))
     train(small("run", checkpoint_interval=8))
@@ -105,17 +105,17 @@ def test_a_full_disk_stops_the_run(async_save: bool, monkeypatch: pytest.MonkeyP
         train(run)
     assert saved("run") == ["step-000005"]
     assert load_checkpoint("run").state.step == 5
-    assert run.step == (15 if async_save else 10)  # it comes up at the next save
+    assert run.step == (15 if async_save else 10)  # an asynchronous error is raised at the next save
 
 
 @pytest.mark.parametrize("async_save", [True, False])
-def test_a_full_disk_does_not_stop_a_run_that_is_told_to_go_on(
+def test_a_full_disk_does_not_stop_a_run_with_on_save_error_continue(
     async_save: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = small("run", async_save=async_save, on_save_error="continue")
     saving = checkpoint_module.save_file
     monkeypatch.setattr(checkpoint_module, "save_file", lambda *a: full() if 10 <= run.step < 15 else saving(*a))
-    # written beside step 10, before step 15 is there
+    # each save finishes before training continues, so step 10 fails before step 15 is saved
     monkeypatch.setattr(module.Saver, "save", waiting(module.Saver.save))
     assert train(run) == 0
     out = capsys.readouterr().out
@@ -132,7 +132,7 @@ def waiting(save: Any) -> Any:
     return save_and_wait
 
 
-def test_the_last_checkpoint_has_to_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_last_save_is_never_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     run = small("run", on_save_error="continue")
     monkeypatch.setattr(checkpoint_module, "save_file", full)
     with pytest.raises(UserError, match="step-000020: cannot be saved"):
@@ -140,7 +140,7 @@ def test_the_last_checkpoint_has_to_be_written(monkeypatch: pytest.MonkeyPatch) 
     assert run.step == 20
 
 
-def test_another_error_is_not_hidden_and_the_checkpoint_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_is_raised_after_the_checkpoint_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     writing, failed = module.write_checkpoint, threading.Event()
 
     def write_late(*arguments: Any) -> Path:
@@ -160,15 +160,15 @@ def test_another_error_is_not_hidden_and_the_checkpoint_is_finished(monkeypatch:
     assert load_checkpoint("run").state.step == 5
 
 
-def test_a_snapshot_uses_its_memory_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshots_reuse_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     writing = module.write_checkpoint
 
-    def note(folder: Path, snapshot: Any, keep: int) -> Path:
+    def record_snapshot(folder: Path, snapshot: Any, keep: int) -> Path:
         seen.append(id(snapshot.weights["wte.weight"]))
         return writing(folder, snapshot, keep)
 
-    monkeypatch.setattr(module, "write_checkpoint", note)
+    monkeypatch.setattr(module, "write_checkpoint", record_snapshot)
     train(small("run"))
     assert len(seen) == 4
     assert len(set(seen)) == 1
@@ -179,22 +179,22 @@ def test_a_snapshot_uses_its_memory_again(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class FullFile:
-    """Takes so many bytes and then no more, until there is room again."""
+    """A file that accepts a given number of bytes and then raises an error until it has more capacity."""
 
     def __init__(self, room: int) -> None:
         self.room = room
         self.written = b""
 
     def write(self, content: bytes) -> int:
-        taken = bytes(content[: self.room])
-        if content and not taken:
+        accepted = bytes(content[: self.room])
+        if content and not accepted:
             full()
-        self.room -= len(taken)
-        self.written += taken
-        return len(taken)
+        self.room -= len(accepted)
+        self.written += accepted
+        return len(accepted)
 
 
-def test_lines_that_a_full_disk_does_not_take_are_written_later(tmp_path: Path) -> None:
+def test_metrics_lines_refused_by_a_full_disk_are_written_later(tmp_path: Path) -> None:
     lines = JSONLines(tmp_path / METRICS, retry=True)
     lines.close()
     file = FullFile(room=20)
@@ -208,7 +208,7 @@ def test_lines_that_a_full_disk_does_not_take_are_written_later(tmp_path: Path) 
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_under_the_metrics_is_one_line(tmp_path: Path) -> None:
+def test_the_error_for_metrics_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
     (tmp_path / METRICS).symlink_to("/dev/full")
     lines = JSONLines(tmp_path / METRICS)
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written: No space left on device"):
@@ -217,10 +217,10 @@ def test_a_full_disk_under_the_metrics_is_one_line(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Data that goes away
+# Data that disappears
 
 
-def test_where_the_data_goes_away_what_was_learnt_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_saved_if_its_data_disappears(monkeypatch: pytest.MonkeyPatch) -> None:
     train(small("whole"))
     drawing = trainer.random_windows
 

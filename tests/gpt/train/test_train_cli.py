@@ -1,4 +1,4 @@
-"""train.py from outside: its flags, its errors, and whole runs."""
+"""train.py as a command: its flags, its errors, and complete runs."""
 
 import os
 import shlex
@@ -48,7 +48,7 @@ def config_of(*argv: str) -> TrainConfig:
 # Flags
 
 
-def test_no_flags_are_the_defaults() -> None:
+def test_without_flags_the_settings_are_the_defaults() -> None:
     arguments = parse([])
     assert arguments.given == {}
     assert arguments.resume is None
@@ -78,17 +78,17 @@ def test_every_setting_is_a_flag() -> None:
         (["--bias", "0"], False),
     ],
 )
-def test_yes_or_no(argv: list[str], bias: bool) -> None:
+def test_boolean_flags_accept_several_spellings(argv: list[str], bias: bool) -> None:
     assert config_of(*argv).bias is bias
 
 
-def test_resume_with_and_without_a_path() -> None:
+def test_resume_takes_an_optional_path() -> None:
     assert parse(["--resume"]).resume == NEWEST
     assert parse(["--resume", "--lr", "1"]).resume == NEWEST
     assert parse(["--resume", "run"]).resume == "run"
 
 
-def test_nanogpts_command_for_a_cpu() -> None:
+def test_the_cpu_command_of_nanogpt_is_accepted() -> None:
     command = (
         "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 "
         "--log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 "
@@ -123,11 +123,11 @@ def test_nanogpts_command_for_a_cpu() -> None:
         ("train_gpt2.py", NAMED_CONFIGS["gpt2-124m"]),
     ],
 )
-def test_nanogpts_words(word: str, given: dict[str, object]) -> None:
+def test_the_flags_of_nanogpt_are_translated(word: str, given: dict[str, object]) -> None:
     assert parse([word]).given == given
 
 
-def test_nanogpts_resume() -> None:
+def test_the_resume_flag_of_nanogpt_is_translated() -> None:
     assert parse(["--init_from=resume"]).resume == NEWEST
 
 
@@ -141,14 +141,14 @@ def test_cpu_means_the_fastest_there_is(monkeypatch: pytest.MonkeyPatch) -> None
 # --config
 
 
-def test_flags_go_before_the_file_and_the_file_before_the_defaults() -> None:
+def test_flags_override_the_file_and_the_file_overrides_the_defaults() -> None:
     Path("run.toml").write_text('n_layer = 6\nn_head = 2\ndata = "kjv"\ndropout = 0\n')
     config = config_of("--n-head", "8", "--config", "run.toml")
     assert (config.n_layer, config.n_head, config.data, config.dropout) == (6, 8, "kjv", 0)
     assert config.max_iters == TrainConfig().max_iters
 
 
-def test_a_named_configuration() -> None:
+def test_a_named_configuration_sets_the_model_and_flags_override_it() -> None:
     assert config_of("--config", "gpt2-124m").n_embd == 768
     assert config_of("--config=gpt2-124m", "--n_embd=96").n_embd == 96
     assert read_config("shakespeare-char") == NAMED_CONFIGS["shakespeare-char"]
@@ -160,7 +160,7 @@ def test_a_file_may_use_hyphens_and_nanogpts_names() -> None:
     assert read_config("run.toml") == {"lr": 0.01, "batch_size": 3, "bias": True}
 
 
-def test_a_byte_order_mark_and_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_byte_order_marks_are_skipped_and_home_folder_paths_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     Path("run.toml").write_text('out = "~/runs/x"\ninit_from = "~/old"\n', encoding="utf-8-sig")
     assert parse(["--config=run.toml"]).given == {"out": "/home/me/runs/x", "init_from": "/home/me/old"}
@@ -169,7 +169,7 @@ def test_a_byte_order_mark_and_the_home_folder(monkeypatch: pytest.MonkeyPatch) 
     assert parse(["--replay=~/a"]).replay == "/home/me/a"
 
 
-def test_commands_that_are_shown_can_be_pasted(
+def test_printed_commands_are_quoted_for_the_shell(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call(monkeypatch, *SMALL, "--out", "my run") == 0
@@ -194,7 +194,7 @@ def test_commands_that_are_shown_can_be_pasted(
         ('data = "a\\u0000b"', r"run.toml: data 'a\\x00b' contains NUL or bytes that are not UTF-8: rename the file"),
     ],
 )
-def test_a_bad_file_is_named(content: str | bytes, message: str) -> None:
+def test_the_error_for_a_bad_configuration_file_names_the_file(content: str | bytes, message: str) -> None:
     Path("run.toml").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=message):
         parse(["--config", "run.toml"])
@@ -243,7 +243,7 @@ def test_a_bad_file_is_named(content: str | bytes, message: str) -> None:
         ("--dtype=tf32", "dtype tf32: a format of NVIDIA's tensor cores, and numpy is not on a GPU: choose float32"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(
+def test_user_errors_are_one_line_and_write_nothing(
     argv: str, message: str, workplace: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -263,13 +263,13 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
-    """What `python train.py ...` would exit with."""
+    """The exit status of `python train.py ...`."""
     monkeypatch.setattr(sys, "argv", ["train.py", *argv])
     try:
         return run_program(train.main)
-    except SystemExit as leaving:  # argparse's way
-        assert isinstance(leaving.code, int)
-        return leaving.code
+    except SystemExit as exited:  # raised by argparse
+        assert isinstance(exited.code, int)
+        return exited.code
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("resumed", [False, True])
-def test_a_run_that_no_memory_holds_is_refused(
+def test_a_run_that_does_not_fit_in_memory_is_refused(
     flag: str, resumed: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = [*SMALL, "--out=run"]
@@ -303,7 +303,7 @@ def test_a_run_that_no_memory_holds_is_refused(
 
 
 @pytest.mark.parametrize("name", ["max_iters", "eval_interval", "eval_iters", "block_size", "vocab_size", "threads"])
-def test_any_number_is_refused_or_taken(
+def test_a_number_of_2_to_the_64_or_more_is_refused(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call(monkeypatch, *SMALL, f"--{name}={10**20}", "--tokenizer=bpe") == 2
@@ -312,7 +312,7 @@ def test_any_number_is_refused_or_taken(
 
 @pytest.mark.parametrize("flag", ["data", "out", "init_from"])
 @pytest.mark.parametrize("name", ["caf\udce9.txt", "a\0b"])
-def test_a_name_that_no_file_of_ours_can_hold_is_refused(
+def test_a_path_that_cannot_be_stored_in_the_run_files_is_refused(
     flag: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(Path().rglob("*"))
@@ -322,7 +322,9 @@ def test_a_name_that_no_file_of_ours_can_hold_is_refused(
     assert sorted(Path().rglob("*")) == before
 
 
-def test_threads_are_set_for_everything(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_threads_flag_sets_the_number_of_threads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken = []
     monkeypatch.setattr(tg, "set_num_threads", taken.append)
     assert call(monkeypatch, *SMALL, "--threads=1", "--out", "run") == 0
@@ -330,7 +332,7 @@ def test_threads_are_set_for_everything(capsys: pytest.CaptureFixture[str], monk
     assert load_checkpoint(Path("run")).state.train_config.threads == 1
 
 
-def test_a_backend_that_cannot_run_is_one_line(
+def test_the_error_for_an_unavailable_backend_is_one_line(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(name: str) -> None:
@@ -343,7 +345,7 @@ def test_a_backend_that_cannot_run_is_one_line(
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_truncated_checkpoint_is_one_line(
+def test_the_error_for_a_truncated_checkpoint_is_one_line(
     name: str, workplace: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -363,7 +365,7 @@ def test_a_truncated_checkpoint_is_one_line(
 # Help
 
 
-def test_help_names_every_flag_its_default_and_fits_a_terminal(
+def test_help_lists_every_flag_and_default_in_lines_that_fit_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call(monkeypatch, "--help") == 0
@@ -376,10 +378,12 @@ def test_help_names_every_flag_its_default_and_fits_a_terminal(
 
 
 # --------------------------------------------------------------------------------------------------
-# Whole runs
+# Complete runs
 
 
-def test_a_run_from_start_to_sample(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_trains_prints_a_sample_and_is_resumed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert call(monkeypatch, *SMALL) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -396,7 +400,7 @@ def test_a_run_from_start_to_sample(capsys: pytest.CaptureFixture[str], monkeypa
     assert load_checkpoint("checkpoints/text-char").state.step == 8
 
 
-def test_a_sample_is_the_same_for_the_same_seed(
+def test_the_same_seed_gives_the_same_sample(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = []
@@ -406,7 +410,7 @@ def test_a_sample_is_the_same_for_the_same_seed(
     assert samples[0] == samples[1]
 
 
-def test_ctrl_c_in_a_real_process() -> None:
+def test_ctrl_c_saves_and_stops_a_real_process() -> None:
     command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--out", "run"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -429,7 +433,7 @@ def test_ctrl_c_in_a_real_process() -> None:
 
 @contextmanager
 def started(*argv: str, code: str = "") -> Iterator[subprocess.Popen[str]]:
-    """train.py in a process of its own, which first runs `code`, from its first step on; killed in the end."""
+    """train.py in a separate process that first runs `code`; yields it after its first step and finally kills it."""
     run = f"sys.argv = ['train.py', *{argv!r}]; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     program = f"{code}\nimport sys, runpy\n{run}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
@@ -450,7 +454,7 @@ def size_of(path: str) -> int:
 ENDLESS = [*SMALL, "--out=run", "--max-iters=1000000", "--eval-interval=1000000"]
 
 
-def test_sigterm_in_a_real_process() -> None:
+def test_sigterm_saves_and_stops_a_real_process() -> None:
     with started(*ENDLESS) as process:
         process.send_signal(signal.SIGTERM)
         out, err = finish(process)
@@ -461,8 +465,8 @@ def test_sigterm_in_a_real_process() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_at_once_even_while_a_checkpoint_is_written(number: signal.Signals) -> None:
-    """The thread hangs in a write, as it would on a disk that does not answer."""
+def test_a_second_signal_stops_at_once_even_while_a_checkpoint_is_written(number: signal.Signals) -> None:
+    """The saving thread hangs in a write, as it would on a disk that does not respond."""
     hang = """
 import time
 from pathlib import Path
@@ -484,12 +488,12 @@ checkpoint.save_file, StopSignals._handle = hang, handle_and_touch
         wait_until(Path("handled").exists, process)
         assert process.poll() is None  # it waits for the thread, since nothing else has been saved
         process.send_signal(number)
-        finish(process)  # it no longer waits for the thread
+        finish(process)  # it does not wait for the thread any longer
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: -signal.SIGTERM}[number]
     assert not list(Path("run").glob("step-*"))
 
 
-def test_a_killed_run_is_no_obstacle_before_its_first_checkpoint(
+def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with started(*ENDLESS) as process:
@@ -502,7 +506,7 @@ def test_a_killed_run_is_no_obstacle_before_its_first_checkpoint(
     assert Path("run/metrics.jsonl.before").stat().st_size > 0
 
 
-def test_a_folder_that_another_run_is_writing_in(
+def test_a_folder_in_use_by_another_run_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with started(*ENDLESS, "--checkpoint-interval=1") as process:
@@ -515,7 +519,7 @@ def test_a_folder_that_another_run_is_writing_in(
 
 
 def program(redirected: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    """train.py from a shell that has sent its output somewhere."""
+    """Run train.py in a shell that redirects its output."""
     command = shlex.join([sys.executable, str(ROOT / "train.py"), *SMALL, "--out=run", *argv])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.run(
@@ -524,7 +528,7 @@ def program(redirected: str, *argv: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs terminals of POSIX")
-def test_a_terminal_that_is_closed_ends_the_step_and_saves() -> None:
+def test_closing_the_terminal_ends_the_step_and_saves() -> None:
     master, slave = os.openpty()
     lead = "import os, fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
     run = f"sys.argv = ['train.py', *{ENDLESS!r}]; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
@@ -544,7 +548,7 @@ def test_a_terminal_that_is_closed_ends_the_step_and_saves() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGHUP")
-def test_under_nohup_a_run_goes_on() -> None:
+def test_a_run_continues_under_nohup() -> None:
     with started(*ENDLESS, code="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)") as process:
         process.send_signal(signal.SIGHUP)
         before = size_of("run/metrics.jsonl")
@@ -553,14 +557,14 @@ def test_under_nohup_a_run_goes_on() -> None:
 
 
 @pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
-def test_a_run_needs_no_stdout_and_no_stderr(redirected: str) -> None:
+def test_a_run_works_without_stdout_and_stderr(redirected: str) -> None:
     done = program(redirected)
     assert (done.returncode, done.stderr) == (0, "")
     assert load_checkpoint("run").state.step == 6
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_log_on_a_full_disk_is_one_line() -> None:
+def test_the_error_for_a_log_on_a_full_disk_is_one_line() -> None:
     done = program(">/dev/full")
     assert done.returncode == 2
     assert done.stderr.endswith("cannot be written: No space left on device\n") and done.stderr.count("\n") == 1

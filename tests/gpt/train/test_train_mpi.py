@@ -1,4 +1,4 @@
-"""mpirun -n 2 python train.py: the same losses as one process, one writer, one will."""
+"""mpirun -n 2 python train.py: the same losses as one process, and only one process writes."""
 
 import json
 import signal
@@ -26,7 +26,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def train(mpirun: Any) -> Any:
-    """train(n, *flags): how n processes of train.py ended, and what they wrote."""
+    """train(n, *flags) runs train.py in n processes and returns the completed process."""
 
     def train(n: int, *flags: str) -> subprocess.CompletedProcess[str]:
         return mpirun(n, ROOT / "train.py", *FLAGS, *flags, cwd=Path.cwd())
@@ -45,7 +45,7 @@ def weights(folder: str, step: int = 6) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("flags", [[], ["--grad-accum=3", "--recompute", "--bias"]], ids=["plain", "accumulated"])
-def test_two_processes_learn_what_one_does(train: Any, flags: list[str]) -> None:
+def test_two_processes_train_like_one(train: Any, flags: list[str]) -> None:
     alone, both = train(1, "--out=one", *flags), train(2, "--out=two", *flags)
     assert alone.returncode == both.returncode == 0, both.stderr
     one, two = metrics("one"), metrics("two")
@@ -56,12 +56,12 @@ def test_two_processes_learn_what_one_does(train: Any, flags: list[str]) -> None
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
         np.testing.assert_allclose(array, theirs[name], rtol=0, atol=2e-5, err_msg=name)
-    # one alone writes and prints
+    # only one process writes and prints
     assert both.stdout.count("Saved in two") == 1 and both.stdout.count("tokens for training") == 1
     assert sorted(path.name for path in Path("two").iterdir()) == sorted(path.name for path in Path("one").iterdir())
 
 
-def test_resumed_in_two_processes_it_is_the_same_run_bit_for_bit(train: Any) -> None:
+def test_a_run_resumed_in_two_processes_is_the_same_bit_for_bit(train: Any) -> None:
     flags = ["--lr-decay-iters=6", "--dropout=0.2"]
     assert train(2, "--out=whole", *flags).returncode == 0
     assert train(2, "--out=half", "--max-iters=3", *flags).returncode == 0
@@ -71,7 +71,7 @@ def test_resumed_in_two_processes_it_is_the_same_run_bit_for_bit(train: Any) -> 
     ours, theirs = weights("half"), weights("whole")
     assert all((array == theirs[name]).all() for name, array in ours.items())
     train(1, "--out=alone", *flags)
-    assert metrics("alone")["loss"] != metrics("whole")["loss"]  # dropout's masks are each process's own
+    assert metrics("alone")["loss"] != metrics("whole")["loss"]  # each process draws its own dropout masks
 
 
 TERMINATED = """
@@ -92,7 +92,7 @@ leave(run(train.main, prog="train.py"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_one_process_stops_all_after_the_same_step(mpirun: Any, number: int) -> None:
+def test_a_signal_to_one_process_stops_all_processes_after_the_same_step(mpirun: Any, number: int) -> None:
     program = TERMINATED.replace("signal.SIGTERM", str(int(number)))
     result = mpirun(2, "-c", program, *FLAGS, "--out=run", cwd=Path.cwd())
     assert result.returncode == 128 + number, result.stderr
@@ -101,7 +101,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(mpirun: Any, numb
     assert metrics("run")["step"] == [1, 2, 3, 4, 5]
 
 
-# train.py, but a process gives the first as long as it takes to say what is wrong: a time would depend on the load.
+# train.py with a long grace period, so that the first process always has time to report the error.
 PATIENT = """
 import train
 from gpt import cli
@@ -119,7 +119,7 @@ cli.leave(cli.run(train.main, prog="train.py"))
         (["--lr=1e30", "--grad-clip=0"], "repeats it in float64"),
     ],
 )
-def test_a_mistake_is_said_once_and_ends_all(mpirun: Any, flags: list[str], message: str) -> None:
+def test_a_user_error_is_reported_once_and_ends_all_processes(mpirun: Any, flags: list[str], message: str) -> None:
     result = mpirun(2, "-c", PATIENT, *FLAGS, "--out=run", *flags, cwd=Path.cwd())
     assert result.returncode != 0
     assert result.stderr.count("train.py: error: ") == 1
@@ -146,7 +146,7 @@ leave(run(train.main, prog="train.py"))
 """
 
 
-def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_by_all(mpirun: Any) -> None:
+def test_a_nonfinite_gradient_in_one_process_is_skipped_by_all(mpirun: Any) -> None:
     result = mpirun(2, "-c", POISONED, *FLAGS, "--out=run", "--on-nonfinite=skip", cwd=Path.cwd())
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
@@ -170,7 +170,7 @@ leave(run(train.main, prog="train.py"))
 """
 
 
-def test_a_mistake_of_one_process_alone_names_it_and_ends_all(mpirun: Any) -> None:
+def test_an_error_in_only_one_process_names_it_and_ends_all(mpirun: Any) -> None:
     result = mpirun(2, "-c", MISSING_HERE, *FLAGS, "--out=run", cwd=Path.cwd())
     assert result.returncode != 0
     assert "train.py: error: process 1 of 2: data 'text.txt': no such file here" in result.stderr
@@ -185,7 +185,7 @@ def test_other_data_in_one_process_is_refused(mpirun: Any) -> None:
     assert "process 1 differs from process 0; all need the same files and flags" in result.stderr
 
 
-def test_without_mpi_nothing_of_it_is_imported() -> None:
+def test_mpi4py_is_not_imported_without_mpirun() -> None:
     program = "import sys, train; from gpt.cli import run; run(train.main); print('mpi4py' in sys.modules)"
     command = [sys.executable, "-c", program, *FLAGS, "--out=run"]
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""train.py on prepared data: the same run as on the text, and what goes wrong with it in one line."""
+"""train.py on prepared data: runs, resumes, and one-line errors for damaged or unsuitable data."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def prepared(**options: Any) -> None:
     prepare(Preparation(["text.txt"], "data", **{"tokenizer": "char", **options}))
 
 
-def test_a_run_on_prepared_data_is_the_run_on_the_same_tokens(call: Any) -> None:
+def test_a_run_on_prepared_data_trains_and_resumes_exactly(call: Any) -> None:
     prepared(shard_tokens=1000)
     train_text = TEXT[: len(TEXT) - round(0.1 * len(TEXT))]
     cut = TEXT.index("\n", len(train_text)) + 1
@@ -62,7 +62,7 @@ def test_a_run_on_prepared_data_is_the_run_on_the_same_tokens(call: Any) -> None
     assert [line["loss"] for line in losses("half")] == [line["loss"] for line in losses("ours")]
 
 
-def test_the_tokenizer_is_the_datas(call: Any) -> None:
+def test_a_run_uses_the_tokenizer_of_the_prepared_data(call: Any) -> None:
     prepared(tokenizer="bpe", vocab_size=280)
     assert "tokens   bpe, 280 different ones" in call("--data=data", "--out=run")[1]
     assert json.loads(Path("run/step-000006/state.json").read_text())["train_config"]["tokenizer"] == "bpe"
@@ -78,7 +78,7 @@ def test_the_tokenizer_is_the_datas(call: Any) -> None:
     assert call("--data=data", "--out=other", "--tokenizer=bpe", "--vocab-size=280")[0] == 0
 
 
-def test_other_data_under_resume_is_refused(call: Any) -> None:
+def test_a_resume_with_other_data_is_refused(call: Any) -> None:
     prepared()
     assert call("--data=data", "--out=run", "--max-iters=3")[0] == 0
     Path("data").rename("before")
@@ -92,7 +92,9 @@ def test_other_data_under_resume_is_refused(call: Any) -> None:
     assert status == 2 and "data 'data' was prepared with another tokenizer than the weights were trained with" in err
 
 
-def test_a_shard_that_shrinks_while_training_is_one_line(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_shard_that_shrinks_during_training_is_one_line(
+    call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepared()
     draw, steps = train.train.__globals__["random_windows"], []
 
@@ -114,7 +116,7 @@ def shard_size() -> int:
     return int(manifest["splits"]["train"]["tokens"])
 
 
-def test_data_that_is_not_prepared_to_the_end(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incompletely_prepared_data_is_refused(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(self: Any) -> Any:
         raise KeyboardInterrupt
 
@@ -126,14 +128,14 @@ def test_data_that_is_not_prepared_to_the_end(call: Any, monkeypatch: pytest.Mon
     assert not Path("run").exists()
 
 
-def test_a_validation_split_too_small_for_one_window(call: Any) -> None:
+def test_a_validation_split_too_small_for_one_window_is_refused(call: Any) -> None:
     prepared(val_fraction=0.0)
     status, _, err = call("--data=data", "--out=run")
     assert status == 2
     assert "the validation part of data 'data' has 0 tokens, too few for block_size 8" in err
 
 
-def test_encoding_errors_of_a_text_file(call: Any) -> None:
+def test_encoding_errors_of_a_text_file_are_reported_or_replaced(call: Any) -> None:
     Path("bad.txt").write_bytes(TEXT.encode() + b"\xff")
     status, _, err = call("--data=bad.txt", "--out=run")
     assert status == 2 and f"is not UTF-8: byte 0xff at offset {len(TEXT)}" in err
