@@ -1,6 +1,6 @@
-"""GPT-2's weights from Hugging Face's files: every name it uses, and what is refused.
+"""GPT-2's weights from Hugging Face's files: the parameter names, and the files that are refused.
 
-That the numbers come out right is test_against_torch.py's to show.
+test_against_torch.py checks that the loaded model computes the right numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load(tmp_path: Path) -> Callable[..., GPT]:
     return load
 
 
-def as_published(model: GPT) -> dict[str, np.ndarray]:
+def hugging_face_weights(model: GPT) -> dict[str, np.ndarray]:
     """The model's weights in Hugging Face's layout."""
     return {
         name: np.ascontiguousarray(array.T if name.endswith(MATRICES) else array)
@@ -45,7 +45,7 @@ def as_published(model: GPT) -> dict[str, np.ndarray]:
     }
 
 
-def assert_same(model: GPT, loaded: GPT) -> None:
+def assert_same_model(model: GPT, loaded: GPT) -> None:
     assert loaded.config.to_dict() == model.config.to_dict()
     assert not loaded.training
     for name, array in model.state_dict().items():
@@ -54,43 +54,43 @@ def assert_same(model: GPT, loaded: GPT) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])
-def test_names_with_and_without_prefix(prefix: str, model: GPT, load: Callable) -> None:
-    assert_same(model, load({prefix + name: array for name, array in as_published(model).items()}))
+def test_parameter_names_with_and_without_prefix_are_loaded(prefix: str, model: GPT, load: Callable) -> None:
+    assert_same_model(model, load({prefix + name: array for name, array in hugging_face_weights(model).items()}))
 
 
-def test_masks_and_the_tied_head_are_no_weights(model: GPT, load: Callable) -> None:
-    arrays = as_published(model)
+def test_attention_masks_and_the_tied_head_are_ignored(model: GPT, load: Callable) -> None:
+    arrays = hugging_face_weights(model)
     for layer in range(2):
         arrays[f"h.{layer}.attn.bias"] = np.tril(np.ones((1, 1, 8, 8), np.float32))
         arrays[f"h.{layer}.attn.masked_bias"] = np.array(-1e4, np.float32)
     arrays["lm_head.weight"] = arrays["wte.weight"].copy()
-    assert_same(model, load(arrays))
+    assert_same_model(model, load(arrays))
 
 
-def test_half_precision_is_widened(model: GPT, load: Callable) -> None:
-    arrays = {name: array.astype(np.float16) for name, array in as_published(model).items()}
+def test_half_precision_weights_are_converted_to_float32(model: GPT, load: Callable) -> None:
+    arrays = {name: array.astype(np.float16) for name, array in hugging_face_weights(model).items()}
     loaded = load(arrays)
     assert all(array.dtype == np.float32 for array in loaded.state_dict().values())
     expected = model.wte.weight.numpy().astype(np.float16)
     np.testing.assert_array_equal(loaded.wte.weight.numpy(), expected)
 
 
-def test_heads(model: GPT, load: Callable) -> None:
-    assert load(as_published(model), n_head=8).config.n_head == 8
+def test_the_number_of_heads_is_deduced_or_given(model: GPT, load: Callable) -> None:
+    assert load(hugging_face_weights(model), n_head=8).config.n_head == 8
     narrow = GPT({**CONFIG, "n_embd": 32})
     with pytest.raises(ValueError, match="n_embd 32 is not a multiple of 64: give n_head"):
-        load(as_published(narrow))
-    assert_same(narrow, load(as_published(narrow), n_head=2))
+        load(hugging_face_weights(narrow))
+    assert_same_model(narrow, load(hugging_face_weights(narrow), n_head=2))
 
 
 def test_an_untied_head_is_refused(model: GPT, load: Callable) -> None:
     head = model.wte.weight.numpy() + 1
     with pytest.raises(ValueError, match="model.safetensors: lm_head.weight differs"):
-        load({**as_published(model), "lm_head.weight": head})
+        load({**hugging_face_weights(model), "lm_head.weight": head})
 
 
-def test_other_models_are_refused(model: GPT, load: Callable) -> None:
-    arrays = as_published(model)
+def test_weights_of_other_models_are_refused(model: GPT, load: Callable) -> None:
+    arrays = hugging_face_weights(model)
     with pytest.raises(ValueError, match="model.safetensors: no matrix wte.weight"):
         load({"embed.weight": arrays["wte.weight"]})
     with pytest.raises(ValueError, match=r"unexpected h\.0\.attn\.rotary"):
@@ -103,7 +103,7 @@ def test_other_models_are_refused(model: GPT, load: Callable) -> None:
 
 def test_a_damaged_file_is_refused(model: GPT, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_file(as_published(model), path)
+    save_file(hugging_face_weights(model), path)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ValueError, match="model.safetensors: not a complete safetensors file"):
         load_gpt2_weights(path)
@@ -131,7 +131,7 @@ except ValueError as error:
     ("blocked", "expected"),
     [(False, "[1.0, 2.0]"), (True, "data type 'bfloat16' not understood: pip install ml_dtypes")],
 )
-def test_bfloat16_is_read_where_ml_dtypes_is_installed(blocked: bool, expected: str, tmp_path: Path) -> None:
+def test_bfloat16_is_read_if_ml_dtypes_is_installed(blocked: bool, expected: str, tmp_path: Path) -> None:
     pytest.importorskip("ml_dtypes")
     program = BFLOAT16.replace("BLOCKED", str(blocked))
     command = [sys.executable, "-c", program, str(tmp_path / "w.safetensors")]

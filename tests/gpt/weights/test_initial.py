@@ -1,4 +1,4 @@
-"""--init-from: a new run from given weights, ours or Hugging Face's."""
+"""--init-from: a new run that starts with the weights of a checkpoint or of a Hugging Face GPT-2."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,17 +45,17 @@ def old() -> Run:
 
 
 @pytest.mark.parametrize("path", ["old", "old/step-000004"])
-def test_a_new_run_begins_with_the_weights_of_a_checkpoint(path: str, old: Run) -> None:
+def test_a_new_run_starts_with_the_weights_of_a_checkpoint(path: str, old: Run) -> None:
     run = begin(path, seed=7, dropout=0.1)
     assert (run.step, run.best_step, run.optimizer.step_count) == (0, None, 0)
-    assert run.config.n_layer == 2  # read off the checkpoint, and not the default
+    assert run.config.n_layer == 2  # taken from the checkpoint, not the default
     assert run.tokenizer.to_dict() == old.tokenizer.to_dict()
     for name, array in old.model.state_dict().items():
         np.testing.assert_array_equal(run.model.state_dict()[name], array, err_msg=name)
     assert all(not moment.any() for moment in run.optimizer.state_dict()["state"].values())
     assert train(run) == 0
     resumed = make_run(Arguments(given={"max_iters": 3}, resume="new"))
-    assert resumed.config.init_from == path  # remembered, and not done again
+    assert resumed.config.init_from == path  # recorded, but the weights are not loaded again
     assert resumed.step == 2
 
 
@@ -69,14 +69,14 @@ def test_a_new_run_begins_with_the_weights_of_a_checkpoint(path: str, old: Run) 
         ({"max_iters": 5}, (1e-4, 1e-5, 0)),
     ],
 )
-def test_trained_weights_get_a_low_rate_and_a_short_warm_up(
+def test_trained_weights_get_a_low_learning_rate_and_a_short_warm_up(
     given: dict[str, Any], schedule: tuple[float, float, int], old: Run
 ) -> None:
     config, _ = configure(Arguments(given={**RUN, "init_from": "old", **given}, resume=None))
     assert (config.lr, config.min_lr, config.warmup_iters) == pytest.approx(schedule)
 
 
-def test_a_dry_run_is_of_the_run_that_begins_with_the_weights(
+def test_a_dry_run_describes_the_run_that_starts_with_the_weights(
     old: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def dry(**given: Any) -> int:
@@ -91,7 +91,7 @@ def test_a_dry_run_is_of_the_run_that_begins_with_the_weights(
         dry(init_from="missing")
 
 
-def test_a_shorter_window_takes_the_first_positions(old: Run) -> None:
+def test_a_shorter_window_uses_the_first_position_embeddings(old: Run) -> None:
     run = begin("old", block_size=5)
     np.testing.assert_array_equal(run.model.wpe.weight.data, old.model.wpe.weight.data[:5])
 
@@ -109,7 +109,7 @@ def test_a_shorter_window_takes_the_first_positions(old: Run) -> None:
         ({"init_from": "text.txt"}, "text.txt: not a complete safetensors file"),
     ],
 )
-def test_what_does_not_fit_is_one_line(given: dict[str, Any], message: str, old: Run) -> None:
+def test_settings_that_do_not_fit_the_weights_are_refused(given: dict[str, Any], message: str, old: Run) -> None:
     Path("other.txt").write_text(TEXT + "Ä")
     with pytest.raises(UserError, match=f"^{message}") as error:
         begin(**{"path": "old", **{("path" if key == "init_from" else key): value for key, value in given.items()}})
@@ -117,13 +117,13 @@ def test_what_does_not_fit_is_one_line(given: dict[str, Any], message: str, old:
     assert not Path("new").exists()
 
 
-def test_not_together_with_resume(old: Run) -> None:
+def test_init_from_and_resume_together_are_refused(old: Run) -> None:
     with pytest.raises(UserError, match="--init-from starts a new run, and --resume continues one"):
         make_run(Arguments(given={"init_from": "old"}, resume="old"))
 
 
 @pytest.mark.parametrize("place", ["gpt2", "gpt2/model.safetensors"])
-def test_a_gpt2_of_hugging_faces(place: str, gpt2: GPT2Tokenizer) -> None:
+def test_a_new_run_starts_with_hugging_face_gpt2_weights(place: str, gpt2: GPT2Tokenizer) -> None:
     published = GPT({"block_size": 16, "vocab_size": gpt2.vocab_size, "n_layer": 1, "n_head": 1, "n_embd": 64})
     transposed = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     Path("gpt2").mkdir()
@@ -141,7 +141,7 @@ def test_a_gpt2_of_hugging_faces(place: str, gpt2: GPT2Tokenizer) -> None:
         begin(place, tokenizer="char", out="other")
 
 
-def test_a_gpt2_of_another_vocabulary(gpt2: GPT2Tokenizer) -> None:
+def test_gpt2_weights_with_another_vocabulary_are_refused(gpt2: GPT2Tokenizer) -> None:
     save_file(
         GPT({"block_size": 4, "vocab_size": 9, "n_layer": 1, "n_head": 1, "n_embd": 64}).state_dict(), "x.safetensors"
     )
@@ -149,6 +149,6 @@ def test_a_gpt2_of_another_vocabulary(gpt2: GPT2Tokenizer) -> None:
         begin("x.safetensors")
 
 
-def test_the_flag_in_both_spellings() -> None:
+def test_the_flag_is_accepted_in_both_spellings() -> None:
     assert parse(["--init-from", "old"]).given == {"init_from": "old"}
     assert parse(["--init_from=old/step-000004"]).given == {"init_from": "old/step-000004"}
