@@ -1,4 +1,4 @@
-"""The backend and the three tokenizers, as the tests of gpt/ use them."""
+"""Fixtures for the tests of gpt/: the numpy backend and the three tokenizers."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,14 +14,14 @@ VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely and more 
 
 @pytest.fixture
 def numpy_backend() -> Iterator[None]:
-    """Plain NumPy, for the tests that have nothing to gain from compiled kernels."""
+    """Use the numpy backend, for tests that would not run faster with compiled kernels."""
     with tg.use_backend("numpy"):
         yield
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line about silence, on however busy a machine: tests compare what is printed."""
+def no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print no heartbeat lines, even on a busy machine, because tests compare the output."""
     monkeypatch.setattr(heartbeat, "SILENCE_S", 1e6)
 
 

@@ -1,6 +1,6 @@
-"""The models, plain and fused, against GPT-2 in PyTorch, written apart from gpt/model.py: a dict and functions.
+"""The plain and the fused model, compared with an independent GPT-2 in PyTorch: a dict of weights and functions.
 
-From the same weights and data, in float32; and from weights laid out as Hugging Face does.
+Both use the same weights and data, in float32; the weights may be in Hugging Face's layout.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def torch_gpt(w: dict, idx: torch.Tensor, n_layer: int, n_head: int, *, conv1d: 
     for layer in range(n_layer):
         h = f"h.{layer}"
         q, k, v = affine(norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn").chunk(3, dim=-1)
-        seen = []
+        outputs = []
         for q1, k1, v1 in zip(heads(q), heads(k), heads(v), strict=True):
             scores = q1 @ k1.mT / math.sqrt(q1.shape[-1])
-            seen.append(scores.masked_fill(future, -torch.inf).softmax(-1) @ v1)
-        x = x + affine(torch.cat(seen, -1), f"{h}.attn.c_proj")
+            outputs.append(scores.masked_fill(future, -torch.inf).softmax(-1) @ v1)
+        x = x + affine(torch.cat(outputs, -1), f"{h}.attn.c_proj")
         u = affine(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc")
         u = 0.5 * u * (1 + torch.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
         x = x + affine(u, f"{h}.mlp.c_proj")
@@ -68,7 +68,7 @@ def batch(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def randomise(model: GPT) -> None:
-    """Further from zero than at the start, so that attention has something to choose."""
+    """Move the weights away from their small initial values, so that attention is not uniform."""
     rng = np.random.default_rng(1)
     for _, p in model.named_parameters():
         p.data += 0.05 * rng.standard_normal(p.shape).astype(np.float32)
@@ -91,7 +91,7 @@ def pair(request: pytest.FixtureRequest, bias: bool) -> tuple[GPT, dict]:
     return model, as_torch(model)
 
 
-def test_logits_and_every_gradient_equal_pytorchs(pair: tuple) -> None:
+def test_logits_and_gradients_equal_those_of_pytorch(pair: tuple) -> None:
     model, w = pair
     x, y = batch(4)
     logits, loss = model(x, y)
@@ -106,7 +106,7 @@ def test_logits_and_every_gradient_equal_pytorchs(pair: tuple) -> None:
         assert error <= 1e-4 * np.linalg.norm(w[name].grad.numpy()), name
 
 
-def test_ten_adamw_steps_equal_pytorchs(pair: tuple) -> None:
+def test_ten_adamw_steps_equal_those_of_pytorch(pair: tuple) -> None:
     model, w = pair
     options = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
     optimizer = tg.optim.AdamW(model.parameters(), **options)
@@ -129,7 +129,7 @@ def test_ten_adamw_steps_equal_pytorchs(pair: tuple) -> None:
 
 
 def test_hugging_face_weights_give_the_same_logits(tmp_path: Path) -> None:
-    """A file with its names and layout, against PyTorch working on that layout as it stands."""
+    """A file with Hugging Face's names and layout is loaded, and compared with PyTorch on that same layout."""
     generator = torch.Generator().manual_seed(2)
     width, n_layer, n_head = 32, 3, 4
     shapes = {"wte.weight": (50, width), "wpe.weight": (16, width)}
@@ -151,7 +151,7 @@ def test_hugging_face_weights_give_the_same_logits(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by the import of torch.func
-def test_a_hessian_vector_product_equals_pytorchs(pair: tuple) -> None:
+def test_a_hessian_vector_product_equals_that_of_pytorch(pair: tuple) -> None:
     model, w = pair
     model.astype(np.float64)
     idx, targets = batch(2)

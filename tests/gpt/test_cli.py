@@ -1,4 +1,4 @@
-"""What the programs share: flags in both spellings, suggestions, one line for every mistake."""
+"""The command line shared by the programs: flags in both spellings, suggestions, and one-line user errors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def parser() -> ArgumentParser:
     return parser
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line that these arguments are answered with."""
+def error_line(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Parse the arguments, which must fail, and return the one-line error."""
     with pytest.raises(SystemExit) as caught:
         parser().parse_args(words)
     assert caught.value.code == 2
@@ -36,17 +36,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     [["--batch-size", "7"], ["--batch_size", "7"], ["--batch-size=7"], ["--batch_size=7"]],
     ids=" ".join,
 )
-def test_spellings(words: list[str]) -> None:
+def test_flags_accept_hyphens_and_underscores(words: list[str]) -> None:
     assert parser().parse_args(words).batch_size == 7
 
 
-def test_values_keep_their_underscores() -> None:
+def test_values_of_flags_are_not_changed() -> None:
     assert parser().parse_args(["--prompt=--batch_size"]).prompt == "--batch_size"
     assert parser().parse_args(["--prompt", "-- a_b"]).prompt == "-- a_b"
     assert parser().parse_args(["--prompt", "a_b=c_d"]).prompt == "a_b=c_d"
 
 
-def test_words_come_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_default_to_sys_argv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["prog", "--batch_size=3"])
     assert parser().parse_args().batch_size == 3
 
@@ -69,12 +69,14 @@ def test_words_come_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> No
         ("--bias=maybe", "argument --bias: 'maybe' is neither true nor false"),
     ],
 )
-def test_refusals(word: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refusal(capsys, word) == message
+def test_the_error_for_a_bad_argument_suggests_a_correction(
+    word: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert error_line(capsys, word) == message
 
 
 @pytest.mark.parametrize(("text", "value"), [("True", True), ("off", False), ("0", False), ("yes", True)])
-def test_boolean(text: str, value: bool) -> None:
+def test_boolean_parses_several_spellings(text: str, value: bool) -> None:
     assert boolean(text) is value
 
 
@@ -100,7 +102,7 @@ def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_mistakes_are_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(raising(error), prog="prog") == 2
     assert capsys.readouterr() == ("", f"prog: error: {line}\n")
 
@@ -111,18 +113,18 @@ def test_bugs_keep_their_traceback(bug: Exception) -> None:
         run(raising(bug), prog="prog")
 
 
-def test_quiet_ends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupts_and_broken_pipes_end_without_an_error_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(raising(KeyboardInterrupt()), prog="prog") == 130
     assert run(raising(BrokenPipeError()), prog="prog") == 141
     assert capsys.readouterr() == ("", "\n")
 
 
-def test_status_is_mains_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_status_is_the_return_value_of_main(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(lambda: 0) == 0
     assert run(lambda: 5) == 5
 
 
-def test_user_errors() -> None:
+def test_user_errors_converts_the_given_exceptions() -> None:
     with pytest.raises(UserError, match="^file: bad$"), user_errors(about="file"):
         raise ValueError("bad")
     with pytest.raises(UserError, match="^bad$"), user_errors(ArithmeticError):
@@ -138,7 +140,7 @@ def raising(error: BaseException) -> object:
     return main
 
 
-def test_memory_that_runs_out_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for error, line in (
         (MemoryError("3 GiB were asked for"), "3 GiB were asked for"),
         (MemoryError(), "out of memory"),
@@ -148,8 +150,8 @@ def test_memory_that_runs_out_is_one_line(capsys: pytest.CaptureFixture[str]) ->
             raise error
 
         assert run(fails, "prog") == 2
-        wanted = f"prog: error: {line}; a smaller batch, window or model needs less\n"
-        assert capsys.readouterr().err == wanted
+        expected_line = f"prog: error: {line}; a smaller batch, window or model needs less\n"
+        assert capsys.readouterr().err == expected_line
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,9 @@ def test_memory_that_runs_out_is_one_line(capsys: pytest.CaptureFixture[str]) ->
         (1, 4, 0.9, "--recompute True"),
     ],
 )
-def test_the_same_step_in_less_memory(batch_size: int, grad_accum: int, share: float | None, flags: str) -> None:
+def test_the_out_of_memory_error_suggests_flags_for_the_same_step(
+    batch_size: int, grad_accum: int, share: float | None, flags: str
+) -> None:
     error = MemoryError("full")
     if share is not None:
         error.share = share  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The two configurations: their fields, the values that they refuse, and the presets."""
+"""The model and the training configuration: their fields, refused values, and presets."""
 
 import json
 import math
@@ -33,7 +33,7 @@ from gpt.model import GPT
         (GPT_CONFIG_SHAKESPEARE_CHAR, 6, 6, 384, 65, 256, False, 0.2),
     ],
 )
-def test_the_preset_models(
+def test_presets_have_the_published_model_settings(
     config: dict[str, Any], n_layer: int, n_head: int, n_embd: int, vocab_size: int,
     block_size: int, bias: bool, dropout: float,
 ) -> None:  # fmt: skip
@@ -43,7 +43,7 @@ def test_the_preset_models(
     )  # fmt: skip
 
 
-def test_the_names_of_llms_from_scratch_are_answered_with_ours() -> None:
+def test_the_error_for_names_from_llms_from_scratch_gives_our_names() -> None:
     theirs = {
         "vocab_size": 50257, "context_length": 1024, "emb_dim": 768, "n_heads": 12, "n_layers": 12,
         "drop_rate": 0.1, "qkv_bias": False,
@@ -155,6 +155,6 @@ def test_every_setting_has_a_group_and_a_text_in_the_help() -> None:
         assert field.metadata["help"]
 
 
-def test_nearest_is_empty_where_no_name_is_close() -> None:
+def test_nearest_is_empty_if_no_name_is_close() -> None:
     assert nearest("beta", ["beta1", "gamma"]) == "; did you mean beta1?"
     assert nearest("xyz", ["beta1", "gamma"]) == ""

@@ -1,4 +1,4 @@
-"""One run at a time in a folder, and a lock that a killed run does not leave behind."""
+"""The folder lock: one run at a time in a folder, and a killed run does not keep the lock."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
+def test_the_error_for_a_second_process_names_the_holder(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
     with holder(tmp_path) as other:
         who = f"process {other.pid} on {socket.gethostname()}"
@@ -49,7 +49,7 @@ def test_a_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+def test_a_killed_process_releases_the_lock(tmp_path: Path) -> None:
     with holder(tmp_path) as other:
         other.send_signal(signal.SIGKILL)
         other.wait()
@@ -60,13 +60,13 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / LOCK).exists()
 
 
-def test_within_one_process_too(tmp_path: Path) -> None:
+def test_a_second_lock_in_the_same_process_is_refused(tmp_path: Path) -> None:
     with FolderLock(tmp_path), pytest.raises(UserError, match="another run is writing in it"), FolderLock(tmp_path):
         pass
 
 
-def test_the_name_of_a_removed_file_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between opening the file and locking it, its holder ends: what is locked then has no name any more."""
+def test_a_lock_on_a_removed_file_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder removes the file after it was opened and before it is locked, so the locked file has no name."""
     (tmp_path / LOCK).touch()
     opening, opened = os.open, []
 
@@ -83,22 +83,22 @@ def test_the_name_of_a_removed_file_is_no_lock(tmp_path: Path, monkeypatch: pyte
         assert (tmp_path / LOCK).exists()
 
 
-def test_to_look_makes_nothing(tmp_path: Path) -> None:
+def test_checking_the_lock_creates_no_file(tmp_path: Path) -> None:
     FolderLock(tmp_path).check()
     FolderLock(tmp_path / "missing").check()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_a_missing_folder_cannot_be_locked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.lock: cannot be locked: No such file or directory"):
         FolderLock(tmp_path / "missing").__enter__()
 
 
-def test_a_folder_that_has_become_read_only_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_unlock_does_not_hide_the_original_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, missing_ok: bool = False) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     with pytest.raises(UserError, match="cannot be saved"), FolderLock(tmp_path):
         monkeypatch.setattr(Path, "unlink", refuse)
         raise UserError("cannot be saved")
-    FolderLock(tmp_path).check()  # and the lock itself is given back
+    FolderLock(tmp_path).check()  # the lock itself is released

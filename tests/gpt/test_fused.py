@@ -1,4 +1,4 @@
-"""The fused model against the plain one: names, losses, gradients, dropout and generation."""
+"""The fused model, compared with the plain one: names, losses, gradients, dropout and generation."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tensorgrad import nn, ops
 
 pytest.importorskip("ml_dtypes")  # bfloat16
 CONFIG = GPTConfig(block_size=24, vocab_size=67, n_layer=2, n_head=3, n_embd=24, bias=True)
-# Of the norm of all gradients, and of the loss. The fused attention of numba leaves out what a mask hides, and adds up
+# Relative to the norm of all gradients, and to the loss. The fused attention of numba skips masked scores and sums
 # in another order.
 TOLERANCE = {"float64": 1e-12, "float32": 5e-6, "bfloat16": 2e-2, "float16": 2e-3}
 
 
 def pair(dtype: str = "float64", **changes: object) -> tuple[GPT, FusedGPT]:
-    """A plain and a fused model with the same weights, far enough from their start that every part matters."""
+    """A plain and a fused model with the same weights, far enough from the initial values that every part matters."""
     config = {**CONFIG.to_dict(), **changes}
     plain, fast = GPT(config), FusedGPT(config)
     rng = np.random.default_rng(1)
@@ -63,7 +63,7 @@ def test_state_dicts_have_the_same_names_and_shapes(bias: bool) -> None:
     assert list(plain.items()) == list(fast.items())
 
 
-def test_models_of_one_seed_have_the_same_weights() -> None:
+def test_models_with_the_same_seed_have_the_same_weights() -> None:
     weights = []
     for make in (GPT, FusedGPT):
         tg.manual_seed(5)
@@ -75,14 +75,14 @@ def test_models_of_one_seed_have_the_same_weights() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_losses_and_gradients_are_the_plain_ones(backend: str, dtype: str, dropout: float) -> None:
-    """With dropout as well: both models draw the same masks in the same order."""
+def test_losses_and_gradients_equal_those_of_the_plain_model(backend: str, dtype: str, dropout: float) -> None:
+    """Also with dropout: both models draw the same masks in the same order."""
     with tg.use_backend(backend):
         assert_same_training(*pair(dtype, dropout=dropout), TOLERANCE[dtype])
 
 
-def test_a_dropped_weight_is_the_same_in_both() -> None:
-    """Nearly every attention weight is dropped, so that a single other mask would be seen."""
+def test_both_models_drop_the_same_attention_weights() -> None:
+    """Nearly all attention weights are dropped, so that a single different mask would be detected."""
     plain, fast = pair(dropout=0.0)
     for model in (plain, fast):
         for block in model.h:
@@ -94,15 +94,15 @@ def test_a_dropped_weight_is_the_same_in_both() -> None:
     assert abs(plain.loss(*batch()).item() - other) > 1e-4
 
 
-def test_recomputed_blocks_give_the_plain_gradients() -> None:
+def test_recomputed_blocks_give_the_gradients_of_the_plain_model() -> None:
     plain, fast = pair(dropout=0.2)
     fast.recompute = True
     assert_same_training(plain, fast, TOLERANCE["float64"])
 
 
 @pytest.mark.parametrize("prompts", [[[1, 2, 3]], [[1, 2, 3, 4, 5], [6], [7, 8]]], ids=["one", "of different lengths"])
-def test_generation_sees_the_same_logits(prompts: Sequence[Sequence[int]]) -> None:
-    """With a cache, up to the window and past it."""
+def test_generation_computes_the_same_logits(prompts: Sequence[Sequence[int]]) -> None:
+    """With a cache, within the window and past it."""
     plain, fast = (Generation(model, prompts, max_new_tokens=30, temperature=0) for model in pair())
     for _ in range(30):
         expected, got = plain.next_logits(), fast.next_logits()
@@ -112,9 +112,9 @@ def test_generation_sees_the_same_logits(prompts: Sequence[Sequence[int]]) -> No
                 batch_.rows[row].append(int(logits.argmax()))
 
 
-def test_a_part_of_another_class_stays_as_it_is() -> None:
+def test_a_replaced_module_is_not_fused() -> None:
     class ReLU2(nn.Module):
-        """What a reader might try in place of the MLP."""
+        """A replacement for the MLP that a reader might try."""
 
         def __init__(self) -> None:
             self.c_fc = nn.Linear(CONFIG.n_embd, CONFIG.n_embd)
@@ -130,15 +130,15 @@ def test_a_part_of_another_class_stays_as_it_is() -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# What the two models are made of
+# The structure of the two models
 
 
-def test_the_fused_classes_override_forward_and_loss_alone() -> None:
+def test_the_fused_classes_override_only_forward_and_loss() -> None:
     classes = [*fused.FUSED.values(), FusedGPT]
     for cls in classes:
         assert issubclass(cls, (GPT, *fused.FUSED)) and len(cls.__mro__) == len(cls.__bases__[0].__mro__) + 1
     defined = {cls.__name__: {name for name, value in vars(cls).items() if callable(value)} for cls in classes}
-    assert defined.pop("FusedGPT") == {"__init__", "loss"}  # it makes the parts fused, and nothing else
+    assert defined.pop("FusedGPT") == {"__init__", "loss"}  # it fuses the parts and computes the loss, and nothing else
     assert set(map(frozenset, defined.values())) == {frozenset({"forward"})}
 
 

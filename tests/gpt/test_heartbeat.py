@@ -1,4 +1,4 @@
-"""Silence: whatever takes long says so again and again, and what prints by itself is left alone."""
+"""Heartbeat: a long operation prints a line at regular intervals, unless it prints something itself."""
 
 import io
 import sys
@@ -13,11 +13,11 @@ from tests.processes import wait_until
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "SILENCE_S", 0.001)
 
 
-def test_what_takes_long_says_so_again_and_again(impatient: None) -> None:
+def test_a_long_operation_prints_lines_repeatedly(short_interval: None) -> None:
     lines: list[str] = []
     before = threading.active_count()
     with Heartbeat("reading", lines.append) as beat:
@@ -31,8 +31,8 @@ def test_what_takes_long_says_so_again_and_again(impatient: None) -> None:
     assert len(lines) == n
 
 
-def test_what_prints_by_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock that only waiting moves; the second wait is interrupted by a line, and takes a second longer."""
+def test_a_reset_delays_the_next_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is simulated and advances only in waits; a reset during the second wait makes it one second longer."""
     now = [0.0]
     monkeypatch.setattr(heartbeat, "SILENCE_S", 4.0)
     monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
@@ -54,7 +54,7 @@ def test_what_prints_by_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert lines == ["x (4 s)", "x (12 s)", "x (16 s)"] and waits == [4, 4, 3, 4, 4]
 
 
-def test_a_closed_output_ends_nothing(impatient: None) -> None:
+def test_a_closed_output_does_not_stop_the_heartbeat(short_interval: None) -> None:
     calls: list[str] = []
 
     def closed(line: str) -> None:
@@ -66,8 +66,8 @@ def test_a_closed_output_ends_nothing(impatient: None) -> None:
 
 
 @pytest.mark.parametrize(("terminal", "show"), [(False, True), (True, True), (False, False)])
-def test_a_bar_or_lines_or_nothing(
-    terminal: bool, show: bool, impatient: None, monkeypatch: pytest.MonkeyPatch
+def test_progress_is_a_bar_or_lines_or_nothing(
+    terminal: bool, show: bool, short_interval: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     err = io.StringIO()
     err.isatty = lambda: terminal  # type: ignore[method-assign]
@@ -81,7 +81,7 @@ def test_a_bar_or_lines_or_nothing(
     assert bool(err.getvalue()) == show
 
 
-def test_without_stderr_nothing_happens(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_heartbeat_works_without_stderr(short_interval: None, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(sys, "stderr", None)
     write = heartbeat._print_on_stderr

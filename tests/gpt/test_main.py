@@ -1,4 +1,4 @@
-"""`python -m gpt`: it lists the commands and runs them, and their old spellings still work."""
+"""`python -m gpt` lists the commands and runs them, and their old spellings still work."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
-def test_it_lists_every_command_on_a_line_of_its_own(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command_on_its_own_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     for name, (_, text) in COMMANDS.items():
@@ -37,12 +37,14 @@ def test_it_lists_every_command_on_a_line_of_its_own(argv: list[str], capsys: py
         (["evaluate", "x", "--data=y", "--backend=numpy"], "python -m gpt evaluate: error: x: no such checkpoint"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(argv: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_one_line_with_status_2(
+    argv: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(argv) == 2
     assert capsys.readouterr().err == f"{error}\n"
 
 
-def test_the_help_of_a_command_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_a_command_shows_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in (["evaluate", "--help"], ["compare", "--help"], ["data", "prepare", "--help"]):
         with pytest.raises(SystemExit) as ended:
             main(argv)
@@ -51,7 +53,7 @@ def test_the_help_of_a_command_names_it(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_old_spelling_is_the_same_program(command: str) -> None:
+def test_the_old_spelling_runs_the_same_program(command: str) -> None:
     old, new = run(f"gpt.{command}", "--nonsense"), run("gpt", command, "--nonsense")
     assert (old.returncode, old.stdout, old.stderr) == (new.returncode, new.stdout, new.stderr)
     assert old.returncode == 2

@@ -1,4 +1,4 @@
-"""The model, plain and fused: its shape, what it does with dropout and bad input, its gradient."""
+"""The plain and the fused model: parameters, dropout, bad input, and gradients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FOUR_LAYERS = {"block_size": 32, "vocab_size": 65, "n_layer": 4, "n_head": 4, "n
 
 @pytest.fixture(params=[GPT, FusedGPT])
 def make(request: pytest.FixtureRequest) -> type[GPT]:
-    """The class to make the model of."""
+    """The class of the model."""
     return request.param
 
 
@@ -43,7 +43,7 @@ def batch(config: GPTConfig, rows: int, seed: int = 0) -> tuple[np.ndarray, np.n
 
 
 def randomise(model: GPT, std: float) -> None:
-    """Give every parameter, biases and norms too, a value that makes a difference."""
+    """Give every parameter, including biases and norms, a value that affects the result."""
     rng = np.random.default_rng(1)
     for name, p in model.named_parameters():
         centre = 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0
@@ -58,7 +58,7 @@ def randomise(model: GPT, std: float) -> None:
     ("config", "count"),
     [
         (GPT_CONFIG_SHAKESPEARE_CHAR_CPU, 804_096),
-        (GPT_CONFIG_SHAKESPEARE_CHAR, 10_646_784 + 256 * 384),  # nanoGPT leaves out the positions
+        (GPT_CONFIG_SHAKESPEARE_CHAR, 10_646_784 + 256 * 384),  # nanoGPT does not count the position embeddings
         (GPT_CONFIG_124M, 124_439_808),
         (GPT_CONFIG_355M, 354_823_168),
         (GPT_CONFIG_774M, 774_030_080),
@@ -66,20 +66,20 @@ def randomise(model: GPT, std: float) -> None:
     ],
     ids=["char-cpu", "char", "124M", "355M", "774M", "1558M"],
 )
-def test_parameter_count(config: dict, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole model is built, of matrices that are one zero seen many times: 6 GB, in none."""
+def test_parameter_counts_are_those_published(config: dict, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole model is built, but its matrices are a broadcast zero, so that 6 GB of weights need no memory."""
 
-    def seen_many_times(_: object, shape: tuple, *args: object, **options: object) -> np.ndarray:
+    def broadcast_zero(_: object, shape: tuple, *args: object, **options: object) -> np.ndarray:
         return np.broadcast_to(np.float32(0), shape)
 
-    monkeypatch.setattr(tg.Generator, "normal", seen_many_times)
-    monkeypatch.setattr(tg.Generator, "uniform", seen_many_times)
+    monkeypatch.setattr(tg.Generator, "normal", broadcast_zero)
+    monkeypatch.setattr(tg.Generator, "uniform", broadcast_zero)
     model = GPT(config)
     assert model.num_params() == count
     assert len(model.h) == config["n_layer"]
 
 
-def test_names_are_nanogpts(make: type[GPT]) -> None:
+def test_parameter_names_are_those_of_nanogpt(make: type[GPT]) -> None:
     names = [name for name, _ in make(TINY).named_parameters()]
     block = [
         f"{part}.{kind}"
@@ -91,12 +91,12 @@ def test_names_are_nanogpts(make: type[GPT]) -> None:
     assert sorted(names) == sorted(layers + outside)
 
 
-def test_without_bias_there_are_none() -> None:
+def test_a_model_without_bias_has_no_bias_parameters() -> None:
     model = GPT({**TINY.to_dict(), "bias": False})
     assert not [name for name, _ in model.named_parameters() if "bias" in name]
 
 
-def test_dict_and_config_make_the_same_model(make: type[GPT]) -> None:
+def test_a_dict_and_a_config_build_the_same_model(make: type[GPT]) -> None:
     tg.manual_seed(5)
     one = make(TINY)
     tg.manual_seed(5)
@@ -106,7 +106,7 @@ def test_dict_and_config_make_the_same_model(make: type[GPT]) -> None:
         assert np.array_equal(p.data, q.data), name
 
 
-def test_initialisation() -> None:
+def test_initial_weights_have_the_gpt2_distribution() -> None:
     model = GPT(FOUR_LAYERS)
     for name, p in model.named_parameters():
         if name.endswith("bias"):
@@ -121,12 +121,12 @@ def test_initialisation() -> None:
         assert p.dtype == np.float32
 
 
-def test_flops_per_token() -> None:
+def test_flops_per_token_equal_a_count_by_hand() -> None:
     model = GPT(GPT_CONFIG_SHAKESPEARE_CHAR_CPU)
     assert model.estimate_flops_per_token() == 6 * (804_096 - 64 * 128) + 12 * 4 * 4 * 32 * 64
 
 
-def test_untrained_loss_is_that_of_guessing(make: type[GPT]) -> None:
+def test_the_untrained_loss_is_that_of_a_uniform_guess(make: type[GPT]) -> None:
     model = make(FOUR_LAYERS)
     _, loss = model(*batch(model.config, 4))
     assert loss.item() == pytest.approx(np.log(65), abs=0.1)
@@ -136,7 +136,7 @@ def test_untrained_loss_is_that_of_guessing(make: type[GPT]) -> None:
 # Behaviour
 
 
-def test_without_targets_only_the_last_position(make: type[GPT]) -> None:
+def test_without_targets_only_the_last_position_has_logits(make: type[GPT]) -> None:
     model = make(TINY)
     x, y = batch(TINY, 3)
     every, loss = model(x, y)
@@ -147,7 +147,7 @@ def test_without_targets_only_the_last_position(make: type[GPT]) -> None:
 
 
 def gradients(make: type[GPT], recompute: bool) -> list[np.ndarray]:
-    """Losses, gradients and the next random number, after two batches whose gradients add up."""
+    """The losses, gradients and next random number after two batches whose gradients accumulate."""
     tg.manual_seed(7)
     model = make({**FOUR_LAYERS, "n_embd": 32, "dropout": 0.2})
     model.recompute = recompute
@@ -158,24 +158,24 @@ def gradients(make: type[GPT], recompute: bool) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_recomputing_changes_no_bit(make: type[GPT], backend: str) -> None:
+def test_recomputation_gives_the_same_bits(make: type[GPT], backend: str) -> None:
     with tg.use_backend(backend):
         for kept, recomputed in zip(gradients(make, False), gradients(make, True), strict=True):
             np.testing.assert_array_equal(kept, recomputed)
 
 
-def test_recomputing_needs_less_memory(make: type[GPT]) -> None:
-    """Twelve layers: what their backward passes keep is a twelfth, and what enters each of them."""
+def test_recomputation_needs_less_memory(make: type[GPT]) -> None:
+    """Of twelve layers, only the inputs and the activations of one layer at a time are kept."""
 
     def peak(recompute: bool) -> int:
         model = make({**FOUR_LAYERS, "n_layer": 12, "n_embd": 32})
         model.recompute = recompute
         x, y = batch(model.config, 8)
-        model.loss(x, y).backward()  # so that what is made once is there
+        model.loss(x, y).backward()  # allocates the gradients and caches
         model.loss(x, y).backward()
         tracemalloc.start()
         try:
-            model.loss(x, y).backward()  # adds to gradients that are there: all that is new are activations
+            model.loss(x, y).backward()  # the gradients exist, so only activations are new
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -184,7 +184,7 @@ def test_recomputing_needs_less_memory(make: type[GPT]) -> None:
         assert peak(recompute=True) < peak(recompute=False) / 3
 
 
-def test_recompute_does_not_change_what_is_predicted(make: type[GPT]) -> None:
+def test_recomputation_does_not_change_the_predictions(make: type[GPT]) -> None:
     model, x = make(TINY), batch(TINY, 2)[0]
     expected = model(x)[0].numpy()
     model.recompute = True
@@ -205,7 +205,7 @@ def test_no_token_sees_a_later_one(make: type[GPT]) -> None:
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_the_loss_alone_is_the_loss_beside_the_logits(make: type[GPT], backend: str) -> None:
+def test_the_loss_method_equals_the_loss_returned_with_the_logits(make: type[GPT], backend: str) -> None:
     with tg.use_backend(backend):
         model, (x, y) = make(TINY), batch(TINY, 3)
         randomise(model, 0.5)
@@ -222,8 +222,8 @@ def test_the_loss_alone_is_the_loss_beside_the_logits(make: type[GPT], backend: 
             assert model.loss(x, y).item() == pytest.approx(float(found[0][0]), rel=1e-12)
 
 
-def test_training_and_evaluation_never_hold_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A vocabulary so large that they would be most of the memory."""
+def test_training_and_evaluation_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary is so large that the logits would take most of the memory."""
     with tg.use_backend("numpy") as use:
         monkeypatch.setattr(use.backend, "logits_block", 2**14)
         model = FusedGPT({**FOUR_LAYERS, "n_layer": 1, "n_head": 1, "n_embd": 2, "vocab_size": 2**12})
@@ -243,7 +243,7 @@ def test_training_and_evaluation_never_hold_the_logits(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("kind", [tg.asarray, np.ndarray.tolist])
-def test_accepts_tensors_and_lists(make: type[GPT], kind: Callable[..., Any]) -> None:
+def test_tensors_and_lists_are_accepted(make: type[GPT], kind: Callable[..., Any]) -> None:
     model = make(TINY)
     x, y = batch(TINY, 2)
     _, loss = model(kind(x), kind(y))
@@ -251,7 +251,7 @@ def test_accepts_tensors_and_lists(make: type[GPT], kind: Callable[..., Any]) ->
     assert model.loss(kind(x), kind(y)).item() == model.loss(x, y).item()
 
 
-def test_dropout_only_while_training(make: type[GPT]) -> None:
+def test_dropout_is_applied_only_in_training(make: type[GPT]) -> None:
     model = make({**TINY.to_dict(), "dropout": 0.5})
     randomise(model, 0.5)
     x, y = batch(TINY, 2)
@@ -265,8 +265,8 @@ def test_dropout_only_while_training(make: type[GPT]) -> None:
     assert loss == without(x, y)[1].item()
 
 
-def test_dropout_is_where_nanogpt_has_it(make: type[GPT], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedding, the weights of every attention, and both branches of every block, drawn in this order."""
+def test_dropout_is_applied_where_nanogpt_applies_it(make: type[GPT], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the embedding, the attention weights, and both branches of every block, in this order."""
     modules = [import_module(f"tensorgrad.ops.{name}") for name in ("dropout", "attention")]
     draw, drawn = modules[0].draw, []
 
@@ -288,7 +288,7 @@ def test_dropout_is_where_nanogpt_has_it(make: type[GPT], monkeypatch: pytest.Mo
     assert len(drawn) == 7
 
 
-def test_dropping_the_embedding_leaves_nothing(make: type[GPT]) -> None:
+def test_dropping_the_embedding_gives_zero_logits(make: type[GPT]) -> None:
     model = make({**TINY.to_dict(), "bias": False})
     x, y = batch(TINY, 2)
     assert model(x, y)[0].numpy().all()
@@ -296,8 +296,8 @@ def test_dropping_the_embedding_leaves_nothing(make: type[GPT]) -> None:
     assert not model(x, y)[0].numpy().any()
 
 
-def test_everything_dropped_but_the_embedding_leaves_it_alone(make: type[GPT]) -> None:
-    """With each branch of the blocks dropped, what comes out is the normalised embedding."""
+def test_dropping_every_branch_leaves_the_normalised_embedding(make: type[GPT]) -> None:
+    """With every branch of the blocks dropped, the logits are those of the normalised embedding."""
     model = make({**TINY.to_dict(), "bias": False})
     model.train()
     for block in model.h:
@@ -318,31 +318,31 @@ def test_everything_dropped_but_the_embedding_leaves_it_alone(make: type[GPT]) -
         (np.zeros((1, 0), int), r"idx must be \(batch, time\)"),
     ],
 )
-def test_refuses_sequences_that_do_not_fit(idx: np.ndarray, message: str) -> None:
+def test_sequences_of_the_wrong_shape_are_refused(idx: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GPT(TINY)(idx)
 
 
 @pytest.mark.parametrize("token", [7, 1000, -8])
-def test_refuses_tokens_out_of_range(token: int) -> None:
+def test_tokens_out_of_range_are_refused(token: int) -> None:
     with pytest.raises((IndexError, ValueError), match=rf"embedding.*{token}.*7"):
         GPT(TINY)(np.array([[0, token]]))
 
 
-def test_refuses_targets_of_another_shape(make: type[GPT]) -> None:
+def test_targets_of_another_shape_are_refused(make: type[GPT]) -> None:
     x, y = batch(TINY, 2)
     for call in (make(TINY), make(TINY).loss):
         with pytest.raises(ValueError, match=r"targets \(2, 3\) do not fit logits \(2, 4, 7\)"):
             call(x, y[:, :3])
 
 
-def test_unknown_configuration_key() -> None:
+def test_an_unknown_configuration_key_is_refused() -> None:
     with pytest.raises(ValueError, match="n_embed"):
         GPT({"n_embed": 4})
 
 
-def test_the_five_line_loop(make: type[GPT]) -> None:
-    """As the README has it: a model and an optimiser learn one batch by heart."""
+def test_the_training_loop_of_the_readme_works(make: type[GPT]) -> None:
+    """The loop of the README: a model and an optimizer memorise one batch."""
     tg.manual_seed(0)
     model = make(TINY)
     optimizer = tg.optim.AdamW(model.parameters(), lr=1e-2)
@@ -358,12 +358,12 @@ def test_the_five_line_loop(make: type[GPT]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Against finite differences, in float64
+# Gradients, compared with finite differences in float64
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradient_of_every_parameter(make: type[GPT], bias: bool) -> None:
-    """Every single number the tiny model has, moved by 1e-5 both ways."""
+def test_the_gradient_of_every_parameter_equals_finite_differences(make: type[GPT], bias: bool) -> None:
+    """Every element of every parameter of the tiny model is changed by 1e-5 in both directions."""
     model = make({**TINY.to_dict(), "bias": bias})
     model.astype(np.float64)
     randomise(model, 0.4)

@@ -1,4 +1,4 @@
-"""The programs without what Windows does not have: resource, fcntl, pread, pthread_sigmask, SIGHUP and sysconf."""
+"""The programs on a simulated Windows: without resource, fcntl, pread, pthread_sigmask, SIGHUP and sysconf."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from tests.processes import HANG_S
 
 ROOT = Path(__file__).parents[2]
 
-WITHOUT = """
+WINDOWS = """
 import fcntl, os, signal, sys, types
 import multiprocessing, subprocess, tqdm  # what is of POSIX in the standard library stays
 
@@ -45,7 +45,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(program: str, *argv: str) -> str:
-    """What one of the programs prints."""
+    """Run one of the programs and return its output."""
     call = {
         "train": "from train import main",
         "generate": "from generate import main",
@@ -53,7 +53,7 @@ def run(program: str, *argv: str) -> str:
         "evaluate": "from gpt.evaluate.__main__ import main",
     }[program]
     Path("program.py").write_text(
-        f"{WITHOUT}\n{call}\nfrom gpt.cli import run\nif __name__ == '__main__': sys.exit(run(main, {program!r}))\n"
+        f"{WINDOWS}\n{call}\nfrom gpt.cli import run\nif __name__ == '__main__': sys.exit(run(main, {program!r}))\n"
     )
     command = [sys.executable, "program.py", *argv]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -62,18 +62,18 @@ def run(program: str, *argv: str) -> str:
     return result.stdout
 
 
-def test_train_resume_generate_and_evaluate() -> None:
+def test_train_resume_generate_and_evaluate_work() -> None:
     run("train", *TRAIN, "--data=text.txt", "--out=run", "--max-iters=2")
     assert "from step 2" in run("train", "--resume=run", "--max-iters=3")
     assert run("generate", "--checkpoint=run", "--max-new-tokens=5", "--backend=numpy")
     assert "loss" in run("evaluate", "run", "--data=text.txt", "--backend=numpy")
 
 
-def test_a_dry_run() -> None:
+def test_a_dry_run_works() -> None:
     assert "ms per step" in run("train", *TRAIN, "--data=text.txt", "--dry-run")
 
 
-def test_prepared_data() -> None:
+def test_preparing_and_training_on_prepared_data_work() -> None:
     run("data", "prepare", "text.txt", "--tokenizer=char", "--out=prepared", "--workers=2")
     run("data", "verify", "prepared")
     run("train", *TRAIN, "--data=prepared", "--out=run", "--max-iters=2")
