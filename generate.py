@@ -35,6 +35,7 @@ def build_parser() -> ArgumentParser:
         "model.safetensors (default: the newest of all runs)")
     add("--list", action="store_true", help=f"list the runs under {ROOT}, the newest last, and exit")
     add("--prompt", default="", help="text to continue; FILE:path reads it from a file, and - from the standard input")
+    add("--allow-special", action="store_true", help="read <|endoftext|> in the prompt as that token")
     add("--max-new-tokens", type=int, default=500, help="tokens to generate")
     add("--temperature", type=float, default=0.8, help="0: always the most likely token; 1: as the model predicts")
     add("--top-k", type=top_k, default=200, help="sample among the k most likely tokens; 0: among all")
@@ -138,13 +139,14 @@ def read_prompt(prompt: str) -> str:
 def sample(args: Namespace, model: GPT, tokenizer: Tokenizer, prompt: str, number: int) -> Iterator[str]:
     """Return an iterator over the pieces of one text."""
     window = model.config.block_size
-    n_prompt = len(tokenizer.encode(prompt))
+    n_prompt = len(tokenizer.encode(prompt, allow_special=args.allow_special))
     if n_prompt > window and number == 0:
         note(f"the prompt has {n_prompt} tokens and the window {window}: the model sees the last {window}")
     return stream_text(
         model,
         tokenizer,
         prompt,
+        allow_special=args.allow_special,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         top_k=args.top_k,

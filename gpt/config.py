@@ -117,6 +117,7 @@ class TrainConfig(_Config):
     data: str = flag("shakespeare", "data", "shakespeare, kjv, python-docs, a file or folder, or prepared data")
     encoding_errors: str = flag("strict", "data", "bytes that are not UTF-8: strict (an error), replace or ignore")
     normalize_whitespace: bool = flag(False, "data", "remove white space at line ends, and repeated blank lines")
+    allow_special: bool = flag(False, "data", "read <|endoftext|> in the text as that token, of bpe or gpt2")
     tokenizer: str = flag("char", "data", "char, bpe (trained on the text) or gpt2")
     vocab_size: int | None = flag(None, "data", f"of --tokenizer bpe (default: {BPE_VOCAB_SIZE})")
 
@@ -187,6 +188,8 @@ class TrainConfig(_Config):
         _require(self, "min_lr", 0 <= self.min_lr <= self.lr, f"between 0 and lr ({self.lr:g})")
         if self.cuda_graph and self.log_ratios:
             raise ValueError("cuda_graph does not work with log_ratios: a replayed step does not show its gradients")
+        if self.allow_special and self.tokenizer == "char":
+            raise ValueError("allow_special is for tokenizers bpe and gpt2: char has no <|endoftext|>")
         if self.vocab_size is not None and self.tokenizer != "bpe":
             others = f"{self.tokenizer} determines its own vocabulary"
             raise ValueError(f"vocab_size {self.vocab_size} is for tokenizer bpe; {others}")

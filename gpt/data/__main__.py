@@ -78,6 +78,7 @@ def build_parser() -> ArgumentParser:
     add("--encoding-errors", type=one_of(*ENCODING_ERRORS), default="strict", metavar="NAME",
         help="bytes that are not UTF-8: strict is an error, replace makes them U+FFFD, ignore leaves them out")
     add("--normalize-whitespace", action="store_true", help="remove white space at line ends, and repeated blank lines")
+    add("--allow-special", action="store_true", help="read <|endoftext|> in the text as that token")
     add("--seed", type=int, default=1337, metavar="N", help="of --split-by document")
     add("--shard-tokens", type=int, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
     add("--workers", type=int, default=cores(), metavar="N", help="processes; the result is the same for any number")

@@ -36,6 +36,7 @@ class Settings:
     val_fraction: float
     by_document: bool  # each document is assigned to a split at random; otherwise the end of all is for validation
     normalize: bool = False
+    allow_special: bool = False
     tokenizer: dict[str, Any] | None = None  # its to_dict()
     dtype: str = "<u2"
 
@@ -95,7 +96,7 @@ class Encoder:
             elif separator is not None:
                 ids[is_val].append(separator)
             try:
-                ids[is_val].extend(self.tokenizer.encode(document.text))
+                ids[is_val].extend(self.tokenizer.encode(document.text, allow_special=self.settings.allow_special))
             except TokenizerError as error:
                 raise UserError(f"data '{piece.name}', from line {document.line} on: {error}") from None
             part.n_documents += document.begins

@@ -94,21 +94,27 @@ def split_text(text: str, split: float = 0.9) -> tuple[str, str]:
     return text[:n], text[n:]
 
 
-def tokenize(text: str, tokenizer: Tokenizer) -> Array:
-    """Return the tokens of a text, (N,), uint16 or uint32; special tokens in it are encoded as ordinary characters."""
-    return np.array(tokenizer.encode(text), dtype=dtype_name(tokenizer))
+def tokenize(text: str, tokenizer: Tokenizer, *, allow_special: bool = False) -> Array:
+    """Return the tokens of a text, (N,), uint16 or uint32.
+
+    <|endoftext|> in it is encoded as ordinary characters, with allow_special as the token.
+    """
+    return np.array(tokenizer.encode(text, allow_special=allow_special), dtype=dtype_name(tokenizer))
 
 
 def make_loaders(
     text: str, tokenizer: Tokenizer, *, batch_size: int, block_size: int, split: float = 0.9,
-    seed: int = 1337, name: str = "text",
+    seed: int = 1337, name: str = "text", allow_special: bool = False,
 ) -> tuple[DataLoader, DataLoader]:  # fmt: skip
-    """Split a text, tokenize both parts and return train_loader, val_loader; UserError as split_text and DataLoader."""
+    """Split a text, tokenize both parts and return train_loader, val_loader; UserError as split_text and DataLoader.
+
+    allow_special: see `tokenize`.
+    """
     parts = zip(("training", "validation"), split_text(text, split), strict=True)
     train, val = (
         DataLoader(
-            tokenize(part, tokenizer), batch_size=batch_size, block_size=block_size, seed=seed,
-            tokenizer=tokenizer, name=f"the {kind} part of {name}",
+            tokenize(part, tokenizer, allow_special=allow_special), batch_size=batch_size, block_size=block_size,
+            seed=seed, tokenizer=tokenizer, name=f"the {kind} part of {name}",
         )
         for kind, part in parts
     )  # fmt: skip

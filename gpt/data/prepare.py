@@ -23,7 +23,15 @@ from gpt.data.shards import DTYPES, FORMAT, MANIFEST, PROGRESS, SPLITS, TOKENIZE
 from gpt.data.writing import ShardWriter, write_json
 from gpt.files import FolderLock, sha256_of
 from gpt.heartbeat import Heartbeat, progress_bar
-from gpt.tokenizer import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError, load_tokenizer
+from gpt.tokenizer import (
+    END_OF_TEXT,
+    BPETokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    Tokenizer,
+    TokenizerError,
+    load_tokenizer,
+)
 
 SAMPLE_BYTES = 2**24  # that byte-pair encoding is trained on, at most, spread over all sources
 SHARD_TOKENS = 10**8
@@ -48,6 +56,7 @@ class Preparation:
     split_by: str = "end"
     encoding_errors: str = "strict"
     normalize_whitespace: bool = False
+    allow_special: bool = False
     seed: int = 1337
     shard_tokens: int = SHARD_TOKENS
     piece_bytes: int = PIECE_BYTES
@@ -60,6 +69,8 @@ class Preparation:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.split_by not in SPLIT_BY or self.encoding_errors not in ENCODING_ERRORS:
             raise UserError(f"unknown split_by {self.split_by!r} or encoding_errors {self.encoding_errors!r}")
+        if self.allow_special and self.tokenizer == "char":
+            raise UserError("allow_special is for tokenizers with <|endoftext|>, which char does not have")
         if self.vocab_size is not None and self.tokenizer != "bpe":
             raise UserError(f"vocab_size {self.vocab_size} is for tokenizer bpe, not {self.tokenizer}")
 
@@ -69,14 +80,15 @@ class Preparation:
         dtype = "<u2" if tokenizer is None else DTYPES[dtype_name(tokenizer)].str
         return Settings(
             self.field, self.encoding_errors, self.seed, self.val_fraction, self.split_by == "document",
-            self.normalize_whitespace, entries, dtype,
+            self.normalize_whitespace, self.allow_special, entries, dtype,
         )  # fmt: skip
 
     def plan(self, sources: Sequence[Source]) -> dict[str, Any]:
         """Return everything that determines the result, as plain values for JSON."""
         plan = {name: value for name, value in asdict(self).items() if name not in ("sources", "out")}
-        if not self.normalize_whitespace:
-            del plan["normalize_whitespace"]  # so that the plans of earlier programs, which did not have it, are equal
+        for name in ("normalize_whitespace", "allow_special"):
+            if not plan[name]:
+                del plan[name]  # so that the plans of earlier programs, which did not have it, are equal
         plan["sources"] = [asdict(source) for source in sources]
         if self.tokenizer not in TOKENIZERS:
             path = Path(os.path.expanduser(self.tokenizer))
@@ -182,6 +194,7 @@ def _make_tokenizer(
         elif options.tokenizer == "bpe":
             with Heartbeat("training the tokenizer") if show else nullcontext():
                 text = _sample(options, sources)
+                text = text.replace(END_OF_TEXT, "") if options.allow_special else text
                 tokenizer = BPETokenizer.train(text, options.vocab_size or BPE_VOCAB_SIZE)
             learned = f"{len(text.encode()):,} of {total:,} bytes, spread evenly"
         elif options.tokenizer == "gpt2":

@@ -83,6 +83,7 @@ def build_parser() -> ArgumentParser:
     add("--encoding-errors", type=one_of(*ENCODING_ERRORS), default="strict", metavar="NAME",
         help="bytes that are not UTF-8: strict (an error, the default), replace or ignore")
     add("--normalize-whitespace", action="store_true", help="as train.py --normalize-whitespace")
+    add("--allow-special", action="store_true", help="as train.py --allow-special")
     add("--n-head", type=int, metavar="N", help="of a GPT-2 whose heads are not 64 wide")
     add("--backend", type=one_of(*BACKENDS), default="auto", metavar="NAME",
         help="numpy, numba, cupy or auto (default)")
@@ -102,7 +103,8 @@ def open_tokens(args: argparse.Namespace, tokenizer: Tokenizer) -> list[Tokens]:
         text = load_text(args.data, normalize=args.normalize_whitespace, errors=args.encoding_errors)
         train, val = split_text(text)
         with user_errors(TokenizerError, about=f"data {args.data!r}"):
-            parts = [tokenize({"train": train, "val": val, "all": text}[args.split], tokenizer)]
+            chosen = {"train": train, "val": val, "all": text}[args.split]
+            parts = [tokenize(chosen, tokenizer, allow_special=args.allow_special)]
     parts = [part for part in parts if len(part) or args.split != "all"]
     for part in parts:
         if len(part) < 2:

@@ -169,19 +169,19 @@ def _overlap(text: str, stop: str) -> int:
 
 def stream_texts(
     model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int, stop: str | Sequence[str] = (),
-    **options: Unpack[SamplingOptions],
+    allow_special: bool = False, **options: Unpack[SamplingOptions],
 ) -> Iterator[tuple[int, str]]:  # fmt: skip
     """Yield (row, piece of text) as the model generates them.
 
     A row ends before the first of the stop texts, even one that spans several tokens, and at the tokenizer's eot. An
-    empty prompt starts from a line break. Otherwise as generate.
+    empty prompt starts from a line break. allow_special: <|endoftext|> in a prompt is the token. Otherwise as generate.
     """
     if isinstance(prompts, str):
         raise TypeError(f"prompts is one text, {prompts[:40]!r}: give a list of texts, or use stream_text for one")
     stop = [stop] if isinstance(stop, str) else list(stop)
     if "" in stop:
         raise ValueError("stop must not be an empty text, which would end the text before its first character")
-    rows = [tokenizer.encode(prompt) or start_tokens(tokenizer) for prompt in prompts]
+    rows = [tokenizer.encode(prompt, allow_special=allow_special) or start_tokens(tokenizer) for prompt in prompts]
     # Here, not in the generator function _stream, so that it raises errors at once and not at the first piece.
     batch = Generation(model, rows, max_new_tokens=max_new_tokens, eot=tokenizer.eot, **options)
     return _stream(batch, [TextWriter(tokenizer, stop) for _ in prompts])
@@ -201,20 +201,25 @@ def _stream(batch: Generation, writers: list[TextWriter]) -> Iterator[tuple[int,
 
 def stream_text(
     model: GPT, tokenizer: Tokenizer, prompt: str = "", *, max_new_tokens: int, stop: str | Sequence[str] = (),
-    **options: Unpack[SamplingOptions],
+    allow_special: bool = False, **options: Unpack[SamplingOptions],
 ) -> Iterator[str]:  # fmt: skip
     """Yield the text that follows one prompt, in pieces of whole characters. See stream_texts."""
-    pieces = stream_texts(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, stop=stop, **options)
+    pieces = stream_texts(
+        model, tokenizer, [prompt], max_new_tokens=max_new_tokens, stop=stop, allow_special=allow_special, **options
+    )
     return (piece for _, piece in pieces)
 
 
 def generate_text(
     model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int, stop: str | Sequence[str] = (),
-    **options: Unpack[SamplingOptions],
+    allow_special: bool = False, **options: Unpack[SamplingOptions],
 ) -> list[str]:  # fmt: skip
     """Return the text that follows each prompt. See stream_texts."""
     texts = [""] * len(prompts)
-    for row, piece in stream_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop, **options):
+    pieces = stream_texts(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop, allow_special=allow_special, **options
+    )
+    for row, piece in pieces:
         texts[row] += piece
     return texts
 

@@ -9,13 +9,14 @@ from gpt.config import BPE_VOCAB_SIZE, TrainConfig, UserError
 from gpt.data import DataLoader, load_text, make_loaders
 from gpt.data.shards import is_prepared, load_prepared
 from gpt.model import GPT
-from gpt.tokenizer import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError
+from gpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError
 
 
 def make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
     """Return the tokenizer that the configuration names, trained on the text unless it is GPT-2's."""
     with user_errors(TokenizerError, about=f"data {config.data!r}"):
         if config.tokenizer == "bpe":
+            text = text.replace(END_OF_TEXT, "") if config.allow_special else text
             return BPETokenizer.train(text, config.vocab_size or BPE_VOCAB_SIZE)
         return CharTokenizer.train(text) if config.tokenizer == "char" else GPT2Tokenizer()
 
@@ -45,7 +46,7 @@ def with_prepared_settings(config: TrainConfig, given: dict[str, Any]) -> TrainC
     data = load_prepared(config.data)
     prepared: dict[str, Any] = {
         "tokenizer": data.tokenizer.type_name, "vocab_size": data.tokenizer.vocab_size,
-        "normalize_whitespace": data.manifest["plan"].get("normalize_whitespace", False),
+        **{name: data.manifest["plan"].get(name, False) for name in ("normalize_whitespace", "allow_special")},
     }  # fmt: skip
     for name, value in prepared.items():
         if given.get(name) not in (None, value):
@@ -55,11 +56,12 @@ def with_prepared_settings(config: TrainConfig, given: dict[str, Any]) -> TrainC
 
 def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> tuple[Tokenizer, DataLoader, DataLoader]:
     """Return the tokenizer, a new one where none is given, and the loaders of training and validation data."""
-    options = {"batch_size": config.batch_size, "block_size": config.block_size, "seed": config.seed}
+    options: dict[str, Any] = {"batch_size": config.batch_size, "block_size": config.block_size, "seed": config.seed}
     if not is_prepared(config.data):
         text = load_text(config.data, normalize=config.normalize_whitespace, errors=config.encoding_errors)
         tokenizer = tokenizer or make_tokenizer(config, text)
         with user_errors(TokenizerError, about=f"data {config.data!r}"):
+            options["allow_special"] = config.allow_special
             return tokenizer, *make_loaders(text, tokenizer, name=f"data {config.data!r}", **options)
     data = load_prepared(config.data)
     if tokenizer is not None and tokenizer.to_dict() != data.tokenizer.to_dict():

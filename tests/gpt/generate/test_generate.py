@@ -547,3 +547,19 @@ def test_a_string_is_refused_as_the_list_of_prompts() -> None:
     model = GPT({"block_size": 4, "vocab_size": 5, "n_layer": 1, "n_head": 1, "n_embd": 4})
     with pytest.raises(TypeError, match="prompts is one text, 'hello': give a list of texts, or use stream_text"):
         generate_text(model, CharTokenizer.train("hello"), "hello", max_new_tokens=1)
+
+
+def test_end_of_text_in_a_prompt_is_the_token_only_where_asked() -> None:
+    tokenizer = BPETokenizer.train("to be or not to be", 260)
+    rows: list[int] = []
+    model = GPT({"block_size": 64, "vocab_size": tokenizer.vocab_size, "n_layer": 1, "n_head": 1, "n_embd": 4})
+    forward = model.forward
+
+    def watch(ids: object, **options: object) -> object:
+        rows.append(np.asarray(ids).shape[-1])
+        return forward(ids, **options)
+
+    model.forward = watch
+    for allow in (False, True):
+        list(stream_text(model, tokenizer, "<|endoftext|>to", max_new_tokens=1, allow_special=allow, temperature=0.0))
+    assert rows[1] == len(tokenizer.encode("to")) + 1 < rows[0]
