@@ -188,8 +188,6 @@ class TrainConfig(_Config):
         _require(self, "min_lr", 0 <= self.min_lr <= self.lr, f"between 0 and lr ({self.lr:g})")
         if self.cuda_graph and self.log_ratios:
             raise ValueError("cuda_graph does not work with log_ratios: a replayed step does not show its gradients")
-        if self.allow_special and self.tokenizer == "char":
-            raise ValueError("allow_special is for tokenizers bpe and gpt2: char has no <|endoftext|>")
         if self.vocab_size is not None and self.tokenizer != "bpe":
             others = f"{self.tokenizer} determines its own vocabulary"
             raise ValueError(f"vocab_size {self.vocab_size} is for tokenizer bpe; {others}")

@@ -15,6 +15,8 @@ from gpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, GPT2Tokenize
 def make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
     """Return the tokenizer that the configuration names, trained on the text unless it is GPT-2's."""
     with user_errors(TokenizerError, about=f"data {config.data!r}"):
+        if config.allow_special and config.tokenizer == "char":
+            raise UserError("allow_special is for tokenizers bpe and gpt2: char has no <|endoftext|>")
         if config.tokenizer == "bpe":
             text = text.replace(END_OF_TEXT, "") if config.allow_special else text
             return BPETokenizer.train(text, config.vocab_size or BPE_VOCAB_SIZE)

@@ -96,7 +96,7 @@ class Numbers:
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         return [ord(character) for character in text]
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.cli import run as run_program
-from gpt.config import UserError
+from gpt.config import TrainConfig, UserError
 from gpt.data import documents as documents_module
 from gpt.data import prepare as prepare_module
 from gpt.data.__main__ import main as prepare_main
@@ -28,6 +28,7 @@ from gpt.data.prepare import Preparation, prepare
 from gpt.data.shards import load_prepared
 from gpt.tokenizer import BPETokenizer, CharTokenizer
 from gpt.tokenizer.bpe import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN
+from gpt.train.build import open_data, with_prepared_settings
 from tests.processes import HANG_S, finish, wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -302,6 +303,33 @@ def write_corpus() -> None:
             "c.txt": text(3),
         }
     )
+
+
+SPECIAL = f"to be{END_OF_TEXT}or not to be\n" * 20
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_end_of_text_in_a_text_is_the_token_only_where_asked(allow: bool) -> None:
+    write_files({"a.txt": SPECIAL})
+    manifest, train, _ = prepare_and_read("a.txt", val_fraction=0.0, allow_special=allow, vocab_size=270)
+    data = load_prepared("out")
+    assert (data.train.read(0, len(data.train)) == data.tokenizer.eot).sum() == (20 if allow else 0)
+    assert train == SPECIAL.replace(END_OF_TEXT, "|")
+    assert ("allow_special" in manifest["plan"]) == allow  # as in earlier plans
+    config = TrainConfig(data="a.txt", tokenizer="bpe", vocab_size=270, block_size=4, allow_special=allow)
+    tokenizer, loader, _ = open_data(config)
+    assert (loader.tokens == tokenizer.eot).sum() == (18 if allow else 0)
+    assert with_prepared_settings(TrainConfig(data="out"), {}).allow_special == allow
+    if allow:
+        assert tokenizer.to_dict() == data.tokenizer.to_dict()
+
+
+def test_tokens_that_a_tokenizer_does_not_have_are_not_allowed() -> None:
+    write_files({"a.txt": SPECIAL})
+    with pytest.raises(UserError, match="allow_special is for tokenizers with <|endoftext|>"):
+        prepare_and_read("a.txt", tokenizer="char", vocab_size=None, allow_special=True)
+    with pytest.raises(UserError, match="allow_special is for tokenizers bpe and gpt2: char has no"):
+        open_data(TrainConfig(data="a.txt", allow_special=True))
 
 
 SCRIPT = """
