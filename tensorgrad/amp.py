@@ -1,5 +1,6 @@
 """Mixed precision: loss scaling, which keeps small gradients in float16 from underflowing to 0."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -32,10 +33,11 @@ class GradScaler:
         self, init_scale: float = 2.0**16, growth_factor: float = 2.0, backoff_factor: float = 0.5,
         growth_interval: int = 2000, enabled: bool = True,
     ) -> None:  # fmt: skip
-        if init_scale <= 0 or growth_factor <= 1 or not 0 < backoff_factor < 1 or growth_interval < 1:
+        finite = 0 < init_scale < math.inf and 1 < growth_factor < math.inf
+        if not finite or not 0 < backoff_factor < 1 or not growth_interval >= 1:
             raise ValueError(
-                f"GradScaler: init_scale {init_scale} must be above 0, growth_factor {growth_factor} above 1, "
-                f"backoff_factor {backoff_factor} between 0 and 1, growth_interval {growth_interval} at least 1"
+                f"GradScaler: init_scale {init_scale} must be above 0, growth_factor {growth_factor} above 1, and "
+                f"finite, backoff_factor {backoff_factor} between 0 and 1, growth_interval {growth_interval} at least 1"
             )
         self.enabled = enabled
         self.growth_factor, self.backoff_factor, self.growth_interval = growth_factor, backoff_factor, growth_interval

@@ -82,7 +82,8 @@ class Optimizer:
         raise TypeError(f"{type(self).__name__} defines no update")
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of every group."""
+        """Set the learning rate of every group. Raises ValueError if it is below 0 or not finite."""
+        _check_options(type(self).__name__, {"lr": lr})
         for group in self.param_groups:
             if hasattr(group["lr"], "fill"):
                 group["lr"].fill(lr)
@@ -148,10 +149,12 @@ def _moment_like(p: Tensor) -> Array:
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
     for key in ("lr", "eps", "weight_decay", "momentum"):
-        if options.get(key, 0) < 0:
-            raise ValueError(f"{name}: {key} {options[key]} is below 0")
+        if not 0 <= options.get(key, 0) < math.inf:
+            raise ValueError(f"{name}: {key} {options[key]} is not a finite number from 0 up")
     if not all(0 <= beta < 1 for beta in options.get("betas", ())):
         raise ValueError(f"{name}: betas {options['betas']} are not in [0, 1)")
+    if options.get("nesterov") and options["momentum"] == 0:
+        raise ValueError(f"{name}: nesterov needs a momentum above 0")
 
 
 class AdamW(Optimizer):
@@ -216,14 +219,18 @@ class SGD(Optimizer):
         p.data[...] = k.wide(p.data) - group["lr"] * direction
 
 
-def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Any:
+def clip_grad_norm(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Any:
     """Scale all gradients by one factor so that the Euclidean norm of all their elements is at most max_norm.
 
-    Returns the norm before clipping, 0.0 if there are no gradients: a float, or on a GPU a scalar array, for which the
-    host has not waited. If the norm is not finite, the gradients stay as they are.
+    parameters: tensors, or one. max_norm: above 0; math.inf only computes the norm. Returns the norm before clipping,
+    0.0 if there are no gradients: a float, or on a GPU a scalar array, for which the host has not waited. If the norm
+    is not finite, the gradients stay as they are. Raises ValueError where there are no parameters.
     """
-    if max_norm <= 0:
+    if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm {max_norm} is not above 0")
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if not parameters:
+        raise ValueError("clip_grad_norm: no parameters; a generator gives them only once: use a list")
     grads = [p.grad for p in parameters if p.grad is not None]
     return backend_of("clip_grad_norm", grads).clip_norm(grads, max_norm) if grads else 0.0
 

@@ -310,6 +310,8 @@ class Tensor(Variable):
     __matmul__, __rmatmul__ = ops.matmul, _reflected(ops.matmul)
     __iadd__, __isub__ = _in_place(ops.add), _in_place(ops.subtract)
     __imul__, __itruediv__ = _in_place(ops.multiply), _in_place(ops.divide)
+    __ifloordiv__, __imod__ = _in_place(ops.floor_divide), _in_place(ops.remainder)
+    __ipow__, __imatmul__ = _in_place(ops.pow), _in_place(ops.matmul)
     __neg__, __abs__, __invert__ = ops.negative, ops.abs, ops.bitwise_invert
     __eq__, __ne__ = ops.equal, ops.not_equal
     __lt__, __le__, __gt__, __ge__ = ops.less, ops.less_equal, ops.greater, ops.greater_equal

@@ -1,6 +1,7 @@
 """Mixed precision: the scaler against PyTorch's, step by step; master weights; gradients in float32."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -132,9 +133,12 @@ def test_a_scaler_continues_from_its_state() -> None:
 def test_wrong_use_and_wrong_options() -> None:
     with pytest.raises(RuntimeError, match="update was called before any step"):
         GradScaler().update()
-    for wrong in ({"init_scale": 0.0}, {"growth_factor": 1.0}, {"backoff_factor": 1.0}, {"growth_interval": 0}):
-        with pytest.raises(ValueError, match="GradScaler: init_scale"):
-            GradScaler(**wrong)
+    wrong = {"init_scale": 0.0, "growth_factor": 1.0, "backoff_factor": 1.0, "growth_interval": 0}
+    for option, limit in wrong.items():
+        for value in (limit, math.nan) if option == "backoff_factor" else (limit, math.nan, math.inf):
+            if (option, value) != ("growth_interval", math.inf):  # the scale never grows
+                with pytest.raises(ValueError, match="GradScaler: init_scale"):
+                    GradScaler(**{option: value})
     scaler = GradScaler(**OPTIONS)
     for state in ({}, {**scaler.state_dict(), "more": 1}):
         with pytest.raises(ValueError, match="is missing or unexpected"):

@@ -172,7 +172,8 @@ def test_states_that_do_not_fit_change_nothing() -> None:
         (changed(param_groups=[options, options]), "AdamW: 2 groups, 1 are needed"),
         (changed(param_groups=[{**options, "momentum": 0.9}]), "AdamW: option momentum of a group is missing or unexp"),
         (changed(param_groups=[{"lr": 0.1}]), "AdamW: option betas of a group is missing or unexpected"),
-        (changed(param_groups=[{**options, "lr": -1.0}]), "AdamW: lr -1.0 is below 0"),
+        (changed(param_groups=[{**options, "lr": -1.0}]), "AdamW: lr -1.0 is not a finite number from 0 up"),
+        (changed(param_groups=[{**options, "lr": math.nan}]), "AdamW: lr nan is not a finite number from 0 up"),
         (changed(state=without), "AdamW: exp_avg.1 is missing or unexpected"),
         (changed(state={**moments, "more.0": 1}), "AdamW: more.0 is missing or unexpected"),
         (changed(state={**moments, "exp_avg.1": np.zeros(1)}), r"AdamW: exp_avg.1 \(1,\), \(5,\) is needed"),
@@ -200,11 +201,13 @@ def test_states_that_do_not_fit_change_nothing() -> None:
         (lambda p: optim.AdamW([p.detach()]), ValueError, "AdamW: a parameter does not require a gradient"),
         (lambda p: optim.AdamW([p.data]), ValueError, "AdamW: a parameter does not require a gradient"),
         (lambda p: optim.AdamW([p * 2]), ValueError, "AdamW: a parameter is the result of an op"),
-        (lambda p: optim.AdamW([p], lr=-1.0), ValueError, "AdamW: lr -1.0 is below 0"),
-        (lambda p: optim.AdamW([p], eps=-1.0), ValueError, "AdamW: eps -1.0 is below 0"),
+        (lambda p: optim.AdamW([p], lr=-1.0), ValueError, "AdamW: lr -1.0 is not a finite number from 0 up"),
+        (lambda p: optim.AdamW([p], eps=-1.0), ValueError, "AdamW: eps -1.0 is not a finite number from 0 up"),
         (lambda p: optim.AdamW([p], betas=(0.9, 1.0)), ValueError, r"AdamW: betas \(0.9, 1.0\) are not in \[0, 1\)"),
-        (lambda p: optim.SGD([p], momentum=-0.1), ValueError, "SGD: momentum -0.1 is below 0"),
-        (lambda p: optim.SGD([{"params": [p], "weight_decay": -1}]), ValueError, "SGD: weight_decay -1 is below 0"),
+        (lambda p: optim.SGD([p], momentum=-0.1), ValueError, "SGD: momentum -0.1 is not a finite number from 0 up"),
+        (lambda p: optim.SGD([{"params": [p], "weight_decay": -1}]), ValueError, "SGD: weight_decay -1 is not a fin"),
+        (lambda p: optim.SGD([p], nesterov=True), ValueError, "SGD: nesterov needs a momentum above 0"),
+        (lambda p: optim.AdamW([p]).set_lr(math.nan), ValueError, "AdamW: lr nan is not a finite number from 0 up"),
         (lambda p: optim.SGD([{"params": [p], "beta": 1}]), TypeError, "SGD: unknown option 'beta' of a group"),
     ],
 )
@@ -212,6 +215,20 @@ def test_bad_arguments(make: Any, error: type[Exception], message: str) -> None:
     p = Tensor(np.ones(2), requires_grad=True)
     with pytest.raises(error, match=message):
         make(p)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [(optim.AdamW, option) for option in ("lr", "eps", "weight_decay", "betas")]
+    + [(optim.SGD, option) for option in ("lr", "momentum", "weight_decay")],
+)  # fmt: skip
+def test_an_option_that_is_not_finite_raises(kind: Any, option: str, bad: float) -> None:
+    p = Tensor(np.ones(2), requires_grad=True)
+    for value in [(bad, 0.9), (0.9, bad)] if option == "betas" else [bad]:
+        for make in (lambda v: kind([p], **{option: v}), lambda v: kind([{"params": [p], option: v}])):
+            with pytest.raises(ValueError, match=f"^{kind.__name__}: {option} .* (is not a finite|are not in)"):
+                make(value)
 
 
 def test_one_tensor_is_a_group() -> None:
@@ -270,9 +287,26 @@ def test_a_norm_that_is_not_finite_is_returned_and_scales_nothing(bad: float) ->
 def test_clipping_without_gradients_and_without_a_limit() -> None:
     p = Tensor(np.ones(3), requires_grad=True)
     assert optim.clip_grad_norm([p], 1.0) == 0
-    for max_norm in (0.0, -1.0):
+    for max_norm in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match=f"clip_grad_norm: max_norm {max_norm} is not above 0"):
             optim.clip_grad_norm([p], max_norm)
+
+
+def test_one_tensor_is_clipped() -> None:
+    p = Tensor(np.ones(2), requires_grad=True)
+    p.grad = np.array([3.0, 4.0])
+    assert optim.clip_grad_norm(p, 1.0) == 5
+    np.testing.assert_allclose(p.grad, [0.6, 0.8], rtol=1e-6)
+
+
+def test_a_used_generator_raises() -> None:
+    p = Tensor(np.ones(2), requires_grad=True)
+    p.grad = np.array([3.0, 4.0])
+    params = (p for _ in range(1))
+    assert optim.clip_grad_norm(params, 1.0) == 5
+    for nothing in (params, []):
+        with pytest.raises(ValueError, match="^clip_grad_norm: no parameters; a generator gives them only once"):
+            optim.clip_grad_norm(nothing, 1.0)
 
 
 # --- the schedule ---------------------------------------------------------------------------------

@@ -473,6 +473,17 @@ def test_updating_a_leaf_under_no_grad_is_in_place() -> None:
     assert params[0].grad is not None
 
 
+@pytest.mark.parametrize("name", ["iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"])
+def test_every_operator_updates_a_leaf_under_no_grad(name: str) -> None:
+    x, other = np.array([[3.5, 2.0], [7.0, 1.5]]), np.array([[2.0, 1.0], [3.0, 2.0]])
+    p = q = leaf(x)
+    array, expected = p.data, getattr(operator, name.replace("i", "", 1))(x, other)
+    with tg.no_grad():
+        q = getattr(operator, name)(q, other)
+    assert q is p and p.data is array and p.requires_grad
+    np.testing.assert_array_equal(array, expected)
+
+
 def test_updating_any_other_tensor_creates_a_new_one() -> None:
     x, plain = leaf([1.0, 2.0]), Tensor([1.0, 2.0])
     h, kept = x, plain
