@@ -187,10 +187,6 @@ class Tracing(Backend):
         """A constant."""
         return self.k.dropout_scale(*args)
 
-    def logsumexp(self, x: Any, axis: Any, keepdims: bool) -> Any:
-        """By the op."""
-        return ops.logsumexp(x, axis=axis, keepdims=keepdims)
-
     def erf(self, x: Any) -> Any:
         """By the op, whose derivative is a formula."""
         return ops.erf(x)

@@ -7,7 +7,7 @@ never tensors. Half precision (float16, bfloat16) is computed in float32 and rou
 import math
 from typing import Any
 
-from tensorgrad.backend.arrays import Array, Dropout, as_rows, is_half, merge_heads, split_heads, sum_dtype
+from tensorgrad.backend.arrays import Array, Dropout, as_rows, is_floating, is_half, merge_heads, split_heads, sum_dtype
 from tensorgrad.backend.erf import erf
 from tensorgrad.backend.philox import random_bits
 
@@ -27,6 +27,10 @@ class Math:
     def narrow(self, x: Array, dtype: Any) -> Array:
         """Round a result that was computed from `wide` arrays to half precision, if that is the dtype."""
         return x.astype(dtype) if is_half(dtype) else x
+
+    def floating(self, x: Array) -> Array:
+        """Integers and bool as numbers that functions can be computed of, at least float32; others as they are."""
+        return x if is_floating(x.dtype) else x.astype(self.xp.result_type(x, self.xp.float32))
 
     def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
         """Sum; half precision is added up in float32."""
@@ -141,14 +145,13 @@ class Math:
         wide, dy = self.wide(y), self.wide(dy)
         return (wide * (dy - (wide * dy).sum(axis=axis, keepdims=True))).astype(y.dtype, copy=False)
 
-    def logsumexp(self, x: Array, axis: Any, keepdims: bool) -> Array:
-        """log of the sum of exp(x); all -inf gives -inf."""
+    def logsumexp(self, x: Array, axis: Any) -> tuple[Array, Array]:
+        """The maximum m, or 0 if it is not finite, and log sum exp(x - m): their sum would be rounded. Axes are kept."""
         xp, wide = self.xp, self.wide(x)
         top = wide.max(axis=axis, keepdims=True)
         top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
         total = xp.exp(wide - top).sum(axis=axis, keepdims=True)
-        y = xp.where(total == 0, -xp.inf, xp.log(total + (total == 0)) + top)  # no log of 0: NumPy would warn
-        return self.narrow(y if keepdims else y.squeeze(axis), x.dtype)
+        return top, xp.where(total == 0, -xp.inf, xp.log(total + (total == 0)))  # no log of 0: NumPy would warn
 
     def log_softmax(self, x: Array, axis: int) -> Array:
         """x - logsumexp(x)."""
@@ -272,15 +275,18 @@ class Math:
     def cross_entropy(
         self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
     ) -> tuple[Array, Array]:
-        """logits (N, V), targets (N) -> losses (N), 0 where ignored, and logsumexp (N), both at least float32."""
+        """logits (N, V), targets (N) -> losses (N), 0 where ignored, and logsumexp (N, 2), both at least float32.
+
+        logsumexp has the maximum m of each row, and log sum exp(x - m): their sum would lose the digits of the second.
+        """
         xp, wide = self.xp, self.wide(logits)
-        top = wide.max(axis=-1)
-        lse = xp.log(xp.exp(wide - top[:, None]).sum(axis=-1)) + top
-        kept = targets != ignore_index
-        losses = lse - xp.take_along_axis(wide, xp.where(kept, targets, 0)[:, None], axis=-1)[:, 0]
+        top = wide.max(axis=-1, keepdims=True)
+        shifted, kept = wide - top, targets != ignore_index
+        log_sum = xp.log(xp.exp(shifted).sum(axis=-1))
+        losses = log_sum - xp.take_along_axis(shifted, xp.where(kept, targets, 0)[:, None], axis=-1)[:, 0]
         if label_smoothing:
-            losses = (1 - label_smoothing) * losses + label_smoothing * (lse - wide.mean(axis=-1))
-        return xp.where(kept, losses, xp.zeros_like(losses)), lse
+            losses = (1 - label_smoothing) * losses + label_smoothing * (log_sum - shifted.mean(axis=-1))
+        return xp.where(kept, losses, xp.zeros_like(losses)), xp.stack([top[:, 0], log_sum], axis=1)
 
     def cross_entropy_backward(
         self, dlosses: Array, logits: Array, targets: Array, lse: Array, ignore_index: int, label_smoothing: float,
@@ -290,7 +296,7 @@ class Math:
         xp, wide = self.xp, self.wide(logits)
         kept = targets != ignore_index
         dlosses = xp.where(kept, dlosses, xp.zeros_like(dlosses)).astype(wide.dtype, copy=False)
-        dlogits = xp.exp(wide - lse[:, None])
+        dlogits = xp.exp(wide - lse[:, :1] - lse[:, 1:])
         if label_smoothing:
             dlogits -= label_smoothing / logits.shape[-1]
         dlogits *= dlosses[:, None]
@@ -310,7 +316,7 @@ class Math:
         A row that may attend to nothing gives zeros.
         """
         scores = self._scores(q, key, causal, mask, scale)
-        lse = self.logsumexp(scores, axis=-1, keepdims=True)
+        lse = sum(self.logsumexp(scores, axis=-1))
         weights = self._weights(scores, lse)
         if dropout is not None:
             weights *= self.dropout_scale(weights.shape, dropout, weights.dtype)
@@ -350,7 +356,7 @@ class Math:
         return scores if mask is None else self.xp.where(mask, scores, -self.xp.inf).astype(scores.dtype, copy=False)
 
     def _weights(self, scores: Array, lse: Array) -> Array:
-        return self.xp.exp(scores - self.xp.where(self.xp.isfinite(lse), lse, 0))
+        return self.xp.exp(scores - self.xp.where(lse == -self.xp.inf, 0, lse))  # no key may be attended to: all 0
 
     # --- rotary_embedding ---
     def rotary_embedding(self, x: Array, positions: Array, base: float, inverse: bool = False) -> Array:
@@ -390,11 +396,3 @@ class Math:
         """All arrays times one number, in place."""
         for x in arrays:
             x *= factor
-
-    def global_norm(self, arrays: list[Array]) -> float:
-        """The Euclidean norm of all elements of all arrays together."""
-        total = 0.0
-        for x in arrays:
-            flat = self.wide(x).reshape(-1)
-            total += float(self.xp.vdot(flat, flat))
-        return math.sqrt(total)

@@ -113,6 +113,24 @@ class Backend(Math):
             if master is not None:
                 p[...] = master
 
+    def global_norm(self, arrays: list[Array]) -> float:
+        """The Euclidean norm of all elements of all arrays together."""
+        total = 0.0
+        for x in arrays:
+            flat = self.wide(x).reshape(-1)
+            total += float(self.xp.vdot(flat, flat))
+        return self.root(total, arrays)
+
+    def root(self, squares: float, arrays: list[Array]) -> float:
+        """The root of a sum of squares; of squares out of range, the norm of elements divided by the largest one."""
+        if 1e-30 < squares < math.inf or math.isnan(squares):
+            return math.sqrt(squares)
+        largest = max((float(abs(self.wide(x)).max()) for x in arrays if x.size), default=0.0)
+        if not 0 < largest < math.inf:
+            return largest
+        flat = (self.wide(x).reshape(-1) / largest for x in arrays)
+        return largest * math.sqrt(sum(float(self.xp.vdot(x, x)) for x in flat))
+
     def clip_norm(self, arrays: list[Array], max_norm: float) -> Any:
         """Scale all arrays down until their norm is at most max_norm, if it is finite; returns the norm before."""
         norm = self.global_norm(arrays)

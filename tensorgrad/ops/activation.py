@@ -13,7 +13,7 @@ Result = tuple[Array, Any]
 @op
 def sigmoid(k: Backend, x: Array) -> Result:
     """1 / (1 + e^-x). dx = dy y (1 - y)."""
-    y = k.sigmoid(x)
+    y = k.sigmoid(k.floating(x))
     return y, lambda dy: dy * y * (1 - y)
 
 
@@ -27,7 +27,7 @@ def relu(k: Backend, x: Array) -> Result:
 @op
 def silu(k: Backend, x: Array) -> Result:
     """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
-    return k.silu(x), lambda dy: k.silu_backward(dy, x)
+    return k.silu(k.floating(x)), lambda dy: k.silu_backward(dy, x)
 
 
 @op
@@ -37,7 +37,7 @@ def gelu(k: Backend, x: Array, *, approximate: Literal["none", "tanh"] = "none")
     approximate: "none" by the error function; "tanh" by GPT-2's x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2.
     """
     if approximate == "tanh":
-        return k.gelu_tanh(x), lambda dy: k.gelu_tanh_backward(dy, x)
+        return k.gelu_tanh(k.floating(x)), lambda dy: k.gelu_tanh_backward(dy, x)
     if approximate != "none":
         raise ValueError(f"gelu: approximate={approximate!r} is neither 'none' nor 'tanh'")
-    return k.gelu(x), lambda dy: k.gelu_backward(dy, x)
+    return k.gelu(k.floating(x)), lambda dy: k.gelu_backward(dy, x)

@@ -28,7 +28,7 @@ def cross_entropy(
     """
     shape, options = logits.shape, (ignore_index, label_smoothing)
     targets, reduced, dlosses = _reduction(k, "cross_entropy", shape, logits.dtype, targets, *options, reduction)
-    rows = as_rows(logits)
+    rows = as_rows(k.floating(logits))
     losses, lse = k.cross_entropy(rows, targets, *options)
 
     def backward(dy: Array) -> Array:

@@ -118,20 +118,20 @@ def round(k: Backend, x: Array) -> Result:
 @op
 def exp(k: Backend, x: Array) -> Result:
     """e^x. dx = dy y."""
-    y = k.xp.exp(x)
+    y = k.xp.exp(k.floating(x))
     return y, lambda dy: dy * y
 
 
 @op
 def log(k: Backend, x: Array) -> Result:
     """The natural logarithm. dx = dy / x."""
-    return k.xp.log(x), lambda dy: dy / x
+    return k.xp.log(k.floating(x)), lambda dy: dy / x
 
 
 @op
 def sqrt(k: Backend, x: Array) -> Result:
     """The square root. dx = dy / (2 y)."""
-    y = k.xp.sqrt(x)
+    y = k.xp.sqrt(k.floating(x))
     return y, lambda dy: dy / (2 * y)
 
 
@@ -144,7 +144,7 @@ def square(k: Backend, x: Array) -> Result:
 @op
 def tanh(k: Backend, x: Array) -> Result:
     """The hyperbolic tangent. dx = dy (1 - y^2)."""
-    y = k.xp.tanh(x)
+    y = k.xp.tanh(k.floating(x))
     return y, lambda dy: dy * (1 - y * y)
 
 

@@ -22,7 +22,7 @@ def layer_norm(
     x (..., n), weight and bias (n) or None -> (..., n). Saves x and each row's mean and 1/std.
     """
     _check("layer_norm", x, weight, bias)
-    y, mean, rstd = k.layer_norm(x, weight, bias, eps)
+    y, mean, rstd = k.layer_norm(k.floating(x), weight, bias, eps)
     needs = ctx.needs_grad
     return y, ctx.recomputable(
         lambda dy: k.layer_norm_backward(dy, x, weight, mean, rstd, None, needs),
@@ -38,7 +38,7 @@ def rms_norm(k: Backend, x: Array, weight: Array | None = None, *, eps: float = 
     x (..., n), weight (n) or None -> (..., n). Saves x and each row's 1/rms.
     """
     _check("rms_norm", x, weight)
-    y, rrms = k.rms_norm(x, weight, eps)
+    y, rrms = k.rms_norm(k.floating(x), weight, eps)
     return y, (
         lambda dy: k.rms_norm_backward_x(dy, x, weight, rrms),
         lambda dy: k.rms_norm_backward_weight(dy, x, rrms),

@@ -40,7 +40,7 @@ def mean(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> 
     if n == 0:
         raise ValueError(f"mean: shape {shape} has no elements along axis {axis}")
     y = k.narrow(k.wide(x).mean(axis=axes, keepdims=keepdims), x.dtype)
-    return y, lambda dy: k.xp.broadcast_to((dy / n).reshape(kept), shape)
+    return y, lambda dy: k.xp.broadcast_to((k.wide(dy) / n).reshape(kept), shape)  # n may be more than float16 holds
 
 
 def _extremum(k: Backend, name: str, x: Array, axis: Axis, keepdims: bool) -> Result:
@@ -128,13 +128,13 @@ def std(k: Backend, x: Array, *, axis: Axis = None, correction: float = 0, keepd
 
 @op
 def logsumexp(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
-    """log sum exp(x), without overflow. dx = dy exp(x - y)."""
+    """log sum exp(x), without overflow. dx = dy exp(x - y), 0 where all x are -inf."""
     axes = normalize_axes("logsumexp", axis, x.ndim)
-    lse = k.logsumexp(k.wide(x), axes, keepdims=True)  # saved unrounded: exp in backward would amplify the error
-    y = k.narrow(lse, x.dtype)
+    top, log_sum = k.logsumexp(k.floating(x), axes)  # y unrounded: exp in backward would amplify the error
+    y = k.narrow(top + log_sum, x.dtype)
 
     def backward(dy: Array) -> Array:
-        return dy.reshape(lse.shape) * k.xp.exp(k.wide(x) - k.xp.where(k.xp.isfinite(lse), lse, 0))
+        return dy.reshape(top.shape) * k.xp.exp(k.wide(x) - top - k.xp.where(log_sum == -k.xp.inf, 0, log_sum))
 
     return y if keepdims else y.squeeze(axes), backward
 

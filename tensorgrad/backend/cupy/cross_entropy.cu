@@ -1,6 +1,6 @@
 // Cross-entropy of logits (rows, n), one block per row. A row is read once for both its maximum and its sum.
 //
-//   lse  = log sum exp(logits)
+//   lse  = log sum exp(logits), kept as its two terms: the maximum m and log sum exp(logits - m)
 //   loss = (1 - s) (lse - logit of the target) + s (lse - mean logit),  0 where the target is ignored
 //   dlogits = dloss (exp(logits - lse) - s / n - (1 - s) [target])
 //
@@ -37,31 +37,34 @@ extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy(
     long long ignore_index, Real smoothing
 ) {
     __shared__ Real partial[WARP];
+    __shared__ double sums[WARP];
     const long long row = blockIdx.x;
     const T* x = logits + row * n;
     Exponentials own;
-    Real part[N], one[1], sum = 0;
+    Real part[N], one[1];
+    double sum = 0;
     over_row(
         x, n,
         [&](int i) {
             one[0] = widen(x[i]);
             own.add(one);
-            sum += one[0];
+            if (smoothing > 0) sum += one[0];
         },
         [&](int i) {
             load<N>(x + i, part);
             own.add(part);
-            for (int j = 0; j < N; ++j) sum += part[j];
+            for (int j = 0; j < N && smoothing > 0; ++j) sum += part[j];
         }
     );
     const Real top = block_max(own.top, partial);
     const Real total = block_sum(own.total == 0 ? Real(0) : own.total * exponential<T>(own.top - top), partial);
-    const Real mean = smoothing > 0 ? block_sum(sum, partial) / n : Real(0);
+    const double mean = smoothing > 0 ? block_sum(sum, sums) / n : 0;
     if (threadIdx.x > 0) return;
-    const Real log_sum = log(total) + top;
-    lse[row] = log_sum;
-    const Real chosen = log_sum - widen(x[class_of(targets[row], n)]);
-    losses[row] = targets[row] == ignore_index ? Real(0) : chosen + smoothing * (log_sum - mean - chosen);
+    const Real log_sum = log(total);
+    lse[2 * row] = top, lse[2 * row + 1] = log_sum;
+    Real loss = log_sum - (widen(x[class_of(targets[row], n)]) - top);
+    if (smoothing > 0) loss = (1 - smoothing) * loss + smoothing * (log_sum - Real(mean - top));
+    losses[row] = targets[row] == ignore_index ? Real(0) : loss;
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy_backward(
@@ -73,9 +76,9 @@ extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy_backward(
     T* dx = dlogits + row * n;
     const bool kept = targets[row] != ignore_index;
     const int target = kept ? class_of(targets[row], n) : -1;
-    const Real dloss = kept ? dlosses[row] : Real(0), shift = lse[row], share = smoothing / n;
+    const Real dloss = kept ? dlosses[row] : Real(0), share = smoothing / n, top = lse[2 * row], log_sum = lse[2 * row + 1];
     const auto gradient = [&](Real logit, int i) {
-        return (exponential<T>(logit - shift) - share - (i == target ? 1 - smoothing : Real(0))) * dloss;
+        return (exponential<T>(logit - top - log_sum) - share - (i == target ? 1 - smoothing : Real(0))) * dloss;
     };
     Real part[N];
     over_row(

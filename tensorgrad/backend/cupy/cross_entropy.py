@@ -20,7 +20,7 @@ class CrossEntropy(Kernels):
         if not supported(logits):
             return super().cross_entropy(logits, targets, ignore_index, label_smoothing)
         wide = wide_dtype(logits.dtype)
-        losses, lse = self.xp.empty(len(logits), wide), self.xp.empty(len(logits), wide)
+        losses, lse = self.xp.empty(len(logits), wide), self.xp.empty((len(logits), 2), wide)
         arrays = (self.contiguous(logits), self.indices(targets), losses, lse)
         self._start_cross_entropy("cross_entropy", logits, arrays, ignore_index, label_smoothing)
         return losses, lse

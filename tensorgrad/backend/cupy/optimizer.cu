@@ -96,19 +96,20 @@ extern "C" __global__ void __launch_bounds__(256) sum_squares(
     const long long first = (long long)chunks[2 * blockIdx.x + 1] * CHUNK;
     const long long last = first + CHUNK < sizes[array] ? first + CHUNK : sizes[array];
     const G* x = array_at<const G>(table[array]);
-    Wide<G> part[N], total = 0;
+    Wide<G> part[N];
+    double total = 0;
     over_chunk(
         aligned(0, x), first, last,
         [&](long long i) {
             load<N>(x + i, part);
-            for (int j = 0; j < N; ++j) total += part[j] * part[j];
+            for (int j = 0; j < N; ++j) total += (double)part[j] * part[j];
         },
         [&](long long i) {
             part[0] = widen(x[i]);
-            total += part[0] * part[0];
+            total += (double)part[0] * part[0];
         }
     );
-    const double sum = block_sum((double)total, sums);
+    const double sum = block_sum(total, sums);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 

@@ -8,25 +8,30 @@ from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import flat, is_supported, rows
 from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import ONE, exp
-from tensorgrad.backend.numba.reductions import LANES, largest, n_row_blocks, rows_of, sum_exp, total
+from tensorgrad.backend.numba.reductions import LANES, largest, n_row_blocks, rows_of, sum_exp, total_about
 from tensorgrad.backend.numpy import NumpyBackend
 
 
 @kernel
 def cross_entropy(logits: Any, targets: Any, losses: Any, lse: Any, ignore_index: int, smoothing: float) -> None:
-    """loss = (1 - s) (lse - logit of the target) + s (lse - mean logit), with lse = log sum exp(logits)."""
+    """loss = (1 - s) (lse - logit of the target) + s (lse - mean logit), with lse = log sum exp(logits).
+
+    lse (rows, 2): the maximum m of each row, and log sum exp(logits - m).
+    """
     smooth, classes = logits.dtype.type(smoothing), logits.shape[1]
     for block in prange(n_row_blocks(logits)):
         lanes = np.empty(LANES, logits.dtype)
         for i in rows_of(block, logits):
             row = logits[i]
             top = largest(row)
-            lse[i] = np.log(sum_exp(row, top, lanes)) + top
+            log_sum = np.log(sum_exp(row, top, lanes))
+            lse[i, 0], lse[i, 1] = top, log_sum
             losses[i] = 0
             if targets[i] != ignore_index:
-                losses[i] = lse[i] - row[targets[i] % classes]
+                losses[i] = log_sum - (row[targets[i] % classes] - top)
                 if smoothing > 0:
-                    losses[i] += smooth * (lse[i] - total(row) / logits.dtype.type(classes) - losses[i])
+                    mean = total_about(row, top) / logits.dtype.type(classes)
+                    losses[i] = (ONE - smooth) * losses[i] + smooth * (log_sum - mean)
 
 
 @kernel
@@ -38,9 +43,9 @@ def cross_entropy_backward(
     share = smooth / logits.dtype.type(classes)
     for i in prange(logits.shape[0]):
         dloss = dlosses[i] if targets[i] != ignore_index else logits.dtype.type(0)
-        shift = lse[i]
+        top, log_sum = lse[i, 0], lse[i, 1]
         for j in range(classes):
-            dlogits[i, j] = (exp(logits[i, j] - shift) - share) * dloss
+            dlogits[i, j] = (exp(logits[i, j] - top - log_sum) - share) * dloss
         if targets[i] != ignore_index:
             dlogits[i, targets[i] % classes] -= (ONE - smooth) * dloss
 
@@ -53,10 +58,10 @@ class CrossEntropy(NumpyBackend):
     def cross_entropy(
         self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
     ) -> tuple[Array, Array]:
-        """logits (N, V), targets (N) -> losses (N), 0 where ignored, and logsumexp (N)."""
+        """logits (N, V), targets (N) -> losses (N), 0 where ignored, and logsumexp (N, 2)."""
         if not is_supported(logits) or not logits.size:
             return super().cross_entropy(logits, targets, ignore_index, label_smoothing)
-        losses, lse = np.empty(len(logits), logits.dtype), np.empty(len(logits), logits.dtype)
+        losses, lse = np.empty(len(logits), logits.dtype), np.empty((len(logits), 2), logits.dtype)
         cross_entropy(
             rows(logits), flat(targets.astype(np.int64, copy=False)), losses, lse, int(ignore_index),
             float(label_smoothing),
@@ -74,6 +79,6 @@ class CrossEntropy(NumpyBackend):
         dlogits = np.empty(logits.shape, logits.dtype) if out is None else out
         cross_entropy_backward(
             rows(logits), flat(dlosses.astype(logits.dtype, copy=False)), flat(targets.astype(np.int64, copy=False)),
-            flat(lse), rows(dlogits), int(ignore_index), float(label_smoothing),
+            rows(lse), rows(dlogits), int(ignore_index), float(label_smoothing),
         )  # fmt: skip
         return dlogits

@@ -78,7 +78,7 @@ class Optimization(NumpyBackend):
             sums = np.empty(-(-x.size // BLOCK_ELEMENTS))
             sums_of_squares(flat(x), sums)
             total += float(sums.sum())
-        return math.sqrt(total)
+        return self.root(total, arrays)
 
     def scale(self, arrays: list[Array], factor: float) -> None:
         """Multiply all arrays by a number, in place."""

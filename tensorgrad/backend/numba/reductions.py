@@ -28,6 +28,11 @@ def total(x: Any) -> Any:
     return x.sum()
 
 
+def total_about(x: Any, mean: Any) -> Any:
+    """The sum of x - mean."""
+    return (x - mean).sum()
+
+
 def dot(a: Any, b: Any) -> Any:
     """The sum of a b."""
     return (a * b).sum()
@@ -54,6 +59,7 @@ def largest(x: Any) -> Any:
 
 
 overload(total)(lambda x: lambda x: _sum_of_products((x,), x.dtype.type(0)))
+overload(total_about)(lambda x, mean: lambda x, mean: _sum_of_products(((x, mean),), mean))
 overload(dot)(lambda a, b: lambda a, b: _sum_of_products((a, b), a.dtype.type(0)))
 overload(dot_about)(lambda a, b, x, mean: lambda a, b, x, mean: _sum_of_products((a, b, (x, mean)), mean))
 overload(squares_about)(lambda x, mean: lambda x, mean: _sum_of_products(((x, mean), (x, mean)), mean))

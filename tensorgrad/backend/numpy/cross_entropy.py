@@ -15,7 +15,7 @@ class CrossEntropy(Blocks):
         plain = super().cross_entropy
         if logits.size < MIN_BLOCKED_ELEMENTS:
             return plain(logits, targets, ignore_index, label_smoothing)
-        losses, lse = (np.empty(len(logits), self.wide(logits[:0]).dtype) for _ in range(2))
+        losses, lse = (np.empty(shape, self.wide(logits[:0]).dtype) for shape in (len(logits), (len(logits), 2)))
 
         def block(rows: slice) -> None:
             losses[rows], lse[rows] = plain(logits[rows], targets[rows], ignore_index, label_smoothing)

@@ -74,4 +74,4 @@ class Optimization(Blocks):
             squares.append(float(np.vdot(flat, flat)))
 
         self._in_blocks_of_each(square, map(self.wide, arrays))
-        return math.sqrt(sum(sorted(squares)))  # in a fixed order, so that the result does not depend on the threads
+        return self.root(sum(sorted(squares)), arrays)  # in a fixed order: the result does not depend on the threads

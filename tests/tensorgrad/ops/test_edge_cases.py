@@ -210,6 +210,146 @@ def test_nan_in_gives_nan_out() -> None:
     assert math.isnan(tg.cross_entropy(weight, np.array([1])).item())
 
 
+# --- the ends of the range ------------------------------------------------------------------------
+
+on_cpus = pytest.mark.parametrize("backend", ["numpy", "numba"])
+no_warnings = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
+
+
+def both(backend: str, torch: Any, ours: Any, theirs: Any, *arrays: Any) -> list[tuple[Any, Any]]:
+    """The results of two functions, ours on a backend and PyTorch's, and their gradients."""
+    with tg.use_backend(backend):
+        x, t = [Tensor(a, True) for a in arrays], [torch.tensor(a, requires_grad=True) for a in arrays]
+        y, z = ours(*x), theirs(*t)
+        y.backward(np.ones_like(y.data))
+        z.backward(torch.ones_like(z))
+    return [(y.numpy(), z.detach().numpy()), *((a.grad, b.grad.numpy()) for a, b in zip(x, t, strict=True))]
+
+
+@no_warnings
+@on_cpus
+@pytest.mark.parametrize("values", [[np.inf, 1.0], [np.nan, 1.0], [np.inf, np.nan], [-np.inf, 1.0], [np.inf, -np.inf]])
+@pytest.mark.parametrize("name", ["logsumexp", "softmax", "log_softmax"])
+def test_infinity_and_nan_reach_the_gradient(name: str, values: list[float], backend: str, torch: Any) -> None:
+    x = np.array([values, [0.0, 1.0]], np.float32)
+    of = {"logsumexp": {"axis": -1}}.get(name, {})
+    for ours, theirs in both(
+        backend, torch, lambda x: getattr(tg, name)(x, **of), lambda t: getattr(torch, name)(t, -1), x
+    ):  # fmt: skip
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@no_warnings
+@on_cpus
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_logit_that_is_not_finite(bad: float, smoothing: float, backend: str, torch: Any) -> None:
+    logits, targets = np.array([[bad, 1.0, 2.0]] * 2, np.float32), np.array([0, 1])
+    for ours, theirs in both(
+        backend, torch,
+        lambda x: tg.cross_entropy(x, targets, label_smoothing=smoothing, reduction="none"),
+        lambda t: torch.nn.functional.cross_entropy(
+            t, torch.from_numpy(targets), label_smoothing=smoothing, reduction="none"
+        ),
+        logits,
+    ):  # fmt: skip
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@no_warnings
+@on_cpus
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_an_infinite_score_makes_its_row_of_attention_nan(bad: float, causal: bool, backend: str) -> None:
+    q, key, v = (np.random.default_rng(i).standard_normal((1, 2, 6, 8)).astype(np.float32) for i in range(3))
+    q[0, 0, 2, 1], key[0, 0, :, 1] = bad, 1
+    with tg.use_backend(backend):
+        operands = [Tensor(x, True) for x in (q, key, v)]
+        y = tg.attention(*operands, causal=causal, mask=None if causal else np.ones((6, 6), bool))
+        y.backward(np.ones_like(y.data))
+    assert np.isnan(y.numpy()).any(axis=-1).nonzero()[2].tolist() == [2]
+    assert np.isnan(operands[0].grad).all(axis=-1).nonzero()[2].tolist() == [2]
+    assert all(np.isfinite(x.grad[0, 1]).all() and np.isnan(x.grad[0, 0]).any() for x in operands)
+
+
+@on_cpus
+@pytest.mark.parametrize("shift", [1e5, -1e5, 3e37])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_large_logits_lose_no_digits(shift: float, smoothing: float, backend: str) -> None:
+    spread = np.array([[0.0, 0.5, 2.0, -1.0], [1.0, 0.25, 0.0, 3.0]]) * np.spacing(np.float32(abs(shift))) * 8
+    logits, targets = (spread + shift).astype(np.float32), np.array([1, 3])
+    exact = logits.astype(np.float64)
+    e = np.exp(exact - exact.max(1, keepdims=True))
+    p, target = e / e.sum(1, keepdims=True), (1 - smoothing) * np.eye(4)[targets] + smoothing / 4
+    lost = (np.log(e.sum(1)) + exact.max(1))[:, None] - exact
+    with tg.use_backend(backend):
+        for loss in (tg.cross_entropy, lambda x, *a, **b: tg.linear_cross_entropy(x, np.eye(4, dtype="f4"), *a, **b)):
+            x = Tensor(logits, True)
+            y = loss(x, targets, label_smoothing=smoothing, reduction="none")
+            y.sum().backward()
+            np.testing.assert_allclose(y.numpy(), (target * lost).sum(1), rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(x.grad, p - target, atol=3e-7)
+        for fn in (tg.log_softmax, lambda x: x - tg.logsumexp(x, axis=1, keepdims=True)):
+            x = Tensor(logits, True)
+            fn(x)[np.arange(2), targets].sum().backward()
+            np.testing.assert_allclose(x.grad, np.eye(4)[targets] - p, atol=3e-7)
+
+
+@on_cpus
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [2e20, 1e-24, 1e-30, 1e-40, 1e-160, 1e200, 0.0])
+def test_the_norm_of_gradients_whose_squares_are_out_of_range(size: float, dtype: Any, backend: str) -> None:
+    if dtype == np.float32 and not (size == 0 or 1e-45 < size < 1e38):
+        pytest.skip("float32 has no such number")
+    grads = [np.array([3, 0], dtype) * dtype(size), np.full((2, 2), 2, dtype) * dtype(size)]
+    params = [Tensor(np.ones(g.shape, dtype), True) for g in grads]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g.copy()
+    exact = math.hypot(*(float(x) for g in grads for x in g.reshape(-1)))
+    with tg.use_backend(backend):
+        assert tg.optim.clip_grad_norm(params, 1.0) == pytest.approx(exact, rel=1e-5)
+        assert tg.optim.clip_grad_norm(params, math.inf) == pytest.approx(min(exact, 1), rel=1e-5)
+
+
+@on_cpus
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint32", "int64", "bool"])
+@pytest.mark.parametrize(
+    "name",
+    ["softmax", "log_softmax", "logsumexp", "sigmoid", "silu", "softplus", "gelu", "erf", "exp", "log", "sqrt", "sin",
+     "cos", "tanh", "mean", "var", "std", "layer_norm", "rms_norm", "cross_entropy"],
+)  # fmt: skip
+def test_integers_are_floating_before_they_are_computed_with(name: str, dtype: str, backend: str) -> None:
+    limits = {"bool": [0, 1], "exp": [0, 80]}.get(dtype if dtype == "bool" else name, [2, 100])
+    limits = [1, 1] if (name, dtype) == ("log", "bool") else limits
+    low = [-128] if dtype in ("int8", "int16") and name not in ("log", "sqrt") else []
+    x = np.array([[*limits, *low]]).astype(dtype)
+    more = (np.array([0]),) if name == "cross_entropy" else ()
+    with tg.use_backend(backend):
+        y, expected = (getattr(tg, name)(Tensor(a), *more) for a in (x, x.astype(np.float64)))
+    assert y.dtype in (np.float32, np.float64)
+    np.testing.assert_allclose(y.numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_a_mean_over_more_elements_than_float16_counts() -> None:
+    x = Tensor(np.ones(70_000, np.float16), True)
+    x.mean().backward()
+    np.testing.assert_allclose(x.grad, np.full(70_000, 1 / 70_000, np.float16))
+
+
+@on_cpus
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_gradient_of_log_softmax_in_half_precision_is_rounded_once(dtype: str, backend: str) -> None:
+    pytest.importorskip("ml_dtypes")
+    x = (np.random.default_rng(0).standard_normal((4, 50)) * 3).astype(dtype)
+    exact = np.exp(x.astype(float) - x.astype(float).max(1, keepdims=True))
+    exact /= exact.sum(1, keepdims=True)
+    with tg.use_backend(backend):
+        leaf = Tensor(x, True)
+        tg.log_softmax(leaf)[:, 0].sum().backward()
+    error = np.abs(leaf.grad.astype(float) - (np.eye(50)[0] - exact))
+    assert (error <= {"float16": 2**-10, "bfloat16": 2**-8}[dtype] * np.abs(np.eye(50)[0] - exact) + 1e-7).all()
+
+
 # --- empty arrays ---------------------------------------------------------------------------------
 
 

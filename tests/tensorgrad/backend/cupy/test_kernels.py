@@ -80,7 +80,8 @@ class Inputs:
 def cross_entropy_backward(k: Any, a: Any, smoothing: float, dtype: Any, in_place: bool) -> Any:
     logits = a.logits()
     n, wide = logits.shape[-1], Inputs(a.shape, np.float64).logits()
-    lse = a.make(np.log(np.exp(wide).sum(axis=-1)).astype(a.wide))
+    top = wide.max(axis=-1)
+    lse = a.make(np.stack([top, np.log(np.exp(wide).sum(axis=-1)) - top], axis=-1).astype(a.wide))
     out = logits if in_place else None
     return k.cross_entropy_backward(a.flat_rows("dy"), logits, a.classes(n, dtype), lse, -100, smoothing, out)
 
@@ -407,6 +408,13 @@ def test_norm_is_clipped_without_synchronisation(factor: float) -> None:
         assert_near(x.view(np.ndarray), wanted, max(1e-7, TOLERANCE[before.dtype.name]))  # float32 is summed in float32
         if factor > 1:
             np.testing.assert_array_equal(x.view(np.ndarray), before)
+
+
+@emulated
+@pytest.mark.parametrize("size", [2e20, 1e-30])
+def test_the_norm_of_gradients_whose_squares_are_out_of_range(size: float) -> None:
+    x = fake(np.full(1000, size, np.float32))
+    assert float(backend_on_cpu().global_norm([x])) == pytest.approx(size * math.sqrt(1000), rel=1e-6)
 
 
 @emulated
