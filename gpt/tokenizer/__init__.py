@@ -15,7 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
-from gpt.files import atomic_write
 from gpt.tokenizer.bpe import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -81,6 +80,8 @@ class Tokenizer(ABC):
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write tokenizer.json into a folder, completely or not at all, and return its path."""
+        from gpt.files import atomic_write  # encoding a text does without it
+
         written = json.dumps(self.to_dict()).encode()
         if len(written) > MAX_FILE_BYTES:
             raise TokenizerError(f"{FILE_NAME} would take more than {MAX_FILE_BYTES} bytes")

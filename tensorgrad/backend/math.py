@@ -146,7 +146,7 @@ class Math:
         return (wide * (dy - (wide * dy).sum(axis=axis, keepdims=True))).astype(y.dtype, copy=False)
 
     def logsumexp(self, x: Array, axis: Any) -> tuple[Array, Array]:
-        """The maximum m, or 0 if it is not finite, and log sum exp(x - m): their sum would be rounded. Axes are kept."""
+        """The maximum m, or 0 if it is not finite, and log sum exp(x - m): the sum would be rounded. Axes are kept."""
         xp, wide = self.xp, self.wide(x)
         top = wide.max(axis=axis, keepdims=True)
         top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))

@@ -177,7 +177,7 @@ def cross_entropy_both(k: Backend, a: Inputs, smoothing: float) -> Any:
     logits, targets = a.x.reshape(-1, a.shape[-1]), a.classes(a.shape[-1], np.int32)
     losses, lse = k.cross_entropy(logits, targets, 1, smoothing)
     dlosses = a.rows("dlosses").reshape(-1)
-    return losses, lse, k.cross_entropy_backward(dlosses, logits, targets, lse, 1, smoothing)
+    return losses, lse.sum(axis=1), k.cross_entropy_backward(dlosses, logits, targets, lse, 1, smoothing)
 
 
 def adamw(k: Backend, a: Inputs, weight_decay: float) -> Any:
