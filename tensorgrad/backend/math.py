@@ -136,7 +136,8 @@ class Math:
     # --- softmax ---
     def softmax(self, x: Array, axis: int) -> Array:
         """exp(x) / sum exp(x), shifted by the maximum so that nothing overflows."""
-        y = self.xp.exp(self.wide(x) - self.wide(x.max(axis=axis, keepdims=True)))
+        wide = self.wide(self.floating(x))
+        y = self.xp.exp(wide - wide.max(axis=axis, keepdims=True))
         y /= y.sum(axis=axis, keepdims=True)
         return self.narrow(y, x.dtype)
 

@@ -22,7 +22,7 @@ def layer_norm(
     x (..., n), weight and bias (n) or None -> (..., n). Saves x and each row's mean and 1/std.
     """
     _check("layer_norm", x, weight, bias)
-    y, mean, rstd = k.layer_norm(k.floating(x), weight, bias, eps)
+    y, mean, rstd = k.layer_norm(x, weight, bias, eps)
     needs = ctx.needs_grad
     return y, ctx.recomputable(
         lambda dy: k.layer_norm_backward(dy, x, weight, mean, rstd, None, needs),

@@ -16,7 +16,7 @@ def softmax(k: Backend, x: Array, *, axis: int = -1) -> tuple[Array, Any]:
     x of any shape, floating -> same shape and dtype. dx = y (dy - sum(y dy)). Saves the result for backward.
     """
     axis = normalize_axis("softmax", axis, x.ndim)
-    y = k.softmax(k.floating(x), axis)
+    y = k.softmax(x, axis)
     return y, lambda dy: k.softmax_backward(dy, y, axis)
 
 
