@@ -16,13 +16,13 @@ Result = tuple[Array, Any]
 @op
 def log1p(k: Backend, x: Array) -> Result:
     """log(1 + x), with all digits where x is small. dx = dy / (1 + x)."""
-    return k.narrow(k.xp.log1p(k.wide(x)), x.dtype), lambda dy: dy / (1 + x)
+    return k.narrow(k.xp.log1p(k.wide(k.floating(x))), x.dtype), lambda dy: dy / (1 + x)
 
 
 @op
 def expm1(k: Backend, x: Array) -> Result:
     """e^x - 1, with all digits where x is small. dx = dy (y + 1)."""
-    y = k.narrow(k.xp.expm1(k.wide(x)), x.dtype)
+    y = k.narrow(k.xp.expm1(k.wide(k.floating(x))), x.dtype)
     return y, lambda dy: dy * (y + 1)
 
 
@@ -30,7 +30,7 @@ def expm1(k: Backend, x: Array) -> Result:
 def logaddexp(k: Backend, a: Array, b: Array) -> Result:
     """log(e^a + e^b), without overflow. da = dy sigmoid(a - b), db = dy sigmoid(b - a)."""
     a_shape, b_shape = shape_of(a), shape_of(b)
-    wide_a, wide_b = (k.wide(x) if hasattr(x, "dtype") else x for x in (a, b))
+    wide_a, wide_b = (k.wide(k.floating(x)) if hasattr(x, "dtype") else x for x in (a, b))
     y = k.narrow(k.xp.logaddexp(wide_a, wide_b), k.xp.result_type(a, b))
     return y, (
         lambda dy: unbroadcast(k, dy * k.sigmoid(a - b), a_shape),
@@ -46,7 +46,7 @@ def leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
 @op
 def softplus(k: Backend, x: Array) -> Result:
     """log(1 + e^x), a smooth max(x, 0) (Dugas et al. 2001). dx = dy sigmoid(x)."""
-    y = k.narrow(k.xp.logaddexp(k.wide(x), 0), x.dtype)  # max(x, 0) + log(1 + e^-|x|): nothing overflows
+    y = k.narrow(k.xp.logaddexp(k.wide(k.floating(x)), 0), x.dtype)  # max(x, 0) + log(1 + e^-|x|): nothing overflows
     return y, lambda dy: dy * k.sigmoid(x)
 
 
@@ -58,7 +58,7 @@ def erf(k: Backend, x: Array) -> Result:
         wide = k.wide(x)
         return dy * (2 / math.sqrt(math.pi) * k.xp.exp(-wide * wide))
 
-    return k.erf(x), backward
+    return k.erf(k.floating(x)), backward
 
 
 @op
@@ -77,10 +77,10 @@ def reciprocal(k: Backend, x: Array) -> Result:
 @op
 def sin(k: Backend, x: Array) -> Result:
     """Sine of x in radians. dx = dy cos x."""
-    return k.xp.sin(x), lambda dy: dy * k.xp.cos(x)
+    return k.xp.sin(k.floating(x)), lambda dy: dy * k.xp.cos(x)
 
 
 @op
 def cos(k: Backend, x: Array) -> Result:
     """Cosine of x in radians. dx = -dy sin x."""
-    return k.xp.cos(x), lambda dy: -dy * k.xp.sin(x)
+    return k.xp.cos(k.floating(x)), lambda dy: -dy * k.xp.sin(x)

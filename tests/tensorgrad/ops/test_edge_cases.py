@@ -315,13 +315,13 @@ def test_the_norm_of_gradients_whose_squares_are_out_of_range(size: float, dtype
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint32", "int64", "bool"])
 @pytest.mark.parametrize(
     "name",
-    ["softmax", "log_softmax", "logsumexp", "sigmoid", "silu", "softplus", "gelu", "erf", "exp", "log", "sqrt", "sin",
-     "cos", "tanh", "mean", "var", "std", "layer_norm", "rms_norm", "cross_entropy"],
+    ["softmax", "log_softmax", "logsumexp", "sigmoid", "silu", "softplus", "gelu", "erf", "exp", "log", "sqrt",
+     "expm1", "log1p", "sin", "cos", "tanh", "mean", "var", "std", "layer_norm", "rms_norm", "cross_entropy"],
 )  # fmt: skip
 def test_integers_are_floating_before_they_are_computed_with(name: str, dtype: str, backend: str) -> None:
-    limits = {"bool": [0, 1], "exp": [0, 80]}.get(dtype if dtype == "bool" else name, [2, 100])
+    limits = {"bool": [0, 1], "exp": [0, 80], "expm1": [0, 80]}.get(dtype if dtype == "bool" else name, [2, 100])
     limits = [1, 1] if (name, dtype) == ("log", "bool") else limits
-    low = [-128] if dtype in ("int8", "int16") and name not in ("log", "sqrt") else []
+    low = [-128] if dtype in ("int8", "int16") and name not in ("log", "log1p", "sqrt") else []
     x = np.array([[*limits, *low]]).astype(dtype)
     more = (np.array([0]),) if name == "cross_entropy" else ()
     with tg.use_backend(backend):
