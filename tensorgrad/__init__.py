@@ -10,8 +10,8 @@ from tensorgrad.backend import (  # isort: skip
     BackendUnavailable, get_backend, set_float32_matmul_precision, set_num_threads, use_backend,
 )  # fmt: skip
 from tensorgrad.creation import (  # isort: skip
-    arange, asarray, empty, empty_like, eye, full, full_like, linspace, normal, ones, ones_like, rand, randn,
-    uniform, zeros, zeros_like,
+    arange, asarray, empty, empty_like, eye, full, full_like, linspace, normal, ones, ones_like, uniform, zeros,
+    zeros_like,
 )  # fmt: skip
 from tensorgrad.gradcheck import gradcheck
 from tensorgrad.ops import *  # noqa: F403
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from tensorgrad.anomaly import NonFiniteError, detect_anomaly
     from tensorgrad.autograd.recompute import checkpoint
     from tensorgrad.counting import Cost, count
+    from tensorgrad.interchange import from_dlpack, load, save
     from tensorgrad.second_order import grad, gradients, higher_order, hvp, jvp, vjp
+    from tensorgrad.shorthand import rand, randn
 
 # What a first training step does without is imported when it is first used: name -> module.
 _LAZY = {
     "NonFiniteError": "tensorgrad.anomaly", "detect_anomaly": "tensorgrad.anomaly",
     "checkpoint": "tensorgrad.autograd.recompute", "Cost": "tensorgrad.counting", "count": "tensorgrad.counting",
     **dict.fromkeys(("grad", "gradients", "higher_order", "hvp", "jvp", "vjp"), "tensorgrad.second_order"),
+    **dict.fromkeys(("from_dlpack", "load", "save"), "tensorgrad.interchange"),
+    **dict.fromkeys(("rand", "randn"), "tensorgrad.shorthand"),
     **dict.fromkeys(ops.LATER, "tensorgrad.ops"),
 }  # fmt: skip
 

@@ -130,19 +130,3 @@ def normal(
     """Normally distributed, from the default generator's initialisation stream: see `manual_seed`."""
     dtype = real_dtype("normal", dtype)
     return Tensor(default_generator.normal(shape, mean, std, dtype, stream=Stream.INIT), requires_grad)
-
-
-@explained
-def rand(*shape: int, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
-    """`uniform` from 0 to 1, of the shape rand(2, 3)."""
-    return uniform(_shape(shape), dtype=dtype, requires_grad=requires_grad)
-
-
-@explained
-def randn(*shape: int, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
-    """`normal` with mean 0 and standard deviation 1, of the shape randn(2, 3)."""
-    return normal(_shape(shape), dtype=dtype, requires_grad=requires_grad)
-
-
-def _shape(sizes: tuple[Any, ...]) -> tuple[int, ...]:
-    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes

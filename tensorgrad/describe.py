@@ -1,9 +1,37 @@
 """Tensors and modules as people see them: text for a terminal, HTML for a notebook."""
 
+import html as markup
 import itertools
 
+import numpy as np
+
 from tensorgrad.nn import Module, inside
-from tensorgrad.tensor import Tensor
+from tensorgrad.tensor import Tensor, kernels_of
+
+MAX_CELLS = 8  # rows or columns of a table in a notebook
+
+
+def _properties(x: Tensor) -> str:
+    grad = ", requires_grad=True" if x.node is not None and x.node.is_leaf else ""
+    return f"dtype={x.dtype}{grad}" + (f", made by {x.node.name}" if x.node is not None and not grad else "")
+
+
+def text(x: Tensor) -> str:
+    """The elements, at most 100 of them, the dtype, and what made the tensor."""
+    elements = np.array2string(kernels_of(x).to_numpy(x.data), separator=", ", prefix="Tensor(", threshold=100)
+    return f"Tensor({elements}, {_properties(x)})"
+
+
+def html(x: Tensor) -> str:
+    """A vector or a matrix as a table, at most 8 rows and columns of it; any other tensor as text."""
+    if x.ndim not in (1, 2) or x.size == 0:
+        return f"<pre>{markup.escape(text(x))}</pre>"
+    rows = np.atleast_2d(kernels_of(x).to_numpy(x.data))
+    shown = [[f"{number:.4g}" for number in row[:MAX_CELLS].tolist()] for row in rows[:MAX_CELLS]]
+    shown = [[*row, "…"] if rows.shape[1] > MAX_CELLS else row for row in shown]
+    shown += [["…"] * len(shown[0])] * (len(rows) > MAX_CELLS)
+    cells = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in shown)
+    return f"<table>{cells}</table><code>Tensor {x.shape}, {markup.escape(_properties(x))}</code>"
 
 
 def describe(module: Module) -> str:
@@ -21,3 +49,13 @@ def describe(module: Module) -> str:
         each = " each" if len(names) > 1 and head.endswith("parameters") else ""
         lines += [f"  {names[0]}{several} {head}{each}", *(f"  {line}" for line in rest)]
     return "\n".join(lines)
+
+
+def tree(module: Module) -> str:
+    """The same lines as HTML, in which modules can be unfolded."""
+    head = markup.escape(describe(module).partition("\n")[0])
+    children = [(name, tree(x)) for name, x in inside(module) if isinstance(x, Module)]
+    if not children:
+        return f"<code>{head}</code>"
+    items = "".join(f"<li>{markup.escape(name)}: {child}</li>" for name, child in children)
+    return f"<details open><summary><code>{head}</code></summary><ul>{items}</ul></details>"

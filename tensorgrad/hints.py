@@ -80,7 +80,7 @@ tg.zeros(shape) | new_zeros new_empty
 tg.ones(shape) | new_ones
 tg.full(shape, value) | fill new_full
 tg.asarray(data) | from_numpy as_tensor tensor array asanyarray ascontiguousarray asfortranarray new_tensor new \
-    scalar_tensor frombuffer fromiter asarray_chkfinite asmatrix from_dlpack
+    scalar_tensor frombuffer fromiter asarray_chkfinite asmatrix
 tg.uniform(shape) | random
 tg.normal(x.shape) | randn_like
 tg.uniform(x.shape) | rand_like
@@ -118,8 +118,8 @@ tg.set_num_threads(n) | get_num_threads set_num_interop_threads get_num_interop_
 tg.use_backend(name) | compile backends
 isinstance(x, tg.Tensor) | is_tensor
 x.dtype.kind == "f" | is_floating_point is_signed isdtype issubdtype
-safetensors.numpy.save_file(model.state_dict(), path) | save savez savez_compressed savetxt dump dumps
-model.load_state_dict(safetensors.numpy.load_file(path)) | load loadtxt fromfile genfromtxt
+tg.save(model.state_dict(), path) | savez savez_compressed savetxt dump dumps
+tg.load(path) | loadtxt fromfile genfromtxt
 tg.softmax(x, axis=i) | Softmax Softmin softmin
 tg.log_softmax(x, axis=i) | LogSoftmax
 tg.sigmoid(x) | Sigmoid
@@ -145,8 +145,6 @@ nn.Parameter(data), in an attribute | register_parameter parameter
 the functions of tg | functional
 tg.normal and tg.uniform | init
 tg.optim.clip_grad_norm(parameters, max_norm) | utils clip_grad_norm_
-tg.optim.AdamW(parameters, weight_decay=0) | Adam
-tg.optim.warmup_cosine(step, ...) | lr_scheduler
 """
 
 # Other names for the arguments of functions: theirs -> ours, where the function takes that.

@@ -67,6 +67,9 @@ class Module:
     def __repr__(self) -> str:
         return importlib.import_module("tensorgrad.describe").describe(self)
 
+    def _repr_html_(self) -> str:
+        return importlib.import_module("tensorgrad.describe").tree(self)
+
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) for every parameter; a shared tensor comes once, under its first name.
 

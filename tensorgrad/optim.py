@@ -10,9 +10,15 @@ from tensorgrad.backend import Array, backend_of
 from tensorgrad.backend.arrays import is_half
 from tensorgrad.tensor import Tensor
 
+LATER = {"Adam": "tensorgrad.adam", "lr_scheduler": "tensorgrad.lr_scheduler"}  # imported when they are first used
+
 
 def __getattr__(name: str) -> Any:
-    raise AttributeError(importlib.import_module("tensorgrad.hints").missing("tensorgrad.optim", name, globals()))
+    if name in LATER:
+        module = importlib.import_module(LATER[name])
+        return getattr(module, name, module)
+    hints = importlib.import_module("tensorgrad.hints")
+    raise AttributeError(hints.missing("tensorgrad.optim", name, [*globals(), *LATER]))
 
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -22,7 +28,7 @@ class Optimizer:
     """Base class: groups of parameters, each with its own options, and the state of every parameter.
 
     params: tensors, or dicts {"params": tensors, option: value ...}. Raises ValueError if there are none, for one that
-    is given twice or requires no gradient, and for an option out of range; TypeError for an unknown option.
+    is given twice or never required a gradient, and for an option out of range; TypeError for an unknown option.
     """
 
     moments: tuple[str, ...] = ()  # names of the arrays in the state of every parameter
@@ -48,9 +54,9 @@ class Optimizer:
             raise ValueError(f"{type(self).__name__}: no parameters")
         if len({id(p) for p in self.params}) != len(self.params):
             raise ValueError(f"{type(self).__name__}: a parameter is given twice")
-        if not all(isinstance(p, Tensor) and p.requires_grad for p in self.params):
-            raise ValueError(f"{type(self).__name__}: a parameter does not require a gradient")
-        if not all(isinstance(p.node, Leaf) for p in self.params):
+        if not all(isinstance(p, Tensor) and (p.requires_grad or p.role == "parameter") for p in self.params):
+            raise ValueError(f"{type(self).__name__}: a parameter does not require a gradient, and never did")
+        if not all(p.node is None or isinstance(p.node, Leaf) for p in self.params):
             raise ValueError(f"{type(self).__name__}: a parameter is the result of an op, which collects no gradient")
         self.state = [{name: _moment_like(p) for name in self.moments} for p in self.params]
 
@@ -176,7 +182,7 @@ class AdamW(Optimizer):
     ) -> None:  # fmt: skip
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         for p, state in zip(self.params, self.state, strict=True):
-            if master_weights and is_half(p.dtype):
+            if master_weights and is_half(p.dtype) and p.requires_grad:
                 state["master_weight"] = p.data.astype("float32")
                 p.grad_dtype = "float32"
 

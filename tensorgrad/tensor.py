@@ -1,5 +1,6 @@
 """Tensor: an array, its gradient, and the ops as operators and methods."""
 
+import contextlib
 import functools
 import importlib
 import math
@@ -161,11 +162,10 @@ class Tensor(Variable):
             self.node.grad = self.node.grad.astype(self.node.dtype)
 
     def __repr__(self) -> str:
-        k = kernels_of(self)
-        text = np.array2string(k.to_numpy(self.data), separator=", ", prefix="Tensor(", threshold=100)
-        grad = ", requires_grad=True" if isinstance(self.node, Leaf) else ""
-        made_by = f", made by {self.node.name}" if self.node is not None and not grad else ""
-        return f"Tensor({text}, dtype={self.dtype}{grad}{made_by})"
+        return importlib.import_module("tensorgrad.describe").text(self)
+
+    def _repr_html_(self) -> str:
+        return importlib.import_module("tensorgrad.describe").html(self)
 
     def __format__(self, spec: str) -> str:
         if spec and self.size != 1:
@@ -199,6 +199,14 @@ class Tensor(Variable):
             raise RuntimeError(f"copy: the gradient of a copied result of {self.node.name} would be lost; use detach()")
         return super().__reduce_ex__(protocol)
 
+    def __dlpack__(self, **options: Any) -> Any:
+        """Called by `torch.from_dlpack(tensor)`, which shares its memory."""
+        _refuse_to_cut(self)
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.data.__dlpack_device__()
+
     def tolist(self) -> Any:
         """The elements as nested Python lists."""
         return self.numpy().tolist()
@@ -224,12 +232,8 @@ class Tensor(Variable):
             gradient = kernels_of(self).asarray(gradient.data if isinstance(gradient, Variable) else gradient)
         if gradient.shape != self.shape:
             raise ValueError(f"backward: gradient of shape {gradient.shape} for a tensor of shape {self.shape}")
-        if not _retaining:
-            autograd.backward(self.edge, gradient, retain_graph)
-            return
-        from tensorgrad.retain import RetainGradients
-
-        with RetainGradients(_retaining.values()):
+        retain = importlib.import_module("tensorgrad.retain").RetainGradients if _retaining else contextlib.nullcontext
+        with retain(_retaining.values()):
             autograd.backward(self.edge, gradient, retain_graph)
 
     def retain_grad(self) -> None:

@@ -34,7 +34,7 @@ LATER = {
         "elementary": "cos erf expm1 leaky_relu log1p logaddexp reciprocal sign sin softplus",
         "losses": "binary_cross_entropy_with_logits mse_loss nll_loss",
         "rearrangement": "diagonal flip moveaxis pad roll tile tril triu",
-        "selection": "argsort index_add masked_fill nonzero sort topk",
+        "selection": "argsort count_nonzero index_add masked_fill nonzero sort topk",
     }.items()
     for name in names.split()
 }

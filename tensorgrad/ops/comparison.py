@@ -9,7 +9,7 @@ from tensorgrad.ops.broadcasting import normalize_axes
 
 __all__ = [
     "all", "any", "argmax", "argmin", "bitwise_and", "bitwise_invert", "bitwise_or", "bitwise_xor",
-    "count_nonzero", "equal", "greater", "greater_equal", "isfinite", "isinf", "isnan", "less", "less_equal",
+    "equal", "greater", "greater_equal", "isfinite", "isinf", "isnan", "less", "less_equal",
     "logical_and", "logical_not", "logical_or", "logical_xor", "not_equal",
 ]
 
@@ -84,9 +84,3 @@ def all(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> R
 def any(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
     """Whether any element is true, that is not 0."""
     return k.xp.any(k.wide(x), axis=normalize_axes("any", axis, x.ndim), keepdims=keepdims), None
-
-
-@op
-def count_nonzero(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
-    """The number of elements that are not 0. int64."""
-    return k.xp.sum(x != 0, axis=normalize_axes("count_nonzero", axis, x.ndim), keepdims=keepdims), None

@@ -4,13 +4,14 @@ from typing import Any
 
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
-from tensorgrad.ops.broadcasting import normalize_axis
+from tensorgrad.ops.broadcasting import normalize_axes, normalize_axis
 from tensorgrad.ops.elementwise import where
 from tensorgrad.ops.indexing import getitem, take_along_axis
 
-__all__ = ["argsort", "index_add", "masked_fill", "nonzero", "sort", "topk"]
+__all__ = ["argsort", "count_nonzero", "index_add", "masked_fill", "nonzero", "sort", "topk"]
 
 Result = tuple[Array, Any]
+Axis = int | tuple[int, ...] | None
 
 
 @op
@@ -21,6 +22,12 @@ def argsort(k: Backend, x: Array, *, axis: int = -1, descending: bool = False) -
         return k.xp.argsort(x, axis=axis, kind="stable"), None
     last = k.xp.flip(k.xp.argsort(k.xp.flip(x, axis), axis=axis, kind="stable"), axis)
     return x.shape[axis] - 1 - last, None
+
+
+@op
+def count_nonzero(k: Backend, x: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
+    """The number of elements that are not 0. int64."""
+    return k.xp.sum(x != 0, axis=normalize_axes("count_nonzero", axis, x.ndim), keepdims=keepdims), None
 
 
 def sort(x: Any, axis: int = -1, descending: bool = False) -> Any:

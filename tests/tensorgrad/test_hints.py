@@ -46,7 +46,8 @@ def public(module: Any) -> set[str]:
     return {name for name in names if not isinstance(getattr(module, name, None), ModuleType)}
 
 
-HERE = {"tg": public(tg), "Tensor": public(tg.Tensor), "nn": public(nn) | {*nn.LATER}, "optim": public(optim)}
+HERE = {"tg": public(tg), "Tensor": public(tg.Tensor)}
+HERE |= {"nn": public(nn) | {*nn.LATER}, "optim": public(optim) | {*optim.LATER}}
 
 
 def unanswered(where: str, names: set[str]) -> list[str]:
