@@ -1,4 +1,4 @@
-"""The benchmarks run, refuse to time contenders that differ, and count correctly. Speeds are not tested."""
+"""The benchmarks run, count correctly, and refuse to time contenders with different results. Speed is not tested."""
 
 import importlib
 import importlib.util
@@ -35,7 +35,7 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def result_of(program: str, out: Path, *arguments: str) -> dict[str, Any]:
-    """Run a benchmark and read what it wrote."""
+    """Run a benchmark and return the result that it wrote."""
     done = run(program, *arguments, "--out", str(out), "--no-chart")
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(out.read_text())
@@ -50,13 +50,13 @@ def result_of(program: str, out: Path, *arguments: str) -> dict[str, Any]:
 NUMPY = ["--config", "tiny", "--backends", "numpy", "--threads", "1"]
 
 
-def beside(*modes: str) -> list[str]:
-    """The flags that bring PyTorch in, where it is installed."""
+def torch_flags(*modes: str) -> list[str]:
+    """The flags that include PyTorch in the benchmark if it is installed."""
     return ["--torch", *modes] if HAS_TORCH else ["--no-torch"]
 
 
-def test_train_step(tmp_path: Path) -> None:
-    arguments = [*NUMPY, "--rounds", "2", "--steps", "2", *beside("eager+keep+fused")]
+def test_train_step_measures_every_contender(tmp_path: Path) -> None:
+    arguments = [*NUMPY, "--rounds", "2", "--steps", "2", *torch_flags("eager+keep+fused")]
     result = result_of("train_step", tmp_path / "result.json", *arguments)["results"]["tiny"]
     names = ["numpy", *(["torch eager+fused+keep"] if HAS_TORCH else []), train_step.PRODUCTS]
     assert list(result["rows"]) == names
@@ -73,14 +73,14 @@ def test_train_step(tmp_path: Path) -> None:
         assert result["summary"]["torch_fastest_over_ours"] == theirs["fastest_ms"] / ours["fastest_ms"]
 
 
-def test_sweep(tmp_path: Path) -> None:
+def test_a_sweep_measures_every_point(tmp_path: Path) -> None:
     arguments = [*NUMPY, "--no-torch", "--rounds", "1", "--steps", "1"]
     arguments += ["--sweep", "context", "--points", "32", "8"]
     result = result_of("train_step", tmp_path / "result.json", *arguments)
     assert [row["tokens"] for row in result["results"]["numpy"]["rows"]] == [8, 32]
 
 
-def test_generate(tmp_path: Path) -> None:
+def test_generate_measures_every_contender(tmp_path: Path) -> None:
     arguments = [
         *NUMPY,
         "--rounds",
@@ -91,7 +91,7 @@ def test_generate(tmp_path: Path) -> None:
         "6",
         "--read-mb",
         "8",
-        *beside("huggingface", "plain"),
+        *torch_flags("huggingface", "plain"),
     ]
     result = result_of("generate", tmp_path / "result.json", *arguments)
     assert result["bound"]["parameter_bytes"] == 4 * TINY.n_params()
@@ -103,7 +103,7 @@ def test_generate(tmp_path: Path) -> None:
         assert "torch huggingface" in {**result["rows"], **result["left_out"]}
 
 
-def test_recompute(tmp_path: Path) -> None:
+def test_recompute_compares_time_and_memory(tmp_path: Path) -> None:
     result = result_of("recompute", tmp_path / "x.json", "--config", "tiny", "--backend", "numpy", "--threads", "1",
                        "--rounds", "1")  # fmt: skip
     kept, again = (result["rows"][name] for name in ("kept", "recomputed"))
@@ -111,7 +111,7 @@ def test_recompute(tmp_path: Path) -> None:
     assert result["less"] == kept["activations_mb"] / again["activations_mb"]
 
 
-def test_fusions(tmp_path: Path) -> None:
+def test_fusions_measures_every_variant(tmp_path: Path) -> None:
     result = result_of("fusions", tmp_path / "result.json", *NUMPY, "--rounds", "2", "--steps", "1")
     rows = result["results"]["tiny on numpy"]
     assert list(rows) == list(fusions.VARIANTS)
@@ -120,7 +120,7 @@ def test_fusions(tmp_path: Path) -> None:
     assert {op: s["keep"] for op, s in result["savings"].items()}["attention"]
 
 
-def test_a_variant_has_the_classes_it_says(tmp_path: Path) -> None:
+def test_a_variant_has_the_expected_classes(tmp_path: Path) -> None:
     path = tmp_path / "inputs.safetensors"
     write_inputs(path, TINY, 0)
     options = {"setup": vars(TINY), "inputs": str(path), "threads": 1, "backend": "numpy", "recompute_gelu": False}
@@ -132,8 +132,8 @@ def test_a_variant_has_the_classes_it_says(tmp_path: Path) -> None:
         assert fused not in names
 
 
-def test_ops(tmp_path: Path) -> None:
-    arguments = [*NUMPY, "--rounds", "1", "--turn-ms", "1", *beside("eager")]
+def test_ops_measures_every_operation(tmp_path: Path) -> None:
+    arguments = [*NUMPY, "--rounds", "1", "--turn-ms", "1", *torch_flags("eager")]
     result = result_of("ops", tmp_path / "result.json", *arguments)
     rows = result["results"]["tiny"]
     assert {"attention", "layer_norm", "linear head", "linear head + cross_entropy", "adamw"} <= rows.keys()
@@ -141,7 +141,7 @@ def test_ops(tmp_path: Path) -> None:
     assert (rows["attention"]["ratio"] is not None) == HAS_TORCH
 
 
-def test_profile_step(tmp_path: Path) -> None:
+def test_profile_step_counts_calls_and_operations(tmp_path: Path) -> None:
     arguments = ["--config", "tiny", "--backend", "numpy", "--threads", "1", "--rounds", "2", "--read-mb", "8"]
     result = result_of("profile_step", tmp_path / "result.json", *arguments)
     rows = {(row["phase"], row["op"]): row for row in result["rows"]}
@@ -157,7 +157,7 @@ def test_profile_step(tmp_path: Path) -> None:
     assert all(chain["op_us"] > chain["numpy_us"] for chain in result["overhead"].values())
 
 
-def test_commits(tmp_path: Path) -> None:
+def test_commits_compares_two_commits(tmp_path: Path) -> None:
     result = result_of("commits", tmp_path / "result.json", "HEAD", *NUMPY, "--rounds", "1", "--steps", "1")
     (row,) = result["rows"].values()
     assert row["ratio"] == row["this_ms"] / row["other_ms"]
@@ -176,7 +176,7 @@ def test_commits(tmp_path: Path) -> None:
         ("profile_step", ["--rounds", "0"], "argument --rounds: '0' is not a whole number from 1"),
     ],
 )
-def test_mistakes_are_errors_of_one_line(
+def test_user_errors_are_one_line(
     program: str,
     arguments: list[str],
     message: str,
@@ -186,39 +186,39 @@ def test_mistakes_are_errors_of_one_line(
     monkeypatch.setattr(sys, "argv", [f"{program}.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
         importlib.import_module(f"benchmarks.{program}").main()
-    said = capsys.readouterr().err
-    assert said.startswith(f"{program}.py: error: {message}")
-    assert said.count("\n") == 1
+    error_text = capsys.readouterr().err
+    assert error_text.startswith(f"{program}.py: error: {message}")
+    assert error_text.count("\n") == 1
 
 
-# --- what they are made of ----------------------------------------------------------------------
+# --- configurations, counts and checks ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["A", "B", "tiny"])
-def test_parameters_are_those_of_the_model(name: str) -> None:
+def test_parameter_shapes_equal_those_of_the_model(name: str) -> None:
     model = GPT(SETUPS[name].model())
     assert dict(parameter_shapes(SETUPS[name])) == {key: p.shape for key, p in model.named_parameters()}
     assert SETUPS[name].n_params() == model.num_params()
 
 
-def test_gpt2_has_its_124_million_parameters() -> None:
+def test_the_124m_configuration_has_124_million_parameters() -> None:
     assert SETUPS["124M"].n_params() == 124_439_808
 
 
-def test_products_count_their_operations() -> None:
+def test_the_operations_of_the_products_are_counted() -> None:
     linears = 3 * 2 * 64 * (12 * 16**2 + 11 * 16)  # three products; 12 C^2 weights in a layer, and the head
     attention = 6 * 2 * 2 * 16 * 32**2  # six products, in a single block of queries
     assert training.Products(vars(TINY)).gflop() * 1e9 == pytest.approx(linears + attention)
 
 
 @pytest.mark.parametrize(("n", "first"), [(1, 0), (5, 0), (6, 0), (9, 1), (15, 3), (31, 9)])
-def test_interval_of_a_median(n: int, first: int) -> None:
-    """The values that a table of the sign test gives for 95 %: number 4 of 15, number 10 of 31."""
+def test_the_median_interval_equals_the_table_of_the_sign_test(n: int, first: int) -> None:
+    """A table of the sign test gives these ranks for 95 %: for example rank 4 of 15 and rank 10 of 31."""
     values = np.random.default_rng(0).permutation(n).tolist()
     assert common.median_interval(values) == (first, n - 1 - first)
 
 
-def test_losses_that_differ_are_not_timed() -> None:
+def test_contenders_with_different_losses_are_not_timed() -> None:
     train_step.check_losses({"a": {"losses": [4.0, 3.0]}, "b": {"losses": [4.0003, 3.0002]}})
     for losses in ([4.0, 3.01], [4.0, math.nan]):
         with pytest.raises(UserError, match=r"not timed: at step 1 b has loss .*, a 3\.0+: they differ by more than"):
@@ -227,7 +227,7 @@ def test_losses_that_differ_are_not_timed() -> None:
         check_scores({"a": 2.0, "b": 2.1})
 
 
-def test_contenders_with_other_weights_are_not_timed(tmp_path: Path) -> None:
+def test_contenders_with_different_weights_are_not_timed(tmp_path: Path) -> None:
     replies = {}
     for name, seed in (("a", 1), ("b", 2)):
         write_inputs(tmp_path / name, TINY, seed)
@@ -237,13 +237,13 @@ def test_contenders_with_other_weights_are_not_timed(tmp_path: Path) -> None:
         train_step.check_losses(replies)
 
 
-def test_modes_of_pytorch() -> None:
+def test_pytorch_modes_are_normalised() -> None:
     assert torch_mode("compile+keep+fused") == "compile+fused+keep"
     with pytest.raises(Exception, match="unknown value 'compiled'; did you mean compile"):
         torch_mode("compiled")
 
 
-def test_contenders_that_do_not_fit_into_memory_run_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contenders_that_do_not_fit_in_memory_run_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     contenders = ["numba", "numpy", "torch eager", "torch compile"]
     monkeypatch.setattr(common, "memory_available", lambda: 4.1 * TINY.memory() / 0.8)
     assert groups_in_memory(contenders[:2], contenders[2:], TINY) == [contenders]
@@ -253,14 +253,14 @@ def test_contenders_that_do_not_fit_into_memory_run_in_groups(monkeypatch: pytes
     assert groups_in_memory(contenders[:2], contenders[2:], TINY) == [["numba", name] for name in contenders[1:]]
 
 
-def test_without_pytorch_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorch_is_skipped_if_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(Unavailable, match="PyTorch is not installed"):
         training.Torch(vars(TINY), "inputs", threads=1)
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
-def test_without_a_compiler_compiled_modes_are_left_out(tmp_path: Path) -> None:
+def test_compiled_modes_are_skipped_without_a_compiler(tmp_path: Path) -> None:
     write_inputs(tmp_path / "inputs", TINY, seed=0)
     spec = {"setup": vars(TINY), "inputs": str(tmp_path / "inputs"), "threads": 1, "compiled": "default"}
     with pytest.raises(Unavailable, match=r"torch.compile needs a C\+\+ compiler"):
@@ -289,13 +289,13 @@ def test_workers_take_turns_one_at_a_time() -> None:
     assert a.process.returncode == b.process.returncode == 0
 
 
-def test_a_worker_that_fails_says_why() -> None:
+def test_a_worker_that_fails_reports_the_reason() -> None:
     with pytest.raises(Unavailable, match="ModuleNotFoundError: No module named 'benchmarks.missing'"):
         Worker("x", "benchmarks.missing:Missing", {}, threads=1)
     with Worker("x", "benchmarks.training:Products", {"setup": vars(TINY)}, threads=1) as worker:
         with pytest.raises(Unavailable, match="TypeError: 'str' object cannot be interpreted as an integer"):
             worker.call("run", steps="three")
-        assert worker.call("gflop") > 0  # the worker still answers
+        assert worker.call("gflop") > 0  # the worker still responds
         worker.process.kill()
         with pytest.raises(Unavailable, match=r"its process ended with status -9 \(out of memory\?\)"):
             worker.call("gflop")
@@ -305,7 +305,7 @@ def test_page_faults_and_peak_memory_are_counted() -> None:
     size = 64 * 2**20
     common.reset_peak_memory()
     before, faults = common.peak_memory(), common.page_faults()
-    touched = np.frombuffer(mmap.mmap(-1, size), np.uint8)  # new pages: malloc may have some that were touched before
+    touched = np.frombuffer(mmap.mmap(-1, size), np.uint8)  # new pages: malloc might reuse touched ones
     touched[:] = 1
     assert common.peak_memory() - before == pytest.approx(touched.nbytes / common.MB, rel=0.2)
     assert common.page_faults() > faults
@@ -314,7 +314,7 @@ def test_page_faults_and_peak_memory_are_counted() -> None:
 # --- the profiler -------------------------------------------------------------------------------
 
 
-def test_the_profiler_times_every_op_and_changes_nothing() -> None:
+def test_the_profiler_times_every_op_and_restores_the_functions() -> None:
     backend = tg.get_backend()
     before = tg.gelu, tg.ops.linear, vars(backend).copy()
     x, w = tg.ones((3, 4), requires_grad=True), tg.ones((5, 4), requires_grad=True)
@@ -339,17 +339,17 @@ def test_the_profiler_times_every_op_and_changes_nothing() -> None:
     assert profiler.n_ops == 3
 
 
-# --- figures ------------------------------------------------------------------------------------
+# --- statistics, tables and charts --------------------------------------------------------------
 
 
-def test_figures() -> None:
+def test_growth_spread_and_tables_equal_values_computed_by_hand() -> None:
     assert common.growth([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
     assert common.growth([1, 2, 4], [1, 4, 16]) == pytest.approx(2)
     assert common.spread([1.0, 1.0, 1.0, 1.0]) == 0
     assert common.table(["", "ms"], [["a", "1.5"], ["bcd", "22.0"]]) == "       ms\na     1.5\nbcd  22.0"
 
 
-def test_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_chart_is_written_if_matplotlib_is_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "chart.png"
     common.bar_chart(path, "Title", {"A": [("ours", 1.0, common.OURS)], "empty": []}, "ms", "note")
     if importlib.util.find_spec("matplotlib") is None:

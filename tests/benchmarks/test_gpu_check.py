@@ -1,4 +1,4 @@
-"""gpu_check: rehearsed over the stand-in for a GPU, part by part; what it does with parts that go wrong; its report."""
+"""gpu_check: each part runs on the fake GPU, failing parts are recorded, and the report is correct."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def check(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, cwd=ROOT, env=environment)
 
 
-def test_without_a_gpu_it_says_so_in_one_line() -> None:
+def test_a_missing_gpu_is_reported_in_one_line() -> None:
     if backend.check("cupy") is None:
         pytest.skip("there is a GPU here")
     result = check()
@@ -39,7 +39,7 @@ def without_pytest_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
-    """Every line that runs on a GPU runs here at tiny sizes, except torch.compile."""
+    """All the code for the GPU except torch.compile runs here, at tiny sizes."""
     pytest.importorskip("torch")
     pytest.importorskip("ml_dtypes")
     text = tmp_path / "text.txt"
@@ -74,7 +74,7 @@ def test_a_part_that_fails_is_recorded(tmp_path: Path) -> None:
     assert "some part, failed with status 3:\n    why" in text
 
 
-def test_a_part_that_runs_out_of_time_is_killed_and_its_figures_are_kept(tmp_path: Path) -> None:
+def test_a_part_that_runs_out_of_time_is_killed_and_its_results_are_kept(tmp_path: Path) -> None:
     program = (
         "import subprocess, sys, time\n"
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
@@ -87,13 +87,13 @@ def test_a_part_that_runs_out_of_time_is_killed_and_its_figures_are_kept(tmp_pat
     assert outcome["seconds"] < 600
 
 
-def test_a_part_that_cannot_run_here_says_why(tmp_path: Path) -> None:
+def test_a_part_that_cannot_run_here_reports_the_reason(tmp_path: Path) -> None:
     outcome = gpu_check.run(part("", needs="there is none"), tmp_path, 60)
     assert outcome == {"status": "left out", "reason": "there is none"}
     assert "some part: there is none" in gpu_report.report({"some part": outcome})
 
 
-def test_without_pytorch_its_parts_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pytorch_parts_are_skipped_without_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     for said, what in (("No module named 'torch'", "is not installed"), ("", "does not see the GPU")):
         asked = subprocess.CompletedProcess([], 1, "", said)
         monkeypatch.setattr(gpu_check.subprocess, "run", lambda *arguments, asked=asked, **options: asked)
@@ -103,7 +103,7 @@ def test_without_pytorch_its_parts_are_left_out(monkeypatch: pytest.MonkeyPatch)
         assert left_out == ["torch compile", "torch eager", "torch decoding"]
 
 
-def test_running_no_test_is_a_failure() -> None:
+def test_a_test_run_without_tests_is_a_failure() -> None:
     command = [sys.executable, "-m", "benchmarks.gpu_tests", "2", "-q", "tests/gpu", "-k", "there_is_no_such_test"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (result.returncode, result.stdout) == (1, "no test was run\n")
@@ -115,13 +115,13 @@ def test_the_reserved_times_of_all_parts_fit_into_nine_minutes() -> None:
     assert all(part.least_s <= part.limit_s for part in parts)
 
 
-def test_the_largest_batch_is_a_linear_fit_to_two() -> None:
+def test_the_largest_batch_is_extrapolated_from_two_measurements() -> None:
     rows = [{"batch": 64, "memory_gib": 40.0}, {"batch": 4, "memory_gib": 10.0}, {"batch": 16, "mode": "graph"}]
-    assert gpu_training.largest_batch(rows, 80.0) == 136  # 10 + 0.5 (B - 4) <= 76, in eights
+    assert gpu_training.largest_batch(rows, 80.0) == 136  # 10 + 0.5 (B - 4) <= 76, rounded down to a multiple of 8
     assert gpu_training.largest_batch(rows[:1], 80.0) is None
 
 
-def test_a_batch_that_does_not_fit_is_a_row_and_the_largest_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_is_recorded_and_the_largest_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     class Contender:
         modes = ("eager",)
 
@@ -145,14 +145,14 @@ def test_a_batch_that_does_not_fit_is_a_row_and_the_largest_is_retried(monkeypat
 @pytest.mark.parametrize(
     ("off", "dtype", "passed"), [(0, "float32", True), (1e-3, "float32", False), (1e-3, "bfloat16", True)]
 )
-def test_losses_are_within_the_tolerances_or_not(off: float, dtype: str, passed: bool) -> None:
+def test_losses_outside_the_tolerances_fail(off: float, dtype: str, passed: bool) -> None:
     here = [3.0 - 0.002 * step for step in range(500)]
     assert gpu_losses.compare([loss * (1 + off) for loss in here], here, dtype)["passed"] is passed
     drifted = here[:300] + [loss * 1.01 for loss in here[300:]]
     assert not gpu_losses.compare(drifted, here, dtype)["passed"]
 
 
-def test_targets_are_met_or_missed() -> None:
+def test_the_report_says_which_targets_are_met() -> None:
     def row(asked: str, mode: str, speed: float) -> dict[str, Any]:
         return {
             "asked": asked, "batch": int(asked), "mode": mode, "ms": 1.0, "spread": 0.0, "tokens_per_s": speed,

@@ -1,4 +1,4 @@
-"""A run that is killed a few times ends with the same bytes as one that is not."""
+"""A run that is killed and resumed several times ends with the same bytes as an uninterrupted run."""
 
 import random
 import subprocess
@@ -16,7 +16,7 @@ TINY = [
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_a_run_that_is_killed_and_resumed_is_equal(backend: str, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_and_resumed_has_the_same_bytes(backend: str, tmp_path: Path) -> None:
     row = compare(backend, len(MOMENTS), 7, TINY, tmp_path)
     assert row["differs"] == []
     assert row["damaged"] == 0
@@ -24,7 +24,7 @@ def test_a_run_that_is_killed_and_resumed_is_equal(backend: str, tmp_path: Path)
     assert "the same bytes" in line_of(row)
 
 
-def test_a_difference_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish = Killed.finish
 
     def finish_and_tamper(self: Killed, max_iters: int) -> None:
@@ -39,7 +39,7 @@ def test_a_difference_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "DIFFERENT: metrics.jsonl" in line_of(row)
 
 
-def test_a_run_that_ends_before_it_is_killed_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_ends_before_it_is_killed_raises_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self: Killed) -> subprocess.Popen[str]:
         return subprocess.Popen([sys.executable, "-c", "print('done')"], stdout=subprocess.PIPE, text=True)
 

@@ -1,4 +1,4 @@
-"""The memory of a few hundred steps does not grow, and growth is found."""
+"""The memory of a run does not grow over its steps, and growth is detected."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_memory_is_flat(tmp_path: Path) -> None:
+def test_the_memory_of_training_does_not_grow(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "benchmarks/memory_flat.py",
@@ -21,13 +21,13 @@ def test_memory_is_flat(tmp_path: Path) -> None:
         "--backend=numpy",
         f"--out={tmp_path / 'x.json'}",
     ]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # its products are too small for more
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)  # no memory but its own
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # its matrix products are too small for more
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)  # a process of its own
     assert result.returncode == 0, result.stdout + result.stderr
     assert "1500 steps, MB after each tenth: " in result.stdout
 
 
-def test_growth_is_found() -> None:
+def test_memory_growth_is_detected() -> None:
     assert growth([50, *[100.0] * 9]) == 0
     assert growth([50, *(100 + i / 4 for i in range(9))]) == pytest.approx(0.02)
     assert growth([100 + i * ALLOWED for i in range(10)]) < ALLOWED

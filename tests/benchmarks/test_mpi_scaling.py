@@ -1,4 +1,4 @@
-"""benchmarks/mpi_scaling.py runs, and refuses to time what does not compute the same. Speeds are not tested."""
+"""benchmarks/mpi_scaling.py runs, and refuses to time runs with different losses. Speed is not tested."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ import pytest
 from benchmarks import mpi_scaling
 from gpt.config import UserError
 
-pytestmark = pytest.mark.usefixtures("mpirun")  # skips where there is none
+pytestmark = pytest.mark.usefixtures("mpirun")  # skips these tests without MPI
 
 
-def test_two_processes_beside_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_are_compared_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "result.json"
     flags = ["--config=tiny", "--backend=numpy", "--rounds=1", "--steps=2", f"--out={out}"]
     monkeypatch.setattr(mpi_scaling.sys, "argv", ["mpi_scaling.py", *flags])
@@ -23,7 +23,7 @@ def test_two_processes_beside_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert result["speedup"] > 0
 
 
-def test_losses_that_differ_are_not_timed() -> None:
+def test_runs_with_different_losses_are_not_timed() -> None:
     turns: Any = {1: [{"losses": [2.0, 1.5]}], 2: [{"losses": [2.0, 1.50001]}]}
     with pytest.raises(UserError, match="^not timed: 2 processes have a loss of 1.50001000, one process 1.50000000$"):
         mpi_scaling.check_losses(turns)

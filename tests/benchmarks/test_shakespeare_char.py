@@ -1,4 +1,4 @@
-"""The benchmark runs, and fails if the loss misses the target."""
+"""benchmarks/shakespeare_char.py runs, and fails if the loss misses the target."""
 
 import json
 import os
