@@ -393,7 +393,7 @@ class Bytes:
 
     eot: int | None = None
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         return list(text.encode())
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
