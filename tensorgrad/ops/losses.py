@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from tensorgrad.autograd import Variable
+from tensorgrad.backend import backend_of
 from tensorgrad.ops.elementary import softplus
 from tensorgrad.ops.elementwise import multiply, square, subtract
 from tensorgrad.ops.indexing import take_along_axis
@@ -28,7 +29,8 @@ def binary_cross_entropy_with_logits(x: Any, target: Any, reduction: Reduction =
 
 def nll_loss(log_p: Any, targets: Any, ignore_index: int = -100, reduction: Reduction = "mean") -> Any:
     """-log_p[target], for log probabilities (..., V) and targets (...) integer: `cross_entropy` after log_softmax."""
-    targets = targets.data if isinstance(targets, Variable) else targets
+    k = backend_of("nll_loss", [log_p.data])
+    targets = k.asarray(targets.data if isinstance(targets, Variable) else targets)
     if targets.shape != log_p.shape[:-1]:
         raise ValueError(f"nll_loss: targets {targets.shape} do not fit {log_p.shape}: {log_p.shape[:-1]} is needed")
     kept = targets != ignore_index
