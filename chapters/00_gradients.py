@@ -13,7 +13,8 @@
 # - write a *tape*: a record of what was computed, along which gradients flow back,
 # - read [`tensorgrad/autograd/tape.py`](../tensorgrad/autograd/tape.py), the tape of the library.
 #
-# You need Python and the derivative of $x^2$. Everything else is explained.
+# You need Python, and from school the rules for derivatives: of a product, of a quotient and of $e^x$. Everything
+# else is explained.
 
 # %%
 import math
@@ -58,14 +59,14 @@ same(2 * x + h, (f(x + h) - f(x)) / h, "the last expression and the first", tole
 # %% [markdown]
 # ### A better way to try
 #
-# The result was $2x + h$: the trial is wrong by $h$. Stepping to both sides, the errors of the two steps cancel:
+# The result was $2x + h$: the trial is wrong by $h$. If we step to both sides of $x$, the two errors cancel:
 #
 # $$\frac{(x + h)^2 - (x - h)^2}{2h} = \frac{4xh}{2h} = 2x$$
 #
 # For $x^2$ this *central difference* is exact. For other functions its error is about $h^2$, which is much less than
-# $h$. A computer's numbers have 16 digits, so that $h$ cannot be as small as we like: $f(x + h)$ and $f(x - h)$ then
-# agree in nearly all their digits, and the few that differ are mostly rounding. The picture shows both effects for
-# $f = \sin$.
+# $h$. But $h$ cannot be as small as we like. A computer's numbers have 16 digits. When $h$ is tiny, $f(x + h)$ and
+# $f(x - h)$ agree in nearly all of them, and the few digits that differ are mostly rounding. The picture shows both
+# effects for $f = \sin$.
 
 # %%
 steps = 10.0 ** np.arange(-14, 0.25, 0.25)
@@ -80,9 +81,10 @@ ax.legend()
 print(f"best step for central differences: about {steps[central.argmin()]:.0e}, error {central.min():.0e}")
 
 # %% [markdown]
-# From the right, both errors shrink with the step (the central one twice as fast, on these logarithmic axes); then
-# rounding takes over and they grow again. A step near $10^{-6}$ to $10^{-5}$ is right for numbers of 16 digits. That
-# is what the library's gradient check uses.
+# Read the picture from the right to the left, from large steps to small ones. First both errors shrink. With a step
+# that is 10 times smaller, the error of one step is 10 times smaller, that of the central difference 100 times. Then
+# rounding takes over, and the errors grow again. A step near $10^{-6}$ to $10^{-5}$ is right for numbers of 16
+# digits. That is what the library's gradient check uses.
 #
 # Here is that check in three lines. We will use it in every chapter:
 
@@ -97,14 +99,20 @@ same(derivative(math.sin, 1.0), math.cos(1.0), "the derivative of sin, and cos",
 # %% [markdown]
 # ## The chain rule
 #
-# A model is a long formula made of short steps. Take one with two inputs, as small as can be: a single neuron that
-# multiplies its input $x$ by a weight $w$, squashes the product with tanh, and is compared with a target of 1:
+# A model is a long formula made of short steps. Take a very small one, a single *neuron*. It multiplies its input $x$
+# by a number $w$, its **weight**, and puts the product into the function tanh, which maps every number to one between
+# -1 and 1. The result should be 1, the *target*. The **loss** $L$ says how wrong it is:
 #
 # $$a = w x, \qquad b = \tanh a, \qquad c = b - 1, \qquad L = c^2$$
 #
+# We need the derivative of tanh. It is defined as $\tanh a = (e^a - e^{-a}) / (e^a + e^{-a})$. The numerator and the
+# denominator are each other's derivative, so the quotient rule gives
+#
+# $$\tanh' a = \frac{(e^a + e^{-a})^2 - (e^a - e^{-a})^2}{(e^a + e^{-a})^2} = 1 - \tanh^2 a$$
+#
 # How does the loss $L$ change with $w$? Change $w$ by a little: $a$ changes by $x$ times that. $b$ changes by
 # $1 - \tanh^2 a$ times the change of $a$. And so on: each step multiplies the change that reaches it by its own
-# derivative.
+# derivative. This is the chain rule:
 #
 # $$\frac{dL}{dw} = \frac{dL}{dc} \cdot \frac{dc}{db} \cdot \frac{db}{da} \cdot \frac{da}{dw}
 #   = 2c \cdot 1 \cdot (1 - b^2) \cdot x$$
@@ -132,9 +140,9 @@ same(derivative(loss, w), 2 * c * 1 * (1 - b**2) * x, "dL/dw, the product of all
 # ### Backwards is cheaper
 #
 # The product can be computed from either end. A model has *one* loss and *millions* of weights. If we begin at the
-# weights, each of them needs its own pass. If we begin at the loss, a single pass serves all: first $dL/dc$, then
-# from it $dL/db$, then $dL/da$, and at that point *both* $dL/dw = dL/da \cdot x$ and $dL/dx = dL/da \cdot w$ are one
-# product away. This is **backpropagation**, or reverse-mode differentiation.
+# weights, each of them needs its own pass through the formula. If we begin at the loss, a single pass serves all of
+# them: first $dL/dc$, then from it $dL/db$, then $dL/da$. From there, one more product gives $dL/dw = dL/da \cdot x$,
+# and another one $dL/dx = dL/da \cdot w$. This is **backpropagation**, or reverse-mode differentiation.
 #
 # In code, we write `dy` for the derivative of the loss with respect to a result `y`. Each step has a small function,
 # its **backward**: given `dy`, it returns `dx`, the derivative with respect to the step's input.
@@ -268,34 +276,42 @@ grid = np.linspace(-3, 3, 100)
 right.plot(grid, np.sin(grid), label="sin")
 right.plot(grid, [predict(x).data for x in grid], label="three neurons")
 right.plot(xs, np.sin(xs), "o", markersize=4, label="training points")
+right.set(xlabel="x", ylabel="y")
 right.legend()
 
 # %% [markdown]
-# Between the training points the neurons agree with sin. Outside of them (beyond -2 and 2) they were never told what
-# to do, and they are wrong: remember this when a language model answers a question that was not in its data.
+# Between the training points the neurons nearly agree with sin. Outside of them (beyond -2 and 2) they were never
+# told what to do, and they are wrong. Remember this when a language model answers a question that was not in its
+# data.
 #
 # ## The library's code
 #
-# The library's tape does the same for arrays. An operation is a function that returns its result and its backward:
+# The library's tape does the same for arrays. An operation is a function that returns its result and its backward.
+# Its first argument, `k`, is the backend that computes: `k.xp` is NumPy, or a library with the same functions, and
+# `k.floating` turns whole numbers into floating-point numbers.
 
 # %%
 show(tg.tanh, tg.exp)
 
 # %% [markdown]
-# `@op` is the recorder: it calls the function, and records a `Node` with the result's shape, the edges to the parents
-# and the backward. And this is the pass through the tape. Compare it with `Value.backward`: `pending` is a heap that
-# always gives the latest node; `pull` calls the node's backward; `pending.add` adds up what arrives. The rest reports
-# to observers (chapter 00b uses one) and refuses mistakes.
+# `@op` is the recorder: it calls the function, and records a `Node` with the result's shape, the backward, and an
+# *edge* to each parent. And this is the pass through the tape. Compare it with `Value.backward`: `pending` holds the
+# nodes that wait, in a *heap*, a list that quickly gives its first element, here the latest node; `pull` calls the
+# node's backward; `pending.add` adds up what arrives. The rest reports to observers (chapter 00b uses one) and
+# refuses mistakes.
 
 # %%
 show(tg.autograd.tape.backward, tg.autograd.tape.Node.pull)
 
 # %% [markdown]
-# Two differences are worth knowing. A node does not refer to tensors, only to the nodes that came before, so that a
-# result that nobody needs any more is freed at once. And what is needed for backward is exactly what the backward
-# function refers to: in `exp` the result `y`, in `tanh` too. Nothing else is kept.
+# One difference is worth knowing. A `Value` refers to its parents, so that all results stay in memory. A node refers
+# only to earlier nodes and to its backward function. What stays in memory is what that function uses: in `tanh` and
+# in `exp` the result `y`. Everything else is freed as soon as nobody needs it.
 #
 # ## The same numbers
+#
+# A `tg.Tensor` is the library's `Value`, with an array in place of the number. `requires_grad=True` asks for its
+# gradient, and `item()` returns the number of a tensor that has only one.
 
 # %%
 w_t = tg.Tensor(np.array(0.7), requires_grad=True)
@@ -331,8 +347,8 @@ print(f"with = the gradient of x·x at 3 is {wrong.grad}, with += it is {right.g
 
 # %% [markdown]
 # **Forgetting to set gradients to zero.** Because they add up, the next step's gradients are added to this one's. The
-# direction of the step is then a sum of old directions. The library has the same behaviour, on purpose (chapter 12
-# uses it), and `optimizer.zero_grad()` against it:
+# direction of the step is then a sum of old directions. The library adds, too, on purpose (chapter 12 uses it). In a
+# training loop, `optimizer.zero_grad()` clears the gradients after each step. Without that:
 
 # %%
 x_t.grad = None
@@ -342,7 +358,7 @@ first = float(x_t.grad)
 print(f"after one backward {first}, after a second without zeroing {float(x_t.grad)}")
 
 # %% [markdown]
-# **A step that is too small for the check.** With `h=1e-14`, the central difference has hardly a right digit:
+# **A step that is too small for the check.** With `h=1e-14`, only the first two digits of the difference are right:
 
 # %%
 print(f"h = 1e-06: {derivative(math.sin, 1.0):.10f}")
@@ -355,11 +371,25 @@ print(f"cos(1):    {math.cos(1.0):.10f}")
 # paths doubles with every line. Our loop visits each value once:
 
 # %%
-x0 = y = Value(1.0)
-for _ in range(60):
-    y = y + y
+def doubled(n):
+    x = y = Value(1.0)
+    for _ in range(n):
+        y = y + y
+    return x, y
+
+
+def recursive(value, dy):
+    """Go back along every path; return the number of visits."""
+    value.grad += dy
+    gradients = value.backward_step(dy) if value.backward_step else ()
+    return 1 + sum(recursive(parent, gradient) for parent, gradient in zip(value.parents, gradients, strict=True))
+
+
+for n in 5, 10, 15:
+    print(f"{n:2} doublings: {recursive(doubled(n)[1], 1.0):6,} visits, where {n + 1} are enough")
+x0, y = doubled(60)
 y.backward()
-print(f"60 doublings: gradient {x0.grad:.0f}, which is 2 to the 60th: {x0.grad == 2.0**60}")
+print(f"60 doublings with our loop: the gradient is 2 to the 60th: {x0.grad == 2.0**60}")
 
 # %% [markdown]
 # ## Exercises

@@ -83,8 +83,8 @@ for character in "a", "é", "я", "€", "字", "\U0001f642":
 #
 # There is a second way, which works for every text: store the text as bytes, as a file does. A byte is a number from
 # 0 to 255, so the vocabulary has 256 entries, and nothing can be missing. The rule that turns code points into bytes
-# is **UTF-8**. It has to pack numbers of up to 21 bits into bytes of 8 bits. ($2^{20}$ is 1,048,576, which is too
-# small; $2^{21}$ is 2,097,152.) It uses one to four bytes, and marks each byte with its first bits:
+# is **UTF-8**. The largest code point needs 21 bits ($2^{20} = 1048576$ is too small, $2^{21} = 2097152$ is enough),
+# and a byte has 8. So UTF-8 uses one to four bytes, and marks each byte with its first bits:
 #
 # | bytes | bits of the bytes | free bits | code points |
 # |---|---|---|---|
@@ -93,9 +93,8 @@ for character in "a", "é", "я", "€", "字", "\U0001f642":
 # | 3 | `1110xxxx 10xxxxxx 10xxxxxx` | 4 + 6 + 6 = 16 | below $2^{16} = 65536$ |
 # | 4 | `11110xxx 10xxxxxx 10xxxxxx 10xxxxxx` | 3 + 6 + 6 + 6 = 21 | the rest |
 #
-# The bits marked `x` hold the code point. Let us derive the two bytes of é, which is code point 233. Two bytes have
-# 5 + 6 free bits, so we split 233 into a part for the first byte and the lowest 6 bits, that is, we divide by
-# $2^6 = 64$:
+# The bits marked `x` hold the code point. Let us find the two bytes of é, which is code point 233. The second byte
+# has place for the lowest 6 bits, the first byte for the rest. To separate them, we divide by $2^6 = 64$:
 #
 # $$233 = 3 \cdot 64 + 41$$
 #
@@ -145,7 +144,7 @@ same(code_points(ours), every, "and back")
 # (The 2,048 code points in the gap are the *surrogates*, which belong to an older way of writing Unicode. They are
 # not characters, and UTF-8 has no place for them.)
 #
-# The picture shows the bits of four characters. The colored bits are the marks, the others hold the code point.
+# The picture shows the bits of four characters. The coloured bits are the marks, the others hold the code point.
 
 # %%
 characters = {"a": "a", "é": "é", "€": "€", "\U0001f642": "smile"}
@@ -165,9 +164,10 @@ ax.set(xticks=[], xlabel="bits (green: mark of a first byte; purple: of a follow
 ax.grid(False)
 
 # %% [markdown]
-# The marks have three useful effects. A text of ASCII characters (the 128 of plain English) is the same in UTF-8, one
-# byte for each character. A byte that begins with `10` is never the first of a character, so from any place in a file
-# we can step back to the beginning of a character. And the bytes of one character never occur inside another's.
+# The marks have three useful effects. A text of ASCII characters (the 128 code points of plain English) has one byte
+# for each character, the code point itself. A byte that begins with `10` is never the first of a character, so from
+# any place in a file we can step back to the beginning of a character. And the bytes of one character never occur
+# inside those of another.
 #
 # With bytes, the text never has an unknown symbol. In exchange it becomes longer, and unevenly so:
 
@@ -212,17 +212,18 @@ new = set(last) - set(first)
 print(f"{len(new):,} different words of the last tenth do not occur before it, such as {sorted(new)[-5:]}")
 
 # %% [markdown]
-# After a few hundred characters, nearly all of the 75 have occurred (they are ASCII, so that bytes and characters are
-# the same here). The words never are: on these logarithmic axes their number goes on rising, almost in a straight
-# line. However much text we read first, the next text has new words in it: names, rare forms, typing errors. A
-# vocabulary of words always needs a special token "unknown", and a model that reads "unknown" has lost the word.
+# The curve of the characters is soon nearly flat: after a thousand characters, more than fifty of the 75 have
+# occurred. (They are ASCII, so that bytes and characters are the same here.) The number of words goes on rising,
+# almost in a straight line on these logarithmic axes. However much text we read first, the next text has new words in
+# it: names, rare forms, typing errors. A vocabulary of words always needs a special token "unknown", and a model that
+# reads "unknown" has lost the word.
 #
 # ## What a vocabulary costs
 #
 # With characters, the vocabulary is small and the sequences are long. With words, it is the other way round. Three
-# quantities of the model depend on the choice. Let $V$ be the
-# size of the vocabulary, $C$ the **width** of the model (how many numbers it uses to represent one token), $B$ the
-# number of texts that it reads at once, and $T$ the number of tokens in each of them.
+# quantities of the model depend on the choice. Let $V$ be the size of the vocabulary, $C$ the **width** of the model
+# (how many numbers it uses to represent one token), $B$ the number of texts that it reads at once, and $T$ the number
+# of tokens in each of them.
 #
 # - **Parameters.** The model begins with a table that has one row of $C$ numbers for each token (chapter 04). At its
 #   end, a matrix of the same size turns $C$ numbers into one score for each token. If both use the same numbers, as
@@ -270,8 +271,8 @@ same(m * math.log(K) / math.log(len(pairs)), 2, "the bound on the number of toke
 # %% [markdown]
 # Squaring is expensive. But a real text is not *any* sequence of characters: `th` is everywhere, `qx` nowhere. So let
 # us build vocabularies from the blocks of $k$ characters that do occur in our text, and compute the three costs for a
-# small model ($C = 128$) that reads 32 pieces of 256 characters. The last column says how many blocks of the text's
-# last tenth do not occur in the nine tenths before it.
+# small model ($C = 128$) that reads 32 pieces of 256 characters. The last column is the share of the blocks of the
+# text's last tenth that do not occur in the nine tenths before it.
 
 # %%
 C, B, m = 128, 32, 256
@@ -300,7 +301,7 @@ right.set(xlabel="size of the vocabulary", ylabel="numbers")
 right.legend()
 
 # %% [markdown]
-# What is on the left becomes cheaper with a larger vocabulary, and what is on the right becomes more expensive. From
+# With a larger vocabulary, the two quantities on the left become smaller, and those on the right larger. From
 # one character to blocks of four, the sequence is a quarter as long, and the table is 775 times as large. That is a
 # bad exchange. Many entries are nearly useless: they occur once or twice, and the model has hardly a chance to learn
 # what they mean. A few entries do most of the work:
@@ -316,7 +317,7 @@ for n in 100, 256:
     print(f"the {n} most frequent of the {len(ranked):,} pairs make up {share:.0%} of the text")
 
 # %% [markdown]
-# So we should give a token to *frequent* pieces of any length and write the rest in characters or bytes. That is the
+# So we should give tokens to *frequent* pieces of any length, and write the rest in characters or bytes. That is the
 # subject of chapter 02. GPT-2's vocabulary is of this kind: 50,257 tokens, of a little over 3 characters on average.
 #
 # ## Losses of different vocabularies
@@ -330,8 +331,9 @@ for n in 100, 256:
 #
 # $$-\ln (p_1 p_2 \cdots p_n) = -\ln p_1 - \ln p_2 - \ldots - \ln p_n = n L$$
 #
-# where $L$ is the mean loss of a token. If the text has $b$ bytes, the loss of a byte is $n L / b$. Divided by
-# $\ln 2$ it is in bits, and is called **bits per byte**:
+# where $L$ is the mean loss of a token. If the text has $b$ bytes, the loss of a byte is $n L / b$. One **bit** is
+# the loss of a guess between two equal possibilities, $-\ln \frac12 = \ln 2$ nats. So we divide by $\ln 2$ to get
+# **bits per byte**. (A text of $k$ bits then has the probability $2^{-k}$.)
 #
 # $$\text{bits per byte} = \frac{n L}{b \ln 2}$$
 #
@@ -348,7 +350,7 @@ same(np.sum(-np.log(p)), 40 * L, "the sum, and n L")
 same(2.0 ** -(40 * L / math.log(2)), np.prod(p), "2 to the minus bits, and the probability", tolerance=1e-10)
 
 # %% [markdown]
-# Now with the whole text, cut into blocks of 1, 2, 3 and 4 characters. A block that occurs $c$ times has the
+# Now we take the whole text, cut into blocks of 1, 2, 3 and 4 characters. A block that occurs $c$ times has the
 # frequency $c / n$, and contributes $-\ln(c/n)$ each time. So the mean over the $n$ blocks is
 # $-\sum \frac{c}{n} \ln \frac{c}{n}$, a sum over the different blocks:
 
@@ -412,7 +414,7 @@ print("piece by piece:", "".join(piece.decode("utf-8", errors="replace") for pie
 print("joined first:  ", b"".join(pieces).decode("utf-8"))
 
 # %% [markdown]
-# **A vocabulary from a part of the text.** A character that did not occur there cannot be encoded. The loop of
+# **A vocabulary from a part of the text.** A character that did not occur in that part cannot be encoded. The loop of
 # `Characters` would stop with a `KeyError`; the library says which characters, and where. (Its `spawn_dataloader`,
 # chapter 03, takes the characters of the whole text for that reason.)
 

