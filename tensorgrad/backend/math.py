@@ -396,4 +396,4 @@ class Math:
     def scale(self, arrays: list[Array], factor: Any) -> None:
         """All arrays times one number, in place."""
         for x in arrays:
-            x *= factor
+            x[...] = self.wide(x) * factor  # a small factor in half precision would lose digits

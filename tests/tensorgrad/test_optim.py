@@ -276,6 +276,18 @@ def test_gradients_in_half_precision_have_a_norm_beyond_its_range() -> None:
     np.testing.assert_allclose(p.grad.astype(float), 1 / math.sqrt(1000), rtol=1e-2)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_small_factor_keeps_its_digits_in_half_precision(dtype: str, backend: str) -> None:
+    pytest.importorskip("ml_dtypes")
+    p = Tensor(np.ones(1000, dtype), requires_grad=True)
+    p.grad = np.full(1000, 60000, dtype)
+    with tg.use_backend(backend):
+        optim.clip_grad_norm([p], 1.0)
+    rounding = {"float16": 1e-3, "bfloat16": 5e-3}[dtype]
+    np.testing.assert_allclose(p.grad.astype(float), 1 / math.sqrt(1000), rtol=rounding)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_norm_that_is_not_finite_is_returned_and_scales_nothing(bad: float) -> None:
     p = Tensor(np.ones(3), requires_grad=True)

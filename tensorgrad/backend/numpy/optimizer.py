@@ -35,8 +35,8 @@ def adamw(
 
 
 def scale(x: Array, factor: float) -> None:
-    """x times a number, in place."""
-    x *= factor
+    """x times a number, in place; half precision in float32, where a small number keeps its digits."""
+    np.multiply(x, factor, out=x, dtype=np.float32 if is_half(x.dtype) else None, casting="same_kind")
 
 
 class Optimization(Blocks):
