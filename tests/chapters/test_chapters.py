@@ -107,7 +107,7 @@ def test_each_leads_to_the_next() -> None:
 def test_the_tables_list_it(path: Path) -> None:
     for page in ("README.md", "chapters/index.md"):
         assert f"{path.stem}.ipynb) | " in (ROOT / page).read_text()
-    assert f"{path.stem}.ipynb)" in (ROOT / "docs" / "glossary.md").read_text()
+    assert f"{path.stem}.ipynb" in (ROOT / "docs" / "glossary.md").read_text()
 
 
 # --------------------------------------------------------------------------------------------------
