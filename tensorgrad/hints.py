@@ -136,6 +136,10 @@ tg.binary_cross_entropy_with_logits(x, y) | BCEWithLogitsLoss BCELoss binary_cro
 tg.attention(q, k, v) | scaled_dot_product_attention MultiheadAttention multi_head_attention_forward
 gpt.model.Block | Transformer TransformerEncoder TransformerEncoderLayer TransformerDecoder \
     TransformerDecoderLayer
+optimizer.zero_grad() | zero_grad
+model.modules() | named_modules children named_children get_submodule
+model.named_buffers() | buffers
+for module in model.modules(): | apply
 x[targets], or tg.eye(n)[targets] | one_hot
 a function | Identity Flatten Unflatten
 a dict in an attribute | ModuleDict ParameterDict BufferDict

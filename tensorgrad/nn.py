@@ -57,6 +57,12 @@ class Module:
         """Compute the module's result. Subclasses override it."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
+    def __getattr__(self, name: str) -> Any:  # called for names that are not there
+        if name.startswith("_"):
+            raise AttributeError(name)
+        hints = importlib.import_module("tensorgrad.hints")
+        raise AttributeError(hints.missing(type(self).__name__, name, dir(self), methods=dir(Tensor)))
+
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Tensor) and value.role is None and self.__dict__.get(name) is not None:
             before = self.__dict__[name]

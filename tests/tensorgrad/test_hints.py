@@ -13,6 +13,7 @@ from tensorgrad import hints, nn, optim
 
 # Names that nobody looks for in a library of tensors: types, storage, compilers, devices, settings of NumPy's own.
 MACHINERY = {
+    "modules": "_hook$ ^share_memory$ ^to_empty$ extra_ _submodule$ add_module dump_patches call_super T_destination",
     "more": "flatiter CallStack map2?_$ Options$ share_memory_ ^torch ^view_as_real constant_pad",
     "NumPy's own machinery":
         "ufunc ndarray nditer ndenum ndindex nested_iters memmap matrix$ ^ma$ generic number$ integer$ "
@@ -47,12 +48,12 @@ def public(module: Any) -> set[str]:
 
 
 HERE = {"tg": public(tg), "Tensor": public(tg.Tensor)}
-HERE |= {"nn": public(nn) | {*nn.LATER}, "optim": public(optim) | {*optim.LATER}}
+HERE |= {"Module": public(nn.Module), "nn": public(nn) | {*nn.LATER}, "optim": public(optim) | {*optim.LATER}}
 
 
 def unanswered(where: str, names: set[str]) -> list[str]:
     """The names that are neither here, nor answered, nor of a kind that is left out."""
-    others = {"methods": HERE["Tensor"]} if where == "tg" else {"functions": HERE["tg"]}
+    others = {"methods": HERE["Tensor"]} if where in ("tg", "Module") else {"functions": HERE["tg"]}
     answers = {name: hints.missing(where, name, HERE[where], **others) for name in names - HERE[where]}
     bare = [name for name, answer in answers.items() if answer == f"{where} has no {name!r}"]
     return sorted(name for name in bare if not any(hints.matches(name, kind) for kind in MACHINERY.values()))
@@ -74,6 +75,7 @@ def test_the_names_of_pytorch() -> None:
     assert unanswered("nn", public(torch.nn)) == []
     assert unanswered("tg", functions_of(torch.nn.functional)) == []
     assert unanswered("optim", public(torch.optim)) == []
+    assert unanswered("Module", public(torch.nn.Module)) == []
 
 
 def test_every_hint_is_for_a_name_of_numpy_or_pytorch_that_is_not_here() -> None:
@@ -113,6 +115,8 @@ X = tg.ones((2, 3))
         (lambda: tg.fft, "tensorgrad has no 'fft': Fourier transforms are left out"),
         (lambda: nn.functional, "tensorgrad.nn has no 'functional': here it is the functions of tg"),
         (lambda: nn.Conv2d, "tensorgrad.nn has no 'Conv2d': convolutions, .* are left out of this small library"),
+        (lambda: nn.Linear(1, 1).cuda(), r"Linear has no 'cuda': here it is x.to\(backend\)"),
+        (lambda: nn.Linear(1, 1).forwrd, "Linear has no 'forwrd'; did you mean 'forward'?"),
         (lambda: optim.RMSprop, "tensorgrad.optim has no 'RMSprop': other optimisers are left out"),
         (lambda: X.nothing_like_it, "^Tensor has no 'nothing_like_it'$"),
     ],
