@@ -150,13 +150,8 @@ def _gradients(
         finally:
             collector.restore()
     found = [None if edge is None else collector.found[edge] for edge in edges]
-    return [dx if dx is None else _tensor(dx) for dx in found]
-
-
-def _tensor(dx: Any) -> Tensor:
-    """A traced or an ordinary array as a tensor."""
-    wrapped: Tensor = Tensor.wrap(dx.data, dx.edge) if isinstance(dx, Tensor) else Tensor.wrap(dx)
-    return wrapped
+    traced = [(dx.data, dx.edge) if isinstance(dx, Tensor) else (dx, None) for dx in found]
+    return [None if array is None else Tensor.wrap(array, edge) for array, edge in traced]
 
 
 def _inputs(xs: Sequence[Any]) -> list[Tensor]:

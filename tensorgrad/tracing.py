@@ -1,6 +1,5 @@
 """Traced arrays: tensors with the interface of NumPy's arrays, so that an op's own code, run on them, is recorded."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ class TracedArray(Tensor):
 
     __slots__ = ()
     base = None  # it is no view
+    nbytes = property(lambda self: self.data.nbytes)
+    T = property(lambda self: self.transpose(*reversed(range(self.ndim))))
 
     @classmethod
     def of(cls, x: Any) -> Any:
@@ -25,16 +26,6 @@ class TracedArray(Tensor):
         if not isinstance(x, Tensor):
             return x
         return cls.wrap(x.data, x.edge) if is_floating(x.dtype) else x.data
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of its elements."""
-        return self.data.nbytes
-
-    @property
-    def T(self) -> Any:
-        """The axes reversed."""
-        return self.transpose(*reversed(range(self.ndim)))
 
     def transpose(self, *axes: Any) -> Any:
         """The axes in that order."""
@@ -56,15 +47,11 @@ class TracedArray(Tensor):
 
     def max(self, axis: Any = None, keepdims: bool = False) -> Any:
         """The maximum, as a constant: kernels subtract it from all elements, which changes no result."""
-        return ops.max(self.detach(), axis=axis, keepdims=keepdims)
+        return ops.max(TracedArray.wrap(self.data), axis=axis, keepdims=keepdims)
 
     def min(self, axis: Any = None, keepdims: bool = False) -> Any:
         """The minimum, as a constant."""
-        return ops.min(self.detach(), axis=axis, keepdims=keepdims)
-
-    def detach(self) -> Any:
-        """The same array as a constant."""
-        return TracedArray.wrap(self.data)
+        return ops.min(TracedArray.wrap(self.data), axis=axis, keepdims=keepdims)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.become(_set_at(self, value, key=key))
@@ -101,10 +88,7 @@ def _add_at(k: Backend, x: Array, values: Array, *, key: Any) -> tuple[Array, An
 
 
 class _Add:
-    """`xp.add`, with its method `at`."""
-
-    def __call__(self, a: Any, b: Any) -> Any:
-        return a + b
+    """`xp.add`, of which ops use the method `at` alone."""
 
     def at(self, x: Any, key: Any, values: Any) -> None:
         x.become(_add_at(x, values, key=key))
@@ -119,7 +103,7 @@ def _cumprod(x: Tensor, axis: int) -> Any:
 
 
 # the functions of NumPy that have another name or other arguments here
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
+_FUNCTIONS: dict[str, Any] = {
     "add": _Add(),
     "concatenate": ops.concat,
     "cumprod": _cumprod,
@@ -175,13 +159,6 @@ class Tracing(Backend):
         if isinstance(x, Tensor):
             return x if dtype is None else TracedArray.of(x).astype(dtype)
         return self.k.asarray(x, dtype)
-
-    def check_indices(self, name: str, indices: Array, n: int, lowest: int | None = None) -> None:
-        """They were checked when the op ran first."""
-
-    def weak_scalars(self, operands: list[Any]) -> list[Any]:
-        """Ops convert them."""
-        return operands
 
     def dropout_scale(self, *args: Any) -> Any:
         """A constant."""
