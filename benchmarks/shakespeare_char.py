@@ -24,7 +24,8 @@ from benchmarks import common
 from gpt.cli import ArgumentParser, one_of
 from gpt.cli import run as run_program
 from gpt.config import BACKENDS, TrainConfig
-from gpt.data.corpora import TINY_SHAKESPEARE_SHA256, load_text
+from gpt.data import load_text
+from gpt.data.corpora import TINY_SHAKESPEARE_SHA256
 from gpt.evaluate import evaluate
 from gpt.train.loop import train
 from gpt.train.run import new_run

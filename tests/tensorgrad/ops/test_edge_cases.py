@@ -1,5 +1,6 @@
 """Cases that random calls rarely reach: ties, kinks, the limits of the range, special values, empty arrays."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -296,11 +297,14 @@ def test_large_logits_lose_no_digits(shift: float, smoothing: float, backend: st
 
 
 @on_cpus
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("size", [2e20, 1e-24, 1e-30, 1e-40, 1e-160, 1e200, 0.0])
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        *itertools.product([2e20, 1e-24, 1e-30, 1e-40, 0.0], [np.float32, np.float64]),
+        (1e-160, np.float64), (1e200, np.float64),
+    ],
+)  # fmt: skip
 def test_the_norm_of_gradients_whose_squares_are_out_of_range(size: float, dtype: Any, backend: str) -> None:
-    if dtype == np.float32 and not (size == 0 or 1e-45 < size < 1e38):
-        pytest.skip("float32 has no such number")
     grads = [np.array([3, 0], dtype) * dtype(size), np.full((2, 2), 2, dtype) * dtype(size)]
     params = [Tensor(np.ones(g.shape, dtype), True) for g in grads]
     for p, g in zip(params, grads, strict=True):
