@@ -1,9 +1,12 @@
 """The site: chapters with their kept outputs, and the pages of docs/. `python chapters/build.py site` builds it."""
 
+import re
 from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
+
+FUNCTIONS = re.compile(r"(<mi>(?:cos|exp|ln|log|max|min|sin|tanh)</mi>)")
 
 project = "tensorgrad"
 extensions = ["myst_nb"]
@@ -24,7 +27,8 @@ suppress_warnings = ["toc.not_included"]  # README and the files of code, which 
 
 def math(writer: Any, node: nodes.Element, display: str) -> None:
     """Write a formula as MathML, which browsers draw without a script or a font from elsewhere."""
-    formula = convert(node.astext(), display=display)
+    space = '<mspace width="0.17em"></mspace>'  # which browsers do not set beside the name of a function
+    formula = FUNCTIONS.sub(rf"<mrow>{space}\1{space}</mrow>", convert(node.astext(), display=display))
     writer.body.append(f'<div class="math">{formula}</div>' if display == "block" else formula)
     raise nodes.SkipNode
 
