@@ -23,7 +23,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(compile_ahead, "cpu_count", lambda: 2)
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: commands.append(command))
-    # another start: the process that the first one may have started, in a test before, is still waited for by it
+    # a start of its own: the process that an earlier test may have started stays referenced
     monkeypatch.setattr(compile_ahead, "start", functools.cache(compile_ahead.start.__wrapped__))
     return commands
 
