@@ -14,7 +14,7 @@ from tensorgrad import autograd, ops
 from tensorgrad.autograd import Context, Edge, Leaf, Node, Observer
 from tensorgrad.backend import Array, Backend, backend_of, register
 from tensorgrad.random import default_generator
-from tensorgrad.tensor import Tensor, kernels_of
+from tensorgrad.tensor import Tensor, initial_gradient
 from tensorgrad.tracing import TracedArray, Tracing
 
 
@@ -135,13 +135,9 @@ def _gradients(
 ) -> list[Tensor | None]:
     if output.edge is None:
         raise RuntimeError("gradients: the output was computed from no tensor that requires a gradient")
-    if gradient is None and output.size != 1:
-        raise RuntimeError(f"gradients: shape {output.shape} is not a scalar: pass a gradient of that shape")
-    gradient = kernels_of(output).xp.ones(output.shape, output.dtype) if gradient is None else gradient
-    gradient = gradient if isinstance(gradient, Tensor) else Tensor(gradient)
-    if gradient.shape != output.shape:
-        raise ValueError(f"gradients: gradient of shape {gradient.shape} for a tensor of shape {output.shape}")
-    dy = TracedArray.of(gradient) if create_graph else gradient.data
+    array = initial_gradient("gradients", output, gradient)
+    edge = gradient.edge if isinstance(gradient, Tensor) else None
+    dy = TracedArray.wrap(array, edge) if create_graph else array
     edges = [x.edge for x in inputs]
     with higher_order() if create_graph else autograd.no_grad(), _Collector(edges, create_graph) as collector:
         try:

@@ -224,14 +224,7 @@ class Tensor(Variable):
         """
         if self.edge is None:
             raise RuntimeError("backward: this tensor was computed from no tensor that requires a gradient")
-        if gradient is None:
-            if self.size != 1:
-                raise RuntimeError(f"backward: shape {self.shape} is not a scalar: pass a gradient of that shape")
-            gradient = kernels_of(self).xp.ones(self.shape, self.dtype)
-        else:
-            gradient = kernels_of(self).asarray(gradient.data if isinstance(gradient, Variable) else gradient)
-        if gradient.shape != self.shape:
-            raise ValueError(f"backward: gradient of shape {gradient.shape} for a tensor of shape {self.shape}")
+        gradient = initial_gradient("backward", self, gradient)
         retain = importlib.import_module("tensorgrad.retain").RetainGradients if _retaining else contextlib.nullcontext
         with retain(_retaining.values()):
             autograd.backward(self.edge, gradient, retain_graph)
@@ -360,6 +353,22 @@ def _copy(k: Backend, x: Array) -> tuple[Array, Any]:
 def _to(k: Backend, x: Array, *, backend: str) -> tuple[Array, Any]:
     target = load(backend)
     return target.asarray(k.to_numpy(x)), lambda dy: k.asarray(target.to_numpy(dy))
+
+
+def initial_gradient(name: str, output: Tensor, gradient: Any) -> Array:
+    """The gradient of an output with which a backward begins, as an array: 1 where None is given for one element.
+
+    Raises RuntimeError where None is given for several elements, ValueError for a gradient of another shape.
+    """
+    if gradient is None and output.size != 1:
+        raise RuntimeError(f"{name}: shape {output.shape} is not a scalar: pass a gradient of that shape")
+    k = kernels_of(output)
+    if gradient is None:
+        return k.xp.ones(output.shape, output.dtype)
+    array = k.asarray(gradient.data if isinstance(gradient, Variable) else gradient)
+    if array.shape != output.shape:
+        raise ValueError(f"{name}: gradient of shape {array.shape} for a tensor of shape {output.shape}")
+    return array
 
 
 def kernels_of(tensor: Tensor) -> Backend:
