@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tensorgrad import amp, distributed
     from tensorgrad.anomaly import NonFiniteError, detect_anomaly
     from tensorgrad.autograd.recompute import checkpoint
+    from tensorgrad.backend.quantization import QuantizedArray, quantize
     from tensorgrad.counting import Cost, count
     from tensorgrad.interchange import from_dlpack, load, save
     from tensorgrad.second_order import grad, gradients, higher_order, hvp, jvp, vjp
@@ -33,6 +34,7 @@ _LAZY = {
     "checkpoint": "tensorgrad.autograd.recompute", "Cost": "tensorgrad.counting", "count": "tensorgrad.counting",
     **dict.fromkeys(("grad", "gradients", "higher_order", "hvp", "jvp", "vjp"), "tensorgrad.second_order"),
     **dict.fromkeys(("from_dlpack", "load", "save"), "tensorgrad.interchange"),
+    **dict.fromkeys(("QuantizedArray", "quantize"), "tensorgrad.backend.quantization"),
     **dict.fromkeys(("rand", "randn"), "tensorgrad.shorthand"),
     **dict.fromkeys(ops.LATER, "tensorgrad.ops"),
 }  # fmt: skip

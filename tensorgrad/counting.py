@@ -14,7 +14,8 @@ import numpy as np
 
 from tensorgrad.autograd import Edge, Leaf, Node, Observer, saved_arrays
 from tensorgrad.backend import Array, Backend, register
-from tensorgrad.backend.arrays import is_floating
+from tensorgrad.backend.arrays import Quantized, is_floating
+from tensorgrad.backend.quantization import QuantizedMath
 
 
 @dataclass
@@ -72,7 +73,7 @@ class count(Observer):
 
     def before_op(self, name: str, k: Backend, arrays: list[Any]) -> tuple[Backend, list[Any]]:
         """Let the op run on counted arrays."""
-        if any(not isinstance(x, np.ndarray | np.generic) and hasattr(x, "dtype") for x in arrays):
+        if any(not isinstance(x, np.ndarray | np.generic | Quantized) and hasattr(x, "dtype") for x in arrays):
             raise TypeError(f"count: {name} runs on {k.name}; only arrays on the CPU are counted: use .to('numpy')")
         self._running.append(self.forward[name])
         return _BACKEND, [_counted(x) for x in arrays]
@@ -85,6 +86,7 @@ class count(Observer):
         for out in outputs:
             out.data = _plain(out.data)
         read = [getattr(x, "data", x) if hasattr(x, "edge") else x for x in operands]
+        read = [getattr(x, "blocks", x) for x in read]  # the bytes of quantised weights
         cost.bytes += _moved([x for x in read if isinstance(x, np.ndarray)], [out.data for out in outputs])
 
     def arrived(self, node: Node, dys: list[Array | None]) -> None:
@@ -207,7 +209,7 @@ class _CountedNumPy:
         return lambda *args, **options: _counted(value(*args, **options))
 
 
-class _CountingBackend(Backend):
+class _CountingBackend(QuantizedMath, Backend):
     """The plain mathematics on counted arrays."""
 
     name = "count"

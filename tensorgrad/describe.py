@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 
+from tensorgrad.backend.arrays import Quantized
 from tensorgrad.nn import Module, inside
 from tensorgrad.tensor import Tensor, kernels_of
 
@@ -18,13 +19,15 @@ def _properties(x: Tensor) -> str:
 
 def text(x: Tensor) -> str:
     """The elements, at most 100 of them, the dtype, and what made the tensor."""
+    if isinstance(x.data, Quantized):
+        return f"Tensor({x.data!r})"
     elements = np.array2string(kernels_of(x).to_numpy(x.data), separator=", ", prefix="Tensor(", threshold=100)
     return f"Tensor({elements}, {_properties(x)})"
 
 
 def html(x: Tensor) -> str:
     """A vector or a matrix as a table, at most 8 rows and columns of it; any other tensor as text."""
-    if x.ndim not in (1, 2) or x.size == 0:
+    if x.ndim not in (1, 2) or x.size == 0 or isinstance(x.data, Quantized):
         return f"<pre>{markup.escape(text(x))}</pre>"
     rows = np.atleast_2d(kernels_of(x).to_numpy(x.data))
     shown = [[f"{number:.4g}" for number in row[:MAX_CELLS].tolist()] for row in rows[:MAX_CELLS]]

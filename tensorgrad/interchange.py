@@ -8,6 +8,7 @@ import numpy as np
 
 from tensorgrad.autograd import no_grad
 from tensorgrad.backend import load as load_backend
+from tensorgrad.backend.arrays import Quantized
 from tensorgrad.tensor import Tensor
 
 CUDA = 2  # DLPack's number of the device
@@ -22,6 +23,9 @@ def save(tensors: Mapping[str, Any], path: str | Path) -> None:
 
     if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
         raise TypeError(f"save: {type(tensors).__name__} is not a dict of tensors by name, such as a state_dict")
+    for name, x in tensors.items():
+        if isinstance(x, Quantized) or isinstance(getattr(x, "data", None), Quantized):
+            raise TypeError(f"save: {name} is {x.dtype}, of which safetensors knows nothing: give its dequantize()")
     with no_grad():
         arrays = {name: Tensor(x).numpy() for name, x in tensors.items()}
     save_file({name: np.ascontiguousarray(x).reshape(x.shape) for name, x in arrays.items()}, path)

@@ -11,7 +11,7 @@ from tensorgrad import ops
 from tensorgrad.autograd import note_write
 from tensorgrad.autograd.mode import mode
 from tensorgrad.backend import Array, backend_of
-from tensorgrad.backend.arrays import is_floating, real_dtype
+from tensorgrad.backend.arrays import Quantized, is_floating, real_dtype
 from tensorgrad.creation import normal, ones, uniform, zeros
 from tensorgrad.tensor import Tensor
 
@@ -136,8 +136,9 @@ class Module:
         return {name: p.data for name, p in self._named_tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy arrays into the parameters and buffers.
+        """Copy arrays into the parameters and buffers. A quantised one is not copied: it becomes the tensor's array.
 
+        That tensor is a buffer from then on: quantised weights have no gradient.
         Raises StateDictError, before any change, if names, shapes or dtypes do not fit.
         """
         own = dict(self._named_tensors())
@@ -147,6 +148,8 @@ class Module:
         for name, array in arrays.items():
             if tuple(array.shape) != own[name].shape:
                 problems.append(f"{name} has shape {tuple(array.shape)}, {own[name].shape} is needed")
+            if isinstance(array, Quantized):
+                continue
             if array.dtype.kind not in "biu" and not is_floating(array.dtype):
                 problems.append(f"{name} has dtype {array.dtype}, real numbers are needed")
             if not getattr(own[name].data.flags, "writeable", True):
@@ -154,6 +157,9 @@ class Module:
         if problems:
             raise StateDictError(f"{type(self).__name__}: " + "; ".join(problems))
         for name, p in own.items():
+            if isinstance(arrays[name], Quantized):
+                p.requires_grad, p.data, p.role = False, arrays[name], "buffer"
+                continue
             p.data[...] = backend_of("load_state_dict", [p.data]).asarray(arrays[name])
             note_write(p.data)
 

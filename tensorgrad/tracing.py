@@ -8,6 +8,7 @@ from tensorgrad import ops
 from tensorgrad.autograd import op
 from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.arrays import is_floating
+from tensorgrad.backend.quantization import QuantizedMath
 from tensorgrad.ops.broadcasting import shape_of, unbroadcast
 from tensorgrad.tensor import Tensor
 
@@ -113,7 +114,7 @@ _FUNCTIONS: dict[str, Any] = {
     "pad": lambda x, widths, constant_values: ops.pad(x, pad_width=widths, constant=constant_values),
     "repeat": lambda x, counts, axis=None: ops.repeat(x, repeats=counts, axis=axis),
     "split": lambda x, ends, axis: ops.split(x, np.diff([0, *ends, x.shape[axis]]).tolist(), axis),
-    "result_type": lambda *arrays: np.result_type(*(getattr(x, "data", x) for x in arrays)),
+    "result_type": lambda *arrays: np.result_type(*(x.data if isinstance(x, Tensor) else x for x in arrays)),
 }
 _CREATION = ("empty", "ones", "zeros")
 
@@ -145,7 +146,7 @@ class _Namespace:
         return function
 
 
-class Tracing(Backend):
+class Tracing(QuantizedMath, Backend):
     """The plain mathematics on traced arrays."""
 
     name = "tracing"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorgrad.backend.arrays import Array, real_dtype
+from tensorgrad.backend.arrays import Array, Quantized, real_dtype
 from tensorgrad.backend.numpy import NumpyBackend
 from tensorgrad.backend.runtime import Backend, BackendUnavailable
 from tensorgrad.backend.threads import cpu_count
@@ -124,17 +124,25 @@ def get_backend() -> Backend:
 
 
 def backend_of(name: str, arrays: Sequence[Any]) -> Backend:
-    """The backend of an op's operands, scalars aside. Raises TypeError, naming the op, if they are on two backends."""
-    found = None
+    """The backend of an op's operands, scalars aside; with a quantised one, the kernels that read it.
+
+    Raises TypeError, naming the op, if they are on two backends, or if it does not read quantised weights.
+    """
+    found = quantized = None
     for x in arrays:
         k = _by_type.get(type(x))
-        if k is not None and k is not found:
+        if k is None:
+            quantized = x if isinstance(x, Quantized) else quantized
+        elif k is not found:
             if found is not None:
                 raise TypeError(
                     f"{name}: operands are on two backends, {found.name} and {k.name}; "
                     f"move one with .to({found.name!r}) or .to({k.name!r})"
                 )
             found = k
+    if quantized is not None:
+        kernels: Backend = quantized.kernels(name, found, arrays)
+        return kernels
     if found is None:
         raise TypeError(f"{name}: no backend for {', '.join(type(x).__name__ for x in arrays)}")
     return found
@@ -155,5 +163,7 @@ def as_operand(name: str, x: Any) -> Any:
     if type(x) in _by_type or isinstance(x, np.generic):
         dtype = real_dtype(name, x.dtype)
         return x if x.dtype == dtype else x.astype(dtype)
+    if isinstance(x, Quantized):
+        return x
     given = f"{' '.join(repr(x).split()):.60} of {type(x)}"
     raise TypeError(f"{name}: {given} is not supported: give a real number, a list of them, or NumPy's or CuPy's array")

@@ -13,6 +13,12 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 Dropout = tuple[float, int, int, int]  # probability of zero; then the Philox seed, stream and step of the mask
 
 
+class Quantized:
+    """The base class of `QuantizedArray` in quantization.py, which is not imported before it is needed."""
+
+    kernels: Any  # a method: the backend that reads it
+
+
 def is_half(dtype: Any) -> bool:
     """Whether a dtype is float16 or bfloat16."""
     return bool(dtype.itemsize == 2 and (dtype.kind == "f" or dtype.name == "bfloat16"))
