@@ -15,9 +15,8 @@ from gpt.cli import ArgumentParser, cpu_backend, one_of, run, use_backend, user_
 from gpt.config import BACKENDS, UserError
 from gpt.generate import stream_text
 from gpt.heartbeat import Heartbeat
-from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
-from gpt.weights import build_model
+from gpt.weights import Model, build_model
 from gpt.weights.initial import load_initial
 from tensorgrad.memory import keep_freed_memory
 
@@ -136,7 +135,7 @@ def read_prompt(prompt: str) -> str:
         return path.read_text(encoding="utf-8-sig")
 
 
-def sample(args: Namespace, model: GPT, tokenizer: Tokenizer, prompt: str, number: int) -> Iterator[str]:
+def sample(args: Namespace, model: Model, tokenizer: Tokenizer, prompt: str, number: int) -> Iterator[str]:
     """Return an iterator over the pieces of one text."""
     window = model.config.block_size
     n_prompt = len(tokenizer.encode(prompt, allow_special=args.allow_special))

@@ -98,7 +98,8 @@ def longest_duplicate(paths: Sequence[Path]) -> tuple[int, str]:
 
 def rows() -> Iterator[tuple[str, int, int | None]]:
     """What is counted, how many there are, and how many are allowed, if that is limited."""
-    for name, limit in (("tensorgrad/autograd/tape.py", 200), ("gpt/model.py", 200), ("gpt/fused.py", 100)):
+    limits = {"tensorgrad/autograd/tape.py": 200, "gpt/model.py": 200, "gpt/llama.py": 200, "gpt/fused.py": 200}
+    for name, limit in limits.items():
         yield name, count([ROOT / name]), limit
     yield "tensorgrad/autograd/", count(python_files("tensorgrad/autograd")), 650
     library = python_files("tensorgrad", "gpt")

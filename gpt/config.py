@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -45,31 +45,128 @@ class _Config:
 
 
 @dataclass(frozen=True)
-class GPTConfig(_Config):
-    """The shape of a GPT, with nanoGPT's field names, by default GPT-2's; ValueError for a value outside its range."""
+class ModelConfig(_Config):
+    """What the shapes of all models have in common, with nanoGPT's field names; the defaults are GPT-2's."""
 
     _what = "a model configuration"
     _other_names = {  # in LLMs-from-scratch
         "context_length": "block_size", "emb_dim": "n_embd", "n_heads": "n_head", "n_layers": "n_layer",
         "drop_rate": "dropout", "qkv_bias": "bias",
     }  # fmt: skip
+    type_name: ClassVar[str]  # the value of --model
 
     block_size: int = 1024  # T, the context window
     vocab_size: int = 50257  # V
     n_layer: int = 12
     n_head: int = 12  # H
     n_embd: int = 768  # C, the width
-    dropout: float = 0.0
-    bias: bool = True  # in every Linear and LayerNorm, as in GPT-2
 
     def __post_init__(self) -> None:
         _check_types(self)
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
-        _require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         if self.n_embd % self.n_head:
             what = f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}"
             raise ValueError(f"{what}: every head gets an equal share of it")
+
+    @property
+    def head_size(self) -> int:
+        """D, the size of a head."""
+        return self.n_embd // self.n_head
+
+
+@dataclass(frozen=True)
+class GPTConfig(ModelConfig):
+    """The shape of a GPT-2, by default the published one; ValueError for a value outside its range."""
+
+    type_name = "gpt2"
+
+    dropout: float = 0.0
+    bias: bool = True  # in every Linear and LayerNorm, as in GPT-2
+    norm_eps: float = 1e-5
+    gelu: str = "tanh"  # the approximation that GPT-2 was trained with; "none": the exact function
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
+        _require(self, "norm_eps", 0 < self.norm_eps < 1, "above 0 and below 1")
+        _require(self, "gelu", self.gelu in ("tanh", "none"), "tanh or none")
+
+    @property
+    def n_kv_head(self) -> int:
+        """The number of heads of the keys and values: as many as of the queries."""
+        return self.n_head
+
+    def count_parameters(self) -> ParameterCount:
+        """Return how many parameters the model has."""
+        C, bias = self.n_embd, int(self.bias)
+        norm = C * (1 + bias)
+        matrices = sum(n_out * (n_in + bias) for n_out, n_in in ((3 * C, C), (C, C), (4 * C, C), (C, 4 * C)))
+        embeddings, positions = (self.vocab_size + self.block_size) * C, self.block_size * C
+        return ParameterCount(embeddings, 2 * norm + matrices, self.n_layer, norm, 0, positions)
+
+
+@dataclass(frozen=True)
+class LlamaConfig(ModelConfig):
+    """The shape of a Llama; ValueError for a value outside its range."""
+
+    type_name = "llama"
+
+    n_kv_head: int = 12  # G: n_head / n_kv_head query heads share a head of keys and values
+    n_hidden: int = 2048  # the width inside the MLP
+    rope_base: float = 10000.0  # of the wavelengths of the rotary embedding
+    norm_eps: float = 1e-5
+    tied: bool = True  # the output layer shares its weight with the token embeddings
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("n_kv_head", "n_hidden"):
+            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        _require(self, "rope_base", 1 < self.rope_base < math.inf, "above 1")
+        _require(self, "norm_eps", 0 < self.norm_eps < 1, "above 0 and below 1")
+        if self.n_head % self.n_kv_head:
+            what = f"n_head {self.n_head} is not divisible by n_kv_head {self.n_kv_head}"
+            raise ValueError(f"{what}: equally many query heads share each head of keys and values")
+        if self.head_size % 2:
+            raise ValueError(f"n_embd / n_head is {self.head_size}, an odd number: rotary embedding needs pairs")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"model": self.type_name, **super().to_dict()}
+
+    def count_parameters(self) -> ParameterCount:
+        """Return how many parameters the model has."""
+        C, kv = self.n_embd, self.n_kv_head * self.head_size
+        block = 2 * C + 2 * C * C + 2 * kv * C + 3 * self.n_hidden * C
+        head = 0 if self.tied else self.vocab_size * C
+        return ParameterCount(self.vocab_size * C, block, self.n_layer, C, head, head)
+
+
+def model_config_from_dict(values: Mapping[str, Any]) -> GPTConfig | LlamaConfig:
+    """Build the configuration of a model from its to_dict; ValueError for an unknown model or key."""
+    known = {**values}
+    name = known.pop("model", GPTConfig.type_name)
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}: {' or '.join(MODELS)} is needed")
+    return MODELS[name].from_dict(known)
+
+
+MODELS: dict[str, type[GPTConfig] | type[LlamaConfig]] = {"gpt2": GPTConfig, "llama": LlamaConfig}
+
+
+class ParameterCount(NamedTuple):
+    """The parameters of a model by what they belong to."""
+
+    embeddings: int
+    block: int  # of one block
+    n_layer: int
+    norm: int  # the last one
+    head: int  # of an output layer with a weight of its own
+    looked_up: int  # of all these: in embeddings that are looked up and not multiplied
+
+    @property
+    def total(self) -> int:
+        """Return the number of all."""
+        return self.embeddings + self.block * self.n_layer + self.norm + self.head
 
 
 _GPT2 = {"block_size": 1024, "vocab_size": 50257, "dropout": 0.0, "bias": True}
@@ -88,6 +185,7 @@ GPT_CONFIG_SHAKESPEARE_CHAR: dict[str, Any] = {
 }  # fmt: skip
 
 BPE_VOCAB_SIZE = 4096  # unless vocab_size is given
+HIDDEN_MULTIPLE = 32  # of which n_hidden is a multiple, unless it is given
 BACKENDS = ("auto", "numpy", "numba", "cupy")
 ENCODING_ERRORS = ("strict", "replace", "ignore")
 TOKENIZERS = ("char", "bpe", "gpt2")
@@ -95,6 +193,8 @@ CHOICES = {
     "backend": BACKENDS,
     "dtype": ("float32", "tf32", "bfloat16", "float16"),
     "encoding_errors": ENCODING_ERRORS,
+    "model": ("gpt2", "llama"),
+    "gelu": ("tanh", "none"),
     "tokenizer": TOKENIZERS,
     "on_save_error": ("stop", "continue"),
     "on_nonfinite": ("stop", "skip"),
@@ -121,12 +221,19 @@ class TrainConfig(_Config):
     tokenizer: str = flag("char", "data", "char, bpe (trained on the text) or gpt2")
     vocab_size: int | None = flag(None, "data", f"of --tokenizer bpe (default: {BPE_VOCAB_SIZE})")
 
+    model: str = flag("gpt2", "model", "gpt2, or llama: rotary positions, RMSNorm, SwiGLU, shared key and value heads")
     n_layer: int = flag(4, "model", "transformer blocks")
     n_head: int = flag(4, "model", "attention heads per block; must divide --n-embd")
     n_embd: int = flag(128, "model", "width of the model")
     block_size: int = flag(64, "model", "context window, in tokens")
     dropout: float = flag(0.0, "model", "share of activations dropped during training")
     bias: bool = flag(False, "model", "biases in the linear layers and the layer norms")
+    gelu: str = flag("tanh", "model", "gpt2's activation: tanh, its approximation, or none, the exact function")
+    n_kv_head: int | None = flag(None, "model", "llama's heads of keys and values (default: --n-head)")
+    n_hidden: int | None = flag(None, "model", "llama's width inside the MLP (default: 8/3 of --n-embd)")
+    rope_base: float = flag(10000.0, "model", "llama's rotary embedding: the base of its wavelengths")
+    tied: bool = flag(True, "model", "llama: the output layer shares the weight of the token embeddings")
+    norm_eps: float = flag(1e-5, "model", "added to the mean square in the norms")
 
     max_iters: int = flag(2000, "training", "optimizer steps in total")
     batch_size: int = flag(12, "training", "context windows per batch")
@@ -191,7 +298,15 @@ class TrainConfig(_Config):
         if self.vocab_size is not None and self.tokenizer != "bpe":
             others = f"{self.tokenizer} determines its own vocabulary"
             raise ValueError(f"vocab_size {self.vocab_size} is for tokenizer bpe; {others}")
+        self._require_fields_of_the_model()
         self.model_config(vocab_size=1)  # raises ValueError for an impossible shape
+
+    def _require_fields_of_the_model(self) -> None:
+        own = {f.name for f in fields(MODELS[self.model])}
+        others = {f.name: name for name, kind in MODELS.items() for f in fields(kind) if f.name not in own}
+        for f in fields(self):
+            if f.name in others and getattr(self, f.name) != f.default:
+                raise ValueError(f"{f.name} {getattr(self, f.name)!r} is for model {others[f.name]}, not {self.model}")
 
     @property
     def half(self) -> bool:
@@ -203,10 +318,14 @@ class TrainConfig(_Config):
         """Return the number of tokens in one optimizer step."""
         return self.batch_size * self.grad_accum * self.block_size
 
-    def model_config(self, vocab_size: int) -> GPTConfig:
+    def model_config(self, vocab_size: int) -> GPTConfig | LlamaConfig:
         """Return the configuration of the model; the tokenizer determines the size of the vocabulary."""
-        names = [f.name for f in fields(self) if f.metadata["group"] == "model"]
-        return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})
+        kind = MODELS[self.model]
+        values = {f.name: getattr(self, f.name) for f in fields(kind) if f.name != "vocab_size"}
+        if kind is LlamaConfig:
+            hidden = -(-8 * self.n_embd // (3 * HIDDEN_MULTIPLE)) * HIDDEN_MULTIPLE
+            values |= {"n_kv_head": self.n_kv_head or self.n_head, "n_hidden": self.n_hidden or hidden}
+        return kind(vocab_size=vocab_size, **values)
 
 
 def _preset(model: dict[str, Any], **training: Any) -> dict[str, Any]:
@@ -223,6 +342,7 @@ _GPT2_RUN: dict[str, Any] = {
 # The values of `--config NAME`; flags take precedence over them.
 NAMED_CONFIGS: dict[str, dict[str, Any]] = {
     "shakespeare-char-cpu": _preset(GPT_CONFIG_SHAKESPEARE_CHAR_CPU),
+    "llama-char": _preset(GPT_CONFIG_SHAKESPEARE_CHAR_CPU, model="llama", n_kv_head=2),
     "shakespeare-char": _preset(GPT_CONFIG_SHAKESPEARE_CHAR, batch_size=64, max_iters=5000, eval_iters=200),
     "gpt2-124m": _preset(GPT_CONFIG_124M, **_GPT2_RUN),
     "gpt2-355m": _preset(GPT_CONFIG_355M, **_GPT2_RUN),

@@ -1,4 +1,4 @@
-"""The GPT of gpt/model.py with fused operations: equal losses and gradients in less time and memory.
+"""gpt/model.py and gpt/llama.py with fused operations: equal losses and gradients in less time and memory.
 
 Every class here has the parameters of its plain parent and overrides `forward` or `loss` alone, so that weights and
 checkpoints serve both. tests/gpt/test_fused.py compares the two.
@@ -7,7 +7,8 @@ checkpoints serve both. tests/gpt/test_fused.py compares the two.
 from typing import Any
 
 import tensorgrad as tg
-from gpt.config import GPTConfig
+from gpt.config import GPTConfig, LlamaConfig
+from gpt.llama import Llama, LlamaAttention, LlamaBlock
 from gpt.model import GPT, MLP, Block, CausalSelfAttention, LayerCache, causal_mask
 from tensorgrad import Tensor, nn
 
@@ -35,7 +36,7 @@ class FusedMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:
         """See MLP."""
         c_fc, c_proj = self.c_fc, self.c_proj
-        return self.dropout(tg.mlp(x, c_fc.weight, c_fc.bias, c_proj.weight, c_proj.bias, approximate="tanh"))
+        return self.dropout(tg.mlp(x, c_fc.weight, c_fc.bias, c_proj.weight, c_proj.bias, approximate=self.approximate))
 
 
 class FusedBlock(Block):
@@ -47,21 +48,63 @@ class FusedBlock(Block):
         return x + self.mlp(normalised)
 
 
+class FusedLlamaAttention(LlamaAttention):
+    """Attention in one operation, which reads shared heads of keys and values where they are."""
+
+    def forward(self, x: Tensor, pos: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """See LlamaAttention."""
+        q, k, v = self.queries_keys_values(x, pos)  # (B, H, T, D), (B, G, T, D) twice
+        if cache is not None:
+            k, v = cache.extend(k, v)  # (B, G, S, D)
+        same_length = pos.ndim == 1  # then the last token sees every key, and no mask is needed
+        mask = None if same_length else causal_mask(pos, k.shape[2])
+        y = tg.attention(q, k, v, causal=same_length, mask=mask)  # (B, H, T, D)
+        return self.o_proj(y.permute_dims(0, 2, 1, 3).reshape(x.shape))  # (B, T, C)
+
+
+class FusedLlamaBlock(LlamaBlock):
+    """The sum and its norm in one operation."""
+
+    def forward(self, x: Tensor, pos: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """See LlamaBlock."""
+        x, normalised = self.norm_2.add(x, self.attn(self.norm_1(x), pos, cache))  # x + attn, and norm_2 of that
+        return x + self.mlp(normalised)
+
+
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
     CausalSelfAttention: FusedCausalSelfAttention,
     MLP: FusedMLP,
     Block: FusedBlock,
+    LlamaAttention: FusedLlamaAttention,
+    LlamaBlock: FusedLlamaBlock,
 }
 
 
+def fuse(model: nn.Module) -> None:
+    """Replace the parts of a model by the fused ones; a part of any other class stays as it is."""
+    for module in model.modules():
+        module.__class__ = FUSED.get(type(module), type(module))
+
+
 class FusedGPT(GPT):
-    """A GPT whose parts are the fused ones; a part of any other class stays as it is."""
+    """A GPT whose parts are the fused ones."""
 
     def __init__(self, config: GPTConfig | dict[str, Any]) -> None:
         super().__init__(config)
-        for module in self.modules():
-            module.__class__ = FUSED.get(type(module), type(module))
+        fuse(self)
 
     def loss(self, idx: Any, targets: Any) -> Tensor:
         """The mean loss alone, without holding all logits: V numbers a token, they can be most of the memory."""
         return tg.linear_cross_entropy(self.hidden_states(idx), self.wte.weight, tg.asarray(targets))
+
+
+class FusedLlama(Llama):
+    """A Llama whose parts are the fused ones."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        fuse(self)
+
+    def loss(self, idx: Any, targets: Any) -> Tensor:
+        """The mean loss alone; see FusedGPT."""
+        return tg.linear_cross_entropy(self.hidden_states(idx), self.head_weight, tg.asarray(targets))

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import tensorgrad as tg
-from gpt.config import GPTConfig
+from gpt.config import GPTConfig, ModelConfig
 from tensorgrad import Tensor, nn
 
 INIT_STD = 0.02
 
 
-def residual_std(config: GPTConfig) -> float:
+def residual_std(config: ModelConfig) -> float:
     """The initial standard deviation of the projections whose results are added to the residual stream.
 
     There are 2 n_layer of them; scaled like this, their sum has the variance of a single one.
@@ -69,11 +69,12 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, config.bias, std=INIT_STD)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, config.bias, std=residual_std(config))
         self.dropout = nn.Dropout(config.dropout)
+        self.approximate: Any = config.gelu  # "tanh" as GPT-2 was trained; it differs from "none" by at most 5e-4
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
         x = self.c_fc(x)  # (B, T, 4C)
-        x = tg.gelu(x, approximate="tanh")  # as GPT-2 was trained; it differs from the exact GELU by at most 5e-4
+        x = tg.gelu(x, approximate=self.approximate)
         x = self.c_proj(x)  # (B, T, C)
         return self.dropout(x)
 
@@ -82,9 +83,9 @@ class Block(nn.Module):
     """Attention, then an MLP; each reads a normalised copy of the residual stream and adds its result to the stream."""
 
     def __init__(self, config: GPTConfig) -> None:
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias, eps=config.norm_eps)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias, eps=config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, pos: Tensor, cache: "LayerCache | None" = None) -> Tensor:
@@ -106,7 +107,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd, std=INIT_STD)  # position embeddings
         self.drop = nn.Dropout(config.dropout)
         self.h = [Block(config) for _ in range(config.n_layer)]
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias, eps=config.norm_eps)
         self.recompute = False
 
     def forward(self, idx: Any, targets: Any = None, *, cache: "Cache | None" = None) -> tuple[Tensor, Tensor | None]:
@@ -130,7 +131,7 @@ class GPT(nn.Module):
     def hidden_states(self, idx: Any, cache: "Cache | None" = None) -> Tensor:
         """Everything but the output layer: tokens (B, T) -> (B, T, C)."""
         idx = tg.asarray(idx)
-        self._check(idx)
+        check_tokens(idx, self.config)
         T = idx.shape[1]
         tok_emb = self.wte(idx)  # (B, T, C)
         pos = tg.arange(T) if cache is None else cache.advance(T)  # (T,), or (B, T) where rows differ in length
@@ -151,14 +152,16 @@ class GPT(nn.Module):
         n_multiplied = self.num_params() - self.wpe.weight.size
         return 6 * n_multiplied + 12 * c.n_layer * c.n_embd * c.block_size
 
-    def _check(self, idx: Tensor) -> None:
-        if idx.ndim != 2 or idx.size == 0:
-            raise ValueError(f"GPT: idx must be (batch, time), both at least 1, not {idx.shape}")
-        if idx.shape[1] > self.config.block_size:
-            raise ValueError(
-                f"GPT: a sequence of {idx.shape[1]} tokens is longer than the window, "
-                f"block_size {self.config.block_size}: crop it to the last {self.config.block_size}"
-            )
+
+def check_tokens(idx: Tensor, config: ModelConfig) -> None:
+    """Raise ValueError for tokens that are not (B, T), or longer than the window."""
+    if idx.ndim != 2 or idx.size == 0:
+        raise ValueError(f"GPT: idx must be (batch, time), both at least 1, not {idx.shape}")
+    if idx.shape[1] > config.block_size:
+        raise ValueError(
+            f"GPT: a sequence of {idx.shape[1]} tokens is longer than the window, "
+            f"block_size {config.block_size}: crop it to the last {config.block_size}"
+        )
 
 
 class LayerCache(Protocol):

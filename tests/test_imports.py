@@ -51,6 +51,7 @@ LAYERS = [
     ["gpt.tokenizer"],
     ["gpt.cli"],
     ["gpt.model"],
+    ["gpt.llama"],
     ["gpt.fused"],
     ["gpt.weights"],
     ["gpt.checkpoint.files"],

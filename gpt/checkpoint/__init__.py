@@ -50,11 +50,10 @@ from gpt.checkpoint.steps import (
     step_of,
     temporary_folder,
 )
-from gpt.config import GPTConfig, TrainConfig, UserError
+from gpt.config import GPTConfig, LlamaConfig, TrainConfig, UserError, model_config_from_dict
 from gpt.files import file_errors, read_json, sync
-from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, load_tokenizer
-from gpt.weights import build_model
+from gpt.weights import Model, build_model
 
 FORMAT = 1  # of the folder; increased when earlier programs can no longer read it
 
@@ -64,7 +63,7 @@ class RunState:
     """The state of a run besides its weights and moments: what state.json holds."""
 
     step: int  # optimizer steps taken
-    model_config: GPTConfig
+    model_config: GPTConfig | LlamaConfig
     train_config: TrainConfig
     data_sha256: str  # of all its tokens: a resumed run must have the same
     rng: dict[str, Any]  # tg.random.Generator.state_dict()
@@ -84,7 +83,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     optimizer: dict[str, Any] | None  # for optimizer.load_state_dict; None where it was not loaded
 
-    def build_model(self, *, plain: bool = False) -> GPT:
+    def build_model(self, *, plain: bool = False) -> Model:
         """Return the model on the current backend; UserError where the weights do not fit. plain: see build_model."""
         config = self.state.model_config
         with file_errors(self.path / MODEL):  # tg.nn.StateDictError is a ValueError
@@ -119,7 +118,7 @@ class Snapshot:
 
     @classmethod
     def take(
-        cls, state: RunState, model: GPT, optimizer: tg.optim.AdamW, tokenizer: Tokenizer,
+        cls, state: RunState, model: Model, optimizer: tg.optim.AdamW, tokenizer: Tokenizer,
         into: "Snapshot | None" = None, *, copy: bool = True,
     ) -> "Snapshot":  # fmt: skip
         """Return the present state; with copy=False it shares memory with the model, and has to be written at once.
@@ -135,7 +134,7 @@ class Snapshot:
 
 
 def save_checkpoint(
-    run_dir: str | Path, state: RunState, model: GPT, optimizer: tg.optim.AdamW, tokenizer: Tokenizer, keep: int = 1
+    run_dir: str | Path, state: RunState, model: Model, optimizer: tg.optim.AdamW, tokenizer: Tokenizer, keep: int = 1
 ) -> Path:
     """Write `run_dir/step-NNNNNN`, remove earlier ones except the last `keep` and the best, and return its path.
 
@@ -174,7 +173,8 @@ def _write_files(folder: Path, snapshot: Snapshot, extra: Mapping[str, Arrays]) 
     for name, arrays in {MODEL: snapshot.weights, OPTIMIZER: snapshot.moments, **extra}.items():
         save_file(arrays, folder / name)
     snapshot.tokenizer.save(folder)
-    write_json(folder / STATE, {"format": FORMAT, **asdict(snapshot.state), "optimizer": snapshot.scalars})
+    state = {**asdict(snapshot.state), "model_config": snapshot.state.model_config.to_dict()}
+    write_json(folder / STATE, {"format": FORMAT, **state, "optimizer": snapshot.scalars})
     names = (MODEL, OPTIMIZER, STATE, TOKENIZER, *extra)
     write_manifest(folder, names)
     for name in (*names, MANIFEST):
@@ -265,7 +265,7 @@ def _state_from_dict(raw: Mapping[str, Any]) -> RunState:
     best_step, best_loss = raw["best_step"], raw["best_val_loss"]
     return RunState(
         step=_count(raw, "step"),
-        model_config=GPTConfig.from_dict(raw["model_config"]),
+        model_config=model_config_from_dict(raw["model_config"]),
         train_config=TrainConfig.from_dict(raw["train_config"]),
         data_sha256=str(raw["data_sha256"]),
         rng=dict(raw["rng"]),

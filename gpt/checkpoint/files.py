@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from gpt.config import GPTConfig
+from gpt.config import GPTConfig, LlamaConfig
 from gpt.files import file_errors, read_json, require_hash, require_regular_file, sha256_of
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -62,9 +62,9 @@ def read_arrays(path: Path) -> Arrays:
         raise ValueError(f"{error}: pip install ml_dtypes") from error
 
 
-def require_enough(weights: Arrays, config: GPTConfig) -> None:
+def require_enough(weights: Arrays, config: GPTConfig | LlamaConfig) -> None:
     """Raise ValueError for a model with more parameters than there are numbers, before so large a model is built."""
-    needed = 12 * config.n_layer * config.n_embd**2 + (config.vocab_size + config.block_size) * config.n_embd
+    needed = config.count_parameters().total
     found = sum(array.size for array in weights.values())
     if found < needed:
         raise ValueError(f"holds {found:,} numbers, but the matrices of a model of that shape have {needed:,}")

@@ -10,7 +10,7 @@ import numpy as np
 
 import tensorgrad as tg
 from gpt.data.loaders import Array, DataLoader, Tokens, windows
-from gpt.model import GPT
+from gpt.weights import Model
 from tensorgrad.distributed import ALONE, Communicator
 
 IGNORED = -100  # a target that cross_entropy leaves out
@@ -43,13 +43,13 @@ class Score:
         return self.nats / math.log(2) / self.n_bytes if self.n_bytes else math.nan
 
 
-def evaluate(model: GPT, tokens: Tokens, block_size: int | None = None, batch_size: int = 64) -> float:
+def evaluate(model: Model, tokens: Tokens, block_size: int | None = None, batch_size: int = 64) -> float:
     """Return the mean loss over every token but the first, in non-overlapping windows: see `score`."""
     return score(model, tokens, block_size=block_size, batch_size=batch_size).loss
 
 
 def score(
-    model: GPT, tokens: Tokens, *, block_size: int | None = None, stride: int | None = None, batch_size: int = 64,
+    model: Model, tokens: Tokens, *, block_size: int | None = None, stride: int | None = None, batch_size: int = 64,
     token_bytes: Array | None = None, advance: Callable[[int], Any] = lambda n: None,
 ) -> Score:  # fmt: skip
     """Predict every token but the first, once.
@@ -92,7 +92,7 @@ def _windows(predicted: int, T: int, S: int, batch_size: int) -> Iterator[tuple[
 
 
 def estimate_loss(
-    model: GPT, loader: DataLoader, eval_iters: int, group: Communicator = ALONE,
+    model: Model, loader: DataLoader, eval_iters: int, group: Communicator = ALONE,
     advance: Callable[[], Any] = lambda: None,
 ) -> float:  # fmt: skip
     """Return the mean loss over the loader's first `eval_iters` random batches, which the processes of a group share.
@@ -110,12 +110,12 @@ def estimate_loss(
     return sum(losses.T.reshape(-1)[:eval_iters].tolist()) / eval_iters  # in the order of a single process
 
 
-def _loss(model: GPT, x: Array, y: Array) -> float:
+def _loss(model: Model, x: Array, y: Array) -> float:
     return float(model.loss(x, y).item())
 
 
 @contextmanager
-def evaluating(model: GPT) -> Iterator[None]:
+def evaluating(model: Model) -> Iterator[None]:
     """Turn off dropout and gradients inside the block, and restore the mode of the model after it."""
     was_training = model.training
     model.eval()

@@ -19,9 +19,8 @@ from gpt.data.loaders import Array, Tokens
 from gpt.data.shards import is_prepared, load_prepared
 from gpt.evaluate import Score, score
 from gpt.heartbeat import Heartbeat, progress_bar
-from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, TokenizerError
-from gpt.weights import build_model
+from gpt.weights import Model, build_model
 from gpt.weights.initial import load_initial
 from tensorgrad.memory import keep_freed_memory
 
@@ -112,7 +111,9 @@ def open_tokens(args: argparse.Namespace, tokenizer: Tokenizer) -> list[Tokens]:
     return parts
 
 
-def score_parts(model: GPT, parts: Sequence[Tokens], stride: int, batch_size: int | None, token_bytes: Array) -> Score:
+def score_parts(
+    model: Model, parts: Sequence[Tokens], stride: int, batch_size: int | None, token_bytes: Array
+) -> Score:
     """Return the score of all parts together, and show the progress."""
     window_bytes = 4 * model.config.block_size * model.config.vocab_size
     batch = batch_size or max(1, min(64, LOGITS_BYTES // window_bytes))

@@ -15,8 +15,8 @@ import numpy as np
 import tensorgrad as tg
 from gpt.generate.kvcache import KVCache
 from gpt.generate.sampling import Sampling, SamplingOptions
-from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
+from gpt.weights import Model
 from tensorgrad.backend import Array
 
 
@@ -30,7 +30,7 @@ class Generation:
     """
 
     def __init__(
-        self, model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eot: int | None = None,
+        self, model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eot: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> None:  # fmt: skip
         if max_new_tokens < 0:
@@ -115,7 +115,7 @@ class Generation:
 
 
 def generate(
-    model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eot: int | None = None,
+    model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eot: int | None = None,
     **options: Unpack[SamplingOptions],
 ) -> list[list[int]]:  # fmt: skip
     """Return the tokens that follow each prompt, which may differ in length.
@@ -168,7 +168,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def stream_texts(
-    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int, stop: str | Sequence[str] = (),
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int, stop: str | Sequence[str] = (),
     allow_special: bool = False, **options: Unpack[SamplingOptions],
 ) -> Iterator[tuple[int, str]]:  # fmt: skip
     """Yield (row, piece of text) as the model generates them.
@@ -200,7 +200,7 @@ def _stream(batch: Generation, writers: list[TextWriter]) -> Iterator[tuple[int,
 
 
 def stream_text(
-    model: GPT, tokenizer: Tokenizer, prompt: str = "", *, max_new_tokens: int, stop: str | Sequence[str] = (),
+    model: Model, tokenizer: Tokenizer, prompt: str = "", *, max_new_tokens: int, stop: str | Sequence[str] = (),
     allow_special: bool = False, **options: Unpack[SamplingOptions],
 ) -> Iterator[str]:  # fmt: skip
     """Yield the text that follows one prompt, in pieces of whole characters. See stream_texts."""
@@ -211,7 +211,7 @@ def stream_text(
 
 
 def generate_text(
-    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int, stop: str | Sequence[str] = (),
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int, stop: str | Sequence[str] = (),
     allow_special: bool = False, **options: Unpack[SamplingOptions],
 ) -> list[str]:  # fmt: skip
     """Return the text that follows each prompt. See stream_texts."""

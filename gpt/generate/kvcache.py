@@ -4,25 +4,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt.model import GPT
+from gpt.weights import Model
 from tensorgrad import Tensor, is_grad_enabled
 from tensorgrad.backend import Array, backend_of
 
 
 class LayerCache:
-    """The keys and values of one layer, (B, H, capacity, D) each, allocated once."""
+    """The keys and values of one layer, (B, G, capacity, D) each, allocated once."""
 
     def __init__(self, cache: "KVCache", k: Array, v: Array) -> None:
         self.cache, self.k, self.v = cache, k, v
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v (B, H, T, D) into their slots; return all keys and values so far, as views."""
+        """Write k and v (B, G, T, D) into their slots; return all keys and values so far, as views."""
         c = self.cache
         if c.uniform:
             self.k[:, :, c.slots] = k.data
             self.v[:, :, c.slots] = v.data
-        else:  # every row has its own slots; indexing on both sides of a slice moves H to the third axis
-            self.k[c.rows, :, c.slots] = k.data.transpose(0, 2, 1, 3)  # (B, T, H, D)
+        else:  # every row has its own slots; indexing on both sides of a slice moves G to the third axis
+            self.k[c.rows, :, c.slots] = k.data.transpose(0, 2, 1, 3)  # (B, T, G, D)
             self.v[c.rows, :, c.slots] = v.data.transpose(0, 2, 1, 3)
         return Tensor(self.k[:, :, : c.end_slot]), Tensor(self.v[:, :, : c.end_slot])
 
@@ -35,10 +35,10 @@ class KVCache:
     masked, and hold zeros, because a masked value is multiplied by 0, and 0 times nan is nan.
     """
 
-    def __init__(self, model: GPT, n_rows: int, capacity: int | None = None) -> None:
-        config, weight = model.config, model.wte.weight.data
+    def __init__(self, model: Model, n_rows: int, capacity: int | None = None) -> None:
+        config, weight = model.config, next(iter(model.h[0].parameters())).data  # a norm's: never quantised
         self.capacity = config.block_size if capacity is None else min(capacity, config.block_size)
-        shape = (n_rows, config.n_head, self.capacity, config.n_embd // config.n_head)
+        shape = (n_rows, config.n_kv_head, self.capacity, config.head_size)
         self.xp = backend_of("KVCache", [weight]).xp
         self.lengths = np.zeros(n_rows, dtype=np.int64)  # tokens in each row; on the host
         self.layers = [

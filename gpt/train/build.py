@@ -8,8 +8,8 @@ from gpt.cli import user_errors
 from gpt.config import BPE_VOCAB_SIZE, TrainConfig, UserError
 from gpt.data import DataLoader, load_text, make_loaders
 from gpt.data.shards import is_prepared, load_prepared
-from gpt.model import GPT
 from gpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError
+from gpt.weights import Model
 
 
 def make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
@@ -23,7 +23,7 @@ def make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
         return CharTokenizer.train(text) if config.tokenizer == "char" else GPT2Tokenizer()
 
 
-def make_optimizer(model: GPT, config: TrainConfig) -> tg.optim.AdamW:
+def make_optimizer(model: Model, config: TrainConfig) -> tg.optim.AdamW:
     """Return AdamW, with weight decay for the matrices, including embeddings, but not for biases and norms."""
     parameters = list(model.parameters())
     groups = [

@@ -32,7 +32,6 @@ from gpt.train.footprint import (
     Memory,
     as_size,
     checkpoint_bytes,
-    count_parameters,
     disk_bytes,
     flops_per_token,
     memory,
@@ -142,7 +141,7 @@ def available_memory() -> int:
 
 def _model_lines(config: TrainConfig, vocab_size: int) -> Iterator[str]:
     shape = config.model_config(vocab_size)
-    parameters = count_parameters(shape)
+    parameters = shape.count_parameters()
     flops, total = flops_per_token(shape), flops_per_token(shape, config.recompute)
     yield (
         f"model    {parameters.total:,} parameters, {parameters.total - parameters.embeddings:,} without embeddings: "

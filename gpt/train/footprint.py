@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorgrad as tg
-from gpt.config import GPTConfig, TrainConfig, UserError
+from gpt.config import GPTConfig, LlamaConfig, TrainConfig, UserError
 from gpt.weights import build_model
 from tensorgrad.autograd import Observer, saved_arrays
 from tensorgrad.autograd.context import MIN_RECOMPUTE_BYTES
@@ -31,21 +31,6 @@ BYTES_OF_A_PAIR = 2 * 8  # a token and the one that follows it, as int64; a step
 PREDICTION_ERROR = 0.1
 MOST_OF_A_GPU = 10**13  # bytes: the memory of a GPU is known when it runs out
 COPIES = 800_000  # bytes a thread of compiled kernels needs for blocks of a product's operands
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """How many there are, by where they are."""
-
-    embeddings: int  # tokens and positions
-    block: int  # in each block
-    n_layer: int
-    last_norm: int
-
-    @property
-    def total(self) -> int:
-        """All of them, the embedding of tokens once: it is the head as well."""
-        return self.embeddings + self.n_layer * self.block + self.last_norm
 
 
 @dataclass(frozen=True)
@@ -81,7 +66,7 @@ def _least_bytes(config: TrainConfig, vocab_size: int) -> int:
     shape = config.model_config(vocab_size)
     tokens = config.batch_size * shape.block_size
     inputs = 2 * tokens * shape.n_embd * shape.n_layer
-    return 4 * FLOAT32 * count_parameters(shape).total + inputs + BYTES_OF_A_PAIR * tokens * config.grad_accum
+    return 4 * FLOAT32 * shape.count_parameters().total + inputs + BYTES_OF_A_PAIR * tokens * config.grad_accum
 
 
 def total_memory() -> int:
@@ -102,19 +87,11 @@ def as_size(n_bytes: float) -> str:
     return f"{n_bytes / 1e3:.3g} kB"
 
 
-def count_parameters(config: GPTConfig) -> Parameters:
-    """Return how many parameters GPT(config) has."""
-    C, bias = config.n_embd, int(config.bias)
-    norm = C * (1 + bias)
-    matrices = sum(n_out * (n_in + bias) for n_out, n_in in ((3 * C, C), (C, C), (4 * C, C), (C, 4 * C)))
-    return Parameters((config.vocab_size + config.block_size) * C, 2 * norm + matrices, config.n_layer, norm)
-
-
-def flops_per_token(config: GPTConfig, recompute: bool = False) -> int:
+def flops_per_token(config: GPTConfig | LlamaConfig, recompute: bool = False) -> int:
     """Return the operations of training on one token, as in GPT.estimate_flops_per_token, and of recomputation."""
-    parameters = count_parameters(config)
+    parameters = config.count_parameters()
     attention = config.n_layer * config.n_embd * config.block_size
-    multiplied = parameters.total - config.block_size * config.n_embd
+    multiplied = parameters.total - parameters.looked_up
     recomputed = 2 * config.n_layer * parameters.block + 4 * attention if recompute else 0
     return 6 * multiplied + 12 * attention + recomputed
 
@@ -126,7 +103,7 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     accumulated over several batches, those of the earlier batches always exist.
     """
     shape = config.model_config(vocab_size)
-    parameters = count_parameters(shape)
+    parameters = shape.count_parameters()
     size = 2 if config.half else FLOAT32
     head = vocab_size * shape.n_embd  # parameters: the embedding of tokens, whose gradient comes first
     n = parameters.total
@@ -174,20 +151,17 @@ class _Saved(Observer):
         self.arrays |= {id(owner(array)): owner(array) for array in saved_arrays(node and node.saved())}
 
 
-def saved_in_a_block(config: TrainConfig, shape: GPTConfig, backend: str) -> int:
+def saved_in_a_block(config: TrainConfig, shape: GPTConfig | LlamaConfig, backend: str) -> int:
     """Return the bytes that a block of the model saves for backward.
 
     Observed in a block of a small model, at two values of T, since only the weights of plain attention grow with its
     square. It has enough tokens for results to be recomputed that are recomputed in the large one.
     """
-    D = min(shape.n_embd // shape.n_head, WIDTH)  # a head has its size, but there are fewer heads
-    C = D * min(shape.n_head, WIDTH // D)
     least = MIN_RECOMPUTE_BYTES // (2 if config.half else FLOAT32)
-    tokens = math.ceil(min(config.batch_size * shape.block_size * shape.n_embd, least) / C)
     dtype = "float16" if config.half else "float32"
-    drawn_again = backend != "numpy" and not config.plain  # other backends' kernels keep no weights after dropout
-    dropout = 0.0 if drawn_again else shape.dropout
-    small = GPTConfig(max(TIMES), 1, 1, C // D, C, dropout, shape.bias)
+    small = _narrow(shape, keep_dropout=backend == "numpy" or config.plain)  # other kernels keep no dropped weights
+    C = small.n_embd
+    tokens = math.ceil(min(config.batch_size * shape.block_size * shape.n_embd, least) / C)
     state = tg.random.default_generator.state_dict()
     of_a_token = []
     with tg.use_backend("numpy"):  # the others save the same, and their kernels would have to be compiled here
@@ -207,6 +181,17 @@ def saved_in_a_block(config: TrainConfig, shape: GPTConfig, backend: str) -> int
     return round(scaled * config.batch_size * shape.block_size * shape.n_embd / C)
 
 
+def _narrow(shape: GPTConfig | LlamaConfig, keep_dropout: bool) -> GPTConfig | LlamaConfig:
+    """Return a small model of that kind, of one block: a head has its size, but there are fewer heads."""
+    D = min(shape.head_size, WIDTH)
+    shared = shape.n_head // shape.n_kv_head
+    n_kv_head = max(1, min(shape.n_kv_head, WIDTH // (D * shared)))
+    n_head, C = n_kv_head * shared, n_kv_head * shared * D
+    if isinstance(shape, GPTConfig):
+        return GPTConfig(max(TIMES), 1, 1, n_head, C, shape.dropout if keep_dropout else 0.0, shape.bias)
+    return LlamaConfig(max(TIMES), 1, 1, n_head, C, n_kv_head, max(1, shape.n_hidden * C // shape.n_embd))
+
+
 def _logits(tokens: int, vocab_size: int, size: int, backend: str, threads: int) -> tuple[int, int, int]:
     """Bytes of logits that are kept, and of what is worked on of them before the head has a gradient, and after."""
     rows = rows_at_a_time(load(backend), tokens, vocab_size)
@@ -222,17 +207,17 @@ def _logits(tokens: int, vocab_size: int, size: int, backend: str, threads: int)
     return 0, 3 * block, (3 if several else 1) * block
 
 
-def _attention_weights(config: TrainConfig, shape: GPTConfig, backend: str, stream: int) -> int:
+def _attention_weights(config: TrainConfig, shape: GPTConfig | LlamaConfig, backend: str, stream: int) -> int:
     """Bytes of the T x T matrices that attention makes in backward where it is left to the plain mathematics."""
     matrix = FLOAT32 * config.batch_size * shape.n_head * shape.block_size**2
     if config.plain:  # the MLP's backward has freed 8 streams by then
         return max(0, 2 * matrix - 8 * stream)
-    return 7 * matrix if shape.dropout and backend != "numba" else 0
+    return 7 * matrix if config.dropout and backend != "numba" else 0
 
 
-def checkpoint_bytes(config: GPTConfig) -> int:
+def checkpoint_bytes(config: GPTConfig | LlamaConfig) -> int:
     """Return what a checkpoint takes on the disk: weights and both moments in float32."""
-    return 3 * FLOAT32 * count_parameters(config).total
+    return 3 * FLOAT32 * config.count_parameters().total
 
 
 def disk_bytes(config: TrainConfig, vocab_size: int) -> int:

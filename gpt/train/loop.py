@@ -10,7 +10,6 @@ import tensorgrad as tg
 from gpt.config import TrainConfig
 from gpt.data import random_windows
 from gpt.evaluate import estimate_loss
-from gpt.model import GPT
 from gpt.train.config_file import write_config
 from gpt.train.metrics import MetricsBuffer, StepMetrics
 from gpt.train.nonfinite import NonFiniteSteps
@@ -20,6 +19,7 @@ from gpt.train.run import Run, locked_folder
 from gpt.train.saver import Saver
 from gpt.train.signals import StopSignals
 from gpt.train.step import TrainingStep, accumulate_gradients
+from gpt.weights import Model
 from tensorgrad.backend import Array
 from tensorgrad.distributed import GradientReducer
 
@@ -135,7 +135,7 @@ def make_progress(run: Run) -> Progress:
     return Progress(run.folder, step=run.step, max_iters=run.config.max_iters, retry=retry)
 
 
-def gradient_ratios(model: GPT) -> dict[str, float]:
+def gradient_ratios(model: Model) -> dict[str, float]:
     """Return |gradient| / |weights| for every layer: wte, wpe, h.0, h.1 ..., ln_f."""
     layers: dict[str, list[tg.Tensor]] = {}
     for name, p in model.named_parameters():

@@ -14,17 +14,17 @@ import tensorgrad as tg
 from gpt.checkpoint import Checkpoint, Snapshot, load_checkpoint, read_extra, write_folder
 from gpt.cli import use_backend
 from gpt.config import UserError
-from gpt.model import GPT
 from gpt.train.run import Run
 from gpt.train.saver import Saver, first_nonfinite, state_of
 from gpt.train.step import accumulate_gradients
+from gpt.weights import Model
 from tensorgrad.backend import Array
 
 BATCH = "batch.safetensors"  # x and y, beside the files of a checkpoint
 N_SHOWN = 5  # parameters with the largest gradients
 
 
-def find_cause(model: GPT, compute: Callable[[], Any], rng: dict[str, Any]) -> str:
+def find_cause(model: Model, compute: Callable[[], Any], rng: dict[str, Any]) -> str:
     """Repeat a step from the same random counters and return, in one line, what is first not finite in it.
 
     compute: runs the forward and backward of the step. When this returns, the gradients are those of the step, or some
@@ -48,7 +48,7 @@ def find_cause(model: GPT, compute: Callable[[], Any], rng: dict[str, Any]) -> s
     return f"every value is finite, but the norm of the gradient is not: parameter {name} has one of {largest:.3g}"
 
 
-def largest_gradients(model: GPT) -> list[tuple[str, float]]:
+def largest_gradients(model: Model) -> list[tuple[str, float]]:
     """Return the name and the largest absolute gradient of every parameter that has a gradient."""
     return [(name, float(abs(p.grad).max())) for name, p in model.named_parameters() if p.grad is not None]
 

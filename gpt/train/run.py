@@ -25,16 +25,15 @@ from gpt.checkpoint.run_folder import (
     rewind_metrics,
 )
 from gpt.cli import use_backend, user_errors
-from gpt.config import GPTConfig, TrainConfig, UserError
+from gpt.config import TrainConfig, UserError
 from gpt.data import DataLoader
 from gpt.data.shards import ShardedTokens
 from gpt.files import FolderLock
-from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 from gpt.train.build import make_optimizer, make_scaler, open_data, with_prepared_settings
 from gpt.train.flags import Arguments
 from gpt.train.footprint import require_memory
-from gpt.weights import build_model
+from gpt.weights import Model, build_model
 from gpt.weights.initial import InitialWeights, load_initial
 from tensorgrad.distributed import Communicator, world
 
@@ -51,7 +50,7 @@ class Run:
     tokenizer: Tokenizer
     train_loader: DataLoader
     val_loader: DataLoader
-    model: GPT
+    model: Model
     optimizer: tg.optim.AdamW
     backend: str  # its name, and why it was chosen
     step: int = 0  # steps taken
@@ -203,7 +202,8 @@ def _path_to_resume(path: str | None, out: str | None) -> Path:
     return place
 
 
-_FIXED = ("tokenizer", "seed", "dtype", *(field.name for field in fields(GPTConfig)))  # when a run is resumed
+# What a resumed run cannot change.
+_FIXED = ("tokenizer", "seed", "dtype", *(f.name for f in fields(TrainConfig) if f.metadata["group"] == "model"))
 
 
 def _require_logger(config: TrainConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorgrad as tg
 from gpt.config import TrainConfig
-from gpt.model import GPT
+from gpt.weights import Model
 from tensorgrad.backend import Array
 from tensorgrad.distributed import ALONE, GradientReducer
 from tensorgrad.random import Stream
@@ -27,8 +27,8 @@ class TrainingStep:
     """
 
     def __init__(
-        self, model: GPT, optimizer: tg.optim.AdamW, config: TrainConfig, *, scaler: tg.amp.GradScaler = UNSCALED,
-        reducer: GradientReducer | None = None, inspect: Callable[[GPT], Any] | None = None,
+        self, model: Model, optimizer: tg.optim.AdamW, config: TrainConfig, *, scaler: tg.amp.GradScaler = UNSCALED,
+        reducer: GradientReducer | None = None, inspect: Callable[[Model], Any] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.config, self.scaler = model, optimizer, config, scaler
         self.reducer, self.inspect = reducer, inspect
@@ -65,7 +65,7 @@ class TrainingStep:
 
 
 def accumulate_gradients(
-    model: GPT, x: Array, y: Array, batch_size: int, scaler: tg.amp.GradScaler = UNSCALED,
+    model: Model, x: Array, y: Array, batch_size: int, scaler: tg.amp.GradScaler = UNSCALED,
     reducer: GradientReducer | None = None,
 ) -> Any:  # fmt: skip
     """Add the gradient of the mean loss over all windows to the parameters, batch by batch; return the loss.

@@ -7,8 +7,8 @@ import numpy as np
 
 from gpt.checkpoint.files import Arrays, read_arrays, require_enough
 from gpt.config import GPTConfig
+from gpt.fused import FusedGPT
 from gpt.model import GPT
-from gpt.weights import build_model
 
 HEAD_SIZE = 64  # of every GPT-2; the file does not contain the number of heads
 
@@ -28,7 +28,7 @@ def load_gpt2_weights(path: str | Path, *, n_head: int | None = None) -> GPT:
         weights = _to_our_names(read_arrays(Path(path)))
         config = _infer_config(weights, n_head)
         require_enough(weights, config)
-        model = build_model(config)
+        model = FusedGPT(config)
         model.load_state_dict(weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -1,19 +1,19 @@
 """The weights that `--init-from` and `evaluate` load: a checkpoint of train.py, or a GPT-2 from Hugging Face."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import MANIFEST, MODEL, Arrays
 from gpt.cli import user_errors
-from gpt.config import GPTConfig, TrainConfig, UserError
-from gpt.model import GPT
+from gpt.config import GPTConfig, LlamaConfig, TrainConfig, UserError
 from gpt.tokenizer import GPT2Tokenizer, Tokenizer
+from gpt.weights import Model
 from gpt.weights.gpt2 import load_gpt2_weights
 
-_SHAPE = ("n_layer", "n_head", "n_embd", "bias")  # a run must have the same values as the weights
+_FREE = ("vocab_size", "dropout")  # a run may have other values than the weights; all others must be the same
 _POSITIONS = "wpe.weight"
 
 
@@ -22,14 +22,14 @@ class InitialWeights:
     """Weights, with the configuration and the tokenizer that they were trained with."""
 
     path: str
-    config: GPTConfig
+    config: GPTConfig | LlamaConfig
     weights: Arrays
     tokenizer: Tokenizer
 
     def settings(self) -> dict[str, Any]:
         """Return the values of a training configuration that fits these weights."""
-        names = (*_SHAPE, "block_size")
-        return {"tokenizer": self.tokenizer.type_name, **{name: getattr(self.config, name) for name in names}}
+        shape = {name: value for name, value in asdict(self.config).items() if name not in _FREE}
+        return {"tokenizer": self.tokenizer.type_name, "model": self.config.type_name, **shape}
 
     def require_fit(self, config: TrainConfig) -> None:
         """Raise UserError for a configuration with another model or tokenizer than that of the weights."""
@@ -38,11 +38,13 @@ class InitialWeights:
             if value != has and not (name == "block_size" and value < has):
                 raise UserError(f"{name} {value}: the weights of {self.path} have {has}")
 
-    def load_into(self, model: GPT) -> None:
+    def load_into(self, model: Model) -> None:
         """Copy the weights into a model, whose context window may be shorter."""
-        positions = self.weights[_POSITIONS][: model.config.block_size]
+        weights = dict(self.weights)
+        if _POSITIONS in weights:
+            weights[_POSITIONS] = weights[_POSITIONS][: model.config.block_size]
         with user_errors(about=self.path):
-            model.load_state_dict({**self.weights, _POSITIONS: positions})
+            model.load_state_dict(weights)
 
 
 def load_initial(path: str, n_head: int | None = None) -> InitialWeights:

@@ -18,7 +18,7 @@ from gpt.config import NAMED_CONFIGS, GPTConfig, TrainConfig
 from gpt.model import GPT
 from gpt.train import dry_run as module
 from gpt.train.dry_run import Resident, duration, predicted_peak
-from gpt.train.footprint import checkpoint_bytes, count_parameters, disk_bytes, flops_per_token, memory
+from gpt.train.footprint import checkpoint_bytes, disk_bytes, flops_per_token, memory
 from gpt.train.loop import train as train_run
 from gpt.train.run import new_run
 from gpt.weights import build_model
@@ -51,7 +51,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parameter_and_operation_counts_equal_those_of_the_model(shape: GPTConfig) -> None:
     model = GPT(shape)
-    parameters = count_parameters(shape)
+    parameters = shape.count_parameters()
     assert parameters.total == model.num_params()
     assert parameters.embeddings == model.wte.weight.size + model.wpe.weight.size
     assert parameters.block == model.h[0].num_params()
@@ -61,8 +61,8 @@ def test_parameter_and_operation_counts_equal_those_of_the_model(shape: GPTConfi
 
 
 def test_parameter_counts_of_gpt2_are_those_published() -> None:
-    assert count_parameters(TrainConfig(**NAMED_CONFIGS["gpt2-124m"]).model_config(50257)).total == 124_439_808
-    assert count_parameters(TrainConfig(**NAMED_CONFIGS["gpt2-1558m"]).model_config(50257)).total == 1_557_611_200
+    assert TrainConfig(**NAMED_CONFIGS["gpt2-124m"]).model_config(50257).count_parameters().total == 124_439_808
+    assert TrainConfig(**NAMED_CONFIGS["gpt2-1558m"]).model_config(50257).count_parameters().total == 1_557_611_200
 
 
 def test_the_disk_usage_is_predicted() -> None:
@@ -134,7 +134,7 @@ def test_the_memory_of_a_step_is_predicted(backend: str, changes: dict[str, Any]
 
 def test_asynchronous_saving_needs_memory_for_a_copy() -> None:
     beside, alone = (memory(TrainConfig(async_save=wanted), 75, "numpy") for wanted in (True, False))
-    n = count_parameters(TrainConfig().model_config(75)).total
+    n = TrainConfig().model_config(75).count_parameters().total
     assert beside.peak - alone.peak == beside.snapshot == 12 * n
     assert alone.snapshot == 0
 
@@ -197,7 +197,7 @@ def test_a_dry_run_reports_everything_and_writes_nothing(
     assert call(monkeypatch, *SMALL, "--dry-run", "--recompute", "--grad-accum=2") == 0
     assert sorted(workplace.rglob("*")) == before
     out = capsys.readouterr().out
-    n = count_parameters(GPTConfig(16, 28, 2, 2, 32, 0.0, False))
+    n = GPTConfig(16, 28, 2, 2, 32, 0.0, False).count_parameters()
     assert f"{n.total:,} parameters, {n.total - n.embeddings:,} without embeddings" in out
     for text in ("per token", "moments", "gradients, kept over 2 batches", "(recomputed)", "logits", "ms per step"):
         assert text in out
