@@ -328,8 +328,8 @@ class TrainConfig(_Config):
         return kind(vocab_size=vocab_size, **values)
 
 
-def _preset(model: dict[str, Any], **training: Any) -> dict[str, Any]:
-    return {key: value for key, value in model.items() if key != "vocab_size"} | training
+def _preset(shape: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    return {key: value for key, value in shape.items() if key != "vocab_size"} | settings
 
 
 # nanoGPT's settings, half a million tokens per step: for a large --data and a large machine.
