@@ -74,9 +74,9 @@ def test_the_defaults_of_training_are_the_small_shakespeare_model() -> None:
 def test_named_configurations_train_the_models_they_are_named_after() -> None:
     models = {name: TrainConfig.from_dict(values) for name, values in NAMED_CONFIGS.items()}
     assert models["shakespeare-char-cpu"] == TrainConfig()
-    assert models["shakespeare-char"].model_config(65).to_dict() == GPT_CONFIG_SHAKESPEARE_CHAR
-    assert models["gpt2-124m"].model_config(50257).to_dict() == GPT_CONFIG_124M
-    assert models["gpt2-1558m"].model_config(50257).to_dict() == GPT_CONFIG_1558M
+    assert models["shakespeare-char"].model_config(65) == GPTConfig.from_dict(GPT_CONFIG_SHAKESPEARE_CHAR)
+    assert models["gpt2-124m"].model_config(50257) == GPTConfig.from_dict(GPT_CONFIG_124M)
+    assert models["gpt2-1558m"].model_config(50257) == GPTConfig.from_dict(GPT_CONFIG_1558M)
     assert models["gpt2-124m"].tokens_per_step == 491_520  # nanoGPT: about half a million
 
 
