@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorgrad as tg
 from gpt.config import GPTConfig, LlamaConfig
-from gpt.llama import Llama, LlamaAttention, LlamaBlock
+from gpt.llama import Llama, LlamaAttention, LlamaBlock, SwiGLU
 from gpt.model import GPT, MLP, Block, CausalSelfAttention, LayerCache, causal_mask
 from tensorgrad import Tensor, nn
 
@@ -62,6 +62,14 @@ class FusedLlamaAttention(LlamaAttention):
         return self.o_proj(y.permute_dims(0, 2, 1, 3).reshape(x.shape))  # (B, T, C)
 
 
+class FusedSwiGLU(SwiGLU):
+    """The SiLU and the product in one operation, whose result is not kept for backward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See SwiGLU."""
+        return self.down_proj(tg.swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
 class FusedLlamaBlock(LlamaBlock):
     """The sum and its norm in one operation."""
 
@@ -76,6 +84,7 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
     MLP: FusedMLP,
     Block: FusedBlock,
     LlamaAttention: FusedLlamaAttention,
+    SwiGLU: FusedSwiGLU,
     LlamaBlock: FusedLlamaBlock,
 }
 

@@ -96,9 +96,16 @@ class Math:
 
     def silu_backward(self, dy: Array, x: Array) -> Array:
         """d/dx = s + x s (1 - s), with s = sigmoid(x)."""
-        wide = self.wide(x)
-        s = self.sigmoid(wide)
+        wide, s = self.wide(x), self.sigmoid(self.wide(x))
         return self.narrow(dy * (s * (1 + wide * (1 - s))), x.dtype)
+
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        """silu(gate) up."""
+        return self.silu(gate) * up
+
+    def swiglu_backward(self, dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
+        """dgate = dy up silu'(gate) and dup = dy silu(gate)."""
+        return self.silu_backward(dy * up, gate), dy * self.silu(gate)
 
     def erf(self, x: Array) -> Array:
         """2/sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
@@ -193,9 +200,7 @@ class Math:
         xhat = (self.wide(x) - mean) * rstd
         g = self.wide(dy) if weight is None else self.wide(dy) * weight
         dx = rstd * (g - g.mean(axis=-1, keepdims=True) - xhat * (g * xhat).mean(axis=-1, keepdims=True))
-        if dsum is not None:
-            dx += dsum
-        return dx.astype(x.dtype, copy=False)
+        return (dx if dsum is None else dx + dsum).astype(x.dtype, copy=False)
 
     def layer_norm_backward_weight(self, dy: Array, x: Array, mean: Array, rstd: Array) -> Array:
         """dweight = the sum of dy xhat over all rows: (n,)."""
@@ -216,9 +221,7 @@ class Math:
         """Each row with mean square 1, scaled: x (..., n) -> y, and 1/rms (..., 1)."""
         wide = self.wide(x)
         rrms = 1 / self.xp.sqrt((wide * wide).mean(axis=-1, keepdims=True) + eps)
-        y = wide * rrms
-        if weight is not None:
-            y *= weight
+        y = wide * rrms if weight is None else wide * rrms * weight
         return self.narrow(y, x.dtype), rrms
 
     def add_rms_norm(self, x: Array, residual: Array, weight: Array | None, eps: float) -> tuple[Array, Array, Array]:
@@ -233,9 +236,7 @@ class Math:
         xhat = self.wide(x) * rrms
         g = self.wide(dy) if weight is None else self.wide(dy) * weight
         dx = rrms * (g - xhat * (g * xhat).mean(axis=-1, keepdims=True))
-        if dsum is not None:
-            dx += dsum
-        return dx.astype(x.dtype, copy=False)
+        return (dx if dsum is None else dx + dsum).astype(x.dtype, copy=False)
 
     def rms_norm_backward_weight(self, dy: Array, x: Array, rrms: Array) -> Array:
         """dweight = the sum of dy xhat over all rows: (n,)."""
@@ -382,10 +383,8 @@ class Math:
         p = (1 - lr weight_decay) p - lr mhat / (sqrt(vhat) + eps).
         """
         g = self.wide(g)
-        m *= beta1
-        m += (1 - beta1) * g
-        v *= beta2
-        v += (1 - beta2) * g**2
+        m[...] = beta1 * m + (1 - beta1) * g
+        v[...] = beta2 * v + (1 - beta2) * g**2
         denominator = self.xp.sqrt(v) * (1 / math.sqrt(1 - beta2**step)) + eps
         new = self.wide(p)  # p itself unless it is half precision
         new *= 1 - lr * weight_decay

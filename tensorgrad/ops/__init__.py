@@ -22,6 +22,7 @@ from tensorgrad.ops.softmax import *
 if TYPE_CHECKING:
     from tensorgrad.ops.contraction import *
     from tensorgrad.ops.elementary import *
+    from tensorgrad.ops.gated import *
     from tensorgrad.ops.losses import *
     from tensorgrad.ops.rearrangement import *
     from tensorgrad.ops.selection import *
@@ -32,6 +33,7 @@ LATER = {
     for family, names in {
         "contraction": "einsum outer tensordot",
         "elementary": "cos erf expm1 leaky_relu log1p logaddexp reciprocal sign sin softplus",
+        "gated": "swiglu",
         "losses": "binary_cross_entropy_with_logits mse_loss nll_loss",
         "rearrangement": "diagonal flip moveaxis pad roll tile tril triu",
         "selection": "argsort count_nonzero index_add masked_fill nonzero sort topk",

@@ -25,6 +25,10 @@ def silu(x: Any) -> Any:
     return x * sigmoid(x)
 
 
+def swiglu(gate: Any, up: Any) -> Any:
+    return silu(gate) * up
+
+
 def gelu(x: Any, approximate: str = "none") -> Any:
     if approximate == "tanh":
         return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
@@ -255,6 +259,10 @@ def torch_rotary_embedding(t: Any, x: Any, positions: Any, base: float) -> Any:
 def torch_mlp(t: Any, x: Any, w1: Any, b1: Any, w2: Any, b2: Any, approximate: str) -> Any:
     f = t.nn.functional
     return f.linear(f.gelu(f.linear(x, w1, b1), approximate=approximate), w2, b2)
+
+
+def torch_swiglu(t: Any, gate: Any, up: Any) -> Any:
+    return t.nn.functional.silu(gate) * up
 
 
 def torch_add_layer_norm(t: Any, x: Any, residual: Any, *scales: Any, eps: float) -> list[Any]:

@@ -390,6 +390,12 @@ def adding(draw: Any, n_scales: int) -> Any:
 
 
 @st.composite
+def alike(draw: Any) -> Any:
+    shape = draw(shapes())
+    return Call([draw(array(shape)), draw(array(shape))])
+
+
+@st.composite
 def embeddings(draw: Any) -> Any:
     n = draw(sizes(1))
     indices = draw(hnp.arrays(np.int64, draw(shapes()), elements=st.integers(0, n - 1)))

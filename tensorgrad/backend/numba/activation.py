@@ -3,9 +3,11 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.math import GELU_CUBIC, GELU_SCALE
-from tensorgrad.backend.numba.arrays import block_of, elementwise, is_supported, n_blocks
+from tensorgrad.backend.numba.arrays import block_of, elementwise, flat, is_supported, n_blocks
 from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import HALF, ONE, erf, exp, gelu_tanh_at, gelu_tanh_slope, logistic
 from tensorgrad.backend.numpy import NumpyBackend
@@ -40,6 +42,27 @@ def silu_backward(dy: Any, x: Any, dx: Any) -> None:
         for i in range(xb.size):
             s = logistic(xb[i])
             dxb[i] = dyb[i] * (s * (ONE + xb[i] * (ONE - s)))
+
+
+@kernel
+def swiglu(gate: Any, up: Any, y: Any) -> None:
+    """y = gate sigmoid(gate) up."""
+    for block in prange(n_blocks(gate)):
+        gb, ub, yb = block_of(gate, block), block_of(up, block), block_of(y, block)
+        for i in range(gb.size):
+            yb[i] = gb[i] * logistic(gb[i]) * ub[i]
+
+
+@kernel
+def swiglu_backward(dy: Any, gate: Any, up: Any, dgate: Any, dup: Any) -> None:
+    """dgate = dy up s (1 + gate (1 - s)) and dup = dy gate s, with s = sigmoid(gate)."""
+    for block in prange(n_blocks(gate)):
+        dyb, gb, ub = block_of(dy, block), block_of(gate, block), block_of(up, block)
+        dgb, dub = block_of(dgate, block), block_of(dup, block)
+        for i in range(gb.size):
+            s = logistic(gb[i])
+            dgb[i] = dyb[i] * ub[i] * (s * (ONE + gb[i] * (ONE - s)))
+            dub[i] = dyb[i] * (gb[i] * s)
 
 
 @kernel
@@ -118,6 +141,18 @@ class Activation(NumpyBackend):
     def silu_backward(self, dy: Array, x: Array) -> Array:
         """dx of silu."""
         return elementwise(silu_backward, super().silu_backward, dy, x)
+
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        """silu(gate) up."""
+        return elementwise(swiglu, super().swiglu, gate, up)
+
+    def swiglu_backward(self, dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
+        """dgate and dup."""
+        if not is_supported(dy, gate, up) or not dy.shape == gate.shape == up.shape:
+            return super().swiglu_backward(dy, gate, up)
+        dgate, dup = np.empty(gate.shape, gate.dtype), np.empty(gate.shape, gate.dtype)
+        swiglu_backward(flat(dy), flat(gate), flat(up), dgate.reshape(-1), dup.reshape(-1))
+        return dgate, dup
 
     def erf(self, x: Array) -> Array:
         """2/sqrt(pi) times the integral of exp(-t^2) from 0 to x."""

@@ -88,6 +88,7 @@ ERRORS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda x: tg.layer_norm(x, x), ValueError, r"layer_norm: \(2, 3\) does not fit x \(2, 3\): \(3,\) is needed"),
     (lambda x: tg.layer_norm(x[:, :0]), ValueError, r"layer_norm: x \(2, 0\) has no elements to normalise"),
     (lambda x: tg.add_layer_norm(x, x[:1]), ValueError, r"add_layer_norm: residual \(1, 3\) does not have the"),
+    (lambda x: tg.swiglu(x, x[0]), ValueError, r"^swiglu: gate \(2, 3\) does not have the shape of up, \(3,\)"),
     (lambda x: tg.add_rms_norm(x, x[0]), ValueError, r"add_rms_norm: residual \(3,\) does not have the shape of x"),
     (lambda x: tg.rms_norm(x.sum()), ValueError, r"rms_norm: x \(\) has no elements to normalise"),
     (lambda x: tg.cross_entropy(x, np.zeros(3, int)), ValueError,

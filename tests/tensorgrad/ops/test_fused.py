@@ -10,7 +10,7 @@ FUSED = [name for name in [*ops.__all__, *ops.LATER] if hasattr(getattr(ops, nam
 
 
 def test_which_ops_are_fused() -> None:
-    assert set(FUSED) == {"add_layer_norm", "add_rms_norm", "attention", "linear_cross_entropy", "mlp"}
+    assert set(FUSED) == {"add_layer_norm", "add_rms_norm", "attention", "linear_cross_entropy", "mlp", "swiglu"}
 
 
 @pytest.mark.parametrize("name", sorted(FUSED))
