@@ -34,14 +34,14 @@ def _in_place(fn: Callable[..., Any]) -> Callable[..., Any]:
     return update
 
 
-def _with_tuple(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that takes a tuple of ints, or the ints as separate arguments."""
+def _with_tuple(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A method that takes the option `name`, a tuple of ints, or the ints as separate arguments."""
 
     @functools.wraps(fn)
     def method(self: "Tensor", *values: Any, **options: Any) -> Any:
         if len(values) == 1 and isinstance(values[0], tuple | list):
             values = tuple(values[0])
-        return fn(self, values, **options) if values or not options else fn(self, **options)
+        return fn(self, values, **options) if values and options else fn(self, **(options or {name: values}))
 
     return method
 
@@ -326,7 +326,8 @@ class Tensor(Variable):
     exp, log, sqrt, square, clip = ops.exp, ops.log, ops.sqrt, ops.square, ops.clip
     tanh, sigmoid, relu, gelu, softmax = ops.tanh, ops.sigmoid, ops.relu, ops.gelu, ops.softmax
     expand_dims, squeeze, split = ops.expand_dims, ops.squeeze, ops.split
-    reshape, permute_dims, broadcast_to = map(_with_tuple, (ops.reshape, ops.permute_dims, ops.broadcast_to))
+    reshape, broadcast_to = _with_tuple(ops.reshape, "shape"), _with_tuple(ops.broadcast_to, "shape")
+    permute_dims = _with_tuple(ops.permute_dims, "axes")
 
     @property
     def T(self) -> Any:

@@ -17,12 +17,14 @@ from tensorgrad.backend.numba.embedding import Embedding
 from tensorgrad.backend.numba.normalization import Normalization
 from tensorgrad.backend.numba.optimizer import Optimization
 from tensorgrad.backend.numba.progress import announce_compilation
+from tensorgrad.backend.numba.rotary_embedding import RotaryEmbedding
 from tensorgrad.backend.numba.softmax import Softmax
 from tensorgrad.backend.runtime import Backend
 
 
 class NumbaBackend(
-    Activation, Elementwise, Attention, CrossEntropy, Dropout, Embedding, Normalization, Optimization, Softmax
+    Activation, Elementwise, Attention, CrossEntropy, Dropout, Embedding, Normalization, Optimization, RotaryEmbedding,
+    Softmax,
 ):
     """Kernels compiled by Numba for float32 and float64; NumPy for other dtypes."""
 

@@ -17,15 +17,22 @@ def array(real: Any, ndim: int, layout: str = "A") -> Any:
 
 
 class Strided:
-    """A parallel loop, compiled for each dtype of its first argument; serial where no threads may start."""
+    """A parallel loop, compiled for each dtype of its first argument.
 
-    def __init__(self, fn: Callable[..., None], signature: Callable[[Any], tuple[Any, ...]]) -> None:
+    It is serial where no threads may start, or where that argument has fewer than `min_parallel` elements.
+    """
+
+    def __init__(
+        self, fn: Callable[..., None], signature: Callable[[Any], tuple[Any, ...]], min_parallel: int = 0
+    ) -> None:
         self.py_func = fn
+        self.min_parallel = min_parallel
         self.signature = signature
         self.compiled: dict[tuple[Any, bool], Any] = {}
 
     def __call__(self, first: Any, *rest: Any) -> None:
-        run = self.compiled.get((first.dtype, threads.may_start)) or self.compile(first.dtype, threads.may_start)
+        parallel = threads.may_start and first.size >= self.min_parallel
+        run = self.compiled.get((first.dtype, parallel)) or self.compile(first.dtype, parallel)
         with threads.lock:
             run(first, *rest)
 
@@ -46,9 +53,11 @@ class Strided:
         return jit(self.py_func, name, parallel=True) if parallel else jit(self.py_func, f"{name}_serial")
 
 
-def strided(signature: Callable[[Any], tuple[Any, ...]]) -> Callable[[Callable[..., None]], Strided]:
+def strided(
+    signature: Callable[[Any], tuple[Any, ...]], min_parallel: int = 0
+) -> Callable[[Callable[..., None]], Strided]:
     """Decorator: compile a kernel with the argument types that `signature` returns for a Numba float type."""
-    return lambda fn: Strided(fn, signature)
+    return lambda fn: Strided(fn, signature, min_parallel)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

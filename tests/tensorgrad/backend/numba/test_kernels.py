@@ -115,6 +115,8 @@ ELEMENTWISE: dict[str, Call] = {
     "sigmoid": lambda k, a: k.sigmoid(a.x),
     "silu": lambda k, a: k.silu(a.x),
     "silu_backward": lambda k, a: k.silu_backward(a.dy, a.x),
+    "swiglu": lambda k, a: k.swiglu(a.x, a.y),
+    "swiglu_backward": lambda k, a: k.swiglu_backward(a.dy, a.x, a.y),
     "erf": lambda k, a: k.erf(a.x),
     "gelu": lambda k, a: k.gelu(a.x),
     "gelu_backward": lambda k, a: k.gelu_backward(a.dy, a.x),
