@@ -5,26 +5,18 @@ Decoding returns exactly the text that was encoded. A model's tokenizer is saved
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
-from gpt.tokenizer.bpe import (
-    END_OF_TEXT,
-    GPT2_PATTERN,
-    GPT4_PATTERN,
-    SINGLE_BYTES,
-    make_encoding,
-    split_long_spaces,
-    train_bpe,
-)
+from gpt.tokenizer import base
+from gpt.tokenizer.base import FILE_NAME, FORMAT_VERSION, Tokenizer, from_base64, to_base64
 from gpt.tokenizer.errors import TokenizerError, UnknownCharacterError, require_entry, require_ids, require_text
+from gpt.tokenizer.patterns import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, SINGLE_BYTES, split_long_spaces
 
 if TYPE_CHECKING:
     import tiktoken
@@ -32,64 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["END_OF_TEXT", "BPETokenizer", "CharTokenizer", "GPT2Tokenizer", "Tokenizer", "TokenizerError",
            "UnknownCharacterError", "load_tokenizer", "tokenizer_from_dict"]  # fmt: skip
 
-FILE_NAME = "tokenizer.json"
-FORMAT_VERSION = 1
-MAX_FILE_BYTES = 2**24  # a vocabulary of 100,000 takes less than 2 MB
-
 logger = logging.getLogger(__name__)
-
-
-class Tokenizer(ABC):
-    """The interface of every tokenizer. Ids are 0 to vocab_size - 1.
-
-    `eot` is the id of <|endoftext|>, which separates documents; None where the vocabulary does not have it.
-    """
-
-    type_name: str
-    eot: int | None
-
-    @property
-    @abstractmethod
-    def vocab_size(self) -> int:
-        """Return the number of ids."""
-
-    @abstractmethod
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Return the ids of a text; with allow_special, <|endoftext|> in the text becomes eot.
-
-        Raises TokenizerError for an unpaired UTF-16 surrogate, and UnknownCharacterError for a character outside the
-        vocabulary of a tokenizer that has only some characters.
-        """
-
-    @abstractmethod
-    def decode_bytes(self, ids: Iterable[SupportsIndex]) -> bytes:
-        """Return the UTF-8 bytes of these ids, perhaps a part of a character; TokenizerError for an unknown id."""
-
-    def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Return the text of these ids, with U+FFFD in place of bytes that are not UTF-8."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the contents of tokenizer.json, which tokenizer_from_dict reads."""
-        return {"version": FORMAT_VERSION, "type": self.type_name}
-
-    @classmethod
-    @abstractmethod
-    def from_dict(cls, entries: Mapping[str, Any]) -> Self:
-        """Build a tokenizer from its to_dict; TokenizerError says what is wrong in it."""
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write tokenizer.json into a folder, completely or not at all, and return its path."""
-        from gpt.files import atomic_write  # encoding a text does without it
-
-        written = json.dumps(self.to_dict()).encode()
-        if len(written) > MAX_FILE_BYTES:
-            raise TokenizerError(f"{FILE_NAME} would take more than {MAX_FILE_BYTES} bytes")
-        path = Path(folder, FILE_NAME)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(written)
-        return path
 
 
 class CharTokenizer(Tokenizer):
@@ -126,7 +61,7 @@ class CharTokenizer(Tokenizer):
         except KeyError:
             raise UnknownCharacterError(text, self.characters) from None
 
-    def decode_bytes(self, ids: Iterable[SupportsIndex]) -> bytes:
+    def decode_bytes(self, ids: Iterable[SupportsIndex], *, skip_special: bool = False) -> bytes:
         return "".join([self.characters[i] for i in require_ids(ids, self.vocab_size)]).encode()
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,8 +95,9 @@ class _TiktokenTokenizer(Tokenizer):
                 ids += self._encoding.encode_ordinary(piece)
         return ids
 
-    def decode_bytes(self, ids: Iterable[SupportsIndex]) -> bytes:
-        return self._encoding.decode_bytes(require_ids(ids, self.vocab_size))
+    def decode_bytes(self, ids: Iterable[SupportsIndex], *, skip_special: bool = False) -> bytes:
+        numbers = require_ids(ids, self.vocab_size)
+        return self._encoding.decode_bytes([i for i in numbers if i != self.eot] if skip_special else numbers)
 
 
 class BPETokenizer(_TiktokenTokenizer):
@@ -171,6 +107,8 @@ class BPETokenizer(_TiktokenTokenizer):
 
     def __init__(self, tokens: Sequence[bytes], pattern: str = GPT4_PATTERN) -> None:
         """Take the tokens in the order of their ids, the 256 bytes first, and the pattern that splits the text."""
+        from gpt.tokenizer.bpe import make_encoding  # a tokenizer of characters does without it
+
         if pattern not in (GPT2_PATTERN, GPT4_PATTERN):  # any other might lose text, or take forever
             raise TokenizerError("'pattern' is neither GPT-2's nor GPT-4's")
         if list(tokens[:256]) != SINGLE_BYTES:
@@ -189,6 +127,8 @@ class BPETokenizer(_TiktokenTokenizer):
         because it took 10 % fewer tokens for unseen Shakespeare. Raises TokenizerError for an empty text, and for a
         vocab_size below 257.
         """
+        from gpt.tokenizer.bpe import train_bpe
+
         require_text(text)
         if not text:
             raise TokenizerError("the text is empty: there are no tokens to learn from")
@@ -201,18 +141,13 @@ class BPETokenizer(_TiktokenTokenizer):
         return tokenizer
 
     def to_dict(self) -> dict[str, Any]:
-        learned = [base64.b64encode(token).decode() for token in self.tokens[256:]]  # the ids below are the bytes
-        return {**super().to_dict(), "pattern": self.pattern, "tokens": learned}
+        learned = self.tokens[256:]  # the ids below are the bytes
+        return {**super().to_dict(), "pattern": self.pattern, "tokens": to_base64(learned)}
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> Self:
-        tokens = list(SINGLE_BYTES)
-        for i, written in enumerate(require_entry(entries, "tokens", list), start=256):
-            try:
-                tokens.append(base64.b64decode(written, validate=True))
-            except (TypeError, ValueError):
-                raise TokenizerError(f"token {i} in 'tokens' is not base64") from None
-        return cls(tokens, require_entry(entries, "pattern", str))
+        learned = from_base64(require_entry(entries, "tokens", list), first=256)
+        return cls([*SINGLE_BYTES, *learned], require_entry(entries, "pattern", str))
 
 
 class GPT2Tokenizer(_TiktokenTokenizer):
@@ -239,9 +174,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     path = Path(path, FILE_NAME) if os.path.isdir(path) else Path(path)
     try:
         with path.open("rb") as file:
-            written = file.read(MAX_FILE_BYTES + 1)
-        if len(written) > MAX_FILE_BYTES:
-            raise TokenizerError(f"more than {MAX_FILE_BYTES} bytes, which no tokenizer has")
+            written = file.read(base.MAX_FILE_BYTES + 1)
+        if len(written) > base.MAX_FILE_BYTES:
+            raise TokenizerError(f"more than {base.MAX_FILE_BYTES} bytes, which no tokenizer has")
         return tokenizer_from_dict(json.loads(written))
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from error
@@ -258,7 +193,9 @@ def tokenizer_from_dict(entries: Any) -> Tokenizer:
     if require_entry(entries, "version", int) != FORMAT_VERSION:
         raise TokenizerError(f"'version' is not {FORMAT_VERSION}, the only one that this program reads")
     name = require_entry(entries, "type", str)
-    for tokenizer in (CharTokenizer, BPETokenizer, GPT2Tokenizer):
+    from gpt.tokenizer.byte_level import ByteLevelTokenizer  # training a small model does without it
+
+    for tokenizer in (CharTokenizer, BPETokenizer, GPT2Tokenizer, ByteLevelTokenizer):
         if name == tokenizer.type_name:
             return tokenizer.from_dict(entries)
-    raise TokenizerError(f"'type' is {name[:20]!r}, not char, bpe or gpt2")
+    raise TokenizerError(f"'type' is {name[:20]!r}, not char, bpe, gpt2 or byte-level")

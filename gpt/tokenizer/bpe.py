@@ -9,32 +9,20 @@ Sennrich, Haddow and Birch 2016 (arXiv:1508.07909); on bytes, Radford et al. 201
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from gpt.tokenizer.patterns import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, SINGLE_BYTES
+
 if TYPE_CHECKING:
     import tiktoken
 
+__all__ = ["GPT2_PATTERN", "GPT4_PATTERN", "make_encoding", "train_bpe"]
+
 Pair = tuple[int, int]
-
-SINGLE_BYTES = [bytes([byte]) for byte in range(256)]  # the first tokens of every vocabulary
-END_OF_TEXT = "<|endoftext|>"
-
-# Both patterns match every character, so the concatenated chunks are the text. A chunk of letters includes the space
-# before it; of several spaces, all but the last are a separate chunk.
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-# GPT-4's pattern also keeps a line break with the punctuation before it, and splits long numbers.
-GPT4_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
-    r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s*[\r\n]|\s++$|\s+(?!\S)|\s"
-)
-
-# tiktoken's regex engine fails on a million spaces before a letter, when it backtracks to `(?!\S)`.
-_LONG_SPACE = re.compile(r"(?<!\s)\s{500000,}(?=\S)")
 
 _GAP = -1  # separates two chunks: no pair includes it
 _MERGED = -2  # the position of a token that is now part of the one before it
@@ -125,13 +113,3 @@ def make_encoding(name: str, ranks: dict[bytes, int], pattern: str) -> tiktoken.
     import tiktoken
 
     return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
-
-
-def split_long_spaces(text: str) -> list[str]:
-    """Split a text before the last of very many spaces, where a chunk ends too.
-
-    tiktoken can encode each piece, but not always the whole text. (Where GPT-4's pattern finds a line break there, the
-    split is within a chunk; the concatenated pieces are the same text nevertheless.)
-    """
-    cuts = [match.end() - 1 for match in _LONG_SPACE.finditer(text)]
-    return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]

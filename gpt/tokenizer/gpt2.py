@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt.files import find_in_package
-from gpt.tokenizer.bpe import END_OF_TEXT, GPT2_PATTERN, make_encoding
+from gpt.tokenizer.bpe import make_encoding
 from gpt.tokenizer.errors import TokenizerError
+from gpt.tokenizer.merges import to_bytes
+from gpt.tokenizer.patterns import END_OF_TEXT, GPT2_PATTERN
 
 if TYPE_CHECKING:
     import tiktoken
@@ -48,8 +50,7 @@ def find_encoder_json() -> Path:
 def read_ranks(path: Path) -> dict[bytes, int]:
     """Return GPT-2's tokens, as bytes, with their ids; TokenizerError for any other file.
 
-    The ids are also the order of the merges. The file writes each byte as a visible character: a printable Latin-1
-    character as itself, the others as U+0100, U+0101 and so on.
+    The ids are also the order of the merges.
     """
     try:
         written = path.read_bytes()
@@ -57,10 +58,6 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         raise TokenizerError(f"{path} cannot be read ({error.strerror})") from error
     if hashlib.sha256(written).hexdigest() != SHA256:
         raise TokenizerError(f"{path} is not GPT-2's: its sha256 differs")
-    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    byte_of = {chr(byte): byte for byte in visible}
-    byte_of |= {chr(0x100 + i): byte for i, byte in enumerate(hidden)}
     ids: dict[str, int] = json.loads(written)
     del ids[END_OF_TEXT]
-    return {bytes(byte_of[character] for character in token): i for token, i in ids.items()}
+    return {to_bytes(token): i for token, i in ids.items()}

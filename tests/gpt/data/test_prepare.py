@@ -27,7 +27,7 @@ from gpt.data.documents import Place, Source, load_text, pieces
 from gpt.data.prepare import Preparation, prepare
 from gpt.data.shards import load_prepared
 from gpt.tokenizer import BPETokenizer, CharTokenizer
-from gpt.tokenizer.bpe import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN
+from gpt.tokenizer.patterns import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN
 from gpt.train.build import open_data, with_prepared_settings
 from tests.processes import HANG_S, finish, wait_until
 

@@ -12,7 +12,8 @@ import tiktoken
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gpt.tokenizer.bpe import GPT2_PATTERN, GPT4_PATTERN, make_encoding, split_long_spaces, train_bpe
+from gpt.tokenizer.bpe import make_encoding, train_bpe
+from gpt.tokenizer.patterns import GPT2_PATTERN, GPT4_PATTERN, split_long_spaces
 
 PATTERNS = pytest.mark.parametrize("pattern", [GPT2_PATTERN, GPT4_PATTERN], ids=["gpt2", "gpt4"])
 

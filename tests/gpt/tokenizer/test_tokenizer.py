@@ -17,7 +17,7 @@ from gpt.tokenizer import (
     TokenizerError,
     UnknownCharacterError,
 )
-from gpt.tokenizer.bpe import END_OF_TEXT
+from gpt.tokenizer.patterns import END_OF_TEXT
 
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:\n"
 

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt import tokenizer as module
 from gpt.tokenizer import (
     BPETokenizer,
     CharTokenizer,
     Tokenizer,
     TokenizerError,
+    base,
     load_tokenizer,
     tokenizer_from_dict,
 )
-from gpt.tokenizer.bpe import GPT2_PATTERN, GPT4_PATTERN
+from gpt.tokenizer.patterns import GPT2_PATTERN, GPT4_PATTERN
 
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:\n"
 
@@ -70,9 +70,9 @@ def test_a_file_too_large_to_load_is_not_saved(
     tmp_path: Path, bpe: BPETokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = bpe.save(tmp_path)
-    monkeypatch.setattr(module, "MAX_FILE_BYTES", path.stat().st_size)
+    monkeypatch.setattr(base, "MAX_FILE_BYTES", path.stat().st_size)
     assert load_tokenizer(path).to_dict() == bpe.to_dict()
-    monkeypatch.setattr(module, "MAX_FILE_BYTES", path.stat().st_size - 1)
+    monkeypatch.setattr(base, "MAX_FILE_BYTES", path.stat().st_size - 1)
     with pytest.raises(TokenizerError, match="more than .* bytes"):
         load_tokenizer(path)
     path.unlink()
@@ -105,7 +105,7 @@ def test_valid_entries_load() -> None:
         (bpe_entries(version=2), "'version' is not 1"),
         (bpe_entries(version=True), "'version' is bool, not int"),
         (bpe_entries(type=None), "'type' is missing"),
-        (bpe_entries(type="x" * 9999), "'type' is 'xxxxxxxxxxxxxxxxxxxx', not char, bpe or gpt2"),
+        (bpe_entries(type="x" * 9999), "'type' is 'xxxxxxxxxxxxxxxxxxxx', not char, bpe, gpt2 or byte-level"),
         (bpe_entries(type=["bpe"]), "'type' is list, not str"),
         (bpe_entries(tokens=None), "'tokens' is missing"),
         (bpe_entries(tokens="YWI="), "'tokens' is str, not list"),
