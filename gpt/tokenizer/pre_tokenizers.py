@@ -40,7 +40,7 @@ _LLAMA3 = (
 )
 
 PRE_TOKENIZERS = {
-    "gpt-2": PreTokenizer(GPT2_PATTERN, ("gpt-2", "phi-2", "olmo", "mpt"), (_byte_level(True),)),
+    "gpt-2": PreTokenizer(GPT2_PATTERN, ("gpt-2", "phi-2"), (_byte_level(True),)),
     # Every digit is a word, and what is between two of them is split as by GPT-2: a text ends before each digit.
     "smollm": PreTokenizer(
         r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?![^\s\p{N}])|\s",

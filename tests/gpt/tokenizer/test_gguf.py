@@ -44,7 +44,7 @@ def test_bos_is_added_where_the_file_says_or_where_the_pre_tokenizer_does() -> N
         ({"model": None}, "'model' is missing"),
         ({"model": "llama"}, "'model' is 'llama', not gpt2: only byte-level BPE is supported"),
         ({"pre": None}, "'pre' is missing"),
-        ({"pre": "default"}, "pre-tokenizer 'default' is not supported: supported are gpt-2, phi-2, olmo, mpt, smollm"),
+        ({"pre": "default"}, "pre-tokenizer 'default' is not supported: supported are gpt-2, phi-2, smollm"),
         ({"pre": "x" * 9999}, "pre-tokenizer 'x{40}' is not supported"),
         ({"add_eos_token": True}, "'add_eos_token' is true: a token after every text is not supported"),
         ({"tokens": None}, "'tokens' is missing"),
