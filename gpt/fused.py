@@ -71,12 +71,25 @@ class FusedSwiGLU(SwiGLU):
 
 
 class FusedLlamaBlock(LlamaBlock):
-    """The sum and its norm in one operation."""
+    """The sum and its norm in one operation; for one token of generated text, the whole block."""
 
     def forward(self, x: Tensor, pos: Tensor, cache: LayerCache | None = None) -> Tensor:
         """See LlamaBlock."""
+        if cache is not None and x.shape[:2] == (1, 1):
+            return self.decode(x, cache)
         x, normalised = self.norm_2.add(x, self.attn(self.norm_1(x), pos, cache))  # x + attn, and norm_2 of that
         return x + self.mlp(normalised)
+
+    def decode(self, x: Tensor, cache: LayerCache) -> Tensor:
+        """The block for the one token x (1, 1, C), whose key and value are added to the cache."""
+        attn, mlp, config = self.attn, self.mlp, self.attn.config
+        matrices = attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        q, k, v, o, gate, up, down = (matrix.weight for matrix in matrices)
+        return tg.decode_block(
+            x, self.norm_1.weight, q, k, v, o, self.norm_2.weight, gate, up, down,
+            keys=cache.k, values=cache.v, position=cache.start,
+            n_head=config.n_head, rope_base=config.rope_base, eps=config.norm_eps,
+        )  # fmt: skip
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {

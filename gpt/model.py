@@ -165,7 +165,14 @@ def check_tokens(idx: Tensor, config: ModelConfig) -> None:
 
 
 class LayerCache(Protocol):
-    """The keys and values of one layer, kept while text is generated."""
+    """The keys and values of one layer, kept while text is generated: arrays k and v (B, H, slots, D)."""
+
+    k: Any
+    v: Any
+
+    @property
+    def start(self) -> int:
+        """The slot of the first of the new tokens, where all rows have the same."""
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k and v (B, H, T, D); return all keys and values so far, (B, H, S, D)."""

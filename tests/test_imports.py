@@ -28,6 +28,7 @@ LAYERS = [
         "tensorgrad.optim",
         "tensorgrad.anomaly",
         "tensorgrad.counting",
+        "tensorgrad.decoder",
         "tensorgrad.distributed",
         "tensorgrad.doctor",
         "tensorgrad.gradcheck",

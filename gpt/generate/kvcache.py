@@ -15,6 +15,12 @@ class LayerCache:
     def __init__(self, cache: "KVCache", k: Array, v: Array) -> None:
         self.cache, self.k, self.v = cache, k, v
 
+    @property
+    def start(self) -> int:
+        """The slot of the first of the new tokens, where all rows have the same."""
+        slots: slice = self.cache.slots
+        return slots.start
+
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v (B, G, T, D) into their slots; return all keys and values so far, as views."""
         c = self.cache

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.math import Math
+from tensorgrad.backend.decoder import DecoderMath
 
 Function = Callable[..., tuple[Array, ...]]
 Advance = Callable[[int], int]
@@ -16,7 +16,7 @@ class BackendUnavailable(RuntimeError):
     """A backend that cannot run here; the message says what is missing and what to do, in one line."""
 
 
-class Backend(Math):
+class Backend(DecoderMath):
     """A device: the kernels of `Math`, and the transfer of arrays and numbers. Subclasses override both."""
 
     name = "base"

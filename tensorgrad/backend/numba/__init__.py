@@ -11,20 +11,19 @@ from tensorgrad.backend.numba.activation import Activation
 from tensorgrad.backend.numba.attention import Attention
 from tensorgrad.backend.numba.compile import require_threads, set_num_threads, use_whole_vectors
 from tensorgrad.backend.numba.cross_entropy import CrossEntropy
+from tensorgrad.backend.numba.decoder import Decoder
 from tensorgrad.backend.numba.dropout import Dropout
 from tensorgrad.backend.numba.elementwise import Elementwise
 from tensorgrad.backend.numba.embedding import Embedding
 from tensorgrad.backend.numba.normalization import Normalization
 from tensorgrad.backend.numba.optimizer import Optimization
 from tensorgrad.backend.numba.progress import announce_compilation
-from tensorgrad.backend.numba.rotary_embedding import RotaryEmbedding
 from tensorgrad.backend.numba.softmax import Softmax
 from tensorgrad.backend.runtime import Backend
 
 
 class NumbaBackend(
-    Activation, Elementwise, Attention, CrossEntropy, Dropout, Embedding, Normalization, Optimization, RotaryEmbedding,
-    Softmax,
+    Decoder, Activation, Elementwise, Attention, CrossEntropy, Dropout, Embedding, Normalization, Optimization, Softmax
 ):
     """Kernels compiled by Numba for float32 and float64; NumPy for other dtypes."""
 
