@@ -24,6 +24,9 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | Sequence[int] | None
 
 
+MOSTLY_ENOUGH = 256  # of the most likely tokens, for top-p
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen; the options are applied in the order of the fields, as in transformers.
@@ -94,10 +97,17 @@ class Sampling:
 
     def _keep_top_p(self, logits: Array) -> None:
         if self.top_p < 1:
-            order = np.argsort(-logits, kind="stable")
-            p = np.exp(logits[order])
-            before = p.cumsum() - p  # probability of the more likely tokens: 0 for the first, which is always kept
-            logits[order[before >= self.top_p * p.sum()]] = -np.inf
+            needed = self.top_p * np.exp(logits).sum()
+            for n in (MOSTLY_ENOUGH, len(logits)):  # sorting all would take as long as half a small model
+                least = np.partition(logits, -n)[-n] if n < len(logits) else -np.inf
+                order = np.flatnonzero(logits >= least)  # with all that are as likely as the n-th
+                order = order[np.argsort(-logits[order], kind="stable")]
+                p = np.exp(logits[order])
+                before = p.cumsum() - p  # probability of the more likely tokens: 0 for the first, which is always kept
+                if p.sum() >= needed:
+                    break
+            kept = order[before < needed]
+            logits[:], logits[kept] = -np.inf, logits[kept]
 
 
 def _refuse(name: str, value: object, rule: str) -> None:
