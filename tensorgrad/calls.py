@@ -1,10 +1,12 @@
-"""What a function says when it is called with arguments that it does not take."""
+"""What functions and ops say when they are called with arguments that they do not take."""
 
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+
+import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,3 +32,13 @@ def explained(fn: Function) -> Function:
             raise
 
     return call  # type: ignore[return-value]
+
+
+def error_in_op(name: str, arrays: Sequence[Any], error: Exception) -> Exception:
+    """What NumPy raised inside an op, with the op's name and the operands' shapes, or dtypes if those do not fit."""
+    if isinstance(error, TypeError):
+        dtypes = list(dict.fromkeys(x.dtype.name for x in arrays if hasattr(x, "dtype")))
+        if isinstance(error, np.exceptions.DTypePromotionError):
+            return TypeError(f"{name}: {' and '.join(dtypes)} have no common dtype: convert one with astype")
+        return TypeError(f"{name}: {', '.join(dtypes)}: {error}")
+    return ValueError(f"{name}: {', '.join(str(getattr(x, 'shape', x)) for x in arrays)}: {error}")

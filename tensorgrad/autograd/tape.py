@@ -25,6 +25,7 @@ from tensorgrad.autograd.context import Context
 from tensorgrad.autograd.inplace import next_sequence, refuse_overwritten
 from tensorgrad.autograd.mode import mode
 from tensorgrad.backend import Array, as_operand, backend_of
+from tensorgrad.calls import error_in_op
 
 Edge: TypeAlias = tuple["Node", int]  # output number `slot` of a node
 
@@ -139,11 +140,10 @@ def op(fn: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
             options["ctx"] = Context(arrays, edges, arguments.n_operands, recording)
         try:
             result, backward = fn(k, *arrays, **options)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             if str(error).startswith(f"{name}:"):
                 raise
-            described = ", ".join(str(getattr(x, "shape", x)) for x in arrays)
-            raise ValueError(f"{name}: {described}: {error}") from error
+            raise error_in_op(name, arrays, error) from error
         if not (needs_grad and recording):
             backward = None
         elif type(backward) is tuple:  # what only the gradient of a frozen operand needs is freed here

@@ -68,6 +68,10 @@ ERRORS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda x: tg.mse_loss(x, x[:, :1]), ValueError, r"mse_loss: x \(2, 3\) and target \(2, 1\) differ in shape"),
     (lambda x: tg.binary_cross_entropy_with_logits(x, x, reduction="all"), ValueError,
      r"\w+: reduction='all' is none of"),
+    (lambda x: tg.nll_loss(x.numpy(), x), TypeError, "nll_loss: log_p is no Tensor but ndarray"),
+    (lambda x: tg.binary_cross_entropy_with_logits(x.numpy(), x), TypeError, "binary_.*: x is no Tensor but ndarray"),
+    (lambda x: tg.sign(x > 0), TypeError, "sign: bool: ufunc 'sign' did not contain a loop"),
+    (lambda x: (x > 0) - (x > 0), TypeError, "subtract: bool: numpy boolean subtract"),
     (lambda x: tg.nll_loss(x, np.array([0])), ValueError, r"nll_loss: targets \(1,\) do not fit \(2, 3\): \(2,\) is"),
     (lambda x: tg.topk(x, 4), ValueError, "topk: k 4 is not between 0 and 3, the size of axis 1"),
     (lambda x: tg.outer(x, x), ValueError, r"outer: \(2, 3\) and \(2, 3\) are not both vectors"),
@@ -130,3 +134,13 @@ def test_a_gradient_of_an_operand_without_one_raises() -> None:
     positions = Tensor(np.arange(2.0), requires_grad=True)
     with pytest.raises(RuntimeError, match="rotary_embedding: the gradient of an operand that requires one is None"):
         tg.rotary_embedding(Tensor(np.ones((2, 4))), positions).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["concat", "stack", "matmul", "where", "logaddexp"])
+def test_dtypes_without_a_common_one_are_refused_by_the_op(name: str) -> None:
+    """NumPy knows none for float16 and bfloat16."""
+    pytest.importorskip("ml_dtypes")
+    a, b = (tg.ones((2, 2), dtype=dtype) for dtype in ("float16", "bfloat16"))
+    operands = {"concat": ([a, b],), "stack": ([a, b],), "where": (a > 0, a, b)}.get(name, (a, b))
+    with pytest.raises(TypeError, match=rf"^{name}: .*float16 and bfloat16 have no common dtype: convert one"):
+        getattr(tg, name)(*operands)
