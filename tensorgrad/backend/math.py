@@ -358,7 +358,8 @@ class Math:
         return scores if mask is None else self.xp.where(mask, scores, -self.xp.inf).astype(scores.dtype, copy=False)
 
     def _weights(self, scores: Array, lse: Array) -> Array:
-        return self.xp.exp(scores - self.xp.where(lse == -self.xp.inf, 0, lse))  # no key may be attended to: all 0
+        xp = self.xp  # -inf: no key may be attended to, all are 0; inf: a score was infinite, all are nan
+        return xp.exp(scores - xp.where(lse == -xp.inf, 0, xp.where(lse == xp.inf, xp.nan, lse)))
 
     # --- rotary_embedding ---
     def rotary_embedding(self, x: Array, positions: Array, base: float, inverse: bool = False) -> Array:

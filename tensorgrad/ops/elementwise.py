@@ -66,7 +66,7 @@ def remainder(k: Backend, a: Array, b: Array) -> Result:
 
 @op
 def pow(k: Backend, a: Array, b: Array) -> Result:
-    """a ^ b. da = dy b a^(b-1), db = dy a^b log a, taken as 0 where a <= 0 (as the limit is at a = 0, b > 0)."""
+    """a ^ b. da = dy b a^(b-1), db = dy a^b log a, which is nan where a < 0, and 0, its limit, at a = 0 with b >= 0."""
     xp = k.xp
     a_shape, b_shape = shape_of(a), shape_of(b)
     y = a**b
@@ -78,9 +78,9 @@ def pow(k: Backend, a: Array, b: Array) -> Result:
 
     def db(dy: Array) -> Array:
         base = k.wide(k.asarray(a, y.dtype))  # NumPy's log of an int8 is float16
-        positive = base > 0
-        log = xp.log(xp.where(positive, base, xp.ones_like(base)))
-        return unbroadcast(k, dy * k.where(positive, y * log, xp.zeros_like(y)).astype(dy.dtype), b_shape)
+        vanishes = (base == 0) & (y <= 1)  # y is inf for b < 0
+        log = xp.log(xp.where(vanishes, xp.ones_like(base), base))
+        return unbroadcast(k, dy * (y * log).astype(dy.dtype), b_shape)
 
     return y, (da, db)
 
@@ -137,8 +137,8 @@ def sqrt(k: Backend, x: Array) -> Result:
 
 @op
 def square(k: Backend, x: Array) -> Result:
-    """x^2. dx = 2 dy x."""
-    return k.xp.square(x), lambda dy: 2 * dy * x
+    """x^2. dx = dy 2 x."""
+    return k.xp.square(x), lambda dy: dy * (2 * x)
 
 
 @op

@@ -271,6 +271,60 @@ def test_an_infinite_score_makes_its_row_of_attention_nan(bad: float, causal: bo
     assert np.isnan(y.numpy()).any(axis=-1).nonzero()[2].tolist() == [2]
     assert np.isnan(operands[0].grad).all(axis=-1).nonzero()[2].tolist() == [2]
     assert all(np.isfinite(x.grad[0, 1]).all() and np.isnan(x.grad[0, 0]).any() for x in operands)
+    assert np.isnan(operands[2].grad[0, 0, : 3 if causal else 6]).all()  # of every key that the row sees
+
+
+@no_warnings
+@on_cpus
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+def test_powers_of_bases_that_are_not_positive_have_pytorchs_gradients(backend: str, torch: Any) -> None:
+    base = np.array([-1.5, -2.0, 0.0, 0.0, -0.0, 0.0, 2.0, np.nan, np.inf], np.float32)
+    exponent = np.array([0.5, 3.0, 2.0, 0.0, 1.0, -1.0, -2.0, 1.0, 0.5], np.float32)
+    for ours, theirs in both(backend, torch, tg.pow, torch.pow, base, exponent):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@on_cpus
+def test_the_gradient_of_a_square_does_not_overflow_before_its_end(backend: str) -> None:
+    x = Tensor(np.array([1e-30], np.float32), True)
+    with tg.use_backend(backend):
+        tg.square(x).backward(np.array([3e38], np.float32))
+    np.testing.assert_allclose(x.grad, [6e8], rtol=1e-6)
+
+
+@no_warnings
+@on_cpus
+@pytest.mark.parametrize("target", [0.0, 1.0, 0.25])
+def test_binary_cross_entropy_of_a_logit_that_is_not_finite(target: float, backend: str, torch: Any) -> None:
+    logits, targets = np.array([np.inf, -np.inf, np.nan, 3e38, 2.0], np.float32), np.full(5, target, np.float32)
+    theirs = torch.nn.functional.binary_cross_entropy_with_logits
+    for got, expected in both(
+        backend, torch, lambda x: tg.binary_cross_entropy_with_logits(x, targets, reduction="none"),
+        lambda t: theirs(t, torch.from_numpy(targets), reduction="none"), logits,
+    ):  # fmt: skip
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@on_cpus
+def test_an_ignored_target_counts_nothing_whatever_its_probability(backend: str) -> None:
+    log_p = np.array([[-np.inf, 0.0], [-0.5, -1.0]], np.float32)
+    with tg.use_backend(backend):
+        x = Tensor(log_p, True)
+        tg.nll_loss(x, np.array([-100, 1])).backward()
+    assert x.grad.tolist() == [[0, 0], [0, -1]]
+    assert tg.nll_loss(Tensor(log_p), np.array([-100, 1]), reduction="none").tolist() == [0, 1]
+
+
+@on_cpus
+@pytest.mark.parametrize("n_query", [1, 4, 5])
+def test_attention_without_a_finite_score_gives_zeros(n_query: int, backend: str) -> None:
+    """Where the score of every key overflows to -inf, as where every key is masked."""
+    q, key = (np.full((1, 1, n, 8), size, np.float32) for n, size in ((n_query, -1e30), (20, 1e30)))
+    with tg.use_backend(backend), np.errstate(over="ignore"):
+        operands = [Tensor(x, True) for x in (q, key, np.ones_like(key))]
+        y = tg.attention(*operands)
+        y.backward(np.ones_like(y.data))
+    assert not y.numpy().any() and not any(x.grad.any() for x in operands)
 
 
 @on_cpus
