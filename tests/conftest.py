@@ -19,8 +19,8 @@ from tests.processes import HANG_S
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
-# The modules that tests share: the table of ops, and the stand-ins for CuPy, cuBLASLt and a GPU.
-sys.path[:0] = [str(TESTS / "tensorgrad"), str(TESTS / "tensorgrad" / "backend" / "cupy")]
+# The modules that tests share: the table of ops, the stand-ins for CuPy, cuBLASLt and a GPU, and random cases.
+sys.path[:0] = [str(TESTS / folder) for folder in ("tensorgrad", "tensorgrad/backend/cupy", "fuzz")]
 
 # A deadline would make the outcome depend on how busy the machine is.
 settings.register_profile("tensorgrad", settings(), deadline=None)
