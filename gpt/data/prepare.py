@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -174,12 +174,17 @@ def _require_same_plan(folder: Path, before: dict[str, Any], now: dict[str, Any]
 
 @contextmanager
 def _write_errors(folder: Path) -> Iterator[None]:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         where = error.filename or folder
         raise UserError(f"{where}: {error.strerror}; what is done is kept: the same command continues") from error
+    finally:
+        with suppress(OSError):  # not empty, unless it failed before its first file
+            for path in made:
+                path.rmdir()
 
 
 def _make_tokenizer(
@@ -271,6 +276,8 @@ class _Output:
         for writer in self.writers:
             writer.complete()
         if not any(writer.n_tokens for writer in self.writers):
+            for name in (PROGRESS, TOKENIZER):  # nothing is kept: other sources may follow
+                (self.folder / name).unlink()
             raise UserError(f"data: all {self.n_empty} documents are empty: give sources with text")
         manifest = {"format": FORMAT, "version": VERSION, **self._progress()}
         del manifest["place"]

@@ -468,6 +468,18 @@ def test_a_failed_first_attempt_does_not_block_the_next_one() -> None:
     assert prepare_and_read("a.jsonl", val_fraction=0.0)[1] == "one|two"
 
 
+def test_an_attempt_that_fails_before_its_first_file_or_finds_no_text_leaves_no_folder() -> None:
+    write_files({"a.txt": POEM, "broken.json": "{", "empty/ours": ""})
+    Path("empty/ours").unlink()
+    for out in ("out", "new/deep/out", "empty"):
+        with pytest.raises(UserError, match="not JSON"):
+            prepare(Preparation(["a.txt"], out, tokenizer="broken.json"))
+    write_files({"none.jsonl": [{"text": ""}]})
+    with pytest.raises(UserError, match="all 1 documents are empty"):
+        prepare(Preparation(["none.jsonl"], "out", tokenizer="char"))
+    assert sorted(path.name for path in Path().iterdir()) == ["a.txt", "broken.json", "empty", "none.jsonl"]
+
+
 def test_a_used_out_folder_and_a_damaged_progress_file_are_refused() -> None:
     write_files({"a.txt": POEM * 50, "full/thesis.doc": "x", "file": "x"})
     with pytest.raises(UserError, match="^out full has thesis.doc in it: give a new --out, or an empty folder$"):
