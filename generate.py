@@ -14,6 +14,8 @@ from gpt.checkpoint.steps import newest_checkpoint
 from gpt.cli import ArgumentParser, cpu_backend, one_of, run, use_backend, user_errors
 from gpt.config import BACKENDS, UserError
 from gpt.generate import stream_text
+from gpt.generate.chat import Conversation
+from gpt.generate.terminal import Terminal
 from gpt.heartbeat import Heartbeat
 from gpt.tokenizer import Tokenizer
 from gpt.weights import Model, build_model
@@ -22,6 +24,8 @@ from tensorgrad.memory import keep_freed_memory
 
 ROOT = Path("checkpoints")
 ALL_TOKENS = ("0", "none", "off", "all")  # of --top-k
+# --chat: a small model strays from its subject at the temperature at which a text is lively
+CHAT_DEFAULTS = {"temperature": 0.2, "top_p": 0.9}
 NANOGPT_NAMES = {"out_dir": "checkpoint", "start": "prompt"}  # nanoGPT's names for our flags
 NANOGPT_WITHOUT_EFFECT = ("--compile=False", "--init_from=resume")
 
@@ -34,6 +38,8 @@ def build_parser() -> ArgumentParser:
         "model.safetensors (default: the newest of all runs)")
     add("--list", action="store_true", help=f"list the runs under {ROOT}, the newest last, and exit")
     add("--prompt", default="", help="text to continue; FILE:path reads it from a file, and - from the standard input")
+    add("--chat", action="store_true", help="talk to the model: every line of the standard input is a message; unless "
+        "given, temperature is {temperature} and top-p {top_p}".format(**CHAT_DEFAULTS))
     add("--allow-special", action="store_true", help="read <|endoftext|> in the prompt as that token")
     add("--max-new-tokens", type=int, default=500, help="tokens to generate")
     add("--temperature", type=float, default=0.8, help="0: always the most likely token; 1: as the model predicts")
@@ -55,9 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the flags, load the checkpoint, and print the texts; return the exit status."""
     keep_freed_memory()
     words = [new for word in (sys.argv[1:] if argv is None else argv) for new in translate_nanogpt(word)]
-    args = build_parser().parse_args(words)
+    parser = build_parser()
+    if "--chat" in words:
+        parser.set_defaults(**CHAT_DEFAULTS)
+    args = parser.parse_args(words)
     if args.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, not {args.num_samples}")
+    if args.chat and (args.prompt or args.stop or args.allow_special or args.num_samples > 1):
+        raise UserError("--chat takes its messages from the standard input: leave out --prompt, --stop, "
+                        "--allow-special and --num-samples")  # fmt: skip
     if args.list:
         lines = list(map(str, summarize_runs(ROOT)))
         print("\n".join(lines) or f"no run under {ROOT} yet")
@@ -68,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = load_initial(str(path), args.n_head)
         model = build_model(weights.config, plain=args.plain)
         weights.load_into(model)
+    if args.chat:
+        chat(args, model, weights.tokenizer, path)
+        return 0
     prompt = read_prompt(args.prompt)
     note(f"{path}, {model.num_params():,} parameters")
     for number in range(args.num_samples):
@@ -154,6 +169,24 @@ def sample(args: Namespace, model: Model, tokenizer: Tokenizer, prompt: str, num
         seed=args.seed + number,
         stop=args.stop,
     )
+
+
+def chat(args: Namespace, model: Model, tokenizer: Tokenizer, path: Path) -> None:
+    """Talk until the input ends."""
+    with user_errors():  # for options out of range, and a model without a chat template
+        conversation = Conversation(
+            model,
+            tokenizer,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            repetition_penalty=args.repetition_penalty,
+            seed=args.seed,
+        )
+    note(f"{path}, {model.num_params():,} parameters; /help lists the commands")
+    with user_errors(FloatingPointError, about=str(path)):
+        Terminal(conversation).run()
 
 
 def write(prompt: str, pieces: Iterator[str]) -> None:

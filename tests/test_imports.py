@@ -71,7 +71,11 @@ LAYERS = [
     ["gpt.data.encoding"],
     ["gpt.data.prepare"],
     ["gpt.generate.kvcache", "gpt.generate.sampling"],
+    ["gpt.generate.jinja"],
     ["gpt.generate"],
+    ["gpt.generate.template"],
+    ["gpt.generate.chat"],
+    ["gpt.generate.terminal"],
     ["gpt.evaluate", "gpt.evaluate.plot"],
     ["gpt.evaluate.compare"],
     ["gpt.train", "gpt.train.build", "gpt.train.config_file", "gpt.train.footprint", "gpt.train.metrics"],
@@ -86,7 +90,7 @@ LAYERS = [
 
 # Whatever else is imported has to be Python's own: above all, no deep-learning framework.
 PACKAGES = {"numpy", "regex", "safetensors", "tiktoken", "tqdm"}
-OPTIONAL = {"cuda", "cupy", "cupyx", "llvmlite", "matplotlib", "ml_dtypes", "mpi4py", "numba", "rustbpe"}
+OPTIONAL = {"cuda", "cupy", "cupyx", "jinja2", "llvmlite", "matplotlib", "ml_dtypes", "mpi4py", "numba", "rustbpe"}
 
 Graph = Mapping[str, set[str]]  # module -> what it imports
 

@@ -7,7 +7,7 @@ stream_text(model, tokenizer, "To be", max_new_tokens=20)                pieces 
 
 import codecs
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Unpack
 
 import numpy as np
@@ -24,14 +24,15 @@ class Generation:
     """The generation of a batch of rows; iterating yields {row: new token} for each step.
 
     Of a prompt longer than the window, the model sees the last block_size tokens, and the repetition penalty all of
-    them. An empty prompt starts from eot, or from token 0 without one. A row ends at eot (which is not yielded), after
-    max_new_tokens, or by `end(row)`. Raises ValueError for options out of range, TypeError for tokens that are no
+    them. An empty prompt starts from eot, or from token 0 without one. A row ends at eot or one of stop_ids (which are
+    not yielded), after max_new_tokens, or by `end(row)`. cache: holds the first tokens of every prompt, all but equally
+    many; they are not evaluated again. Raises ValueError for options out of range, TypeError for tokens that are no
     integers.
     """
 
     def __init__(
         self, model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eot: int | None = None,
-        **options: Unpack[SamplingOptions],
+        stop_ids: Collection[int] = (), cache: KVCache | None = None, **options: Unpack[SamplingOptions],
     ) -> None:  # fmt: skip
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
@@ -43,9 +44,11 @@ class Generation:
         self.max_length = max(map(len, self.rows), default=0) + max_new_tokens  # of the longest row, at the end
         self.active = list(range(len(prompts)))
         self.model, self.modules = model, list(model.modules())
-        self.max_new_tokens, self.eot = max_new_tokens, eot
-        self.cache: KVCache | None = None
-        self.cached: list[int] = []  # the rows in the cache, in its order
+        self.max_new_tokens, self.stop_ids = max_new_tokens, {eot, *stop_ids}
+        self.cache = cache
+        self.cached = list(self.active)  # the rows in the cache, in its order
+        if cache is not None:
+            cache.reserve(self.max_length)
 
     def __iter__(self) -> Iterator[dict[int, int]]:
         for step in range(self.max_new_tokens):
@@ -55,7 +58,7 @@ class Generation:
             for row, logits in self.next_logits().items():
                 new[row] = self.sampling.choose(logits, self.rows[row], self.generators[row], step)
                 self.rows[row].append(new[row])
-            self.active = [row for row in self.active if new[row] != self.eot]
+            self.active = [row for row in self.active if new[row] not in self.stop_ids]
             yield {row: new[row] for row in self.active}
 
     def end(self, row: int) -> None:
@@ -92,7 +95,8 @@ class Generation:
         if rows != self.cached:
             self.cache.keep([self.cached.index(row) for row in rows])
             self.cached = rows
-        return self._run(np.array([self.rows[row][-1:] for row in rows]), self.cache)
+        missing = [self.rows[row][n:] for row, n in zip(rows, self.cache.lengths, strict=True)]
+        return self._run(np.array(missing), self.cache)
 
     def _fill_cache(self, rows: list[int]) -> Array:
         self.cache, self.cached = KVCache(self.model, len(rows), self.max_length), rows
@@ -140,7 +144,7 @@ class TextWriter:
 
     def push(self, token: int) -> str:
         """Add a token; return the text that can be shown."""
-        self.pending += self.utf8.decode(self.tokenizer.decode_bytes([token]))
+        self.pending += self.utf8.decode(self.tokenizer.decode_bytes([token], skip_special=True))
         return self._release(final=False)
 
     def finish(self) -> str:
@@ -173,8 +177,9 @@ def stream_texts(
 ) -> Iterator[tuple[int, str]]:  # fmt: skip
     """Yield (row, piece of text) as the model generates them.
 
-    A row ends before the first of the stop texts, even one that spans several tokens, and at the tokenizer's eot. An
-    empty prompt starts from a line break. allow_special: <|endoftext|> in a prompt is the token. Otherwise as generate.
+    A row ends before the first of the stop texts, even one that spans several tokens, and at the tokenizer's stop_ids.
+    An empty prompt starts from a line break. allow_special: <|endoftext|> in a prompt is the token. Other special
+    tokens are not shown. Otherwise as generate.
     """
     if isinstance(prompts, str):
         raise TypeError(f"prompts is one text, {prompts[:40]!r}: give a list of texts, or use stream_text for one")
@@ -183,7 +188,7 @@ def stream_texts(
         raise ValueError("stop must not be an empty text, which would end the text before its first character")
     rows = [tokenizer.encode(prompt, allow_special=allow_special) or start_tokens(tokenizer) for prompt in prompts]
     # Here, not in the generator function _stream, so that it raises errors at once and not at the first piece.
-    batch = Generation(model, rows, max_new_tokens=max_new_tokens, eot=tokenizer.eot, **options)
+    batch = Generation(model, rows, max_new_tokens=max_new_tokens, stop_ids=tokenizer.stop_ids, **options)
     return _stream(batch, [TextWriter(tokenizer, stop) for _ in prompts])
 
 

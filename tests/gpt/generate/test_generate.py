@@ -391,12 +391,12 @@ def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
 class Bytes:
     """The simplest tokenizer whose tokens may end inside a character: every token is one byte."""
 
-    eot: int | None = None
+    stop_ids: frozenset[int] = frozenset()
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         return list(text.encode())
 
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+    def decode_bytes(self, ids: Sequence[int], *, skip_special: bool = False) -> bytes:
         return bytes(ids)
 
 
@@ -406,7 +406,7 @@ class Pieces(Bytes):
     def __init__(self, pieces: list[bytes]) -> None:
         self.pieces = pieces
 
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+    def decode_bytes(self, ids: Sequence[int], *, skip_special: bool = False) -> bytes:
         return b"".join(self.pieces[i] for i in ids)
 
 
