@@ -8,7 +8,6 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gpt.checkpoint.files import MANIFEST, MODEL
 from gpt.checkpoint.runs import summarize_runs
 from gpt.checkpoint.steps import newest_checkpoint
 from gpt.cli import ArgumentParser, cpu_backend, one_of, run, use_backend, user_errors
@@ -18,15 +17,17 @@ from gpt.generate.chat import Conversation
 from gpt.generate.terminal import Terminal
 from gpt.heartbeat import Heartbeat
 from gpt.tokenizer import Tokenizer
-from gpt.weights import Model, build_model
+from gpt.weights import Model
+from gpt.weights.arrays import QUANTIZE, QUANTIZE_HELP
 from gpt.weights.initial import load_initial
+from gpt.weights.published import PUBLISHED
 from tensorgrad.memory import keep_freed_memory
 
 ROOT = Path("checkpoints")
 ALL_TOKENS = ("0", "none", "off", "all")  # of --top-k
 # --chat: a small model strays from its subject at the temperature at which a text is lively
 CHAT_DEFAULTS = {"temperature": 0.2, "top_p": 0.9}
-NANOGPT_NAMES = {"out_dir": "checkpoint", "start": "prompt"}  # nanoGPT's names for our flags
+NANOGPT_NAMES = {"out_dir": "model", "start": "prompt"}  # nanoGPT's names for our flags
 NANOGPT_WITHOUT_EFFECT = ("--compile=False", "--init_from=resume")
 
 
@@ -34,8 +35,8 @@ def build_parser() -> ArgumentParser:
     """Return the flags of this program."""
     parser = ArgumentParser(prog="generate.py", description="Generate text with a trained model.")
     add = parser.add_argument
-    add("--checkpoint", type=Path, help="a run, one step of it, or a GPT-2 from Hugging Face: its folder or "
-        "model.safetensors (default: the newest of all runs)")
+    add("--model", "--checkpoint", help=f"a run, one step of it, a Hugging Face folder, a file of safetensors or GGUF, "
+        f"or a name: {', '.join(PUBLISHED)} (default: the newest of all runs)")
     add("--list", action="store_true", help=f"list the runs under {ROOT}, the newest last, and exit")
     add("--prompt", default="", help="text to continue; FILE:path reads it from a file, and - from the standard input")
     add("--chat", action="store_true", help="talk to the model: every line of the standard input is a message; unless "
@@ -50,7 +51,8 @@ def build_parser() -> ArgumentParser:
     add("--num-samples", type=int, default=1, help="texts to generate, each with its own seed")
     add("--stop", type=unescape, action="append", default=[],
         help="end before this text, in which \\n is a line break; may be given several times")
-    add("--n-head", type=int, help="of a GPT-2 whose heads are not 64 wide")
+    add("--quantize", type=one_of(*QUANTIZE), default="file", help=QUANTIZE_HELP)
+    add("--n-head", type=int, help="of a GPT-2 without config.json whose heads are not 64 wide")
     add("--plain", action="store_true", help="use gpt/model.py as it is written, without fused operations: slower")
     add("--backend", type=one_of(*BACKENDS), default="auto", help="numpy, numba, cupy or auto")
     add("--threads", type=int, default=None, help="CPU threads for everything (default: every core)")
@@ -76,19 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with Heartbeat("loading the model"):
         note(use_backend(args.backend, args.threads))
-        path = find_model(args.checkpoint)
-        weights = load_initial(str(path), args.n_head)
-        model = build_model(weights.config, plain=args.plain)
-        weights.load_into(model)
+        path = args.model or str(newest_model())
+        weights = load_initial(path, args.n_head, args.quantize)
+        model = weights.build_model(plain=args.plain)
     if args.chat:
         chat(args, model, weights.tokenizer, path)
         return 0
     prompt = read_prompt(args.prompt)
-    note(f"{path}, {model.num_params():,} parameters")
+    note(f"{path}, {model.config.count_parameters().total:,} parameters")
     for number in range(args.num_samples):
         with user_errors():  # for options out of range, and unknown characters
             pieces = sample(args, model, weights.tokenizer, prompt, number)
-        with user_errors(FloatingPointError, about=str(path)):
+        with user_errors(FloatingPointError, about=path):
             write(prompt, pieces)
         print("\n---------------" if args.num_samples > 1 else "")
     return 0
@@ -119,12 +120,8 @@ def unescape(text: str) -> str:
     return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
 
 
-def find_model(path: Path | None) -> Path:
-    """Return where the weights are: of a run, and of the newest run where none is given, the newest checkpoint."""
-    if path is not None:
-        path = Path(os.path.expanduser(path))
-        is_model = not path.is_dir() or (path / MANIFEST).exists() or (path / MODEL).exists()
-        return path if is_model else newest_checkpoint(path)
+def newest_model() -> Path:
+    """Return the newest checkpoint of the newest run."""
     try:
         path = newest_checkpoint(ROOT)
     except UserError:
@@ -171,7 +168,7 @@ def sample(args: Namespace, model: Model, tokenizer: Tokenizer, prompt: str, num
     )
 
 
-def chat(args: Namespace, model: Model, tokenizer: Tokenizer, path: Path) -> None:
+def chat(args: Namespace, model: Model, tokenizer: Tokenizer, path: str) -> None:
     """Talk until the input ends."""
     with user_errors():  # for options out of range, and a model without a chat template
         conversation = Conversation(
@@ -184,8 +181,8 @@ def chat(args: Namespace, model: Model, tokenizer: Tokenizer, path: Path) -> Non
             repetition_penalty=args.repetition_penalty,
             seed=args.seed,
         )
-    note(f"{path}, {model.num_params():,} parameters; /help lists the commands")
-    with user_errors(FloatingPointError, about=str(path)):
+    note(f"{path}, {model.config.count_parameters().total:,} parameters; /help lists the commands")
+    with user_errors(FloatingPointError, about=path):
         Terminal(conversation).run()
 
 

@@ -188,14 +188,14 @@ BPE_VOCAB_SIZE = 4096  # unless vocab_size is given
 HIDDEN_MULTIPLE = 32  # of which n_hidden is a multiple, unless it is given
 BACKENDS = ("auto", "numpy", "numba", "cupy")
 ENCODING_ERRORS = ("strict", "replace", "ignore")
-TOKENIZERS = ("char", "bpe", "gpt2")
+TOKENIZERS = ("char", "bpe", "gpt2")  # that a run can start with; "byte-level" comes with weights or prepared data
 CHOICES = {
     "backend": BACKENDS,
     "dtype": ("float32", "tf32", "bfloat16", "float16"),
     "encoding_errors": ENCODING_ERRORS,
     "model": ("gpt2", "llama"),
     "gelu": ("tanh", "none"),
-    "tokenizer": TOKENIZERS,
+    "tokenizer": (*TOKENIZERS, "byte-level"),
     "on_save_error": ("stop", "continue"),
     "on_nonfinite": ("stop", "skip"),
     "logger": ("tensorboard", "wandb"),
@@ -249,7 +249,7 @@ class TrainConfig(_Config):
     grad_clip: float = flag(1.0, "training", "largest norm of the whole gradient; 0: no limit")
     seed: int = flag(1337, "training", "of weights, dropout, batches and the sample")
     init_from: str | None = flag(
-        None, "training", "initial weights: a checkpoint, or GPT-2's model.safetensors (default: random)"
+        None, "training", "initial weights: a run, a Hugging Face folder, a GGUF file, smollm2 or gpt2 (default: random)"
     )
 
     backend: str = flag("auto", "run", "numpy, numba, cupy or auto (the fastest that is available)")

@@ -1,5 +1,8 @@
 """New tensors: filled, enumerated or drawn at random; on the current backend, in float32 unless a dtype is given."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -120,7 +123,7 @@ def uniform(
 ) -> Tensor:
     """Uniformly distributed in [low, high), from the default generator's initialisation stream: see `manual_seed`."""
     dtype = real_dtype("uniform", dtype)
-    return Tensor(default_generator.uniform(shape, low, high, dtype, stream=Stream.INIT), requires_grad)
+    return Tensor(_drawn(default_generator.uniform, shape, low, high, dtype), requires_grad)
 
 
 @explained
@@ -129,4 +132,26 @@ def normal(
 ) -> Tensor:
     """Normally distributed, from the default generator's initialisation stream: see `manual_seed`."""
     dtype = real_dtype("normal", dtype)
-    return Tensor(default_generator.normal(shape, mean, std, dtype, stream=Stream.INIT), requires_grad)
+    return Tensor(_drawn(default_generator.normal, shape, mean, std, dtype), requires_grad)
+
+
+_skipping_init: ContextVar[bool] = ContextVar("_skipping_init", default=False)
+
+
+@contextmanager
+def skip_init() -> Iterator[None]:
+    """Inside, `normal` and `uniform` draw nothing: their tensors have a shape, but no memory, and cannot be written.
+
+    For a model whose weights come next, by `load_state_dict(weights, assign=True)`.
+    """
+    token = _skipping_init.set(True)
+    try:
+        yield
+    finally:
+        _skipping_init.reset(token)
+
+
+def _drawn(draw: Callable[..., Array], shape: Shape, first: float, second: float, dtype: Any) -> Array:
+    if _skipping_init.get():
+        return np.broadcast_to(np.zeros((), dtype), shape)
+    return draw(shape, first, second, dtype, stream=Stream.INIT)

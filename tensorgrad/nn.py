@@ -135,10 +135,10 @@ class Module:
         """name -> array for every parameter and buffer; the arrays are not copied."""
         return {name: p.data for name, p in self._named_tensors()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy arrays into the parameters and buffers. A quantised one is not copied: it becomes the tensor's array.
+    def load_state_dict(self, state: Mapping[str, Any], *, assign: bool = False) -> None:
+        """Copy arrays into the parameters and buffers; with assign, they become the tensors' own where the dtype fits.
 
-        That tensor is a buffer from then on: quantised weights have no gradient.
+        A quantised one always does, and its tensor is a buffer from then on: quantised weights have no gradient.
         Raises StateDictError, before any change, if names, shapes or dtypes do not fit.
         """
         own = dict(self._named_tensors())
@@ -152,7 +152,7 @@ class Module:
                 continue
             if array.dtype.kind not in "biu" and not is_floating(array.dtype):
                 problems.append(f"{name} has dtype {array.dtype}, real numbers are needed")
-            if not getattr(own[name].data.flags, "writeable", True):
+            if not assign and not getattr(own[name].data.flags, "writeable", True):
                 problems.append(f"{name} cannot be written: its array is read-only")
         if problems:
             raise StateDictError(f"{type(self).__name__}: " + "; ".join(problems))
@@ -160,8 +160,14 @@ class Module:
             if isinstance(arrays[name], Quantized):
                 p.requires_grad, p.data, p.role = False, arrays[name], "buffer"
                 continue
-            p.data[...] = backend_of("load_state_dict", [p.data]).asarray(arrays[name])
-            note_write(p.data)
+            array = backend_of("load_state_dict", [p.data]).asarray(arrays[name])
+            if assign:
+                requires_grad, p.requires_grad = p.requires_grad, False
+                p.data = array.astype(p.dtype, order="C", copy=not getattr(array.flags, "writeable", True))
+                p.requires_grad = requires_grad
+            else:
+                p.data[...] = array
+                note_write(p.data)
 
 
 def _array(value: Any) -> Array:

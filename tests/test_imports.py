@@ -63,7 +63,9 @@ LAYERS = [
     ["gpt.checkpoint.steps"],
     ["gpt.checkpoint.run_folder", "gpt.checkpoint.runs"],
     ["gpt.checkpoint"],
-    ["gpt.weights.gpt2"],
+    ["gpt.weights.names", "gpt.weights.gguf_file", "gpt.weights.published"],
+    ["gpt.weights.arrays"],
+    ["gpt.weights.gguf", "gpt.weights.huggingface"],
     ["gpt.weights.initial"],
     ["gpt.data.corpora", "gpt.data.shards", "gpt.data.writing"],
     ["gpt.data.documents", "gpt.data.loaders"],
@@ -90,7 +92,10 @@ LAYERS = [
 
 # Whatever else is imported has to be Python's own: above all, no deep-learning framework.
 PACKAGES = {"numpy", "regex", "safetensors", "tiktoken", "tqdm"}
-OPTIONAL = {"cuda", "cupy", "cupyx", "jinja2", "llvmlite", "matplotlib", "ml_dtypes", "mpi4py", "numba", "rustbpe"}
+OPTIONAL = {
+    "cuda", "cupy", "cupyx", "gguf", "huggingface_hub", "jinja2", "llvmlite", "matplotlib", "ml_dtypes", "mpi4py",
+    "numba", "rustbpe",
+}  # fmt: skip
 
 Graph = Mapping[str, set[str]]  # module -> what it imports
 

@@ -88,9 +88,7 @@ class Checkpoint:
         config = self.state.model_config
         with file_errors(self.path / MODEL):  # tg.nn.StateDictError is a ValueError
             require_enough(self.weights, config)
-            model = build_model(config, plain=plain)
-            model.load_state_dict(self.weights)
-        return model
+            return build_model(config, plain=plain, weights=self.weights)
 
     def restore(self, optimizer: tg.optim.AdamW, scaler: tg.amp.GradScaler | None = None) -> None:
         """Restore the optimizer's moments, the scaler's scale and the random counters; UserError where they do not fit.

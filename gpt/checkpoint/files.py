@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors import SafetensorError
@@ -62,7 +62,15 @@ def read_arrays(path: Path) -> Arrays:
         raise ValueError(f"{error}: pip install ml_dtypes") from error
 
 
-def require_enough(weights: Arrays, config: GPTConfig | LlamaConfig) -> None:
+class Sized(Protocol):
+    """An array, or a tensor in a file."""
+
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+
+
+def require_enough(weights: Mapping[str, Sized], config: GPTConfig | LlamaConfig) -> None:
     """Raise ValueError for a model with more parameters than there are numbers, before so large a model is built."""
     needed = config.count_parameters().total
     found = sum(array.size for array in weights.values())

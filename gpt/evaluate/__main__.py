@@ -20,7 +20,8 @@ from gpt.data.shards import is_prepared, load_prepared
 from gpt.evaluate import Score, score
 from gpt.heartbeat import Heartbeat, progress_bar
 from gpt.tokenizer import Tokenizer, TokenizerError
-from gpt.weights import Model, build_model
+from gpt.weights import Model
+from gpt.weights.arrays import QUANTIZE, QUANTIZE_HELP
 from gpt.weights.initial import load_initial
 from tensorgrad.memory import keep_freed_memory
 
@@ -40,9 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--batch-size must be at least 1, not {args.batch_size}")
     backend = use_backend(args.backend, args.threads)
     with Heartbeat("loading model and data"):
-        weights = load_initial(args.checkpoint, args.n_head)
-        model = build_model(weights.config)
-        weights.load_into(model)
+        weights = load_initial(args.checkpoint, args.n_head, args.quantize)
+        model = weights.build_model()
         parts = open_tokens(args, weights.tokenizer)
     block_size = model.config.block_size
     stride = block_size if args.stride is None else args.stride
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bits_per_byte": None if math.isnan(result.bits_per_byte) else result.bits_per_byte,
         "files": describe_files(args.data),
         "tokens_per_s": round(result.n_tokens / seconds), "block_size": block_size, "stride": stride,
-        "parameters": model.num_params(), "tokenizer": weights.tokenizer.type_name, "backend": backend,
+        "parameters": model.config.count_parameters().total, "tokenizer": weights.tokenizer.type_name,
+        "backend": backend,
     }  # fmt: skip
     print(json.dumps(metrics) if args.json else format_metrics(metrics))
     return 0
@@ -83,7 +84,8 @@ def build_parser() -> ArgumentParser:
         help="bytes that are not UTF-8: strict (an error, the default), replace or ignore")
     add("--normalize-whitespace", action="store_true", help="as train.py --normalize-whitespace")
     add("--allow-special", action="store_true", help="as train.py --allow-special")
-    add("--n-head", type=int, metavar="N", help="of a GPT-2 whose heads are not 64 wide")
+    add("--quantize", type=one_of(*QUANTIZE), default="file", metavar="NAME", help=QUANTIZE_HELP)
+    add("--n-head", type=int, metavar="N", help="of a GPT-2 without config.json whose heads are not 64 wide")
     add("--backend", type=one_of(*BACKENDS), default="auto", metavar="NAME",
         help="numpy, numba, cupy or auto (default)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: every core)")

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorgrad as tg
 from gpt.cli import user_errors
-from gpt.config import BPE_VOCAB_SIZE, TrainConfig, UserError
+from gpt.config import BPE_VOCAB_SIZE, TOKENIZERS, TrainConfig, UserError
 from gpt.data import DataLoader, load_text, make_loaders
 from gpt.data.shards import is_prepared, load_prepared
 from gpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError
@@ -17,6 +17,8 @@ def make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
     with user_errors(TokenizerError, about=f"data {config.data!r}"):
         if config.allow_special and config.tokenizer == "char":
             raise UserError("allow_special is for tokenizers bpe and gpt2: char has no <|endoftext|>")
+        if config.tokenizer not in TOKENIZERS:
+            raise UserError(f"tokenizer {config.tokenizer} comes with weights: give --init-from, or prepared data")
         if config.tokenizer == "bpe":
             text = text.replace(END_OF_TEXT, "") if config.allow_special else text
             return BPETokenizer.train(text, config.vocab_size or BPE_VOCAB_SIZE)

@@ -98,7 +98,7 @@ def configure(arguments: Arguments) -> tuple[TrainConfig, InitialWeights | None]
     init_from = arguments.given.get("init_from")
     if init_from is None:
         return with_prepared_settings(arguments.train_config(), arguments.given), None
-    initial = load_initial(init_from, arguments.given.get("n_head"))
+    initial = load_initial(init_from, arguments.given.get("n_head"), quantize="none")
     config = arguments.train_config(under={**initial.settings(), **finetuning_schedule(arguments.given)})
     return with_prepared_settings(config, arguments.given), initial
 
@@ -122,9 +122,8 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
     tokenizer, train_loader, val_loader = open_data(config, None if initial is None else initial.tokenizer)
     require_memory(config, tokenizer.vocab_size, world().size)
     tg.manual_seed(config.seed)
-    model = build_model(config.model_config(tokenizer.vocab_size), plain=config.plain)
-    if initial is not None:
-        initial.load_into(model)
+    make = build_model if initial is None else initial.build_model
+    model = make(config.model_config(tokenizer.vocab_size), plain=config.plain)
     if config.half:
         model.astype(config.dtype)  # the master weights are made from the rounded ones
     optimizer, scaler = make_optimizer(model, config), make_scaler(config)

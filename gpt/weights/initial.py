@@ -1,4 +1,4 @@
-"""The weights that `--init-from` and `evaluate` load: a checkpoint of train.py, or a GPT-2 from Hugging Face."""
+"""The weights that `--init-from`, `generate.py --model` and `evaluate` load, wherever they come from."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from gpt.checkpoint import load_checkpoint
-from gpt.checkpoint.files import MANIFEST, MODEL, Arrays
+from gpt.checkpoint.files import MANIFEST, MODEL
 from gpt.cli import user_errors
 from gpt.config import GPTConfig, LlamaConfig, TrainConfig, UserError
-from gpt.tokenizer import GPT2Tokenizer, Tokenizer
-from gpt.weights import Model
-from gpt.weights.gpt2 import load_gpt2_weights
+from gpt.files import file_errors
+from gpt.tokenizer import Tokenizer
+from gpt.weights import Model, build_model, gguf, huggingface
+from gpt.weights.arrays import WeightArrays, converted
+from gpt.weights.gguf_file import is_gguf
+from gpt.weights.published import PUBLISHED, find_published
 
 _FREE = ("vocab_size", "dropout")  # a run may have other values than the weights; all others must be the same
 _POSITIONS = "wpe.weight"
@@ -23,7 +26,7 @@ class InitialWeights:
 
     path: str
     config: GPTConfig | LlamaConfig
-    weights: Arrays
+    weights: WeightArrays
     tokenizer: Tokenizer
 
     def settings(self) -> dict[str, Any]:
@@ -38,30 +41,42 @@ class InitialWeights:
             if value != has and not (name == "block_size" and value < has):
                 raise UserError(f"{name} {value}: the weights of {self.path} have {has}")
 
-    def load_into(self, model: Model) -> None:
-        """Copy the weights into a model, whose context window may be shorter."""
-        weights = dict(self.weights)
+    def build_model(self, config: GPTConfig | LlamaConfig | None = None, *, plain: bool = False) -> Model:
+        """Return a model that has these weights; config: with a shorter window, or another dropout.
+
+        plain: see gpt.weights.build_model. Raises UserError for weights that do not fit the configuration.
+        """
+        config, weights = config or self.config, dict(self.weights)
         if _POSITIONS in weights:
-            weights[_POSITIONS] = weights[_POSITIONS][: model.config.block_size]
+            weights[_POSITIONS] = weights[_POSITIONS][: config.block_size]
         with user_errors(about=self.path):
-            model.load_state_dict(weights)
+            return build_model(config, plain=plain, weights=weights)
 
 
-def load_initial(path: str, n_head: int | None = None) -> InitialWeights:
-    """Read a checkpoint or run folder of train.py, or a GPT-2's model.safetensors, or the folder that contains it.
+def load_initial(path: str, n_head: int | None = None, quantize: str = "file") -> InitialWeights:
+    """Read a run or checkpoint of train.py, a Hugging Face folder or its safetensors, a GGUF file, or a model by name.
 
-    n_head: of a GPT-2 whose heads are not 64 wide. Raises UserError, naming the file, for anything else.
+    A file or folder comes before a name in PUBLISHED. n_head: of a GPT-2 without config.json,
+    whose heads are not 64 wide. quantize: none, everything in float32; file, as it is stored, where that is quantised;
+    or q8_0, q4_0 or q4_1. Raises UserError, naming the file, for anything else.
     """
     place = Path(os.path.expanduser(path))
+    if path in PUBLISHED and not place.exists():
+        place = find_published(path)
     if place.name == MODEL and (place.parent / MANIFEST).exists():
         place = place.parent  # of a checkpoint: its names are GPT-2's, but its matrices are stored transposed
-    file = place / MODEL if place.is_dir() and not (place / MANIFEST).exists() else place
-    if not file.is_file():
-        checkpoint = load_checkpoint(place, optimizer=False)
-        checkpoint.build_model()  # raises UserError where the weights do not fit the configuration
-        return InitialWeights(path, checkpoint.state.model_config, checkpoint.weights, checkpoint.tokenizer)
-    with user_errors(ValueError, OSError):
-        model, tokenizer = load_gpt2_weights(file, n_head=n_head), GPT2Tokenizer()
-    if model.config.vocab_size != tokenizer.vocab_size:
-        raise UserError(f"{file}: {model.config.vocab_size} tokens, but GPT-2's vocabulary has {tokenizer.vocab_size}")
-    return InitialWeights(path, model.config, model.state_dict(), tokenizer)
+    with file_errors(place):
+        if place.is_file() and is_gguf(place):
+            config, weights, tokenizer = gguf.read_model(place, quantize)
+        elif place.is_file() or huggingface.is_folder(place):
+            config, weights = huggingface.read_weights(place, n_head=n_head, quantize=quantize)
+            tokenizer = huggingface.find_tokenizer(place, config)
+        else:
+            checkpoint = load_checkpoint(place, optimizer=False)
+            checkpoint.build_model()  # raises UserError where the weights do not fit the configuration
+            config, tokenizer = checkpoint.state.model_config, checkpoint.tokenizer
+            weights = {name: converted(name, array, quantize) for name, array in checkpoint.weights.items()}
+        if tokenizer.vocab_size != config.vocab_size:
+            what = f"the embedding has {config.vocab_size} rows"
+            raise ValueError(f"{what}, but the tokenizer has {tokenizer.vocab_size} tokens")
+    return InitialWeights(path, config, weights, tokenizer)

@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 import tensorgrad as tg
 from gpt.fused import FusedGPT
 from gpt.model import GPT
-from gpt.weights.gpt2 import load_gpt2_weights
+from gpt.weights import build_model
+from gpt.weights.huggingface import read_weights
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -144,7 +145,8 @@ def test_hugging_face_weights_give_the_same_logits(tmp_path: Path) -> None:
 
     file = {f"transformer.{name}": value.numpy() for name, value in w.items()}
     save_file(file, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    model = load_gpt2_weights(tmp_path / "model.safetensors", n_head=n_head)
+    config, weights = read_weights(tmp_path / "model.safetensors", n_head=n_head)
+    model = build_model(config, weights=weights)
     idx = np.random.default_rng(0).integers(50, size=(2, 16))
     expected = torch_gpt(w, torch.tensor(idx), n_layer, n_head, conv1d=True)
     np.testing.assert_allclose(model(idx, idx)[0].numpy(), expected.numpy(), atol=2e-5, rtol=1e-5)

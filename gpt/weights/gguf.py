@@ -1,0 +1,122 @@
+"""Models in GGUF files: Llama and GPT-2, in any type that llama.cpp commonly stores."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt.config import GPTConfig, LlamaConfig
+from gpt.tokenizer import Tokenizer
+from gpt.tokenizer.gguf import from_metadata
+from gpt.weights.arrays import WeightArrays, converted, require_names
+from gpt.weights.gguf_file import StoredTensor, read_gguf
+from tensorgrad import QuantizedArray
+from tensorgrad.backend import Array
+from tensorgrad.backend.quantization import FORMATS
+
+_SUPPORTED = ("llama", "gpt2")  # values of general.architecture
+# What a file may say only in this way: key, without the architecture -> the value that is supported.
+_REQUIRED = {"rope.scaling.type": ("none",), "expert_count": (0,), "attention.causal": (True,)}
+
+
+def read_model(path: Path, quantize: str = "file") -> tuple[GPTConfig | LlamaConfig, WeightArrays, Tokenizer]:
+    """Return the configuration, the weights by our names, and the tokenizer.
+
+    quantize: as in `converted`. Matrices of type q8_0, q4_0 or q4_1 stay in the file, as QuantizedArray; those of any
+    other type are float32.
+    Raises ValueError, naming the entry or the tensor, for what is missing, damaged or not supported.
+    """
+    file = read_gguf(path)
+    head = file.tensors.get("output.weight")
+    tied = head is None or _same(head, file.tensors.get("token_embd.weight"))
+    config = config_from_metadata(file.metadata, vocab_size=_rows(file.tensors.get("token_embd.weight")), tied=tied)
+    stored = {name: tensor for name, tensor in file.tensors.items() if not (tied and tensor is head)}
+    ours = require_names(stored, config, "gguf")
+    weights = {name: converted(name, _weights(name, tensor, config), quantize) for name, tensor in ours.items()}
+    return config, weights, from_metadata(file.metadata, vocab_size=config.vocab_size)
+
+
+def config_from_metadata(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) -> GPTConfig | LlamaConfig:
+    """Return the configuration that the metadata describe; ValueError, naming the entry, for what is not supported."""
+    name = metadata.get("general.architecture")
+    if name not in _SUPPORTED:
+        raise ValueError(f"general.architecture {str(name)[:40]!r} is not supported: {' and '.join(_SUPPORTED)} are")
+    entries = {key.removeprefix(f"{name}."): value for key, value in metadata.items() if key.startswith(f"{name}.")}
+
+    def get(key: str, kind: type, default: Any = None) -> Any:
+        value = entries.get(key, default)
+        if type(value) is not kind:
+            raise ValueError(f"{name}.{key} is {str(value)[:40]!r}: a {kind.__name__} is needed")
+        return value
+
+    for key, allowed in _REQUIRED.items():
+        if key in entries and entries[key] not in allowed:
+            raise ValueError(f"{name}.{key} {str(entries[key])[:40]!r} is not supported: only {allowed[0]!r} is")
+    shape = {
+        "block_size": get("context_length", int), "vocab_size": vocab_size, "n_layer": get("block_count", int),
+        "n_head": get("attention.head_count", int), "n_embd": get("embedding_length", int),
+    }  # fmt: skip
+    n_hidden = get("feed_forward_length", int)
+    if name == "gpt2":
+        if n_hidden != 4 * shape["n_embd"]:
+            raise ValueError(f"gpt2.feed_forward_length {n_hidden} is not supported: only 4 times the width is")
+        return GPTConfig(**shape, norm_eps=_decimal(get("attention.layer_norm_epsilon", float)))
+    config = LlamaConfig(
+        **shape, n_hidden=n_hidden, n_kv_head=get("attention.head_count_kv", int, shape["n_head"]), tied=tied,
+        norm_eps=_decimal(get("attention.layer_norm_rms_epsilon", float)),
+        rope_base=_decimal(get("rope.freq_base", float, 10000.0)),
+    )  # fmt: skip
+    for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
+        if get(key, int, config.head_size) != config.head_size:
+            raise ValueError(f"llama.{key} {entries[key]} is not supported: only width / heads is")
+    return config
+
+
+def _decimal(value: float) -> float:
+    """Return the shortest number whose float32 is the same: files hold 1e-5 as 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def _rows(embedding: StoredTensor | None) -> int:
+    return 0 if embedding is None else embedding.shape[0]
+
+
+def _same(a: StoredTensor, b: StoredTensor | None) -> bool:
+    """Whether two tensors have the same bytes, as where a tied output layer was written a second time."""
+    return b is not None and (a.type, a.shape) == (b.type, b.shape) and np.array_equal(a.data, b.data)
+
+
+def _weights(name: str, tensor: StoredTensor, config: GPTConfig | LlamaConfig) -> Any:
+    rows = tensor.data.reshape(tensor.shape[0], -1) if len(tensor.shape) == 2 else tensor.data.reshape(1, -1)
+    if isinstance(config, LlamaConfig) and name.endswith((".q_proj.weight", ".k_proj.weight")):
+        rows = rotated_in_halves(rows, config.head_size)
+    if len(tensor.shape) == 2 and tensor.type.lower() in FORMATS:
+        return QuantizedArray(tensor.type.lower(), (tensor.shape[0], tensor.shape[1]), rows)
+    return dequantize(tensor.type, rows).reshape(tensor.shape)
+
+
+def rotated_in_halves(rows: Array, head_size: int) -> Array:
+    """Return the rows of a projection to queries or keys, (n, bytes), from llama.cpp's order in our own.
+
+    llama.cpp rotates x[2i] with x[2i + 1], and Llama here x[i] with x[i + D/2]: it stores the two next to each other.
+    """
+    return rows.reshape(-1, head_size // 2, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def dequantize(type: str, rows: Array) -> Array:
+    """Return bytes of a type of GGUF, uint8 (n, bytes of a row), as float32, (n, elements of a row)."""
+    if type == "F32":
+        return rows.view("<f4").astype(np.float32)
+    if type == "F16":
+        return rows.view("<f2").astype(np.float32)
+    if type == "BF16":  # the upper half of a float32
+        return (rows.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if type.lower() in FORMATS:
+        quantized = FORMATS[type.lower()]
+        return QuantizedArray(type.lower(), (len(rows), rows.shape[1] // quantized.n_bytes * 32), rows).dequantize()
+    try:
+        from gguf import GGMLQuantizationType, quants
+    except ImportError:
+        raise ValueError(f"weights of type {type} are read with the package gguf: pip install gguf") from None
+    return quants.dequantize(rows, GGMLQuantizationType[type])
