@@ -249,7 +249,7 @@ class TrainConfig(_Config):
     grad_clip: float = flag(1.0, "training", "largest norm of the whole gradient; 0: no limit")
     seed: int = flag(1337, "training", "of weights, dropout, batches and the sample")
     init_from: str | None = flag(
-        None, "training", "initial weights: a run, a Hugging Face folder, a GGUF file, smollm2 or gpt2 (default: random)"
+        None, "training", "initial weights: a run, a Hugging Face folder, a GGUF file, smollm2, gpt2 (default: random)"
     )
 
     backend: str = flag("auto", "run", "numpy, numba, cupy or auto (the fastest that is available)")
