@@ -183,9 +183,11 @@ class QuantizedArray(Quantized):
 
         Raises TypeError, with the op's name, for an op that does not read them, and on a GPU.
         """
-        if any(isinstance(x, Quantized) and i != OPERANDS.get(name) for i, x in enumerate(operands)):
-            rule = "only linear, as its weight, and embedding read that; elsewhere give the array's dequantize()"
-            raise TypeError(f"{name}: an operand is quantised, {self.type} {self.shape}: {rule}")
+        slot = OPERANDS.get(name)
+        for i, x in enumerate(operands):
+            if i != slot and type(x) is QuantizedArray:
+                rule = "only linear, as its weight, and embedding read that; elsewhere give the array's dequantize()"
+                raise TypeError(f"{name}: an operand is quantised, {x.type} {x.shape}: {rule}")
         return k if isinstance(k, QuantizedMath) else _kernels(name, "numpy" if k is None else k.name)
 
 

@@ -9,6 +9,7 @@ panel and keeps the MR x NR results in registers. Unlike BLIS, this packs a only
 from typing import Any
 
 from numba import types
+from numba.extending import overload
 
 from tensorgrad.backend.numba.compile import inline, noinline, prange
 from tensorgrad.backend.numba.microkernel import MR, microkernel, nr_of, round_up
@@ -30,6 +31,20 @@ def store(x: Any, y: Any, add: bool) -> None:
             yi[j] = yi[j] + xi[j] if add else xi[j]
 
 
+def pack_block(b: Any, first: int, last: int, left: int, right: int, panels: Any) -> None:
+    """Pack b[first:last, left:right]. An overload packs quantised weights, which are no array of numbers."""
+    pack_panels(b[first:last, left:right], panels)
+
+
+overload(pack_block)(
+    lambda b, first, last, left, right, panels: (
+        (lambda b, first, last, left, right, panels: pack_panels(b[first:last, left:right], panels))
+        if isinstance(b.dtype, types.Float)
+        else None
+    )
+)
+
+
 @noinline
 def macrokernel(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
     """c = a @ b, or c += a @ b with `add`, plus bias (n) on every row unless it is empty; on one thread.
@@ -38,7 +53,7 @@ def macrokernel(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
     contiguous rows of a in place. Other rows, and the last ones if they are fewer than MR, are copied first.
     """
     m, k = a.shape
-    n, nr = b.shape[1], nr_of(c)
+    n, nr = c.shape[1], nr_of(c)
     kc, nc, mc = min(KC, k), min(NC, round_up(n, nr)), min(MC, round_up(m, MR))
     b_panels = aligned(nc * (kc + PANEL_PADDING), c).reshape(nc // nr, kc + PANEL_PADDING, nr)
     a_block = aligned(mc * (kc + ROW_PADDING), c).reshape(mc, kc + ROW_PADDING)
@@ -49,7 +64,7 @@ def macrokernel(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
         for first in range(0, k, KC):
             last = min(first + KC, k)
             adds = add or first > 0
-            pack_panels(b[first:last, left:right], b_panels)
+            pack_block(b, first, last, left, right, b_panels)
             for top in range(0, m, MR):
                 bottom = min(top + MR, m)
                 rows = a[top:bottom, first:last]
