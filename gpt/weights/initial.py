@@ -58,7 +58,7 @@ def load_initial(path: str, n_head: int | None = None, quantize: str = "file") -
 
     A file or folder comes before a name in PUBLISHED. n_head: of a GPT-2 without config.json,
     whose heads are not 64 wide. quantize: none, everything in float32; file, as it is stored, where that is quantised;
-    or q8_0, q4_0 or q4_1. Raises UserError, naming the file, for anything else.
+    or q8_0, q4_0 or q4_1. Raises UserError, naming the file, for anything else, and for a model with other heads.
     """
     place = Path(os.path.expanduser(path))
     if path in PUBLISHED and not place.exists():
@@ -79,4 +79,6 @@ def load_initial(path: str, n_head: int | None = None, quantize: str = "file") -
         if tokenizer.vocab_size != config.vocab_size:
             what = f"the embedding has {config.vocab_size} rows"
             raise ValueError(f"{what}, but the tokenizer has {tokenizer.vocab_size} tokens")
+    if n_head not in (None, config.n_head):
+        raise UserError(f"n_head {n_head}: the weights of {path} have {config.n_head}")
     return InitialWeights(path, config, weights, tokenizer)

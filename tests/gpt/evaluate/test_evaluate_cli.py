@@ -167,3 +167,10 @@ def test_user_errors_are_one_line(call: Any, flags: list[str], message: str) -> 
         return
     assert status == 2 and out == ""
     assert message in err and err.count("\n") == 1
+
+
+def test_heads_that_a_run_does_not_have_are_refused(call: Any) -> None:
+    flags = ("run-char", "--data=text.txt")
+    status, out, err = call(*flags, "--n-head=4")
+    assert (status, out) == (2, "") and err.endswith("error: n_head 4: the weights of run-char have 2\n")
+    assert call(*flags, "--n-head=2")[0] == 0
