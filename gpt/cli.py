@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import tensorgrad as tg
 from gpt.config import UserError, nearest
 from gpt.tokenizer.errors import TokenizerError
-from tensorgrad.distributed import world
+from tensorgrad.distributed import ALONE, world
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports Ctrl-C
@@ -174,8 +174,10 @@ def run(main: Callable[[], int], prog: str | None = None) -> int:
     try:
         group = world()
     except tg.BackendUnavailable as error:
-        sys.stderr.write(error_line(prog, str(error)))
-        return EXIT_ERROR
+        if not {"-h", "--help"} & set(sys.argv[1:]):  # help needs no group
+            sys.stderr.write(error_line(prog, str(error)))
+            return EXIT_ERROR
+        group = ALONE
     if group.rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # stays open
     status, message = _outcome(main)

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import tensorgrad as tg
+from gpt import cli
 from gpt.cli import ArgumentParser, boolean, one_of, out_of_memory, run, user_errors
 from gpt.config import UserError
 from gpt.tokenizer.errors import TokenizerError
@@ -105,6 +106,16 @@ def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
 def test_user_errors_are_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(raising(error), prog="prog") == 2
     assert capsys.readouterr() == ("", f"prog: error: {line}\n")
+
+
+def test_help_needs_no_processes_of_mpi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A size that a scheduler's shell has left behind ends programs, but not their help."""
+    monkeypatch.setattr(cli, "world", raising(tg.BackendUnavailable("started by mpirun")))
+    monkeypatch.setattr(sys, "argv", ["prog", "--help"])
+    assert run(lambda: 0, prog="prog") == 0
+    monkeypatch.setattr(sys, "argv", ["prog"])
+    assert run(lambda: 0, prog="prog") == 2
+    assert capsys.readouterr().err == "prog: error: started by mpirun\n"
 
 
 @pytest.mark.parametrize("bug", [ValueError("x"), KeyError("x"), OSError("nothing of a file")])
