@@ -1,5 +1,6 @@
 """Tensors in files of safetensors, and of other libraries."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ CUDA = 2  # DLPack's number of the device
 def save(tensors: Mapping[str, Any], path: str | Path) -> None:
     """Write tensors or arrays by name, such as a state_dict, to a file of safetensors, which any framework can read.
 
+    The file is replaced when all of it is written: whoever reads it finds the old contents or the new.
     Raises TypeError for anything else than a flat mapping.
     """
     from safetensors.numpy import save_file
@@ -28,7 +30,15 @@ def save(tensors: Mapping[str, Any], path: str | Path) -> None:
             raise TypeError(f"save: {name} is {x.dtype}, of which safetensors knows nothing: give its dequantize()")
     with no_grad():
         arrays = {name: Tensor(x).numpy() for name, x in tensors.items()}
-    save_file({name: np.ascontiguousarray(x).reshape(x.shape) for name, x in arrays.items()}, path)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}")
+    try:
+        save_file({name: np.ascontiguousarray(x).reshape(x.shape) for name, x in arrays.items()}, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # before the rename: a crash must not leave the name on half a file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> dict[str, Tensor]:

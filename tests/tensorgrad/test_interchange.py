@@ -1,5 +1,6 @@
 """Files of safetensors, and memory shared with PyTorch."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,20 @@ def test_every_dtype_and_layout_is_kept(dtype: str, tmp_path: Path) -> None:
         name: (x.dtype, x.shape) for name, x in tensors.items()
     }
     assert loaded["a"].tolist() == tensors["a"].tolist()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    tg.save({"a": tg.ones(2)}, path)
+
+    def fails(descriptor: int) -> None:
+        assert tg.load(path)["a"].tolist() == [1, 1]
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="no space"):
+        tg.save({"a": tg.zeros(2)}, path)
+    assert tg.load(path)["a"].tolist() == [1, 1] and list(tmp_path.iterdir()) == [path]
 
 
 def test_what_is_no_file_or_no_dict_raises(tmp_path: Path) -> None:
