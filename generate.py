@@ -1,5 +1,6 @@
 """Generate text with a trained model: `python generate.py`, or `python generate.py --help` for all settings."""
 
+import itertools
 import os
 import re
 import shlex
@@ -189,11 +190,11 @@ def chat(args: Namespace, model: Model, tokenizer: Tokenizer, path: str) -> None
 def write(prompt: str, pieces: Iterator[str]) -> None:
     """Print the prompt, and then each piece as it is generated."""
     sys.stdout.write(prompt)
-    with Heartbeat("generating") as heartbeat:
-        for piece in pieces:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-            heartbeat.reset()
+    with Heartbeat("generating"):  # until the text shows that it works, in which a line would stand
+        first = next(pieces, "")
+    for piece in itertools.chain([first], pieces):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
 
 
 def note(text: str) -> None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Train a GPT: `python train.py`, or `python train.py --help` for all settings."""
 
+import itertools
 import shlex
 import sys
 
@@ -46,10 +47,12 @@ def main() -> int:
 
 def print_sample(run: Run) -> None:
     print("-" * 80, flush=True)
-    with Heartbeat("generating a sample") as heartbeat, user_errors(FloatingPointError, about=str(run.folder)):
-        for piece in sample(run, SAMPLE_TOKENS):  # FloatingPointError where the weights are not finite
+    pieces = sample(run, SAMPLE_TOKENS)
+    with user_errors(FloatingPointError, about=str(run.folder)):  # where the weights are not finite
+        with Heartbeat("generating a sample"):  # until the text shows that it works, in which a line would stand
+            first = next(pieces, "")
+        for piece in itertools.chain([first], pieces):
             print(piece, end="", flush=True)
-            heartbeat.reset()
     print("\n" + "-" * 80)
 
 

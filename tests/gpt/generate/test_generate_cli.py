@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -395,3 +396,17 @@ def test_characters_that_the_terminal_cannot_encode_are_replaced(
     with start("--prompt=FILE:prompt.txt", "--max-new-tokens=0") as process:
         out, _ = finish(process)
         assert (process.returncode, out.strip()) == (0, b"th?")
+
+
+def test_no_line_interrupts_a_text_that_has_begun(capsys: pytest.CaptureFixture[str]) -> None:
+    """The heartbeat says that the program works until the first piece does."""
+    before, during = threading.active_count(), []
+
+    def pieces() -> Iterator[str]:
+        for piece in ("To be", ", or not"):
+            during.append(threading.active_count() - before)
+            yield piece
+
+    program.write("Speak: ", pieces())
+    assert during == [1, 0]
+    assert capsys.readouterr().out == "Speak: To be, or not"
