@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from gpt.__main__ import COMMANDS, main
+from tests.processes import HANG_S
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S)
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])

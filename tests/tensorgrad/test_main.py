@@ -10,6 +10,7 @@ import pytest
 
 from tensorgrad import cli
 from tensorgrad.__main__ import COMMANDS, main
+from tests.processes import HANG_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +23,7 @@ def python(*arguments: str) -> "subprocess.Popen[str]":
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_it_lists_its_commands_with_a_line_each(arguments: list[str]) -> None:
     with python("-m", "tensorgrad", *arguments) as process:
-        text, errors = process.communicate(timeout=60)
+        text, errors = process.communicate(timeout=HANG_S)
     assert (process.returncode, errors) == (0, "")
     assert len(COMMANDS) > 1
     for name, (_, description) in COMMANDS.items():
@@ -95,7 +96,7 @@ def test_an_interrupt_ends_a_command_without_a_word(capsys: pytest.CaptureFixtur
 def shell(line: str) -> "subprocess.CompletedProcess[str]":
     """Run `python -m tensorgrad` in a shell line, where it is $TG; the last line of stdout is its exit status."""
     command = line.replace("$TG", f"{sys.executable} -m tensorgrad")
-    return subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=HANG_S)
 
 
 @pytest.mark.parametrize(

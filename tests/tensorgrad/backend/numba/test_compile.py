@@ -16,6 +16,7 @@ import pytest
 import tensorgrad as tg
 from tensorgrad import backend
 from tensorgrad.backend.runtime import BackendUnavailable
+from tests.processes import HANG_S
 
 ROOT = Path(__file__).parents[4]
 
@@ -198,7 +199,8 @@ def test_where_numba_cannot_run_it_is_not_chosen(variable: str, message: str) ->
         "print(tg.softmax(tg.ones((2, 2))).numpy().sum()); print(doctor.backend_report('numba')[1])"
     )
     environment = {**os.environ, name: value, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
     assert result.returncode == 0, result.stderr
     reason, total, report = result.stdout.splitlines()
     assert reason.startswith("auto chose numpy; not ") and f"not numba: {message}" in reason
