@@ -3,13 +3,24 @@
 import io
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import generate
+import train
 from gpt import heartbeat
+from gpt.evaluate import __main__ as evaluate
 from gpt.heartbeat import Heartbeat, progress_bar
+from gpt.train import build, loop, run
 from tests.processes import wait_until
+
+# What may take long, as the programs call it.
+SLOW = [
+    (build, "load_text"), (build, "make_tokenizer"), (build, "make_loaders"), (run, "build_model"), (loop, "batch_of"),
+    (loop, "estimate_loss"), (generate, "load_initial"), (evaluate, "open_tokens"), (evaluate, "score"),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -88,3 +99,32 @@ def test_the_heartbeat_works_without_stderr(short_interval: None, monkeypatch: p
     monkeypatch.setattr(heartbeat, "_print_on_stderr", lambda line: calls.append(write(line)))
     with Heartbeat("x"):
         wait_until(lambda: calls)
+
+
+def test_whatever_takes_long_has_a_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of training, generating and evaluating: reading data, building, validating, saving, and the first token."""
+    active: list[Heartbeat] = []
+    seen: dict[str, list[bool]] = {}
+    enter, leave = Heartbeat.__enter__, Heartbeat.__exit__
+    monkeypatch.setattr(Heartbeat, "__enter__", lambda self: (active.append(self), enter(self))[1])
+    monkeypatch.setattr(Heartbeat, "__exit__", lambda self, *error: (active.remove(self), leave(self, *error))[1])
+
+    def watch(module: Any, name: str) -> None:
+        work = getattr(module, name)
+
+        def watched(*args: Any, **options: Any) -> Any:
+            seen.setdefault(name, []).append(bool(active))
+            return work(*args, **options)
+
+        monkeypatch.setattr(module, name, watched)
+
+    for module, name in SLOW:
+        watch(module, name)
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("to be, or not to be\n" * 30)
+    flags = ["--data=text.txt", "--n-layer=1", "--n-embd=8", "--block-size=4", "--max-iters=2", "--eval-iters=1"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--backend=numpy", "--out=run", "--n-head=2", "--plot=False"])
+    assert train.main() == 0
+    assert generate.main(["--checkpoint=run", "--max-new-tokens=2", "--backend=numpy"]) == 0
+    assert evaluate.main(["run", "--data=text.txt", "--backend=numpy"]) == 0
+    assert seen.keys() == {name for _, name in SLOW} and all(all(found) for found in seen.values()), seen
