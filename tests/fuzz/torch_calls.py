@@ -49,6 +49,7 @@ OWN: dict[str, Callable[..., Any]] = {
     "topk": lambda t, x, k, axis: [y.narrow(axis, 0, k) for y in t.sort(x, dim=axis, descending=True, stable=True)],
     "concat": lambda t, *x, axis: t.concat(x, axis),
     "stack": lambda t, *x, axis: t.stack(x, axis),
+    "prod": lambda t, x, **o: op_references.torch_prod(t, x.long() if x.dtype == t.bool else x, **o),
     "dropout": lambda t, x, p, training=True: t.nn.functional.dropout(x, p, training),
     "attention": lambda t, *x, **o: _attention(t, *x, **o),
     "clip": lambda t, x, low, high: _clip(t, x, low, high),
