@@ -167,7 +167,7 @@ def test_flags_for_texts_and_models_without_a_template_are_refused(
     assert "z" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "expected"), [([], (0.2, 0.9)), (["--temperature=1"], (1, 0.9))])
+@pytest.mark.parametrize(("words", "expected"), [([], (0.2, 0.5)), (["--temperature=1"], (1, 0.5))])
 def test_a_conversation_is_sampled_more_strictly_than_a_text(
     words: list[str], expected: tuple[float, float], run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
