@@ -112,7 +112,7 @@ class DataParallel(Ours):
         if not hasattr(self, "reducer"):
             self.reducer = GradientReducer(self.parameters, world())
         loss = accumulate_gradients(
-            self.model, idx, targets, len(idx) // self.reducer.group.size, reducer=self.reducer
+            self.model, (idx, targets), len(idx) // self.reducer.group.size, reducer=self.reducer
         )  # fmt: skip
         self.clip_grad_norm(self.parameters, GRAD_CLIP)
         self.optimizer.step()

@@ -71,6 +71,7 @@ class RunState:
     best_step: int | None = None
     skipped: int = 0  # steps whose gradient was not finite, and which changed nothing
     scaler: dict[str, Any] = field(default_factory=dict)  # tg.amp.GradScaler.state_dict()
+    task: dict[str, Any] = field(default_factory=dict)  # of a finetuned run: its name, and what it needs
 
 
 @dataclass(frozen=True)
@@ -271,6 +272,7 @@ def _state_from_dict(raw: Mapping[str, Any]) -> RunState:
         best_step=None if best_step is None else _count(raw, "best_step"),
         skipped=_count(raw, "skipped") if "skipped" in raw else 0,
         scaler=dict(raw.get("scaler", {})),
+        task=dict(raw.get("task", {})),
     )
 
 

@@ -3,6 +3,7 @@
 from gpt.data.documents import load_text
 from gpt.data.loaders import (
     Array,
+    Batches,
     DataLoader,
     Tokens,
     make_loaders,
@@ -13,5 +14,5 @@ from gpt.data.loaders import (
     windows,
 )
 
-__all__ = ["Array", "DataLoader", "Tokens", "load_text", "make_loaders", "random_windows", "spawn_dataloader",
-           "split_text", "tokenize", "windows"]  # fmt: skip
+__all__ = ["Array", "Batches", "DataLoader", "Tokens", "load_text", "make_loaders", "random_windows",
+           "spawn_dataloader", "split_text", "tokenize", "windows"]  # fmt: skip

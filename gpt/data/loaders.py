@@ -8,7 +8,7 @@ A loader reads its tokens only in windows, so prepared data (`shards`) serves as
 import math
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,26 @@ Tokens = Array | ShardedTokens  # (N,) unsigned integers, in memory or on the di
 FIRST_EPOCH = 1 << 31  # of the random counter: epochs use the numbers from it on, and batches those below
 
 
+class Batches(Protocol):
+    """What a run trains on, or validates with: batches of arrays (n, ...), the arguments of its model's loss."""
+
+    unit: str  # such as "tokens"
+
+    @property
+    def size(self) -> int:
+        """How many of them there are."""
+
+    @property
+    def fingerprint(self) -> Any:
+        """Bytes, or an array of them, that differ for other data."""
+
+    def draw(self, count: int, step: int) -> tuple[Array, ...]:
+        """Return the `count` rows of training step `step`, counted from 0: a pure function of both."""
+
+    def batch(self, step: int) -> tuple[Array, ...]:
+        """Return batch `step` of a validation."""
+
+
 class DataLoader:
     """Batches of context windows from a sequence of tokens: x, y (B, T) int64, where y is x one token later.
 
@@ -33,6 +53,8 @@ class DataLoader:
 
     Raises UserError where there are too few tokens for one window.
     """
+
+    unit = "tokens"
 
     def __init__(
         self, tokens: Tokens, *, batch_size: int, block_size: int, seed: int = 0,
@@ -61,9 +83,23 @@ class DataLoader:
             starts = order[first : first + self.batch_size] * self.block_size
             yield windows(self.tokens, starts, self.block_size)
 
+    def draw(self, count: int, step: int) -> tuple[Array, Array]:
+        """Return `count` random windows: a pure function of (seed, step)."""
+        return random_windows(self.tokens, self.block_size, count, self.generator, step)
+
     def batch(self, step: int) -> tuple[Array, Array]:
         """Return the random batch of iteration `step`: a pure function of (seed, step)."""
-        return random_windows(self.tokens, self.block_size, self.batch_size, self.generator, step)
+        return self.draw(self.batch_size, step)
+
+    @property
+    def size(self) -> int:
+        """See Batches."""
+        return len(self.tokens)
+
+    @property
+    def fingerprint(self) -> Any:
+        """See Batches."""
+        return self.tokens.sha256.encode() if isinstance(self.tokens, ShardedTokens) else self.tokens.data
 
     @property
     def _windows(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import tensorgrad as tg
-from gpt.data.loaders import Array, DataLoader, Tokens, windows
+from gpt.data.loaders import Array, Batches, Tokens, windows
 from gpt.weights import Model
 from tensorgrad.distributed import ALONE, Communicator
 
@@ -92,7 +92,7 @@ def _windows(predicted: int, T: int, S: int, batch_size: int) -> Iterator[tuple[
 
 
 def estimate_loss(
-    model: Model, loader: DataLoader, eval_iters: int, group: Communicator = ALONE,
+    model: Model, loader: Batches, eval_iters: int, group: Communicator = ALONE,
     advance: Callable[[], Any] = lambda: None,
 ) -> float:  # fmt: skip
     """Return the mean loss over the loader's first `eval_iters` random batches, which the processes of a group share.
@@ -110,8 +110,8 @@ def estimate_loss(
     return sum(losses.T.reshape(-1)[:eval_iters].tolist()) / eval_iters  # in the order of a single process
 
 
-def _loss(model: Model, x: Array, y: Array) -> float:
-    return float(model.loss(x, y).item())
+def _loss(model: Model, *batch: Array) -> float:
+    return float(model.loss(*batch).item())
 
 
 @contextmanager

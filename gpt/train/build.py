@@ -27,7 +27,7 @@ def make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
 
 def make_optimizer(model: Model, config: TrainConfig) -> tg.optim.AdamW:
     """Return AdamW, with weight decay for the matrices, including embeddings, but not for biases and norms."""
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -19,9 +19,9 @@ def describe(run: Run) -> Iterator[str]:
     config, model = run.config, run.model.config
     for folder, error in run.damaged:
         yield f"resume   skipped {folder}, which is damaged: {error}"
-    n_train, n_val = len(run.train_loader.tokens), len(run.val_loader.tokens)
     yield f"backend  {run.backend}"
-    yield f"data     {config.data}: {n_train:,} tokens for training, {n_val:,} for validation"
+    train, val = run.train_loader, run.val_loader
+    yield f"data     {config.data}: {train.size:,} {train.unit} for training, {val.size:,} for validation"
     if files := describe_files(config.data):
         yield f"{INDENT}in {files}"
     yield f"tokens   {run.tokenizer.type_name}, {model.vocab_size:,} different ones"

@@ -20,7 +20,7 @@ from gpt.checkpoint.run_folder import CHECKPOINTS
 from gpt.checkpoint.steps import newest_checkpoint
 from gpt.cli import use_backend
 from gpt.config import TrainConfig
-from gpt.data import DataLoader, random_windows
+from gpt.data import Batches
 from gpt.data.documents import describe_files
 from gpt.evaluate import evaluating
 from gpt.evaluate.plot import History, draw_run, why_not
@@ -62,7 +62,7 @@ def dry_run(arguments: Arguments) -> int:
     need = memory(config, vocab_size, backend)
 
     print(f"backend  {chosen}")
-    print(f"data     {config.data}: {len(train.tokens):,} tokens for training, {len(val.tokens):,} for validation")
+    print(f"data     {config.data}: {train.size:,} {train.unit} for training, {val.size:,} for validation")
     if files := describe_files(config.data):
         print(f"{INDENT}in {files}")
     print(*_model_lines(config, vocab_size), sep="\n")
@@ -181,7 +181,7 @@ def _disk_lines(config: TrainConfig, vocab_size: int) -> Iterator[str]:
 
 
 def _time_lines(
-    config: TrainConfig, vocab_size: int, train: DataLoader, val: DataLoader, step: int, before: Resident
+    config: TrainConfig, vocab_size: int, train: Batches, val: Batches, step: int, before: Resident
 ) -> Iterator[str]:
     trial = _Trial(config, vocab_size, train)
     seconds = list(_timed_steps(trial))
@@ -202,7 +202,7 @@ def _time_lines(
 class _Trial:
     """A model that is trained in memory, on batches of the data or, without data, on token 0."""
 
-    def __init__(self, config: TrainConfig, vocab_size: int, data: DataLoader | None) -> None:
+    def __init__(self, config: TrainConfig, vocab_size: int, data: Batches | None) -> None:
         self.config, self.data = config, data
         before = tg.random.default_generator.state_dict()
         self.model = build_model(config.model_config(vocab_size), plain=config.plain)
@@ -220,19 +220,19 @@ class _Trial:
         started = time.perf_counter()
         n_windows = self.config.batch_size * self.config.grad_accum
         if self.data is None:
-            x = y = np.zeros((n_windows, self.config.block_size), np.int64)
+            batch = (np.zeros((n_windows, self.config.block_size), np.int64),) * 2
         else:
-            x, y = random_windows(self.data.tokens, self.data.block_size, n_windows, self.data.generator, step)
-        loss, _ = self.step(x, y, self.config.lr)
+            batch = self.data.draw(n_windows, step)
+        loss, _ = self.step(batch, self.config.lr)
         tg.get_backend().numbers([loss])  # waits for a GPU
         return time.perf_counter() - started
 
-    def validation_seconds(self, loader: DataLoader) -> float:
+    def validation_seconds(self, loader: Batches) -> float:
         """Return the seconds of one batch of a validation."""
-        x, y = loader.batch(0)
+        batch = loader.batch(0)
         started = time.perf_counter()
         with evaluating(self.model):
-            float(self.model.loss(x, y).item())
+            float(self.model.loss(*batch).item())
         return time.perf_counter() - started
 
 

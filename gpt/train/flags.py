@@ -54,7 +54,11 @@ def parse(argv: Sequence[str]) -> Arguments:
         words = [new for word in argv for new in translate_nanogpt(word)]
     except UserError as error:
         parser.error(str(error))
-    flags = vars(parser.parse_args(words))
+    return to_arguments(vars(parser.parse_args(words)))
+
+
+def to_arguments(flags: dict[str, Any]) -> Arguments:
+    """Return the arguments for the flags of build_parser that were given."""
     resume, replay, config = (flags.pop(name, None) for name in ("resume", "replay", "config"))
     resume, replay, config = (path and os.path.expanduser(path) for path in (resume, replay, config))
     dry_run = flags.pop("dry_run", False)
@@ -63,13 +67,13 @@ def parse(argv: Sequence[str]) -> Arguments:
     return Arguments(given=given, resume=resume, replay=replay, dry_run=dry_run)
 
 
-def build_parser() -> ArgumentParser:
-    """Return the parser; a flag that is not given is absent from its result."""
+def build_parser(prog: str = "train.py", description: str = DESCRIPTION, epilog: str = EXAMPLES) -> ArgumentParser:
+    """Return the parser; a flag that is not given is absent from its result. --replay and --dry-run are train.py's."""
     parser = ArgumentParser(
-        prog="train.py",
-        usage="train.py [flags]",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
+        prog=prog,
+        usage=f"{prog} [flags]",
+        description=description,
+        epilog=epilog,
         argument_default=argparse.SUPPRESS,
         formatter_class=_HelpFormatter,
     )
@@ -86,6 +90,8 @@ def build_parser() -> ArgumentParser:
         "--resume", metavar="PATH", nargs="?", const=NEWEST,
         help="continue exactly from a checkpoint (default: the newest, in --out if given)",
     )  # fmt: skip
+    if prog != "train.py":
+        return parser
     groups["run"].add_argument(
         "--dry-run",
         action="store_true",

@@ -8,7 +8,6 @@ import numpy as np
 
 import tensorgrad as tg
 from gpt.config import TrainConfig
-from gpt.data import random_windows
 from gpt.evaluate import estimate_loss
 from gpt.train.config_file import write_config
 from gpt.train.metrics import MetricsBuffer, StepMetrics
@@ -63,14 +62,14 @@ def train(run: Run) -> int:
             buffer.start_step()
             lr = learning_rate(config, run.step)
             with saver.save_on_error(flush):  # the data may have been deleted or truncated
-                x, y = batch_of(run, run.step)
+                batch = batch_of(run, run.step)
             rng = tg.random.default_generator.state_dict()
-            loss, grad_norm = take_step(x, y, lr)  # on a GPU, arrays that are still being computed
+            loss, grad_norm = take_step(batch, lr)  # on a GPU, arrays that are still being computed
             more = {"ratios": take_step.inspected} if config.log_ratios else {}
             buffer.steps.append(StepMetrics(run.step + 1, lr, loss, grad_norm, rng, more))
 
             rows = buffer.flush() if buffer.should_flush() else []
-            check_finite(run, rows, nonfinite, (x, y))
+            check_finite(run, rows, nonfinite, batch)
             run.step += 1
             if run.step % config.eval_interval == 0 or run.step == config.max_iters:
                 with progress.activity(run.step, "validating"), signals.interrupting(group) as check_signals:
@@ -85,27 +84,25 @@ def train(run: Run) -> int:
     return 128 + signal if signal and run.step < config.max_iters else 0
 
 
-def batch_of(run: Run, step: int) -> tuple[Array, Array]:
-    """Return the windows of a step, counted from 0: x, y (n, T).
+def batch_of(run: Run, step: int) -> tuple[Array, ...]:
+    """Return the batch of a step, counted from 0: for a language model the windows x, y (n, T).
 
     One draw for all micro-batches and processes: together they are exactly one large batch.
     """
-    config, data = run.config, run.train_loader
-    n_windows = config.batch_size * config.grad_accum
-    return random_windows(data.tokens, data.block_size, n_windows, data.generator, step)
+    return run.train_loader.draw(run.config.batch_size * run.config.grad_accum, step)
 
 
 def check_finite(
-    run: Run, rows: list[StepMetrics], nonfinite: NonFiniteSteps, last_batch: tuple[Array, Array] | None
+    run: Run, rows: list[StepMetrics], nonfinite: NonFiniteSteps, last_batch: tuple[Array, ...] | None
 ) -> None:
     """Handle the steps that were not finite; last_batch: that of the last step, if it is still known."""
     for row in rows:
         # Gradients too large for float16 are expected: the scaler has skipped the step and reduced the scale.
         if not math.isfinite(row.loss if run.scaler.enabled else row.loss + row.grad_norm):
-            x, y = last_batch if last_batch is not None and row is rows[-1] else batch_of(run, row.step - 1)
+            batch = last_batch if last_batch is not None and row is rows[-1] else batch_of(run, row.step - 1)
             size = run.config.batch_size // run.group.size
-            compute = partial(accumulate_gradients, run.model, x, y, size, run.scaler)
-            nonfinite.handle(row.step, row.loss, row.grad_norm, (x, y), row.rng, compute)
+            compute = partial(accumulate_gradients, run.model, batch, size, run.scaler)
+            nonfinite.handle(row.step, row.loss, row.grad_norm, batch, row.rng, compute)
             run.optimizer.zero_grad()
         if run.skipped:
             row.more["skipped"] = run.skipped

@@ -20,7 +20,7 @@ from gpt.train.step import accumulate_gradients
 from gpt.weights import Model
 from tensorgrad.backend import Array
 
-BATCH = "batch.safetensors"  # x and y, beside the files of a checkpoint
+BATCH = "batch.safetensors"  # x, y ..., beside the files of a checkpoint
 N_SHOWN = 5  # parameters with the largest gradients
 
 
@@ -64,7 +64,7 @@ class NonFiniteSteps:
         self.saver = saver
         self.explained = False
 
-    def handle(self, step: int, loss: float, grad_norm: float, batch: tuple[Array, Array], rng: dict[str, Any],
+    def handle(self, step: int, loss: float, grad_norm: float, batch: tuple[Array, ...], rng: dict[str, Any],
                compute: Callable[[], Any]) -> None:  # fmt: skip
         """Count the step as skipped; UserError where the configuration says stop, or later steps cannot be finite.
 
@@ -89,7 +89,7 @@ class NonFiniteSteps:
             raise UserError(f"{what}. {saved}.{advice} The checkpoints in {run.folder} are of earlier steps")
         self.saver.progress.print(f"{what}. This and later such steps are skipped. {saved}")
 
-    def _save(self, step: int, batch: tuple[Array, Array], rng: dict[str, Any]) -> Path:
+    def _save(self, step: int, batch: tuple[Array, ...], rng: dict[str, Any]) -> Path:
         self.saver.wait()  # for a checkpoint that is being written
         run = self.run
         target = run.folder / f"nonfinite-{step:06d}"
@@ -97,7 +97,7 @@ class NonFiniteSteps:
             return target
         state = replace(state_of(run), step=step - 1, rng=rng)
         snapshot = Snapshot.take(state, run.model, run.optimizer, run.tokenizer, copy=False)
-        write_folder(target, snapshot, {BATCH: dict(zip("xy", batch, strict=True))})
+        write_folder(target, snapshot, {BATCH: dict(zip("xyz", batch, strict=False))})
         return target
 
 
@@ -133,7 +133,7 @@ def _repeat(checkpoint: Checkpoint, batch: dict[str, Any], dtype: str) -> bool:
     model.astype(dtype)
     model.train()
     tg.random.default_generator.load_state_dict(state.rng)
-    compute = partial(accumulate_gradients, model, batch["x"], batch["y"], state.train_config.batch_size)
+    compute = partial(accumulate_gradients, model, (batch["x"], batch["y"]), state.train_config.batch_size)
     with np.errstate(all="ignore"):  # values that are not finite are reported below
         loss = compute()
         norm = tg.optim.clip_grad_norm(model.parameters(), math.inf)

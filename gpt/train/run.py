@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorgrad as tg
-from gpt.checkpoint import Checkpoint, load_newest
+from gpt.checkpoint import Checkpoint, RunState, load_newest
 from gpt.checkpoint.run_folder import (
     CHECKPOINTS,
     Damaged,
@@ -26,14 +26,14 @@ from gpt.checkpoint.run_folder import (
 )
 from gpt.cli import use_backend, user_errors
 from gpt.config import TrainConfig, UserError
-from gpt.data import DataLoader
-from gpt.data.shards import ShardedTokens
+from gpt.data import Batches
 from gpt.files import FolderLock
 from gpt.tokenizer import Tokenizer
-from gpt.train.build import make_optimizer, make_scaler, open_data, with_prepared_settings
+from gpt.train.build import make_optimizer, make_scaler, with_prepared_settings
 from gpt.train.flags import Arguments
 from gpt.train.footprint import require_memory
-from gpt.weights import Model, build_model
+from gpt.train.task import Task, language_model
+from gpt.weights import Model
 from gpt.weights.initial import InitialWeights, load_initial
 from tensorgrad.distributed import Communicator, world
 
@@ -48,11 +48,12 @@ class Run:
     config: TrainConfig
     folder: Path
     tokenizer: Tokenizer
-    train_loader: DataLoader
-    val_loader: DataLoader
+    train_loader: Batches
+    val_loader: Batches
     model: Model
     optimizer: tg.optim.AdamW
     backend: str  # its name, and why it was chosen
+    task: Task = field(default_factory=Task)
     step: int = 0  # steps taken
     saved_step: int | None = None  # the step of the newest checkpoint
     best_val_loss: float | None = None
@@ -70,8 +71,7 @@ class Run:
         """A fingerprint of all the tokens, to check that a resumed run has the same data."""
         digest = hashlib.sha256()
         for loader in (self.train_loader, self.val_loader):
-            tokens = loader.tokens
-            digest.update(tokens.sha256.encode() if isinstance(tokens, ShardedTokens) else tokens.data)
+            digest.update(loader.fingerprint)
         return digest.hexdigest()
 
 
@@ -109,7 +109,7 @@ def finetuning_schedule(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"lr": lr, "min_lr": lr / 10, "warmup_iters": min(TrainConfig.warmup_iters, max_iters // 10)}
 
 
-def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
+def new_run(config: TrainConfig, initial: InitialWeights | None = None, task: Task | None = None) -> Run:
     """Return a run before its first step: tokenizer, data, model and an empty folder."""
     if initial is not None:
         initial.require_fit(config)
@@ -119,25 +119,26 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None) -> Run:
         FolderLock(Path(config.out)).check()
         require_unused(Path(config.out))
     require_writable(Path(config.out or CHECKPOINTS))
-    tokenizer, train_loader, val_loader = open_data(config, None if initial is None else initial.tokenizer)
+    task = task or Task()
+    tokenizer, train_loader, val_loader = task.open_data(config, None if initial is None else initial.tokenizer)
     require_memory(config, tokenizer.vocab_size, world().size)
     tg.manual_seed(config.seed)
-    make = build_model if initial is None else initial.build_model
-    model = make(config.model_config(tokenizer.vocab_size), plain=config.plain)
+    model = task.build_model(config, tokenizer.vocab_size, initial)
     if config.half:
         model.astype(config.dtype)  # the master weights are made from the rounded ones
     optimizer, scaler = make_optimizer(model, config), make_scaler(config)
     folder = _new_folder(config)
-    return Run(config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, scaler=scaler)
+    return Run(config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, task, scaler=scaler)
 
 
-def resumed_run(arguments: Arguments) -> Run:
+def resumed_run(arguments: Arguments, task_of: Callable[[RunState], Task] = language_model) -> Run:
     """Return a run in the state of its checkpoint, in the same folder or, with `--out`, in a new one."""
     if "init_from" in arguments.given:
         raise UserError("--init-from starts a new run, and --resume continues one: give only one of them")
     out = arguments.given.get("out")
     checkpoint, damaged = load_newest(_path_to_resume(arguments.resume, out))
     state, folder = checkpoint.state, Path(out or checkpoint.path.parent)
+    task = task_of(state)
     config = arguments.train_config(under=state.train_config.to_dict())
     backend = use_backend(config.backend, config.threads, config.dtype, config.cuda_graph)
     _require_same_settings(config, checkpoint)
@@ -147,14 +148,14 @@ def resumed_run(arguments: Arguments) -> Run:
     require_writable(folder)
 
     require_memory(config, state.model_config.vocab_size, world().size)
-    model = checkpoint.build_model(plain=config.plain)
+    model = task.restore_model(checkpoint, config)
     if config.half:
         model.astype(config.dtype)  # exactly the numbers that were saved
-    tokenizer, train_loader, val_loader = open_data(config, checkpoint.tokenizer)
+    tokenizer, train_loader, val_loader = task.open_data(config, checkpoint.tokenizer)
     optimizer, scaler = make_optimizer(model, config), make_scaler(config)
     checkpoint.restore(optimizer, scaler)
     run = Run(
-        config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend,
+        config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, task,
         step=state.step, saved_step=state.step,
         best_val_loss=state.best_val_loss, best_step=state.best_step, skipped=state.skipped,
         resumed_from=checkpoint.path.parent, resumed_config=state.train_config, damaged=damaged, scaler=scaler,

@@ -138,4 +138,5 @@ def state_of(run: Run) -> RunState:
         best_step=run.best_step,
         skipped=run.skipped,
         scaler=run.scaler.state_dict(),
+        task=run.task.settings(),
     )

@@ -42,17 +42,17 @@ class TrainingStep:
             draw = partial(tg.random.default_generator.next_step, Stream.DROPOUT)
             self._compute = self.backend.record(self._step, draw)
 
-    def __call__(self, x: Array, y: Array, lr: float) -> tuple[Any, Any]:
-        """Take a step on the windows x, y (n, T); return the loss and the norm of the gradient."""
+    def __call__(self, batch: tuple[Array, ...], lr: float) -> tuple[Any, Any]:
+        """Take a step on a batch, such as the windows x, y (n, T); return the loss and the norm of the gradient."""
         self.optimizer.set_lr(lr)
-        loss, grad_norm = self._compute(*self.backend.stage(x, y))
+        loss, grad_norm = self._compute(*self.backend.stage(*batch))
         if self.config.cuda_graph:
             return loss.copy(), grad_norm.copy()  # the next replay writes into the same arrays
         return loss, grad_norm
 
-    def _step(self, x: Array, y: Array) -> tuple[Any, Any]:
+    def _step(self, *batch: Array) -> tuple[Any, Any]:
         optimizer, scaler = self.optimizer, self.scaler
-        loss = accumulate_gradients(self.model, x, y, self.batch_size, scaler, self.reducer)
+        loss = accumulate_gradients(self.model, batch, self.batch_size, scaler, self.reducer)
         scaler.unscale_(optimizer)
         if self.inspect is not None:
             self.inspected = self.inspect(self.model)
@@ -65,25 +65,26 @@ class TrainingStep:
 
 
 def accumulate_gradients(
-    model: Model, x: Array, y: Array, batch_size: int, scaler: tg.amp.GradScaler = UNSCALED,
+    model: Model, batch: tuple[Array, ...], batch_size: int, scaler: tg.amp.GradScaler = UNSCALED,
     reducer: GradientReducer | None = None,
 ) -> Any:  # fmt: skip
-    """Add the gradient of the mean loss over all windows to the parameters, batch by batch; return the loss.
+    """Add the gradient of the mean loss over all rows to the parameters, batch by batch; return the loss.
 
-    x, y (n, T), in batches of batch_size windows, which together give the gradient of one large batch. Only dropout's
+    batch: the arguments of model.loss, such as x, y (n, T), in parts of batch_size rows, which together give the
+    gradient of one large batch. Only dropout's
     masks differ from those of the large batch: each batch draws its own. With a reducer every process of its group
     computes its share of the windows, and gets the loss and gradients of all. The loss is a number, or on a GPU an
     array.
     """
     group = ALONE if reducer is None else reducer.group
-    k, n_windows = tg.get_backend(), len(x)
+    k, n_rows = tg.get_backend(), len(batch[0])
     loss: Any = 0.0
-    first, last = (n_windows * rank // group.size for rank in (group.rank, group.rank + 1))
+    first, last = (n_rows * rank // group.size for rank in (group.rank, group.rank + 1))
     for i in range(first, last, batch_size):
-        part = slice(i, i + batch_size)
+        part = tuple(array[i : i + batch_size] for array in batch)
         overlap = reducer.overlap() if reducer is not None and i + batch_size == last else nullcontext()
         with scaler.overflowing(), overlap:
-            part_loss = model.loss(x[part], y[part]) / (n_windows // batch_size)
+            part_loss = model.loss(*part) / (n_rows // batch_size)
             scaler.scale(part_loss).backward()  # adds to the gradients of earlier batches
         loss = loss + k.number(part_loss.data)
     if reducer is None or group.size == 1:

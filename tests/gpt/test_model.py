@@ -230,7 +230,7 @@ def test_training_and_evaluation_never_hold_all_logits(monkeypatch: pytest.Monke
         x, y = batch(model.config, 8)
         logits_bytes = 4 * x.size * 2**12
         loader = DataLoader(np.arange(2000), batch_size=8, block_size=x.shape[1])
-        steps = [lambda: accumulate_gradients(model, x, y, 8), lambda: estimate_loss(model, loader, 1)]
+        steps = [lambda: accumulate_gradients(model, (x, y), 8), lambda: estimate_loss(model, loader, 1)]
         for step in steps:
             step()
             tracemalloc.start()

@@ -135,7 +135,7 @@ def float64_gradients(dropout: float, batch_size: int) -> tuple[float, list[Any]
     model = FusedGPT(small(dropout=dropout).model_config(VOCAB_SIZE))
     model.astype(np.float64)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (12, 9))
-    loss = accumulate_gradients(model, tokens[:, :-1], tokens[:, 1:], batch_size)
+    loss = accumulate_gradients(model, (tokens[:, :-1], tokens[:, 1:]), batch_size)
     return loss, [p.grad for p in model.parameters()]
 
 

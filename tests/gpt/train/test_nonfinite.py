@@ -44,7 +44,7 @@ def small(out: str = "run", **changes: Any) -> Run:
 def overflow_at(run: Run, step: int) -> Iterator[None]:
     """Make the weights of one layer far too large in that step, and restore them before the next."""
     weight, whole = run.model.h[1].mlp.c_fc.weight.data, []
-    drawing = trainer.random_windows
+    drawing = trainer.batch_of
 
     def draw(*arguments: Any) -> Any:
         if run.step == step - 1:
@@ -55,7 +55,7 @@ def overflow_at(run: Run, step: int) -> Iterator[None]:
         return drawing(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "random_windows", draw)
+        patch.setattr(trainer, "batch_of", draw)
         yield
 
 

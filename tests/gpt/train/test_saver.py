@@ -222,7 +222,7 @@ def test_the_error_for_metrics_on_a_full_disk_is_one_line(tmp_path: Path) -> Non
 
 def test_a_run_is_saved_if_its_data_disappears(monkeypatch: pytest.MonkeyPatch) -> None:
     train(small("whole"))
-    drawing = trainer.random_windows
+    drawing = trainer.batch_of
 
     def draw(*arguments: Any) -> Any:
         if arguments[-1] == 7:
@@ -230,7 +230,7 @@ def test_a_run_is_saved_if_its_data_disappears(monkeypatch: pytest.MonkeyPatch) 
         return drawing(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "random_windows", draw)
+        patch.setattr(trainer, "batch_of", draw)
         with pytest.raises(UserError, match="changed while it was in use"):
             train(small("run"))
     assert saved("run") == ["step-000005", "step-000007"]
