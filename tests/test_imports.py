@@ -87,7 +87,11 @@ LAYERS = [
     ["gpt.train.observers", "gpt.train.saver"],
     ["gpt.train.nonfinite"],
     ["gpt.train.describe", "gpt.train.dry_run", "gpt.train.loop"],
-    ["gpt.data.__main__", "gpt.evaluate.__main__"],
+    ["gpt.finetune", "gpt.finetune.split", "gpt.finetune.scores", "gpt.finetune.tables"],
+    ["gpt.finetune.baseline", "gpt.finetune.classifier"],
+    ["gpt.finetune.classification"],
+    ["gpt.finetune.classify", "gpt.finetune.predict"],
+    ["gpt.data.__main__", "gpt.evaluate.__main__", "gpt.finetune.__main__"],
     ["gpt.__main__", "generate", "train"],
 ]
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorgrad as tg
 from gpt.data.loaders import Array, Batches, Tokens, windows
 from gpt.weights import Model
+from tensorgrad import nn
 from tensorgrad.distributed import ALONE, Communicator
 
 IGNORED = -100  # a target that cross_entropy leaves out
@@ -115,7 +116,7 @@ def _loss(model: Model, *batch: Array) -> float:
 
 
 @contextmanager
-def evaluating(model: Model) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Turn off dropout and gradients inside the block, and restore the mode of the model after it."""
     was_training = model.training
     model.eval()

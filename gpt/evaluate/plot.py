@@ -133,7 +133,7 @@ def _divide(sums: Any, counts: Any) -> Any:
 
 
 def _figure() -> tuple[Any, Any, Any]:
-    with _without_window_system():
+    with without_window_system():
         from matplotlib.figure import Figure  # not pyplot, which would select a window system for the process
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -142,7 +142,7 @@ def _figure() -> tuple[Any, Any, Any]:
 
 
 @contextmanager
-def _without_window_system() -> Iterator[None]:
+def without_window_system() -> Iterator[None]:
     """Hide MPLBACKEND: a notebook's backend, inherited by a program that it starts, may not be installed there."""
     backend = os.environ.pop("MPLBACKEND", None)
     try:

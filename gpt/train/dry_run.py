@@ -20,7 +20,7 @@ from gpt.checkpoint.run_folder import CHECKPOINTS
 from gpt.checkpoint.steps import newest_checkpoint
 from gpt.cli import use_backend
 from gpt.config import TrainConfig
-from gpt.data import Batches
+from gpt.data import Array, Batches
 from gpt.data.documents import describe_files
 from gpt.evaluate import evaluating
 from gpt.evaluate.plot import History, draw_run, why_not
@@ -220,7 +220,7 @@ class _Trial:
         started = time.perf_counter()
         n_windows = self.config.batch_size * self.config.grad_accum
         if self.data is None:
-            batch = (np.zeros((n_windows, self.config.block_size), np.int64),) * 2
+            batch: tuple[Array, ...] = (np.zeros((n_windows, self.config.block_size), np.int64),) * 2
         else:
             batch = self.data.draw(n_windows, step)
         loss, _ = self.step(batch, self.config.lr)

@@ -66,7 +66,7 @@ def train(run: Run) -> int:
             rng = tg.random.default_generator.state_dict()
             loss, grad_norm = take_step(batch, lr)  # on a GPU, arrays that are still being computed
             more = {"ratios": take_step.inspected} if config.log_ratios else {}
-            buffer.steps.append(StepMetrics(run.step + 1, lr, loss, grad_norm, rng, more))
+            buffer.steps.append(StepMetrics(run.step + 1, lr, loss, grad_norm, rng, batch[0].size, more))
 
             rows = buffer.flush() if buffer.should_flush() else []
             check_finite(run, rows, nonfinite, batch)

@@ -21,6 +21,7 @@ class StepMetrics:
     loss: Any  # a number, or on a GPU an array until the buffer is flushed; so is grad_norm
     grad_norm: Any
     rng: dict[str, Any]  # random counters before the step
+    n_tokens: int
     more: dict[str, Any] = field(default_factory=dict)  # val_loss, ratios, skipped
     tokens_per_s: int = 0
 
@@ -52,7 +53,7 @@ class MetricsBuffer:
         elapsed = time.perf_counter() - self.started
         for metrics, loss, grad_norm in zip(steps, numbers[::2], numbers[1::2], strict=True):
             metrics.loss, metrics.grad_norm = loss, grad_norm
-            metrics.tokens_per_s = round(self.config.tokens_per_step * len(steps) / elapsed)
+            metrics.tokens_per_s = round(sum(row.n_tokens for row in steps) / elapsed)
         return steps
 
 

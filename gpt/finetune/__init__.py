@@ -1,0 +1,1 @@
+"""Finetuning: trained models for other texts and tasks."""

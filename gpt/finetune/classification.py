@@ -1,0 +1,133 @@
+"""Labelling texts as the task of a run: its data, its split and its model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from gpt.checkpoint import Checkpoint, RunState
+from gpt.checkpoint.files import MODEL
+from gpt.cli import user_errors
+from gpt.config import TrainConfig, UserError
+from gpt.data import Array, Batches
+from gpt.files import file_errors
+from gpt.finetune.classifier import Classifier, LabelledTexts, balanced_weights
+from gpt.finetune.split import Split, split_examples
+from gpt.finetune.tables import column, read_rows
+from gpt.tokenizer import Tokenizer, TokenizerError
+from gpt.train.build import make_tokenizer
+from gpt.train.task import Task
+from gpt.weights import Model, build_model
+from gpt.weights.initial import InitialWeights
+
+NAME = "classify"
+TUNE = ("last-block", "head", "all")
+PARTS = {"train": "training", "validation": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Labels for texts, which a file has in two of its columns."""
+
+    data: str
+    text_column: str
+    label_column: str
+    tune: str = TUNE[0]
+    class_weights: bool = True
+    seed: int = 0  # of the split
+
+    def settings(self) -> dict[str, Any]:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"name": NAME, **given, "labels": self.labels}
+
+    @cached_property
+    def examples(self) -> tuple[list[str], list[str]]:
+        """All texts, and their labels."""
+        path = Path(self.data)
+        rows = read_rows(path)
+        texts = column(rows, self.text_column, path, "--text-column")
+        labels = column(rows, self.label_column, path, "--label-column")
+        if len(set(labels)) < 2:
+            what = f"every {self.label_column!r} is {labels[0]!r}"
+            raise UserError(f"data {path}: {what}: at least two labels are needed")
+        return texts, labels
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The labels, in the order of their numbers."""
+        return sorted(set(self.examples[1]))
+
+    @cached_property
+    def split(self) -> Split:
+        """Which examples belong to training, validation and test; UserError where there are too few."""
+        parts = split_examples(*self.examples, self.seed)
+        for name, indices in zip(PARTS.values(), parts, strict=True):
+            if not indices:
+                raise UserError(f"data {self.data}: {len(self.examples[0])} texts are too few: none is left for {name}")
+        return parts
+
+    def part(self, indices: Sequence[int]) -> tuple[list[str], Array]:
+        """Return the texts of a part, and the numbers of their labels."""
+        texts, labels = self.examples
+        return [texts[i] for i in indices], np.array([self.labels.index(labels[i]) for i in indices])
+
+    @cached_property
+    def weights(self) -> Array:
+        """The weight of each label in the loss, (K,)."""
+        if not self.class_weights:
+            return np.ones(len(self.labels), np.float32)
+        return balanced_weights(self.part(self.split.train)[1], len(self.labels))
+
+    def open_data(self, config: TrainConfig, tokenizer: Tokenizer | None) -> tuple[Tokenizer, Batches, Batches]:
+        texts, labels = self.part(self.split.train)
+        tokenizer = tokenizer or make_tokenizer(config, "\n".join(texts))
+        loaders = []
+        for indices in (self.split.train, self.split.validation):
+            texts, labels = self.part(indices)
+            tokens = encode(texts, tokenizer, config.block_size, f"data {self.data}")
+            loader = LabelledTexts(
+                tokens, labels, batch_size=config.batch_size, weights=self.weights, seed=config.seed
+            )
+            loaders.append(loader)
+        return tokenizer, loaders[0], loaders[1]
+
+    def build_model(self, config: TrainConfig, vocab_size: int, initial: InitialWeights | None) -> Model:
+        model = Classifier(super().build_model(config, vocab_size, initial), len(self.labels))
+        model.train_only(self.tune)
+        return cast(Model, model)  # the trainer needs its loss and its parameters alone
+
+    def restore_model(self, checkpoint: Checkpoint, config: TrainConfig) -> Model:
+        model = restore_classifier(checkpoint, plain=config.plain)
+        model.train_only(self.tune)
+        return cast(Model, model)
+
+
+def task_of(state: RunState) -> Classification:
+    """Return the task of a run to resume; UserError for one that is no classifier."""
+    require_classifier(state, "the run")
+    return Classification(**{field.name: state.task[field.name] for field in fields(Classification)})
+
+
+def require_classifier(state: RunState, what: str) -> None:
+    """Raise UserError for a run that `classify` has not made."""
+    if state.task.get("name") != NAME:
+        raise UserError(f"{what} is no classifier: python -m gpt finetune {NAME} makes them")
+
+
+def restore_classifier(checkpoint: Checkpoint, *, plain: bool = False) -> Classifier:
+    """Return the classifier of a checkpoint."""
+    state = checkpoint.state
+    with file_errors(checkpoint.path / MODEL):
+        model = Classifier(build_model(state.model_config, plain=plain), len(state.task["labels"]))
+        model.load_state_dict(checkpoint.weights, assign=True)
+    return model
+
+
+def encode(texts: Sequence[str], tokenizer: Tokenizer, block_size: int, about: str) -> list[list[int]]:
+    """Return the tokens of each text, the first block_size of them."""
+    start = [] if tokenizer.bos is None else [tokenizer.bos]
+    with user_errors(TokenizerError, about=about):
+        return [(start + tokenizer.encode(text))[:block_size] for text in texts]

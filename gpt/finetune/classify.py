@@ -1,0 +1,171 @@
+"""`python -m gpt finetune classify`: a model that labels texts, from a file of texts and labels."""
+
+import json
+import math
+import shlex
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from gpt.cli import one_of, out_of_memory
+from gpt.config import TrainConfig
+from gpt.data import Array
+from gpt.evaluate.plot import why_not
+from gpt.files import atomic_write
+from gpt.finetune.baseline import BagOfWords
+from gpt.finetune.classification import NAME, PARTS, TUNE, Classification, encode, task_of
+from gpt.finetune.classifier import Classifier, probabilities
+from gpt.finetune.scores import Scores
+from gpt.heartbeat import Heartbeat
+from gpt.train.describe import describe
+from gpt.train.flags import Arguments, build_parser, to_arguments
+from gpt.train.loop import train
+from gpt.train.run import Run, finetuning_schedule, new_run, resumed_run
+from gpt.weights.initial import load_initial
+from tensorgrad.memory import keep_freed_memory
+
+EPOCHS = 5
+RESULTS, PICTURE = "results.json", "confusion.png"
+DESCRIPTION = """\
+Finetune a model to label texts. Writes a run as train.py does, with a confusion matrix of the texts that it was not
+trained on, beside that of logistic regression on word counts, which needs no transformer."""
+EXAMPLES = """\
+examples:
+  python -m gpt finetune classify --data spam.csv --text-column text --label-column label
+  python -m gpt finetune classify --data reviews.jsonl --text-column review --label-column stars --tune all --epochs 3
+  python -m gpt finetune classify --resume checkpoints/RUN
+  python -m gpt finetune predict checkpoints/RUN "You have won a prize"
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, and report how well the labels are predicted."""
+    keep_freed_memory()
+    own, arguments = parse(argv)
+    with Heartbeat("preparing data and model"):
+        if arguments.resume is not None:
+            run = resumed_run(arguments, task_of)
+        else:
+            run = start(own, arguments)
+    task = cast(Classification, run.task)
+    print(*describe(run), *describe_data(task, run), sep="\n", flush=True)
+    try:
+        status = train(run)
+    except MemoryError as error:
+        raise out_of_memory(error, run.config.batch_size, run.config.grad_accum) from error
+    if run.group.rank:
+        return status
+    folder = shlex.quote(str(run.folder))
+    if status:
+        print(f"Stopped after step {run.step}. To continue: python -m gpt finetune {NAME} --resume {folder}")
+        return status
+    report(task, run)
+    print(f'Saved in {run.folder}. To label a text: python -m gpt finetune predict {folder} "TEXT"')
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
+    """Return the flags of this command, and those that it shares with train.py."""
+    parser = build_parser(f"python -m gpt finetune {NAME}", DESCRIPTION, EXAMPLES)
+    add = parser.add_argument_group("labels").add_argument
+    add("--text-column", metavar="NAME", help="the column of --data (.csv, .tsv, .jsonl or .json) with texts")
+    add("--label-column", metavar="NAME", help="the column with labels")
+    add("--tune", type=one_of(*TUNE), metavar="NAME", help="what is trained: last-block (the default), head or all")
+    add("--class-weights", type=one_of("balanced", "none"), metavar="NAME",
+        help="balanced: every label counts the same, however rare (the default); or none")
+    add("--epochs", type=int, metavar="N", help=f"times that each text is seen (default: {EPOCHS})")
+    flags = vars(parser.parse_args(argv))
+    names = ("text_column", "label_column", "tune", "class_weights", "epochs")
+    own = Namespace(**{name: flags.pop(name, None) for name in names})
+    arguments = to_arguments(flags)
+    if arguments.given.get("cuda_graph") or arguments.given.get("sample_interval"):
+        parser.error("--cuda-graph and --sample-interval are for texts of one length, and for models that write")
+    if arguments.resume is not None:
+        if given := next((name for name in names if getattr(own, name) is not None), None):
+            parser.error(f"--{given.replace('_', '-')} cannot be changed by --resume: leave it out")
+    elif "data" not in arguments.given or not (own.text_column and own.label_column):
+        parser.error("--data, --text-column and --label-column are needed: a file, and its columns of texts and labels")
+    if own.epochs is not None and (own.epochs < 1 or "max_iters" in arguments.given):
+        parser.error("--epochs must be at least 1, and replaces --max-iters: give one of them")
+    return own, arguments  # fmt: skip
+
+
+def start(own: Namespace, arguments: Arguments) -> Run:
+    """Return a new run before its first step."""
+    given = {"init_from": "smollm2", **arguments.given}
+    task = Classification(
+        given["data"], own.text_column, own.label_column, own.tune or TUNE[0], own.class_weights != "none",
+        given.get("seed", TrainConfig.seed),
+    )  # fmt: skip
+    n_train, n_validation = len(task.split.train), len(task.split.validation)
+    initial = load_initial(given["init_from"], given.get("n_head"), quantize="none")
+    longest = max(map(len, encode(task.examples[0], initial.tokenizer, initial.config.block_size, f"data {task.data}")))
+    batch_size = given.get("batch_size", 8)
+    per_epoch = math.ceil(n_train / (batch_size * given.get("grad_accum", 1)))
+    max_iters = given.get("max_iters", (own.epochs or EPOCHS) * per_epoch)
+    defaults = {
+        "batch_size": batch_size, "max_iters": max_iters, "eval_interval": min(per_epoch, max_iters),
+        "eval_iters": math.ceil(n_validation / batch_size),
+    }  # fmt: skip
+    settings = initial.settings() | {"block_size": min(longest, initial.config.block_size)}
+    schedule = finetuning_schedule({**given, "max_iters": max_iters})
+    config = Arguments(given, None).train_config(under={**settings, **schedule, **defaults})
+    return new_run(config, initial, task)
+
+
+def describe_data(task: Classification, run: Run) -> list[str]:
+    """Return the lines about the labels, and about what is cut."""
+    texts, labels = task.examples
+    counts = ", ".join(f"{n:,} {label}" for label, n in Counter(labels).most_common())
+    n_cut = sum(len(run.tokenizer.encode(text)) > run.config.block_size for text in texts)
+    trained = sum(p.size for p in run.model.parameters() if p.requires_grad)
+    lines = [
+        f"labels   {counts}; {len(task.split.test):,} texts for a test",
+        f"trained  {trained:,} parameters: {task.tune}",
+    ]
+    if n_cut:
+        lines.append(f"cut      {n_cut:,} of {len(texts):,} texts to their first {run.config.block_size:,} tokens")
+    return lines
+
+
+def report(task: Classification, run: Run) -> None:
+    """Measure the model and the baseline on all parts, print and write the results."""
+    model = cast(Classifier, run.model)
+    baseline = BagOfWords(task.part(task.split.train)[0], len(task.labels))
+    with Heartbeat("measuring"):
+        baseline.fit(*task.part(task.split.train), task.weights, run.config.seed)
+
+        def predict(texts: Sequence[str]) -> Array:
+            tokens = encode(texts, run.tokenizer, run.config.block_size, f"data {task.data}")
+            return probabilities(model, tokens, run.config.batch_size).argmax(1)
+
+        results = {name: evaluate(task, method) for name, method in (("model", predict), ("words", baseline.predict))}
+    scores = results["model"]["test"]
+    written = {name: {part: one.to_dict() for part, one in parts.items()} for name, parts in results.items()}
+    with atomic_write(run.folder / RESULTS) as file:
+        file.write(json.dumps({"task": task.settings(), **written}, indent=2).encode() + b"\n")
+    print(format_results(results))
+    print(f"\n{scores.table()}\n")
+    try:
+        scores.draw(run.folder / PICTURE, f"{run.folder.name}: test, accuracy {scores.accuracy:.2%}")
+    except Exception as error:  # of any kind: matplotlib's, or a full disk
+        print(f"no picture of the confusion matrix: {why_not(error)}")
+
+
+def evaluate(task: Classification, predict: Callable[[Sequence[str]], Array]) -> dict[str, Scores]:
+    """Return the scores of a way to predict labels, for each part of the data."""
+    scores = {}
+    for name, indices in zip(PARTS, task.split, strict=True):
+        texts, labels = task.part(indices)
+        scores[name] = Scores.of(task.labels, labels, predict(texts))
+    return scores
+
+
+def format_results(results: Mapping[str, Mapping[str, Scores]]) -> str:
+    """Return a table: the accuracy of each part, and F1 of the test."""
+    lines = [f"{'accuracy':<22}" + "".join(f"{part:>12}" for part in PARTS.values()) + f"{'F1 (macro)':>12}"]
+    for name, label in (("model", "this model"), ("words", "logistic regression")):
+        shares = "".join(f"{results[name][part].accuracy:>12.2%}" for part in PARTS)
+        lines.append(f"{label:<22}{shares}{results[name]['test'].macro_f1:>12.4f}")
+    return "\n".join(lines)

@@ -1,0 +1,99 @@
+"""The classifier: padding changes nothing, its loss and gradients are PyTorch's, and what is frozen stays."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tensorgrad as tg
+from gpt.config import GPTConfig, LlamaConfig
+from gpt.finetune.classifier import Classifier, LabelledTexts, balanced_weights, in_epochs, padded, probabilities
+from gpt.weights import build_model
+from tensorgrad.random import Generator
+
+pytestmark = pytest.mark.usefixtures("numpy_backend")
+
+CONFIGS = [
+    GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8),
+    LlamaConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, n_kv_head=1, n_hidden=12),
+]
+ROWS = [[1, 2, 3, 4], [5], [0, 0, 10]]  # token 0 is a token as any other
+
+
+@pytest.fixture(params=CONFIGS, ids=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> Classifier:
+    tg.manual_seed(1)
+    model = Classifier(build_model(request.param), 3)
+    model.score.weight.data *= 50  # so that the logits differ
+    return model
+
+
+def test_padding_changes_nothing(model: Classifier) -> None:
+    together = model(padded(ROWS)).numpy()
+    for row, logits in zip(ROWS, together, strict=True):
+        hidden = model.model.hidden_states(np.array([row])).numpy()[0, -1]
+        np.testing.assert_allclose(logits, hidden @ model.score.weight.numpy().T, rtol=0, atol=1e-5)
+
+
+def test_the_loss_and_its_gradients_are_pytorchs(model: Classifier) -> None:
+    model.astype("float64")
+    y, weights = np.array([2, 0, 1]), np.array([0.5, 2.0, 1.5])
+    hidden = [torch.tensor(model.model.hidden_states(np.array([row])).numpy()[0, -1]) for row in ROWS]
+    score = torch.tensor(model.score.weight.numpy(), requires_grad=True)
+    losses = torch.nn.functional.cross_entropy(torch.stack(hidden) @ score.T, torch.tensor(y), reduction="none")
+    expected = (losses * torch.tensor(weights)).mean()
+    expected.backward()
+    loss = model.loss(padded(ROWS), y, weights)
+    loss.backward()
+    assert float(loss.item()) == pytest.approx(expected.item(), rel=1e-12)
+    np.testing.assert_allclose(model.score.weight.grad, score.grad.numpy(), rtol=0, atol=1e-12)
+
+
+def test_probabilities_do_not_depend_on_the_batch(model: Classifier) -> None:
+    expected = torch.softmax(torch.tensor(model(padded(ROWS)).numpy()), dim=1).numpy()
+    for batch_size in (1, 2, 3):
+        np.testing.assert_allclose(probabilities(model, ROWS, batch_size), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tune", "trained"), [("head", 1), ("last-block", None), ("all", 3)])
+def test_only_what_is_tuned_has_gradients(model: Classifier, tune: str, trained: int | None) -> None:
+    model.train_only(tune)
+    model.loss(padded(ROWS), np.array([2, 0, 1]), np.ones(3)).backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    every = {name for name, _ in model.named_parameters()}
+    block = {name for name in every if name.startswith(("model.h.1.", "model.ln_f", "model.norm_f"))}
+    expected: dict[str, Any] = {"head": set(), "last-block": block, "all": every}
+    assert with_gradient == expected[tune] | {"score.weight"}
+
+
+def test_an_epoch_has_every_text_once_in_any_batch_size() -> None:
+    numbers = [in_epochs(Generator(3), 5, 3, step) for step in range(5)]
+    together = np.concatenate(numbers).reshape(3, 5)
+    assert np.sort(together, axis=1).tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert len({tuple(row) for row in together.tolist()}) == 3
+    single = np.concatenate([in_epochs(Generator(3), 5, 1, step) for step in range(15)])
+    assert single.tolist() == together.reshape(-1).tolist()
+    assert in_epochs(Generator(3), 2, 5, 1).shape == (5,)
+
+
+def test_batches_of_a_validation_have_every_text_once() -> None:
+    texts = LabelledTexts([[i + 1] * (i + 1) for i in range(7)], np.arange(7) % 3, batch_size=3, weights=np.arange(3.0))
+    batches = [texts.batch(i) for i in range(texts.n_batches)]
+    assert [len(y) for _, y, _ in batches] == [3, 2, 2]
+    assert [row[row >= 0].tolist() for x, _, _ in batches for row in x] == texts.tokens
+    assert all((w == y).all() for _, y, w in batches)
+
+
+def test_the_fingerprint_tells_texts_and_labels_apart() -> None:
+    made = [
+        LabelledTexts(tokens, np.array(labels), batch_size=2, weights=np.ones(2)).fingerprint
+        for tokens, labels in (([[1, 2], [3]], [0, 1]), ([[1], [2, 3]], [0, 1]), ([[1, 2], [3]], [1, 1]))
+    ]
+    assert len(set(made)) == 3
+
+
+def test_balanced_weights_are_those_of_scikit_learn() -> None:
+    labels = np.array([0, 0, 0, 1])
+    np.testing.assert_allclose(balanced_weights(labels, 2), [4 / (2 * 3), 4 / (2 * 1)])  # n / (n_classes * count)
+    assert balanced_weights(labels, 2)[labels].mean() == pytest.approx(1)

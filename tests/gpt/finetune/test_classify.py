@@ -1,0 +1,189 @@
+"""`python -m gpt finetune classify` and `predict`: whole runs, their resume, and their errors."""
+
+import csv
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from gpt.__main__ import main
+from gpt.checkpoint import load_checkpoint
+from gpt.checkpoint.files import METRICS
+from gpt.config import TrainConfig, UserError
+from gpt.finetune.classify import PICTURE, RESULTS
+from gpt.train.flags import Arguments
+from gpt.train.loop import train
+from gpt.train.run import make_run, new_run
+
+WORDS = {"ham": ["meeting", "dinner", "report"], "spam": ["prize", "cash", "win"]}
+FLAGS = [
+    "classify", "--data=data.csv", "--text-column=text", "--label-column=label", "--init-from=base", "--backend=numpy",
+    "--lr=0.01", "--plot=False", "--tune=all", "--epochs=6",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Texts with labels, a language model, and a classifier."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch, tg.use_backend("numpy"):
+        patch.chdir(home)
+        draw = random.Random(0)
+        with open("data.csv", "w", newline="") as file:
+            lines = csv.writer(file)
+            lines.writerow(["label", "text", "empty"])
+            for i in range(60):
+                label = "spam" if i % 3 == 0 else "ham"
+                lines.writerow([label, " ".join([*draw.choices("abcd", k=3), draw.choice(WORDS[label])]), ""])
+        Path("text.txt").write_text("a b c d meeting dinner report prize cash win\n" * 20)
+        train(new_run(TrainConfig(
+            data="text.txt", backend="numpy", n_layer=2, n_head=2, n_embd=16, block_size=32, batch_size=2, max_iters=1,
+            eval_interval=1, eval_iters=1, plot=False, out="base",
+        )))  # fmt: skip
+        assert main(["finetune", *FLAGS, "--out=run"]) == 0
+        yield home
+
+
+@pytest.fixture
+def call(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """call(*flags): the exit status of `python -m gpt finetune`, and what was written to stdout and stderr."""
+    monkeypatch.chdir(home)
+
+    def call(*flags: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = main(["finetune", *flags])
+        except SystemExit as end:  # argparse's
+            status = int(end.code or 0)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_a_run_learns_labels_and_reports_them(call: Any) -> None:
+    results = json.loads(Path("run", RESULTS).read_text())
+    assert results["task"]["labels"] == ["ham", "spam"] and results["task"]["name"] == "classify"
+    assert [results["model"][part]["n"] for part in ("train", "validation", "test")] == [42, 6, 12]
+    assert results["model"]["train"]["accuracy"] > 0.9
+    assert results["words"]["test"]["accuracy"] == 1.0  # one word of each text gives its label
+    assert results["model"]["test"]["accuracy"] == pytest.approx(
+        np.trace(results["model"]["test"]["confusion"]) / results["model"]["test"]["n"]
+    )
+    pytest.importorskip("matplotlib")
+    assert Path("run", PICTURE).exists()
+
+
+def test_the_report_of_another_run(call: Any, tmp_path: Path) -> None:
+    status, out, err = call(*FLAGS, "--epochs=1", "--tune=last-block", f"--out={tmp_path / 'run'}", "--block-size=12")
+    lines = out.splitlines()
+    assert status == 0 and err == ""
+    assert "data     data.csv: 42 texts for training, 6 for validation" in lines
+    assert "labels   40 ham, 20 spam; 12 texts for a test" in lines
+    cut = [line for line in lines if line.startswith("cut      ")]
+    assert len(cut) == 1 and cut[0].endswith(" of 60 texts to their first 12 tokens")
+    assert [line.split()[:2] for line in lines if line.endswith("F1")] == [["true", "\\"]]
+    assert sum(line.startswith(("this model ", "logistic regression ")) for line in lines) == 2
+    base, tuned = (load_checkpoint(path, optimizer=False).weights for path in ("base", tmp_path / "run"))
+    tuned = {name.removeprefix("model."): array for name, array in tuned.items()}
+    changed = {name for name, array in base.items() if (tuned[name] != array[: len(tuned[name])]).any()}
+    assert changed and all(name.startswith(("h.1.", "ln_f.")) for name in changed)
+
+
+def test_predict_labels_new_texts(call: Any) -> None:
+    status, out, err = call("predict", "run", "a b c cash", "d c b  dinner", "--backend=numpy")
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert (status, err) == (0, "")
+    assert [(row[0], row[2]) for row in rows] == [("spam", "a b c cash"), ("ham", "d c b dinner")]
+    assert all(0.5 <= float(row[1]) <= 1 for row in rows)
+
+
+def test_predict_measures_a_file_with_labels(call: Any) -> None:
+    status, out, _ = call("predict", "run", "--data=data.csv", "--label-column=label", "--backend=numpy")
+    with open("data.csv") as file:
+        true = [row["label"] for row in csv.DictReader(file)]
+    right = sum(line.split("\t")[0] == label for line, label in zip(out.splitlines(), true, strict=False))
+    assert status == 0 and f"\naccuracy {right / 60:.2%}, F1 (macro) " in out
+
+
+@pytest.mark.parametrize("tune", ["all", "last-block"])
+def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, tune: str, tmp_path: Path) -> None:
+    flags = [*FLAGS[:-2], f"--tune={tune}", "--eval-interval=2", "--lr-decay-iters=4"]
+    whole, run = str(tmp_path / "whole"), str(tmp_path / "run")
+    assert call(*flags, "--max-iters=4", f"--out={whole}")[0] == 0
+    assert call(*flags, "--max-iters=2", "--warmup-iters=0", f"--out={run}")[0] == 0
+    status, out, err = call("classify", f"--resume={run}", "--max-iters=4")
+    assert status == 0, err
+    for name in ("step-000004/model.safetensors", "step-000004/optimizer.safetensors", METRICS):
+        assert Path(run, name).read_bytes() == Path(whole, name).read_bytes()
+    assert json.loads(Path(run, RESULTS).read_text())["model"] == json.loads(Path(whole, RESULTS).read_text())["model"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--text-column=txt"], "--text-column 'txt': data data.csv, line 2, has no such column; did you mean text? "
+         "(there are 'label', 'text', 'empty')"),
+        (["--label-column=lable"], "data data.csv, line 2, has no such column; did you mean label?"),
+        (["--text-column=empty"], "data data.csv, line 2: 'empty' is empty: a text is needed"),
+        (["--data=one.csv"], "data one.csv: every 'label' is 'ham': at least two labels are needed"),
+        (["--data=few.csv"], "data few.csv: 2 texts are too few: none is left for validation"),
+        (["--data=unknown.csv"], "data unknown.csv: "),
+        (["--init-from=nowhere"], "nowhere"),
+        (["--epochs=0"], "--epochs must be at least 1"),
+        (["--max-iters=3"], "--epochs must be at least 1, and replaces --max-iters"),
+        (["--sample-interval=3"], "--cuda-graph and --sample-interval are for texts of one length"),
+        (["--tune=heads"], "unknown value 'heads'; did you mean head?"),
+        (["--lable-column=x"], "unknown flag --lable-column; did you mean --label-column?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    flags: list[str], message: str, call: Any, tmp_path: Path
+) -> None:
+    Path("one.csv").write_text("label,text\nham,a\nham,b\n")
+    Path("few.csv").write_text("label,text\nham,a\nspam,b\n")
+    Path("unknown.csv").write_text("label,text\n" + "ham,a\nspam,☃\n" * 9 + "".join(f"ham,b{i}\n" for i in range(9)))
+    out_folder = tmp_path / "out"
+    status, out, err = call(*FLAGS, *flags, f"--out={out_folder}")
+    assert status == 2 and err.count("\n") == 1 and message in err
+    assert not out_folder.exists()
+
+
+def test_flags_without_a_file_and_its_columns_are_refused(call: Any) -> None:
+    needed = "--data, --text-column and --label-column are needed"
+    assert needed in call("classify", "--data=data.csv", "--text-column=text")[2]
+    assert "--tune cannot be changed by --resume" in call("classify", "--resume=run", "--tune=all")[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["run"], "give texts, or a file of them with --data"),
+        (["run", "  "], "a text to label is empty"),
+        (["run", "☃"], "a text: "),
+        (["base", "a"], "base is no classifier: python -m gpt finetune classify makes them"),
+        (["run", "--data=data.csv", "--text-column=txt"], "has no such column; did you mean text?"),
+        (["run", "--data=new.csv", "--label-column=label"],
+         "data new.csv, line 3: label 'spamm' was not in the training data; did you mean spam? ('ham', 'spam' were)"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_what_to_predict_is_one_line(flags: list[str], message: str, call: Any) -> None:
+    Path("new.csv").write_text("label,text\nham,a\nspamm,b\n")
+    status, out, err = call("predict", *flags, "--backend=numpy")
+    assert (status, out) == (2, "") and err.count("\n") == 1 and message in err
+
+
+def test_other_programs_name_the_one_for_a_classifier(call: Any) -> None:
+    with pytest.raises(UserError, match="the run is of another program: python -m gpt finetune classify --resume"):
+        make_run(Arguments({"max_iters": 99}, "run"))
+    assert "the run is no classifier" in call("classify", "--resume=base")[2]
+
+
+def test_the_commands_are_listed_and_suggested(call: Any) -> None:
+    status, out, _ = call("--help")
+    assert status == 0 and "  classify  train a model to label texts" in out
+    assert call("clasify")[2].endswith("unknown command 'clasify'; did you mean classify?\n")
