@@ -13,12 +13,12 @@ import train
 from gpt import heartbeat
 from gpt.evaluate import __main__ as evaluate
 from gpt.heartbeat import Heartbeat, progress_bar
-from gpt.train import build, loop, run
+from gpt.train import build, loop, task
 from tests.processes import wait_until
 
 # What may take long, as the programs call it.
 SLOW = [
-    (build, "load_text"), (build, "make_tokenizer"), (build, "make_loaders"), (run, "build_model"), (loop, "batch_of"),
+    (build, "load_text"), (build, "make_tokenizer"), (build, "make_loaders"), (task, "build_model"), (loop, "batch_of"),
     (loop, "estimate_loss"), (generate, "load_initial"), (evaluate, "open_tokens"), (evaluate, "score"),
 ]  # fmt: skip
 
