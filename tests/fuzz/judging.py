@@ -94,9 +94,10 @@ def differs(op: str, inputs: list[Any], outputs: list[Any]) -> tuple[str, str] |
         return "gradient", "piecewise: which piece has nan, and 0 times infinity, which PyTorch sets to 0"
     if op == "pow" and any((np.signbit(x) & (x == 0)).any() for x in floats):
         return "gradient", "pow: the sign of infinity at -0, in PyTorch that of 1 / sqrt(-0)"
-    if op in (*PRODUCTS, "prod") and not finite:
+    if op in (*PRODUCTS, "prod", "swiglu", "binary_cross_entropy_with_logits") and not finite:
         return "gradient", "products: infinity minus or over infinity, where PyTorch takes other terms together"
-    if op in (*PRODUCTS, "reciprocal", "divide", "pow", "prod") and any(exceeds_squares(x) for x in (*floats, *dys)):
+    squared = (*PRODUCTS, "reciprocal", "divide", "pow", "prod", "swiglu")
+    if op in squared and any(exceeds_squares(x) for x in (*floats, *dys)):
         return "gradient", "products overflow, in the order that they are computed in"
     if op == "logsumexp" and any((np.abs(x[np.isfinite(x)]) * finfo(x.dtype).eps > 1).any() for x in floats):
         return "gradient", "logsumexp: from its rounded result, PyTorch gets 1 for each of several equal maxima"
@@ -148,7 +149,7 @@ def first_wrong(program: Program, values: dict[int, Any]) -> Failure | None:
 
 def wrong_result(statement: Statement, inputs: list[Any], outputs: list[Any], found: list[Reference]) -> str | None:
     for j, y in enumerate(outputs if found else []):
-        size = found[-1].of_magnitudes().outputs[j] if statement.call.op in SUMS and found[-1].wide else 0.0
+        size = size_of_terms(statement, inputs, found[-1], j)
         arrays = [r.outputs[j] for r in found if r.outputs[j].shape == y.shape]
         if not arrays:
             return f"result {j} has shape {y.shape}, PyTorch's {found[0].outputs[j].shape}"
@@ -157,6 +158,17 @@ def wrong_result(statement: Statement, inputs: list[Any], outputs: list[Any], fo
         if wrong:
             return f"result {j}: {wrong}"
     return None
+
+
+def size_of_terms(statement: Statement, inputs: list[Any], wide: Reference, j: int) -> Any:
+    """What the rounding of a sum is relative to: the sum of its terms' magnitudes; of a spread, the rounded mean's."""
+    if statement.call.op in SUMS and wide.wide:
+        return wide.of_magnitudes().outputs[j]
+    if statement.call.op not in ("var", "std") or not is_floating(inputs[0].dtype):
+        return 0.0
+    x = np.asarray(host(inputs[0])).astype(np.float64)
+    rounding = float(finfo(inputs[0].dtype).eps) * np.abs(x[np.isfinite(x)]).max(initial=0)
+    return rounding ** (2 if statement.call.op == "var" else 1) / tolerance_of(inputs)
 
 
 def wrong_dtype(statement: Statement, inputs: list[Any], y: Any, theirs: Any) -> str | None:

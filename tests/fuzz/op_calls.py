@@ -408,6 +408,11 @@ def normalizing(d: Draw, op: str) -> Call:
     return Call(op, [x, *residual, *scales], {"eps": d.one_of([1e-5, 0.1])})
 
 
+def gating(d: Draw, op: str) -> Call:
+    x = d.any()
+    return Call(op, [x, d.like(d.shape_of(x))])
+
+
 def dropout(d: Draw, op: str) -> Call:
     return Call(op, [d.any()], d.one_of([{"p": 0.0}, {"p": 1.0}, {"p": 0.5, "training": False}]))
 
@@ -465,6 +470,7 @@ FAMILIES: dict[Callable[[Draw, str], Call], str] = {
     products: "matmul linear outer tensordot mlp",
     einsum: "einsum",
     normalizing: "layer_norm rms_norm add_layer_norm add_rms_norm",
+    gating: "swiglu",
     dropout: "dropout",
     losses: "cross_entropy linear_cross_entropy nll_loss mse_loss binary_cross_entropy_with_logits",
     attention: "attention",
