@@ -592,4 +592,4 @@ exercise(longest_shared, tests.longest_shared)
 #   differences and clusters for language models. Tom Brown and others, [Language models are few-shot
 #   learners](https://arxiv.org/abs/2005.14165), 2020, whose appendix looks for contamination by shared n-grams.
 #
-# Next: [12 Parallel](12_parallel.ipynb), where one gradient is computed by several processes.
+# Next: [11 Modern models](11_modern.ipynb), in which GPT-2 becomes the model of SmolLM2.
