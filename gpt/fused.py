@@ -75,20 +75,20 @@ class FusedLlamaBlock(LlamaBlock):
 
     def forward(self, x: Tensor, pos: Tensor, cache: LayerCache | None = None) -> Tensor:
         """See LlamaBlock."""
-        if cache is not None and x.shape[:2] == (1, 1) and not any(w.dtype.kind == "q" for w in self.matrices()):
-            return self.decode(x, cache)
+        if cache is not None and x.shape[:2] == (1, 1) and (matrices := self.matrices()):
+            return self.decode(x, matrices, cache)
         x, normalised = self.norm_2.add(x, self.attn(self.norm_1(x), pos, cache))  # x + attn, and norm_2 of that
         return x + self.mlp(normalised)
 
-    def matrices(self) -> tuple[Tensor, ...]:
-        """The weights of the block's products, in the order in which they are used."""
+    def matrices(self) -> list[Tensor]:
+        """The weights of the block's products, in the order of their use; none if one is more than a plain product."""
         attn, mlp = self.attn, self.mlp
         layers = attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-        return tuple(layer.weight for layer in layers)
+        return [layer.weight for layer in layers] if all(type(layer) is nn.Linear for layer in layers) else []
 
-    def decode(self, x: Tensor, cache: LayerCache) -> Tensor:
+    def decode(self, x: Tensor, matrices: list[Tensor], cache: LayerCache) -> Tensor:
         """The block for the one token x (1, 1, C), whose key and value are added to the cache."""
-        (q, k, v, o, gate, up, down), config = self.matrices(), self.attn.config
+        (q, k, v, o, gate, up, down), config = matrices, self.attn.config
         return tg.decode_block(
             x, self.norm_1.weight, q, k, v, o, self.norm_2.weight, gate, up, down,
             keys=cache.k, values=cache.v, position=cache.start,

@@ -25,7 +25,8 @@ from tensorgrad.backend.runtime import Backend
 
 BLOCK = 32  # weights
 MAX_ROWS_ELEMENTS = 2**16  # weights that are dequantised at a time: a quarter of a megabyte of float32
-OPERANDS = {"linear": 1, "embedding": 0, "Tensor": 0}  # what reads quantised weights, and as which operand
+# What reads quantised weights, and as which operands.
+OPERANDS = {"linear": (1,), "embedding": (0,), "Tensor": (0,), "decode_block": (2, 3, 4, 5, 7, 8, 9)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,9 +184,9 @@ class QuantizedArray(Quantized):
 
         Raises TypeError, with the op's name, for an op that does not read them, and on a GPU.
         """
-        slot = OPERANDS.get(name)
+        slots = OPERANDS.get(name, ())
         for i, x in enumerate(operands):
-            if i != slot and type(x) is QuantizedArray:
+            if type(x) is QuantizedArray and i not in slots:
                 rule = "only linear, as its weight, and embedding read that; elsewhere give the array's dequantize()"
                 raise TypeError(f"{name}: an operand is quantised, {x.type} {x.shape}: {rule}")
         return k if isinstance(k, QuantizedMath) else _kernels(name, "numpy" if k is None else k.name)

@@ -82,6 +82,23 @@ def test_equals_the_block_in_pytorch(shape: tuple[int, ...], backend: str, dtype
                 np.testing.assert_array_equal(cache, before[name])  # no other slot
 
 
+@pytest.mark.parametrize("type", ["q8_0", "q4_0", "q4_1", "mixed"])
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_reads_quantised_weights(backend: str, type: str) -> None:
+    """Compared with PyTorch on the dequantised weights; mixed: matrices of two types, and some that are floating."""
+    with tg.use_backend(backend):
+        arrays, caches = inputs((6, 2, 16, 160, 9), "float32")
+        weights: list[Any] = list(arrays)
+        for i in (2, 3, 4, 5, 7, 8, 9) if type != "mixed" else (2, 4, 7, 9):
+            weights[i] = tg.quantize(arrays[i], type if type != "mixed" else ("q8_0" if i < 5 else "q4_1"))
+            arrays[i] = weights[i].dequantize()
+        expected, key, value = in_torch(arrays, caches, 5, 6)
+        got = decode(weights, caches, 5, 6)[0, 0]
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-4 * abs(expected).max())  # x is rounded to int16
+        np.testing.assert_allclose(caches["keys"][0, :, 5], key, rtol=0, atol=2e-4 * abs(key).max())
+        np.testing.assert_allclose(caches["values"][0, :, 5], value, rtol=0, atol=2e-4 * abs(value).max())
+
+
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     results = []
     before = tg.get_backend().threads

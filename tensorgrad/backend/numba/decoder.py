@@ -3,6 +3,7 @@
 A call from Python costs as much time as reading half a megabyte of weights; a block of SmolLM2 in q8_0 has four.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -166,9 +167,15 @@ class Decoder(RotaryEmbedding, Linear):
 
     def decode_block(self, x: Array, *weights: Any, keys: Array, values: Array, **options: Any) -> Array:
         """A token through a block: see `DecoderMath.decode_block`."""
-        if not is_supported(x, *weights, keys, values) or not all(a.flags.carray for a in (x, *weights)):
+        if not supports((x, *weights), keys, values):
             return super().decode_block(x, *weights, keys=keys, values=values, **options)
         return run(DECODE_BLOCK, self.threads, x, weights, keys, values, **options)
+
+
+def supports(arrays: Sequence[Array], keys: Array, values: Array) -> bool:
+    """Whether the kernel supports these: floating, of one dtype; in C order except the keys and values."""
+    contiguous_rows = keys.strides[-1] == keys.itemsize == values.strides[-1]
+    return is_supported(*arrays, keys, values) and contiguous_rows and all(a.flags.carray for a in arrays)
 
 
 def run(

@@ -16,13 +16,14 @@ from numba.extending import overload
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba import NumbaBackend
 from tensorgrad.backend.numba.arrays import contiguous, flat
-from tensorgrad.backend.numba.compile import noinline, prange
+from tensorgrad.backend.numba.compile import inline, noinline, prange
+from tensorgrad.backend.numba.decoder import decode_block, operand, products, run, signature, supports
 from tensorgrad.backend.numba.macrokernel import macrokernel, pack_block
 from tensorgrad.backend.numba.microkernel import nr_of, round_up
 from tensorgrad.backend.numba.pack import ROW_PADDING, aligned, pack_transposed
 from tensorgrad.backend.numba.quantized_blocks import dequantize_row, dots, round_block
 from tensorgrad.backend.numba.strided import Strided, array
-from tensorgrad.backend.quantization import BLOCK, QuantizedMath
+from tensorgrad.backend.quantization import BLOCK, QuantizedArray, QuantizedMath
 from tensorgrad.backend.runtime import Backend
 
 # For so many rows of x, those that are multiplied by a row of the weights at a time; eight for more than eight.
@@ -30,6 +31,7 @@ ROWS_AT_A_TIME = {n: tuple(range(1 if n == 1 else 4 if n <= 4 else 8)) for n in 
 MAX_ROWS = 24  # of x: for more, dequantising the weights costs less than it saves
 BAND_ROWS = 32  # of the weights, which stay in the first-level cache while all rows of x pass by
 FLOAT32 = np.dtype(np.float32)
+BLOCKS = types.Array(types.uint8, 2, "C", readonly=True)
 
 
 def product(x: Any, blocks: Any, bias: Any, y: Any, rows: Any, parts: int) -> None:
@@ -99,14 +101,47 @@ overload(pack_block)(
 )
 
 
+# --- a token through a block: see decoder.py -------------------------------------------------------
+
+
+def rounded_row(x: Any, blocks: Any) -> Any:
+    """X (n) as `dots` reads it: its values, scales and sums."""
+    n_blocks = x.size // BLOCK
+    values, scales = np.empty((1, x.size), np.int16), np.empty((1, n_blocks), np.float32)
+    sums, row = np.empty((n_blocks, 1), np.float32), x.reshape(1, -1)
+    for b in range(n_blocks):
+        round_block(row, 0, b, blocks.shape[1] < x.size, values, scales, sums)
+    return values, scales, sums
+
+
+def row_products(x: Any, blocks: Any, y: Any, first: int, last: int) -> None:
+    """y[first:last] = those rows of the weights @ x, for an x from `rounded_row`."""
+    values, scales, sums = x
+    for j in range(first, last):
+        y[j] = dots(values, scales, sums, 0, (0,), blocks, j)[0]
+
+
+_rounded_row, _row_products = inline(rounded_row), inline(row_products)
+overload(operand)(
+    lambda x, weight: (lambda x, weight: _rounded_row(x, weight)) if weight.dtype == types.uint8 else None
+)
+overload(products)(
+    lambda x, weight, y, first, last: (
+        (lambda x, weight, y, first, last: _row_products(x, weight, y, first, last))
+        if weight.dtype == types.uint8
+        else None
+    )
+)
+
+
 def _types(*more: Any) -> Any:
     """The types of x, blocks, bias and y, then others."""
-    blocks = types.Array(types.uint8, 2, "C", readonly=True)
-    return lambda real: (array(real, 2, "C"), blocks, array(real, 1, "C"), array(real, 2, "C"), *more, types.int64)
+    return lambda real: (array(real, 2, "C"), BLOCKS, array(real, 1, "C"), array(real, 2, "C"), *more, types.int64)
 
 
 PRODUCTS = {n: Strided(product, _types(types.UniTuple(types.int64, n))) for n in map(len, ROWS_AT_A_TIME.values())}
 DEQUANTIZING_PRODUCT = Strided(dequantizing_product, _types())
+DECODE_BLOCK = Strided(decode_block, signature(lambda real: BLOCKS))
 NO_BIAS = np.empty(0, np.float32)
 
 
@@ -115,7 +150,8 @@ class QuantizedNumba(QuantizedMath, NumbaBackend):
 
     def linear(self, x: Array, weight: Any, bias: Array | None) -> Array:
         """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m)."""
-        if x.dtype != FLOAT32 or not x.size or (bias is not None and bias.dtype != FLOAT32):
+        floats = (x,) if bias is None else (x, bias)
+        if type(weight) is not QuantizedArray or not x.size or any(a.dtype != FLOAT32 for a in floats):
             return super().linear(x, weight, bias)
         m, n = weight.shape
         y = np.empty((*x.shape[:-1], m), FLOAT32)
@@ -133,6 +169,15 @@ class QuantizedNumba(QuantizedMath, NumbaBackend):
         y = np.empty((*indices.shape, weight.shape[1]), FLOAT32)
         dequantize_rows(weight.blocks, flat(indices.astype(np.int64, copy=False)), y.reshape(-1, weight.shape[1]))
         return y
+
+    def decode_block(self, x: Array, *weights: Any, keys: Array, values: Array, **options: Any) -> Array:
+        """A token through a block: see `DecoderMath.decode_block`; in one kernel if all matrices are of one type."""
+        types = {w.type if type(w) is QuantizedArray else w.dtype for w in weights if w.ndim == 2}
+        floats = x, *(w for w in weights if w.ndim == 1)
+        if len(types) > 1 or x.dtype != FLOAT32 or not supports(floats, keys, values):
+            return super().decode_block(x, *weights, keys=keys, values=values, **options)
+        stored = tuple(w.blocks if w.ndim == 2 else w for w in weights)
+        return run(DECODE_BLOCK, self.threads, x, stored, keys, values, **options)
 
 
 def create() -> Backend:
