@@ -39,12 +39,13 @@ class Worker:
     """A contender in its own process.
 
     factory: "module:Class" of the contender, which the process creates with the keywords `spec`; `call` calls its
-    methods. root: the checkout whose sources it runs. Raises Unavailable if the contender cannot be created.
+    methods. root: the checkout whose sources it runs. python: the interpreter that runs it. Raises Unavailable if the
+    contender cannot be created.
     """
 
     def __init__(
         self, name: str, factory: str, spec: dict[str, Any], threads: int, environment: dict[str, str] | None = None,
-        root: Path = common.ROOT,
+        root: Path = common.ROOT, python: str = sys.executable,
     ) -> None:  # fmt: skip
         self.name = name
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in close()
@@ -52,7 +53,7 @@ class Worker:
         variables |= common.thread_variables(threads) | (environment or {})
         variables["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from benchmarks import workers; workers.main()", factory, json.dumps(spec)],
+            [python, "-c", "from benchmarks import workers; workers.main()", factory, json.dumps(spec)],
             cwd=root, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )  # fmt: skip
         try:
