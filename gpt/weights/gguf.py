@@ -9,7 +9,7 @@ import numpy as np
 from gpt.config import GPTConfig, LlamaConfig
 from gpt.tokenizer import Tokenizer
 from gpt.tokenizer.gguf import from_metadata
-from gpt.weights.arrays import WeightArrays, converted, require_names
+from gpt.weights.arrays import FloatBlock, WeightArrays, converted, require_names
 from gpt.weights.gguf_file import StoredTensor, read_gguf
 from tensorgrad import QuantizedArray
 from tensorgrad.backend import Array
@@ -33,7 +33,10 @@ def read_model(path: Path, quantize: str = "file") -> tuple[GPTConfig | LlamaCon
     config = config_from_metadata(file.metadata, vocab_size=_rows(file.tensors.get("token_embd.weight")), tied=tied)
     stored = {name: tensor for name, tensor in file.tensors.items() if not (tied and tensor is head)}
     ours = require_names(stored, config, "gguf")
-    weights = {name: converted(name, _weights(name, tensor, config), quantize) for name, tensor in ours.items()}
+    block = FloatBlock(config)
+    weights = {
+        name: block.put(converted(name, _weights(name, tensor, config), quantize)) for name, tensor in ours.items()
+    }
     return config, weights, from_metadata(file.metadata, vocab_size=config.vocab_size)
 
 

@@ -15,7 +15,7 @@ from gpt.tokenizer import GPT2Tokenizer, Tokenizer
 from gpt.tokenizer.byte_level import ByteLevelTokenizer
 from gpt.tokenizer.convert import as_byte_level
 from gpt.tokenizer.huggingface import FILES, read_tokenizer
-from gpt.weights.arrays import WeightArrays, converted, require_names
+from gpt.weights.arrays import FloatBlock, WeightArrays, converted, require_names
 from gpt.weights.names import parameter_names
 
 CONFIG_JSON, INDEX = "config.json", "model.safetensors.index.json"
@@ -83,7 +83,10 @@ def read_weights(
         config = _guess_config(arrays, n_head)
     arrays = _without_tied_head(arrays, config)
     ours = require_names(arrays, config, "hf")
-    return config, {name: converted(name, _to_float32(name, array), quantize) for name, array in ours.items()}
+    block = FloatBlock(config)
+    return config, {
+        name: block.put(converted(name, _to_float32(name, array), quantize)) for name, array in ours.items()
+    }
 
 
 def config_from_entries(entries: Mapping[str, Any]) -> GPTConfig | LlamaConfig:
