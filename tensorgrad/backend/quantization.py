@@ -26,7 +26,9 @@ from tensorgrad.backend.runtime import Backend
 BLOCK = 32  # weights
 MAX_ROWS_ELEMENTS = 2**16  # weights that are dequantised at a time: a quarter of a megabyte of float32
 # What reads quantised weights, and as which operands.
-OPERANDS = {"linear": (1,), "embedding": (0,), "Tensor": (0,), "decode_block": (2, 3, 4, 5, 7, 8, 9)}
+OPERANDS = {
+    "linear": (1,), "mlp": (1, 3), "embedding": (0,), "Tensor": (0,), "decode_block": (2, 3, 4, 5, 7, 8, 9),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +189,7 @@ class QuantizedArray(Quantized):
         slots = OPERANDS.get(name, ())
         for i, x in enumerate(operands):
             if type(x) is QuantizedArray and i not in slots:
-                rule = "only linear, as its weight, and embedding read that; elsewhere give the array's dequantize()"
+                rule = "only linear layers, as weights, and embedding read that; else give its dequantize()"
                 raise TypeError(f"{name}: an operand is quantised, {x.type} {x.shape}: {rule}")
         return k if isinstance(k, QuantizedMath) else _kernels(name, "numpy" if k is None else k.name)
 

@@ -176,6 +176,20 @@ def test_embedding(type: str, backend: str) -> None:
             tg.embedding(Tensor(q), np.array([50]))
 
 
+@of_every_type
+def test_mlp_reads_both_weights(type: str) -> None:
+    """With gradients of x and the biases, by finite differences, and by its composition of plain ops."""
+    weights = [Tensor(weight_of(64, 32, type)), Tensor(weight_of(40, 64, type))]
+    x, *biases = (Tensor(normal(*shape), requires_grad=True) for shape in ((2, 3, 32), (64,), (40,)))
+
+    def mlp(op: Any) -> Any:
+        return lambda x, bias1, bias2: op(x, weights[0], bias1, weights[1], bias2, approximate="tanh")
+
+    assert tg.gradcheck(mlp(tg.mlp), x, *biases)
+    expected = mlp(tg.mlp.composition)(x, *biases)
+    np.testing.assert_allclose(mlp(tg.mlp)(x, *biases).data, expected.data, rtol=1e-12)
+
+
 @on_every_backend
 @pytest.mark.parametrize("case", cases.values(), ids=repr)
 def test_every_other_op_refuses_it_by_name(case: Case, backend: str) -> None:
