@@ -20,8 +20,7 @@ from gpt.heartbeat import Heartbeat
 from gpt.tokenizer import Tokenizer
 from gpt.weights import Model
 from gpt.weights.arrays import QUANTIZE, QUANTIZE_HELP
-from gpt.weights.initial import load_initial
-from gpt.weights.published import PUBLISHED
+from gpt.weights.initial import MODEL_HELP, load_initial
 from tensorgrad.memory import keep_freed_memory
 
 ROOT = Path("checkpoints")
@@ -37,8 +36,7 @@ def build_parser() -> ArgumentParser:
     """Return the flags of this program."""
     parser = ArgumentParser(prog="generate.py", description="Generate text with a trained model.")
     add = parser.add_argument
-    add("--model", "--checkpoint", help=f"a run, one step of it, a Hugging Face folder, a file of safetensors or GGUF, "
-        f"or a name: {', '.join(PUBLISHED)} (default: the newest of all runs)")
+    add("--model", "--checkpoint", help=f"{MODEL_HELP} (default: the newest of all runs)")
     add("--list", action="store_true", help=f"list the runs under {ROOT}, the newest last, and exit")
     add("--prompt", default="", help="text to continue; FILE:path reads it from a file, and - from the standard input")
     add("--chat", action="store_true", help="talk to the model: every line of the standard input is a message; unless "

@@ -11,6 +11,7 @@ COMMANDS = {  # the module, whose main(argv) returns the exit status, and what i
     "data": ("gpt.data.__main__", "prepare texts of any size as shards of tokens, and verify them"),
     "evaluate": ("gpt.evaluate.__main__", "measure the loss of a model over a whole text"),
     "finetune": ("gpt.finetune.__main__", "train a model for labels, and use it"),
+    "weights": ("gpt.weights.__main__", "write a model for transformers or llama.cpp, or quantised"),
     "compare": ("gpt.evaluate.compare", "compare training runs in a table and a plot"),
 }
 USAGE = "\n".join(

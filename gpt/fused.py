@@ -13,6 +13,11 @@ from gpt.model import GPT, MLP, Block, CausalSelfAttention, LayerCache, causal_m
 from tensorgrad import Tensor, nn
 
 
+def is_quantized(*weights: Tensor) -> bool:
+    """Whether one of the weights is: mlp and linear_cross_entropy read only floating ones."""
+    return any(weight.dtype.kind == "q" for weight in weights)
+
+
 class FusedCausalSelfAttention(CausalSelfAttention):
     """Attention in one operation that never holds the (B, H, T, S) weights."""
 
@@ -36,6 +41,8 @@ class FusedMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:
         """See MLP."""
         c_fc, c_proj = self.c_fc, self.c_proj
+        if is_quantized(c_fc.weight, c_proj.weight):
+            return super().forward(x)
         return self.dropout(tg.mlp(x, c_fc.weight, c_fc.bias, c_proj.weight, c_proj.bias, approximate=self.approximate))
 
 
@@ -121,6 +128,8 @@ class FusedGPT(GPT):
 
     def loss(self, idx: Any, targets: Any) -> Tensor:
         """The mean loss alone, without holding all logits: V numbers a token, they can be most of the memory."""
+        if is_quantized(self.wte.weight):
+            return super().loss(idx, targets)
         return tg.linear_cross_entropy(self.hidden_states(idx), self.wte.weight, tg.asarray(targets))
 
 
@@ -133,4 +142,6 @@ class FusedLlama(Llama):
 
     def loss(self, idx: Any, targets: Any) -> Tensor:
         """The mean loss alone; see FusedGPT."""
+        if is_quantized(self.head_weight):
+            return super().loss(idx, targets)
         return tg.linear_cross_entropy(self.hidden_states(idx), self.head_weight, tg.asarray(targets))

@@ -91,7 +91,7 @@ LAYERS = [
     ["gpt.finetune.baseline", "gpt.finetune.classifier"],
     ["gpt.finetune.classification"],
     ["gpt.finetune.classify", "gpt.finetune.predict"],
-    ["gpt.data.__main__", "gpt.evaluate.__main__", "gpt.finetune.__main__"],
+    ["gpt.data.__main__", "gpt.evaluate.__main__", "gpt.finetune.__main__", "gpt.weights.__main__"],
     ["gpt.__main__", "generate", "train"],
 ]
 

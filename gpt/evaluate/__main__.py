@@ -22,10 +22,11 @@ from gpt.heartbeat import Heartbeat, progress_bar
 from gpt.tokenizer import Tokenizer, TokenizerError
 from gpt.weights import Model
 from gpt.weights.arrays import QUANTIZE, QUANTIZE_HELP
-from gpt.weights.initial import load_initial
+from gpt.weights.initial import MODEL_HELP, load_initial
 from tensorgrad.memory import keep_freed_memory
 
 SPLITS = ("val", "train", "all")
+MAX_WINDOW = 1024  # unless --block-size is given
 LOGITS_BYTES = 2**28  # of a batch; with a vocabulary of 50,000, logits are the largest array
 EXAMPLES = """examples:
   python -m gpt evaluate checkpoints/shakespeare-char --data shakespeare
@@ -44,12 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = load_initial(args.checkpoint, args.n_head, args.quantize)
         model = weights.build_model()
         parts = open_tokens(args, weights.tokenizer)
-    block_size = model.config.block_size
+    block_size = args.block_size or min(model.config.block_size, MAX_WINDOW)
+    if not 1 <= block_size <= model.config.block_size:
+        raise UserError(f"--block-size must be at least 1 and at most {model.config.block_size}, not {block_size}")
     stride = block_size if args.stride is None else args.stride
     if not 1 <= stride <= block_size:
         raise UserError(f"--stride must be at least 1 and at most the window, {block_size}, not {stride}")
     started = time.perf_counter()
-    result = score_parts(model, parts, stride, args.batch_size, bytes_per_token(weights.tokenizer))
+    token_bytes = bytes_per_token(weights.tokenizer)
+    result = score_parts(model, parts, block_size, stride, args.batch_size, token_bytes)
     seconds = time.perf_counter() - started
     if not math.isfinite(result.loss):
         raise UserError(f"{args.checkpoint}: the loss is {result.loss}, so the weights are not usable")
@@ -73,10 +77,11 @@ def build_parser() -> ArgumentParser:
         description="Measure the loss over a whole text. Every token but the first is predicted once.",
     )  # fmt: skip
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="a run, one step of it, or model.safetensors of a Hugging Face GPT-2")
+    add("checkpoint", metavar="CHECKPOINT", help=MODEL_HELP)
     add("--data", required=True, metavar="SOURCE", help="a corpus, file, folder, pattern, or prepared data")
     add("--split", type=one_of(*SPLITS), default="val", metavar="NAME",
         help="val (default), train, or all: as train.py splits a text, and as prepared data was split")
+    add("--block-size", type=int, metavar="N", help=f"tokens in a window (default: the model's, at most {MAX_WINDOW})")
     add("--stride", type=int, metavar="N",
         help="tokens from one window to the next (default: a whole window); fewer give each token more context")
     add("--batch-size", type=int, metavar="N", help="windows at a time (default: as many as fit 256 MiB of logits)")
@@ -114,15 +119,16 @@ def open_tokens(args: argparse.Namespace, tokenizer: Tokenizer) -> list[Tokens]:
 
 
 def score_parts(
-    model: Model, parts: Sequence[Tokens], stride: int, batch_size: int | None, token_bytes: Array
+    model: Model, parts: Sequence[Tokens], block_size: int, stride: int, batch_size: int | None, token_bytes: Array
 ) -> Score:
     """Return the score of all parts together, and show the progress."""
-    window_bytes = 4 * model.config.block_size * model.config.vocab_size
+    window_bytes = 4 * block_size * model.config.vocab_size
     batch = batch_size or max(1, min(64, LOGITS_BYTES // window_bytes))
     total = Score()
     with progress_bar("evaluating", sum(len(part) - 1 for part in parts), " tokens") as advance:
         for part in parts:
-            total += score(model, part, stride=stride, batch_size=batch, token_bytes=token_bytes, advance=advance)
+            options = {"block_size": block_size, "stride": stride, "batch_size": batch, "token_bytes": token_bytes}
+            total += score(model, part, advance=advance, **options)
     return total
 
 

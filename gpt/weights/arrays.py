@@ -1,6 +1,7 @@
 """What the readers of weights share: matrices by our names, checked against a configuration, and quantised."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -78,3 +79,25 @@ class FloatBlock:
         copy[...] = array
         self.used = -(-end // ALIGNMENT) * ALIGNMENT
         return copy
+
+
+def with_bias(config: GPTConfig | LlamaConfig) -> GPTConfig | LlamaConfig:
+    """Return a GPT-2's configuration with biases, which other programs expect; a Llama's as it is."""
+    return replace(config, bias=True) if isinstance(config, GPTConfig) else config
+
+
+def with_biases(weights: WeightArrays, config: GPTConfig | LlamaConfig) -> WeightArrays:
+    """Return the weights of a GPT-2 with biases of 0 where it has none, in the order of parameter_names."""
+    names = parameter_names(with_bias(config), "hf")
+    sizes = {n: len(weights[n.replace(".bias", ".weight")]) for n in names if n.endswith(".bias") and n not in weights}
+    zeros = {name: np.zeros(size, np.float32) for name, size in sizes.items()}
+    return {name: zeros[name] if name in zeros else weights[name] for name in names}
+
+
+def to_float16(name: str, array: Any) -> Any:
+    """Return weights in float16; ValueError for those that are too large."""
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    if not np.array_equal(np.isfinite(half), np.isfinite(array)):
+        raise ValueError(f"{name} has weights beyond the range of float16: choose another type")
+    return half

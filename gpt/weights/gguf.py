@@ -1,4 +1,4 @@
-"""Models in GGUF files: Llama and GPT-2, in any type that llama.cpp commonly stores."""
+"""Models in GGUF files: Llama and GPT-2, read in the types that llama.cpp commonly stores, and written."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +7,20 @@ from typing import Any
 import numpy as np
 
 from gpt.config import GPTConfig, LlamaConfig
+from gpt.files import atomic_write
 from gpt.tokenizer import Tokenizer
-from gpt.tokenizer.gguf import from_metadata
-from gpt.weights.arrays import FloatBlock, WeightArrays, converted, require_names
+from gpt.tokenizer.gguf import from_metadata, to_metadata
+from gpt.weights.arrays import (
+    FloatBlock,
+    WeightArrays,
+    converted,
+    require_names,
+    to_float16,
+    with_bias,
+    with_biases,
+)
 from gpt.weights.gguf_file import StoredTensor, read_gguf
+from gpt.weights.names import parameter_names
 from tensorgrad import QuantizedArray
 from tensorgrad.backend import Array
 from tensorgrad.backend.quantization import FORMATS
@@ -107,6 +117,11 @@ def rotated_in_halves(rows: Array, head_size: int) -> Array:
     return rows.reshape(-1, head_size // 2, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
+def rotated_in_pairs(rows: Array, head_size: int) -> Array:
+    """Return the rows in llama.cpp's order: the inverse of rotated_in_halves."""
+    return rows.reshape(-1, 2, head_size // 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
 def dequantize(type: str, rows: Array) -> Array:
     """Return bytes of a type of GGUF, uint8 (n, bytes of a row), as float32, (n, elements of a row)."""
     if type == "F32":
@@ -123,3 +138,72 @@ def dequantize(type: str, rows: Array) -> Array:
     except ImportError:
         raise ValueError(f"weights of type {type} are read with the package gguf: pip install gguf") from None
     return quants.dequantize(rows, GGMLQuantizationType[type])
+
+
+TYPES = ("f32", "f16", *FORMATS)  # that are written
+
+
+def write_model(
+    path: Path, config: GPTConfig | LlamaConfig, weights: WeightArrays, tokenizer: Tokenizer, type: str = "f32"
+) -> None:
+    """Write a file that llama.cpp reads, with the matrices in one of TYPES, and vectors and positions in F32.
+
+    Raises ValueError for what GGUF cannot express, and for a width that is no multiple of 32 where blocks are written.
+    """
+    try:
+        from gguf import GGMLQuantizationType, GGUFWriter
+    except ImportError:
+        raise ValueError("GGUF files are written with the package gguf: pip install gguf") from None
+    if isinstance(config, GPTConfig) and config.gelu != "tanh":
+        raise ValueError(f"gelu {config.gelu} cannot be written to GGUF, where a GPT-2 has the approximation tanh")
+    metadata = {**config_to_metadata(config), **to_metadata(tokenizer)}  # before the file is made: it may raise
+    arrays = {name: _stored(name, array, config, type) for name, array in with_biases(weights, config).items()}
+    with atomic_write(path) as file:
+        writer = GGUFWriter(file.name, config.type_name)
+        for key, value in metadata.items():
+            _add(writer, key, value)
+        names = parameter_names(with_bias(config), "gguf")
+        for name, array in arrays.items():
+            kind = None if array.dtype != np.uint8 else GGMLQuantizationType[type.upper()]
+            writer.add_tensor(names[name], array, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def config_to_metadata(config: GPTConfig | LlamaConfig) -> dict[str, Any]:
+    """Return the entries that config_from_metadata reads, without general.architecture."""
+    shape: dict[str, Any] = {
+        "context_length": config.block_size, "embedding_length": config.n_embd, "block_count": config.n_layer,
+        "attention.head_count": config.n_head, "vocab_size": config.vocab_size,
+    }  # fmt: skip
+    if isinstance(config, LlamaConfig):
+        shape |= {
+            "feed_forward_length": config.n_hidden, "attention.head_count_kv": config.n_kv_head,
+            "attention.layer_norm_rms_epsilon": config.norm_eps, "rope.freq_base": config.rope_base,
+            "rope.dimension_count": config.head_size,
+        }  # fmt: skip
+    else:
+        shape |= {"feed_forward_length": 4 * config.n_embd, "attention.layer_norm_epsilon": config.norm_eps}
+    return {f"{config.type_name}.{key}": value for key, value in shape.items()}
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    else:
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add[type(value)](key, value)
+
+
+def _stored(name: str, array: Any, config: GPTConfig | LlamaConfig, type: str) -> Array:
+    """Return an array as it is written: float32, float16, or the bytes of blocks, a row of them for each row."""
+    array = converted(name, array, type if type in FORMATS else "none")
+    is_quantized = isinstance(array, QuantizedArray)
+    rows = array.blocks if is_quantized else array
+    if isinstance(config, LlamaConfig) and name.endswith((".q_proj.weight", ".k_proj.weight")):
+        rows = rotated_in_pairs(rows, config.head_size)
+    if type == "f16" and rows.ndim == 2 and name != "wpe.weight":
+        rows = to_float16(name, rows)
+    return np.ascontiguousarray(rows)

@@ -7,15 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
-from gpt.checkpoint.files import MANIFEST, MODEL, Arrays, read_arrays
+from gpt.checkpoint.files import MANIFEST, MODEL, Arrays, read_arrays, write_json
 from gpt.config import GPTConfig, LlamaConfig
 from gpt.files import read_json
 from gpt.tokenizer import GPT2Tokenizer, Tokenizer
 from gpt.tokenizer.byte_level import ByteLevelTokenizer
 from gpt.tokenizer.convert import as_byte_level
-from gpt.tokenizer.huggingface import FILES, read_tokenizer
-from gpt.weights.arrays import FloatBlock, WeightArrays, converted, require_names
+from gpt.tokenizer.huggingface import FILES, read_tokenizer, to_files
+from gpt.weights.arrays import (
+    FloatBlock,
+    WeightArrays,
+    converted,
+    require_names,
+    to_float16,
+    with_bias,
+    with_biases,
+)
 from gpt.weights.names import parameter_names
 
 CONFIG_JSON, INDEX = "config.json", "model.safetensors.index.json"
@@ -215,3 +224,40 @@ def find_tokenizer(place: Path, config: GPTConfig | LlamaConfig) -> Tokenizer:
     same = as_byte_level(gpt2)
     options: dict[str, Any] = {"special": same.special, "roles": same.roles, "vocab_size": config.vocab_size}
     return ByteLevelTokenizer(same.tokens, same.ids, same.pre, **options)
+
+
+TYPES = ("f32", "f16")  # that are written
+
+
+def write_folder(
+    folder: Path, config: GPTConfig | LlamaConfig, weights: WeightArrays, tokenizer: Tokenizer, type: str = "f32"
+) -> None:
+    """Write a new folder that transformers reads: config.json, model.safetensors and the tokenizer's files."""
+    files = to_files(tokenizer)  # before the folder is made: it may raise
+    names = parameter_names(with_bias(config), "hf")
+    arrays = {}
+    for name, array in with_biases(weights, config).items():
+        array = converted(name, array, "none")
+        array = to_float16(name, array) if type == "f16" else array
+        transposed = isinstance(config, GPTConfig) and _TRANSPOSED.search(name)
+        arrays[names[name]] = np.ascontiguousarray(array.T if transposed else array)
+    folder.mkdir(parents=True)
+    save_file(arrays, folder / MODEL, metadata={"format": "pt"})
+    dtype = {"dtype": "float16" if type == "f16" else "float32"}
+    write_json(folder / CONFIG_JSON, {**config_to_entries(config, tokenizer), **dtype})
+    for name, entries in files.items():
+        write_json(folder / name, entries)
+
+
+def config_to_entries(config: GPTConfig | LlamaConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the entries of config.json."""
+    ends = {"bos_token_id": tokenizer.bos if tokenizer.eot is None else tokenizer.eot, "eos_token_id": tokenizer.eot}
+    fields = _LLAMA_FIELDS if isinstance(config, LlamaConfig) else _GPT2_FIELDS
+    entries = {key: getattr(config, ours) for ours, (key, _) in fields.items()}
+    entries |= {"model_type": config.type_name, "vocab_size": config.vocab_size, **ends}
+    if isinstance(config, LlamaConfig):
+        own = {"num_key_value_heads": config.n_kv_head, "hidden_act": "silu", "rope_theta": config.rope_base}
+        return {"architectures": ["LlamaForCausalLM"], **entries, **own}
+    gelu = {"tanh": "gelu_new", "none": "gelu"}[config.gelu]
+    dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout)
+    return {"architectures": ["GPT2LMHeadModel"], **entries, "activation_function": gelu, **dropout}

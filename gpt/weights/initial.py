@@ -17,6 +17,7 @@ from gpt.weights.gguf_file import is_gguf
 from gpt.weights.published import PUBLISHED, find_published
 
 _FREE = ("vocab_size", "dropout")  # a run may have other values than the weights; all others must be the same
+MODEL_HELP = f"a run, one step of it, a Hugging Face folder, a file of safetensors or GGUF, {' or '.join(PUBLISHED)}"
 _POSITIONS = "wpe.weight"
 
 

@@ -1,4 +1,4 @@
-"""python tests/fuzz WHAT --seed N --count M: random programs, checkpoints, data files or command lines.
+"""python tests/fuzz WHAT --seed N --count M: random programs, checkpoints, weights, data files or command lines.
 
 Each seed is a case of its own: what fails is printed with its seed, and --seed with --count 1 repeats it.
 Exits with status 0 where nothing fails, 1 where something does.
@@ -15,6 +15,7 @@ TESTS = Path(__file__).resolve().parents[1]
 WHAT = {
     "programs": ("programs", "programs of ops: results and gradients against PyTorch's, on numpy and numba", 10_000),
     "checkpoints": ("damaged_checkpoints", "damaged checkpoints: refused in one line or skipped, never wrong", 1_500),
+    "weights": ("damaged_weights", "damaged weights, as GGUF or from Hugging Face: refused in one line or loaded", 500),
     "data": ("odd_data_files", "odd data files: read as they are or refused in one line", 500),
     "commands": ("command_lines", "command lines: no traceback, no hang, nothing half-written", 300),
 }

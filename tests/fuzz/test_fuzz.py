@@ -6,8 +6,10 @@ from pathlib import Path
 import op_calls
 import pytest
 from command_lines import Cases
+from damaged_weights import Cases as Weights
 from odd_data_files import check
 
+import tensorgrad as tg
 from tensorgrad.gradcheck.cases import cases
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="needs pipes, links and alarms")
@@ -40,3 +42,12 @@ def test_command_lines_end_in_one_line_of_error_or_none(tmp_path: Path) -> None:
     commands = Cases(tmp_path)
     for seed in range(40):
         commands.check(seed)
+
+
+def test_damaged_weights_are_refused_or_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="gguf is not installed, which writes the files to damage")
+    weights = Weights(tmp_path)
+    with tg.use_backend("numpy"):
+        for seed in range(60):
+            weights.check(seed)
+    assert min(weights.outcomes.values()) > 10

@@ -5,20 +5,28 @@ test_against_torch.py and test_transformers.py check that the loaded models comp
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from gpt.config import GPTConfig, LlamaConfig
 from gpt.model import GPT
+from gpt.tokenizer import BPETokenizer, GPT2Tokenizer
 from gpt.weights import build_model
-from gpt.weights.huggingface import read_weights
+from gpt.weights.huggingface import INDEX, config_from_entries, read_weights, write_folder
+from gpt.weights.initial import load_initial
 
 CONFIG = {"block_size": 8, "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 128}
+SHARDED = Path(__file__).parent / "transformers" / "llama-sharded"
 MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
@@ -108,6 +116,153 @@ def test_a_damaged_file_is_refused(model: GPT, tmp_path: Path) -> None:
         read_weights(path)
     with pytest.raises(FileNotFoundError):
         read_weights(tmp_path / "none.safetensors")
+
+
+# --------------------------------------------------------------------------------------------------
+# config.json
+
+LLAMA_ENTRIES: dict[str, Any] = {
+    "model_type": "llama", "vocab_size": 37, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 16, "rope_theta": 500000.0,
+}  # fmt: skip
+
+
+def test_config_json_is_obeyed() -> None:
+    config = config_from_entries(LLAMA_ENTRIES)
+    assert config == LlamaConfig(
+        block_size=16, vocab_size=37, n_layer=2, n_head=4, n_embd=32, n_kv_head=4, n_hidden=40, rope_base=500000.0,
+        norm_eps=1e-6, tied=False,
+    )  # fmt: skip
+    newer = {**LLAMA_ENTRIES, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}, "rope_theta": 8.0}
+    assert config_from_entries(newer).rope_base == 7.0
+    gpt2 = {"model_type": "gpt2", "n_head": 4, "activation_function": "gelu", "layer_norm_epsilon": 1e-6}
+    assert config_from_entries(gpt2) == GPTConfig(n_head=4, gelu="none", norm_eps=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mistral"}, "model_type 'mistral' is not supported: gpt2 and llama are"),
+        ({"model_type": None}, "model_type 'None' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported: only silu or swish is"),
+        ({"attention_bias": True}, "attention_bias 'True' is not supported: only False is"),
+        ({"mlp_bias": True}, "mlp_bias 'True' is not supported"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling .*llama3.* is not supported"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters .*yarn.* is not supported: only rope"),
+        ({"rope_parameters": {"factor": 2.0}}, "rope_parameters .*factor.* is not supported"),
+        ({"rope_parameters": 3}, "rope_parameters is int, not an object"),
+        ({"head_dim": 16}, "head_dim 16 is not supported: only 8 is"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config .* is not supported"),
+        ({"num_key_value_heads": 3}, "n_head 4 is not divisible by n_kv_head 3"),
+        ({"rms_norm_eps": 0}, "norm_eps must be above 0 and below 1, not 0"),
+        ({"hidden_size": "32"}, "n_embd must be int, not '32'"),
+    ],
+)
+def test_what_a_llama_does_not_support_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_from_entries({**LLAMA_ENTRIES, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx 'True' is not supported"),
+        ({"scale_attn_weights": False}, "scale_attn_weights 'False' is not supported: only True is"),
+        ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn 'True' is not supported"),
+        ({"add_cross_attention": True}, "add_cross_attention 'True' is not supported"),
+        ({"activation_function": "relu"}, "activation_function 'relu' is not supported: only gelu_new or "),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings 'False' is not supported"),
+        ({"n_inner": 100}, "n_inner 100 is not supported: only 3072 is"),
+    ],
+)
+def test_what_a_gpt2_does_not_support_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_from_entries({"model_type": "gpt2", **changes})
+
+
+def test_config_json_beside_the_weights_comes_before_a_guess(
+    model: GPT, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file(hugging_face_weights(model), tmp_path / "model.safetensors")
+    assert read_weights(tmp_path)[0].n_head == 2
+    assert "no config.json: taken for a GPT-2 with 2 heads, gelu tanh and eps 1e-5" in caplog.text
+    caplog.clear()
+    entries = {"n_positions": 8, "n_embd": 128, "n_layer": 2, "vocab_size": 11, "n_head": 4, "model_type": "gpt2"}
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    for place in (tmp_path, tmp_path / "model.safetensors"):
+        assert read_weights(place)[0].n_head == 4
+    assert caplog.text == ""
+    with pytest.raises(ValueError, match="n_head 8: config.json has 4"):
+        read_weights(tmp_path, n_head=8)
+
+
+# --------------------------------------------------------------------------------------------------
+# Several files, padded vocabularies, and folders that are written
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("../outside.safetensors", "'../outside.safetensors' is not the name of a safetensors file in this folder"),
+        ("/etc/passwd", "'/etc/passwd' is not the name of a safetensors file"),
+        ("missing.safetensors", "missing.safetensors"),
+        (7, "weight_map is not an object of file names"),
+    ],
+)
+def test_an_index_leads_to_files_of_its_folder_alone(file: Any, message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(SHARDED, folder)
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["model.norm.weight"] = file
+    (folder / INDEX).write_text(json.dumps(index))
+    save_file({"model.norm.weight": np.ones(32, np.float32)}, tmp_path / "outside.safetensors")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_weights(folder)
+
+
+def test_an_index_and_its_files_have_to_agree(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(SHARDED, folder)
+    index = json.loads((folder / INDEX).read_text())
+    more = {**index["weight_map"], "more": "model-00001-of-00004.safetensors"}
+    (folder / INDEX).write_text(json.dumps({"weight_map": more}))
+    with pytest.raises(ValueError, match="model-00001-of-00004.safetensors: no tensor 'more', which .* has there"):
+        read_weights(folder)
+    del index["weight_map"]["model.norm.weight"]
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="tensor 'model.norm.weight' is not in model.safetensors.index.json"):
+        read_weights(folder)
+
+
+def test_a_padded_vocabulary_is_kept_and_its_padding_is_no_text(tmp_path: Path, gpt2: GPT2Tokenizer) -> None:
+    """The logits are those of all rows, as in transformers."""
+    padded = GPT({"block_size": 8, "vocab_size": 50304, "n_layer": 1, "n_head": 1, "n_embd": 64})
+    save_file(hugging_face_weights(padded), tmp_path / "model.safetensors")
+    loaded = load_initial(str(tmp_path))
+    assert loaded.config.vocab_size == loaded.tokenizer.vocab_size == 50304
+    assert loaded.tokenizer.encode("Hello world") == gpt2.encode("Hello world") == [15496, 995]
+    assert loaded.tokenizer.eot == gpt2.eot
+    assert loaded.tokenizer.decode([15496, 50303]) == "Hello"
+
+
+@pytest.mark.parametrize("type", ["f32", "f16"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_folder_that_is_written_is_read_again(
+    kind: str, bias: bool, type: str, tmp_path: Path, bpe: BPETokenizer
+) -> None:
+    shape: dict[str, Any] = {"block_size": 8, "vocab_size": bpe.vocab_size, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    config: Any = GPTConfig(**shape, gelu="none", norm_eps=1e-6, bias=bias)
+    if kind == "llama":
+        config = LlamaConfig(**shape, n_kv_head=1, n_hidden=24, tied=bias, rope_base=77.0, norm_eps=1e-6)
+    model = build_model(config)
+    write_folder(tmp_path / "new", config, model.state_dict(), bpe, type)
+    loaded = load_initial(str(tmp_path / "new"))
+    assert loaded.config == (replace(config, bias=True) if kind == "gpt2" else config)
+    assert loaded.tokenizer.encode("lovely day") == bpe.encode("lovely day")
+    idx = np.arange(8)[None]
+    tolerance = 1e-6 if type == "f32" else 1e-3
+    np.testing.assert_allclose(loaded.build_model()(idx, idx)[0].numpy(), model(idx, idx)[0].numpy(), atol=tolerance)
 
 
 BFLOAT16 = """
