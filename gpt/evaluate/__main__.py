@@ -125,10 +125,10 @@ def score_parts(
     window_bytes = 4 * block_size * model.config.vocab_size
     batch = batch_size or max(1, min(64, LOGITS_BYTES // window_bytes))
     total = Score()
+    options: dict[str, Any] = {"stride": stride, "batch_size": batch, "token_bytes": token_bytes}
     with progress_bar("evaluating", sum(len(part) - 1 for part in parts), " tokens") as advance:
         for part in parts:
-            options = {"block_size": block_size, "stride": stride, "batch_size": batch, "token_bytes": token_bytes}
-            total += score(model, part, advance=advance, **options)
+            total += score(model, part, block_size=block_size, advance=advance, **options)
     return total
 
 
