@@ -13,9 +13,9 @@ from gpt.model import GPT, MLP, Block, CausalSelfAttention, LayerCache, causal_m
 from tensorgrad import Tensor, nn
 
 
-def is_quantized(*weights: Tensor) -> bool:
-    """Whether one of the weights is: mlp and linear_cross_entropy read only floating ones."""
-    return any(weight.dtype.kind == "q" for weight in weights)
+def is_quantized(weight: Tensor) -> bool:
+    """Whether a weight is: linear_cross_entropy reads only floating ones."""
+    return weight.dtype.kind == "q"
 
 
 class FusedCausalSelfAttention(CausalSelfAttention):
@@ -41,8 +41,6 @@ class FusedMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:
         """See MLP."""
         c_fc, c_proj = self.c_fc, self.c_proj
-        if is_quantized(c_fc.weight, c_proj.weight):
-            return super().forward(x)
         return self.dropout(tg.mlp(x, c_fc.weight, c_fc.bias, c_proj.weight, c_proj.bias, approximate=self.approximate))
 
 
