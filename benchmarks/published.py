@@ -4,6 +4,7 @@
     python benchmarks/published.py                        float32, q8_0, q4_0 and q4_1, made from the published file
     python benchmarks/published.py --types q8_0           one of them
     python benchmarks/published.py --files a.gguf         other files
+    python benchmarks/published.py --model gpt2-124m      the shape of GPT-2, with random weights
     python benchmarks/published.py --rivals-python PATH   llama.cpp and transformers from another environment
 
 Prefill reads a prompt of 448 tokens; decoding adds 64 tokens after a prompt of 64, one at a time. The tokens are given
@@ -30,7 +31,7 @@ from gpt.config import UserError
 TYPES = ("f32", "q8_0", "q4_0", "q4_1")
 TOLERANCE, QUANTIZED_TOLERANCE = 1e-3, 0.1
 RIVALS = {"llama.cpp": "LlamaCpp", "transformers": "Transformers"}
-FIRST_TOKEN = 1000  # the text is a run of ordinary tokens
+RANDOM_GPT2 = "gpt2-124m"  # the shape of GPT-2, with random weights
 
 Result = dict[str, Any]
 
@@ -52,12 +53,14 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = ArgumentParser(description="Time a published model: tensorgrad, llama.cpp and transformers, side by side.")
-    parser.add_argument("--model", default="smollm2", help="a model by name, or a GGUF file, to make the files from")
+    model = f"what the files are made from: a model by name, a GGUF file, or {RANDOM_GPT2}, with random weights"
+    parser.add_argument("--model", default="smollm2", help=model)
     parser.add_argument("--types", type=one_of(*TYPES), nargs="+", default=[*TYPES], help="of the files made from it")
     parser.add_argument("--files", nargs="+", type=Path, help="GGUF files to measure in place of these")
     parser.add_argument("--prompt", type=common.at_least(1), default=64, help="tokens before decoding")
     parser.add_argument("--new", type=common.at_least(1), default=64, help="tokens that are decoded")
     parser.add_argument("--prefill", type=common.at_least(1), default=448, help="tokens of a prompt to read")
+    parser.add_argument("--first-token", type=common.at_least(0), default=1000, help="the text is a run of tokens")
     parser.add_argument("--rivals", type=one_of(*RIVALS), nargs="*", default=[*RIVALS], help="the others")
     parser.add_argument("--rivals-python", default=sys.executable, help="the Python that has them")
     parser.add_argument("--backends", type=one_of("numba", "numpy"), nargs="+", default=["numba"], help="ours")
@@ -69,23 +72,34 @@ def files(options: argparse.Namespace, folder: Path) -> list[Path]:
     """The files that were given; or one of each type, written from the model in float32."""
     if options.files:
         return [file.resolve() for file in options.files]
-    from gpt.weights.export import write_model  # what measures other files does without
+    from gpt.weights import gguf  # not needed to measure other files
 
-    from gpt.weights.initial import load_initial
-
-    initial = load_initial(options.model, quantize="none")
     made = []
     for type in options.types:
         common.progress(f"writing {type}")
         made.append(folder / f"{type}.gguf")
-        write_model(initial, made[-1], type)
+        gguf.write_model(made[-1], *model_of(options.model), type)
     return made
+
+
+def model_of(name: str) -> tuple[Any, Any, Any]:
+    """The configuration, the weights in float32 and the tokenizer."""
+    from gpt.config import GPT_CONFIG_124M, GPTConfig
+    from gpt.model import GPT
+    from gpt.tokenizer import GPT2Tokenizer
+    from gpt.weights.initial import load_initial
+
+    if name != RANDOM_GPT2:
+        initial = load_initial(name, quantize="none")
+        return initial.config, initial.weights, initial.tokenizer
+    model = GPT(GPTConfig.from_dict(GPT_CONFIG_124M))
+    return model.config, model.state_dict(), GPT2Tokenizer()
 
 
 def measure(file: Path, options: argparse.Namespace) -> dict[str, Result]:
     """Start all contenders on one file, compare their logits, and time them in turns."""
     n_tokens = options.prompt + options.new
-    tokens = list(range(FIRST_TOKEN, FIRST_TOKEN + max(n_tokens, options.prefill)))
+    tokens = [options.first_token + i for i in range(max(n_tokens, options.prefill))]
     spec = {"file": str(file), "threads": options.threads, "window": len(tokens) + 1}
     with ExitStack() as stack:
         workers, logits = [], {}

@@ -103,6 +103,24 @@ def test_generate_measures_every_contender(tmp_path: Path) -> None:
         assert "torch huggingface" in {**result["rows"], **result["left_out"]}
 
 
+def test_published_measures_a_model_of_a_file(tmp_path: Path) -> None:
+    """A tiny Llama, whose tokens are those of a small vocabulary."""
+    from gpt.config import LlamaConfig
+    from gpt.tokenizer import BPETokenizer
+    from gpt.weights import build_model, gguf
+
+    tokenizer = BPETokenizer.train("to be, or not to be: that is the question. " * 9, 270)
+    config = LlamaConfig(64, tokenizer.vocab_size, 1, 2, 32, n_kv_head=1, n_hidden=64)
+    file = tmp_path / "q8_0.gguf"
+    gguf.write_model(file, config, build_model(config).state_dict(), tokenizer, "q8_0")
+    arguments = ["--files", str(file), "--first-token", "5", "--prompt", "6", "--new", "4", "--prefill", "12"]
+    arguments += ["--backends", "numpy", "numba", "--rivals", "--rounds", "1", "--threads", "1"]
+    rows = result_of("published", tmp_path / "result.json", *arguments)["results"]["q8_0"]
+    assert list(rows) == ["numpy", "numba"]
+    assert rows["numpy"]["difference"] == 0 < rows["numba"]["difference"] < 1e-2
+    assert all(row["decode_tokens_per_s"] > 0 and row["prefill_tokens_per_s"] > 0 for row in rows.values())
+
+
 def test_recompute_compares_time_and_memory(tmp_path: Path) -> None:
     result = result_of("recompute", tmp_path / "x.json", "--config", "tiny", "--backend", "numpy", "--threads", "1",
                        "--rounds", "1")  # fmt: skip
