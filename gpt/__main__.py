@@ -10,7 +10,7 @@ from gpt.config import UserError, nearest
 COMMANDS = {  # the module, whose main(argv) returns the exit status, and what it does
     "data": ("gpt.data.__main__", "prepare texts of any size as shards of tokens, and verify them"),
     "evaluate": ("gpt.evaluate.__main__", "measure the loss of a model over a whole text"),
-    "finetune": ("gpt.finetune.__main__", "train a model for labels, and use it"),
+    "finetune": ("gpt.finetune.__main__", "train a model to label texts, or to answer"),
     "weights": ("gpt.weights.__main__", "write a model for transformers or llama.cpp, or quantised"),
     "compare": ("gpt.evaluate.compare", "compare training runs in a table and a plot"),
 }

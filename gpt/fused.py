@@ -29,7 +29,7 @@ class FusedCausalSelfAttention(CausalSelfAttention):
         if cache is not None:
             k, v = cache.extend(k, v)  # (B, H, S, D)
         same_length = pos.ndim == 1  # then the last token sees every key, and no mask is needed
-        mask = None if same_length else causal_mask(pos, k.shape[2])
+        mask = None if same_length else causal_mask(pos, k.shape[2], packed=cache is None)
         dropout_p = self.attn_dropout.p if self.attn_dropout.training else 0.0
         y = tg.attention(q, k, v, causal=same_length, mask=mask, dropout_p=dropout_p)  # (B, H, T, D)
         return self.resid_dropout(self.c_proj(y.permute_dims(0, 2, 1, 3).reshape(B, T, C)))  # (B, T, C)
@@ -62,7 +62,7 @@ class FusedLlamaAttention(LlamaAttention):
         if cache is not None:
             k, v = cache.extend(k, v)  # (B, G, S, D)
         same_length = pos.ndim == 1  # then the last token sees every key, and no mask is needed
-        mask = None if same_length else causal_mask(pos, k.shape[2])
+        mask = None if same_length else causal_mask(pos, k.shape[2], packed=cache is None)
         y = tg.attention(q, k, v, causal=same_length, mask=mask)  # (B, H, T, D)
         return self.o_proj(y.permute_dims(0, 2, 1, 3).reshape(x.shape))  # (B, T, C)
 
@@ -124,11 +124,11 @@ class FusedGPT(GPT):
         super().__init__(config)
         fuse(self)
 
-    def loss(self, idx: Any, targets: Any) -> Tensor:
+    def loss(self, idx: Any, targets: Any, pos: Any = None) -> Tensor:
         """The mean loss alone, without holding all logits: V numbers a token, they can be most of the memory."""
         if is_quantized(self.wte.weight):
-            return super().loss(idx, targets)
-        return tg.linear_cross_entropy(self.hidden_states(idx), self.wte.weight, tg.asarray(targets))
+            return super().loss(idx, targets, pos)
+        return tg.linear_cross_entropy(self.hidden_states(idx, pos=pos), self.wte.weight, tg.asarray(targets))
 
 
 class FusedLlama(Llama):
@@ -138,8 +138,8 @@ class FusedLlama(Llama):
         super().__init__(config)
         fuse(self)
 
-    def loss(self, idx: Any, targets: Any) -> Tensor:
+    def loss(self, idx: Any, targets: Any, pos: Any = None) -> Tensor:
         """The mean loss alone; see FusedGPT."""
         if is_quantized(self.head_weight):
-            return super().loss(idx, targets)
-        return tg.linear_cross_entropy(self.hidden_states(idx), self.head_weight, tg.asarray(targets))
+            return super().loss(idx, targets, pos)
+        return tg.linear_cross_entropy(self.hidden_states(idx, pos=pos), self.head_weight, tg.asarray(targets))

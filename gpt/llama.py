@@ -37,7 +37,7 @@ class LlamaAttention(nn.Module):
         k, v = tg.repeat(k, n_shared, axis=1), tg.repeat(v, n_shared, axis=1)  # (B, H, S, D)
 
         att = q @ k.mT / math.sqrt(self.config.head_size)  # (B, H, T, S)
-        att = tg.where(causal_mask(pos, k.shape[2]), att, -math.inf)  # no token sees a later one
+        att = tg.where(causal_mask(pos, k.shape[2], packed=cache is None), att, -math.inf)  # no token sees a later one
         y = tg.softmax(att) @ v  # (B, H, T, D)
         y = y.permute_dims(0, 2, 1, 3).reshape(B, T, C)  # the heads of a token side by side
         return self.o_proj(y)  # (B, T, C)
@@ -114,16 +114,18 @@ class Llama(nn.Module):
         """The weight (V, C) of the output layer."""
         return self.wte.weight if self.config.tied else self.lm_head.weight
 
-    def loss(self, idx: Any, targets: Any) -> Tensor:
-        """The mean loss alone, for training and evaluation: `model(idx, targets)[1]`."""
-        return self(idx, targets)[1]
+    def loss(self, idx: Any, targets: Any, pos: Any = None) -> Tensor:
+        """The mean loss alone, for training and evaluation: `model(idx, targets)[1]`. pos: see hidden_states."""
+        logits = tg.linear(self.hidden_states(idx, pos=pos), self.head_weight)  # (B, T, V)
+        return tg.cross_entropy(logits, tg.asarray(targets))
 
-    def hidden_states(self, idx: Any, cache: Cache | None = None) -> Tensor:
-        """Everything but the output layer: tokens (B, T) -> (B, T, C)."""
+    def hidden_states(self, idx: Any, cache: Cache | None = None, pos: Any = None) -> Tensor:
+        """Everything but the output layer: tokens (B, T) -> (B, T, C). pos: see GPT.hidden_states."""
         idx = tg.asarray(idx)
         check_tokens(idx, self.config)
         T = idx.shape[1]
-        pos = tg.arange(T) if cache is None else cache.advance(T)  # (T,), or (B, T) where rows differ in length
+        if pos is None:
+            pos = tg.arange(T) if cache is None else cache.advance(T)  # (T,), or (B, T) where rows differ in length
         x = self.wte(idx)  # (B, T, C): positions enter in attention
         for i, block in enumerate(self.h):
             layer = None if cache is None else cache.layers[i]

@@ -27,12 +27,15 @@ def residual_std(config: ModelConfig) -> float:
     return INIT_STD / math.sqrt(2 * config.n_layer)
 
 
-def causal_mask(pos: Tensor, n_keys: int) -> Tensor:
+def causal_mask(pos: Tensor, n_keys: int, packed: bool = False) -> Tensor:
     """True where a token may attend: the one at position p attends to the keys 0 to p.
 
-    pos (T,) -> (1, 1, T, S); or (B, T), where the rows of a batch differ in length -> (B, 1, T, S).
+    pos (T,) -> (1, 1, T, S); or (B, T), where the rows of a batch differ in length -> (B, 1, T, S). packed: a row may
+    hold several sequences, each with positions from 0: a token attends to the p keys before its own, and to that.
     """
-    return tg.arange(n_keys) <= pos.reshape(-1, 1, pos.shape[-1], 1)
+    pos, keys = pos.reshape(-1, 1, pos.shape[-1], 1), tg.arange(n_keys)
+    first = keys.reshape(-1, 1) - pos if packed else 0  # the key at which the sequence of a token begins
+    return (first <= keys) & (keys <= first + pos)
 
 
 class CausalSelfAttention(nn.Module):
@@ -55,7 +58,7 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.extend(k, v)  # (B, H, S, D): those of the earlier tokens, then these
 
         att = q @ k.mT / math.sqrt(D)  # (B, H, T, S)
-        att = tg.where(causal_mask(pos, k.shape[2]), att, -math.inf)  # no token sees a later one
+        att = tg.where(causal_mask(pos, k.shape[2], packed=cache is None), att, -math.inf)  # no token sees a later one
         att = tg.softmax(att)  # (B, H, T, S): the weights of a token's keys, which add up to 1
         y = self.attn_dropout(att) @ v  # (B, H, T, D)
         y = y.permute_dims(0, 2, 1, 3).reshape(B, T, C)  # the heads of a token side by side
@@ -124,19 +127,23 @@ class GPT(nn.Module):
         logits = tg.linear(x, self.wte.weight)  # (B, T, V): the output layer shares its weight with wte
         return logits, None if targets is None else tg.cross_entropy(logits, tg.asarray(targets))
 
-    def loss(self, idx: Any, targets: Any) -> Tensor:
-        """The mean loss alone, for training and evaluation: `model(idx, targets)[1]`."""
-        return self(idx, targets)[1]
+    def loss(self, idx: Any, targets: Any, pos: Any = None) -> Tensor:
+        """The mean loss alone, for training and evaluation: `model(idx, targets)[1]`. pos: see hidden_states."""
+        logits = tg.linear(self.hidden_states(idx, pos=pos), self.wte.weight)  # (B, T, V)
+        return tg.cross_entropy(logits, tg.asarray(targets))
 
-    def hidden_states(self, idx: Any, cache: "Cache | None" = None) -> Tensor:
-        """Everything but the output layer: tokens (B, T) -> (B, T, C)."""
+    def hidden_states(self, idx: Any, cache: "Cache | None" = None, pos: Any = None) -> Tensor:
+        """Everything but the output layer: tokens (B, T) -> (B, T, C).
+
+        pos: positions (B, T) of rows that hold several sequences, one after the other, each from 0.
+        """
         idx = tg.asarray(idx)
         check_tokens(idx, self.config)
         T = idx.shape[1]
         tok_emb = self.wte(idx)  # (B, T, C)
-        pos = tg.arange(T) if cache is None else cache.advance(T)  # (T,), or (B, T) where rows differ in length
-        pos_emb = self.wpe(pos)  # (T, C) or (B, T, C)
-        x = self.drop(tok_emb + pos_emb)  # (B, T, C)
+        if pos is None:
+            pos = tg.arange(T) if cache is None else cache.advance(T)  # (T,), or (B, T) where rows differ in length
+        x = self.drop(tok_emb + self.wpe(pos))  # (B, T, C): the positions are (T, C) or (B, T, C)
         for i, block in enumerate(self.h):
             layer = None if cache is None else cache.layers[i]
             x = tg.checkpoint(block, x, pos, layer) if self.recompute else block(x, pos, layer)  # (B, T, C)

@@ -89,8 +89,10 @@ LAYERS = [
     ["gpt.train.describe", "gpt.train.dry_run", "gpt.train.loop"],
     ["gpt.finetune", "gpt.finetune.split", "gpt.finetune.scores", "gpt.finetune.tables"],
     ["gpt.finetune.baseline", "gpt.finetune.classifier"],
-    ["gpt.finetune.classification"],
-    ["gpt.finetune.classify", "gpt.finetune.predict"],
+    ["gpt.finetune.classification", "gpt.finetune.conversations"],
+    ["gpt.finetune.packing"],
+    ["gpt.finetune.instruction"],
+    ["gpt.finetune.classify", "gpt.finetune.instruct", "gpt.finetune.predict"],
     ["gpt.data.__main__", "gpt.evaluate.__main__", "gpt.finetune.__main__", "gpt.weights.__main__"],
     ["gpt.__main__", "generate", "train"],
 ]

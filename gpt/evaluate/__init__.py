@@ -10,11 +10,9 @@ import numpy as np
 
 import tensorgrad as tg
 from gpt.data.loaders import Array, Batches, Tokens, windows
-from gpt.weights import Model
+from gpt.weights import IGNORED, Model
 from tensorgrad import nn
 from tensorgrad.distributed import ALONE, Communicator
-
-IGNORED = -100  # a target that cross_entropy leaves out
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from gpt.config import UserError, nearest
 
 COMMANDS = {  # the module, whose main(argv) returns the exit status, and what it does
     "classify": ("gpt.finetune.classify", "train a model to label texts"),
-    "predict": ("gpt.finetune.predict", "label new texts with it"),
+    "instruct": ("gpt.finetune.instruct", "train a model to answer"),
+    "predict": ("gpt.finetune.predict", "label new texts with a model of classify"),
 }
 USAGE = "\n".join(
     [

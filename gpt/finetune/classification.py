@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from gpt.config import TrainConfig, UserError
 from gpt.data import Array, Batches
 from gpt.files import file_errors
 from gpt.finetune.classifier import Classifier, LabelledTexts, balanced_weights
-from gpt.finetune.split import Split, split_examples
+from gpt.finetune.split import split_examples
 from gpt.finetune.tables import column, read_rows
 from gpt.tokenizer import Tokenizer, TokenizerError
 from gpt.train.build import make_tokenizer
@@ -26,6 +26,14 @@ from gpt.weights.initial import InitialWeights
 NAME = "classify"
 TUNE = ("last-block", "head", "all")
 PARTS = {"train": "training", "validation": "validation", "test": "test"}
+
+
+class Split(NamedTuple):
+    """The indices of the examples in each part, in their order."""
+
+    train: list[int]
+    validation: list[int]
+    test: list[int]
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Classification(Task):
     @cached_property
     def split(self) -> Split:
         """Which examples belong to training, validation and test; UserError where there are too few."""
-        parts = split_examples(*self.examples, self.seed)
+        parts = Split(*split_examples(*self.examples, self.seed))
         for name, indices in zip(PARTS.values(), parts, strict=True):
             if not indices:
                 raise UserError(f"data {self.data}: {len(self.examples[0])} texts are too few: none is left for {name}")

@@ -2,19 +2,10 @@
 
 import unicodedata
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from tensorgrad.random import Generator, Stream
 
-SHARES = (0.7, 0.1, 0.2)
-
-
-class Split(NamedTuple):
-    """The indices of the examples in each part, in their order."""
-
-    train: list[int]
-    validation: list[int]
-    test: list[int]
+SHARES = (0.7, 0.1, 0.2)  # of training, validation and test
 
 
 def normal_form(text: str) -> str:
@@ -23,9 +14,9 @@ def normal_form(text: str) -> str:
 
 
 def split_examples(
-    texts: Sequence[str], labels: Sequence[str], seed: int, shares: tuple[float, ...] = SHARES
-) -> Split:
-    """Return a random split by these shares, for each label alone: every label of the data occurs in training.
+    texts: Sequence[str], labels: Sequence[str], seed: int, shares: Sequence[float] = SHARES
+) -> list[list[int]]:
+    """Return the indices of the examples in each part, for each label by these shares: the first part has all labels.
 
     Texts of the same normal form are in the same part, whatever their labels; such a group counts for its first label.
     """
@@ -45,4 +36,4 @@ def split_examples(
             part = next(j for j in range(len(shares)) if middle < sum(shares[: j + 1]) or j == len(shares) - 1)
             parts[part] += members[i]
             done += len(members[i])
-    return Split(*(sorted(part) for part in parts))
+    return [sorted(part) for part in parts]

@@ -120,14 +120,14 @@ class Generation:
 
 def generate(
     model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eot: int | None = None,
-    **options: Unpack[SamplingOptions],
+    stop_ids: Collection[int] = (), **options: Unpack[SamplingOptions],
 ) -> list[list[int]]:  # fmt: skip
     """Return the tokens that follow each prompt, which may differ in length.
 
     options: temperature, top_k, top_p, repetition_penalty and seed, as in Sampling. See Generation.
     """
     generated: list[list[int]] = [[] for _ in prompts]
-    for new in Generation(model, prompts, max_new_tokens=max_new_tokens, eot=eot, **options):
+    for new in Generation(model, prompts, max_new_tokens=max_new_tokens, eot=eot, stop_ids=stop_ids, **options):
         for row, token in new.items():
             generated[row].append(token)
     return generated

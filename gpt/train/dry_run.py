@@ -223,7 +223,8 @@ class _Trial:
             batch: tuple[Array, ...] = (np.zeros((n_windows, self.config.block_size), np.int64),) * 2
         else:
             batch = self.data.draw(n_windows, step)
-        loss, _ = self.step(batch, self.config.lr)
+        x, y, *more = batch
+        loss, _ = self.step(x, y, self.config.lr, *more)
         tg.get_backend().numbers([loss])  # waits for a GPU
         return time.perf_counter() - started
 

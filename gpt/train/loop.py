@@ -64,7 +64,8 @@ def train(run: Run) -> int:
             with saver.save_on_error(flush):  # the data may have been deleted or truncated
                 batch = batch_of(run, run.step)
             rng = tg.random.default_generator.state_dict()
-            loss, grad_norm = take_step(batch, lr)  # on a GPU, arrays that are still being computed
+            x, y, *more_data = batch
+            loss, grad_norm = take_step(x, y, lr, *more_data)  # on a GPU, arrays that are still being computed
             more = {"ratios": take_step.inspected} if config.log_ratios else {}
             buffer.steps.append(StepMetrics(run.step + 1, lr, loss, grad_norm, rng, batch[0].size, more))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorgrad as tg
 from gpt.config import TrainConfig
-from gpt.weights import Model
+from gpt.weights import IGNORED, Model
 from tensorgrad.backend import Array
 from tensorgrad.distributed import ALONE, GradientReducer
 from tensorgrad.random import Stream
@@ -42,10 +42,13 @@ class TrainingStep:
             draw = partial(tg.random.default_generator.next_step, Stream.DROPOUT)
             self._compute = self.backend.record(self._step, draw)
 
-    def __call__(self, batch: tuple[Array, ...], lr: float) -> tuple[Any, Any]:
-        """Take a step on a batch, such as the windows x, y (n, T); return the loss and the norm of the gradient."""
+    def __call__(self, x: Array, y: Array, lr: float, *more: Array) -> tuple[Any, Any]:
+        """Take a step on the windows x, y (n, T); return the loss and the norm of the gradient.
+
+        more: further arguments of the model's loss, with n rows.
+        """
         self.optimizer.set_lr(lr)
-        loss, grad_norm = self._compute(*self.backend.stage(*batch))
+        loss, grad_norm = self._compute(*self.backend.stage(x, y, *more))
         if self.config.cuda_graph:
             return loss.copy(), grad_norm.copy()  # the next replay writes into the same arrays
         return loss, grad_norm
@@ -84,10 +87,18 @@ def accumulate_gradients(
         part = tuple(array[i : i + batch_size] for array in batch)
         overlap = reducer.overlap() if reducer is not None and i + batch_size == last else nullcontext()
         with scaler.overflowing(), overlap:
-            part_loss = model.loss(*part) / (n_rows // batch_size)
+            part_loss = model.loss(*part)
+            if len(batch) == 2:  # without positions, every token is a target
+                part_loss = part_loss / (n_rows // batch_size)
+            else:
+                part_loss = part_loss * (_count_targets(part[1]) / _count_targets(batch[1]))
             scaler.scale(part_loss).backward()  # adds to the gradients of earlier batches
         loss = loss + k.number(part_loss.data)
     if reducer is None or group.size == 1:
         return loss
     reducer.wait()
     return k.sum_over(group, loss)
+
+
+def _count_targets(y: Array) -> int:
+    return int((y != IGNORED).sum())

@@ -11,6 +11,7 @@ from gpt.model import GPT
 from tensorgrad.creation import skip_init
 
 Model = GPT | Llama
+IGNORED = -100  # a target that the loss of a model leaves out
 
 
 def build_model(

@@ -49,22 +49,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
 
 
-@pytest.fixture
-def call(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """call(*flags): the exit status of `python -m gpt finetune`, and what was written to stdout and stderr."""
-    monkeypatch.chdir(home)
-
-    def call(*flags: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            status = main(["finetune", *flags])
-        except SystemExit as end:  # argparse's
-            status = int(end.code or 0)
-        return status, *capsys.readouterr()
-
-    return call
-
-
 def test_a_run_learns_labels_and_reports_them(call: Any) -> None:
     results = json.loads(Path("run", RESULTS).read_text())
     assert results["task"]["labels"] == ["ham", "spam"] and results["task"]["name"] == "classify"

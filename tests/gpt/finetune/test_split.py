@@ -21,7 +21,7 @@ def test_no_text_is_in_two_parts_and_every_label_is_in_training(examples: list[t
     first = {}  # label of the first example of each form: the one that the form counts for
     for text, label in examples:
         first.setdefault(normal_form(text), label)
-    assert {first[normal_form(texts[i])] for i in split.train} == set(first.values())
+    assert {first[normal_form(texts[i])] for i in split[0]} == set(first.values())
 
 
 def test_the_shares_are_kept_for_each_label() -> None:
@@ -30,4 +30,4 @@ def test_the_shares_are_kept_for_each_label() -> None:
     counts = [Counter(labels[i] for i in part) for part in split]
     assert [(count["common"], count["rare"]) for count in counts] == [(630, 70), (90, 10), (180, 20)]
     assert split == split_examples(texts, labels, seed=3) != split_examples(texts, labels, seed=4)
-    assert split.train != list(range(700))
+    assert split[0] != list(range(700))

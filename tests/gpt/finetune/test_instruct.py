@@ -1,0 +1,126 @@
+"""`python -m gpt finetune instruct`: whole runs, their resume, what they lead to, and their errors."""
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import generate
+import tensorgrad as tg
+from gpt.__main__ import main
+from gpt.checkpoint import load_checkpoint
+from gpt.checkpoint.files import METRICS
+from gpt.cli import run as run_program
+from gpt.config import TrainConfig
+from gpt.finetune.instruct import CONVERSATIONS, RESULTS
+from gpt.train.loop import train
+from gpt.train.run import new_run
+from tests.gpt.finetune.chat_model import CONFIG, make_tokenizer, save_base
+
+FLAGS = ["instruct", "--data=data.jsonl", "--init-from=base", "--backend=numpy", "--block-size=120", "--plot=False"]
+LEARN = ["--lr=0.02", "--batch-size=2", "--epochs=60"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Conversations, a model with a chat template, and that model after it has learned the answers."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch, tg.use_backend("numpy"):
+        patch.chdir(home)
+        # Every question is asked of two people, so that what is held out is learned from others.
+        known = {"1": "x", "2": "yy"}
+        entries = [{"instruction": f"{name} {q}?", "output": a} for name in "abcdefgh" for q, a in known.items()]
+        Path("data.jsonl").write_text("\n".join(map(json.dumps, entries)))
+        save_base(Path("base"), make_tokenizer())
+        assert main(["finetune", *FLAGS, *LEARN, "--out=run"]) == 0
+        yield home
+
+
+def test_held_out_answers_are_learned(call: Any) -> None:
+    results = json.loads(Path("run", RESULTS).read_text())
+    before, after = results["before"], results["after"]
+    assert before["loss"] > 4 > 0.5 > after["loss"]
+    assert before["n_exact"] == 0 and after["n_exact"] == after["n_short"] == 2
+    text = Path("run", CONVERSATIONS).read_text()
+    assert text.count("expected: ") == 2 and f"before: {before['answers'][0]}\nafter: {after['answers'][0]}\n" in text
+
+
+def test_the_model_keeps_its_window(call: Any) -> None:
+    state = load_checkpoint("run", optimizer=False).state
+    assert state.model_config.block_size == CONFIG.block_size == 128 and state.train_config.block_size == 120
+
+
+def test_generate_talks_to_the_result(
+    call: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"c 1?\n/reset\nf 2?\n"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    flags = ["--chat", "--model=run", "--backend=numpy", "--temperature=0", "--max-new-tokens=8"]
+    assert run_program(lambda: generate.main(flags)) == 0
+    assert capsys.readouterr().out.splitlines() == ["x", "yy"]
+
+
+def test_what_is_cut_is_told(call: Any, tmp_path: Path) -> None:
+    entries = [{"instruction": q * n, "output": "a" * 20} for q in "pqr" for n in (3, 4, 30, 90)]
+    Path("long.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    flags = ["--data=long.jsonl", "--block-size=60", "--max-iters=1", f"--out={tmp_path / 'run'}"]
+    status, out, err = call(*FLAGS, *flags)
+    assert (status, err) == (0, "")
+    assert "cut      of 12 conversations 3 to their first 60 tokens; 3 with longer prompts are left out\n" in out
+
+
+def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, tmp_path: Path) -> None:
+    flags = [*FLAGS, "--eval-interval=2", "--lr-decay-iters=4", "--warmup-iters=0"]
+    whole, run = str(tmp_path / "whole"), str(tmp_path / "run")
+    assert call(*flags, "--max-iters=4", f"--out={whole}")[0] == 0
+    assert call(*flags, "--max-iters=2", f"--out={run}")[0] == 0
+    status, _, err = call("instruct", f"--resume={run}", "--max-iters=4")
+    assert status == 0, err
+    for name in ("step-000004/model.safetensors", "step-000004/optimizer.safetensors", METRICS, RESULTS):
+        assert Path(run, name).read_bytes() == Path(whole, name).read_bytes()
+
+
+def test_packing_takes_fewer_steps(call: Any, tmp_path: Path) -> None:
+    outs = [call(*FLAGS, "--epochs=1", f"--packing={p}", f"--out={tmp_path / p}")[1] for p in ("True", "False")]
+    rows = [next(line for line in out.splitlines() if line.startswith("rows ")).split()[1] for out in outs]
+    assert int(rows[1]) == 14 > 2 * int(rows[0]) - 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data=empty.jsonl"], "data empty.jsonl, line 1: the answer, 'output', is empty"),
+        (["--data=roles.jsonl"], "data roles.jsonl, line 1: message 1 is of the assistant, and the user has to"),
+        (["--data=few.jsonl"], "data few.jsonl: 1 conversations are too few: none is left to be held out"),
+        (["--init-from=plain"], "this model has no chat template, it only continues a text"),
+        (["--init-from=other"], "data data.jsonl, line 1: the chat template does not fit: no token that would stop"),
+        (["--block-size=9"], "data data.jsonl: every prompt is longer than block_size 9: give a larger one"),
+        (["--cuda-graph"], "--cuda-graph needs rows of one length"),
+        (["--resume=run"], "--init-from starts a new run, and --resume continues one: give only one of them"),
+        (["--resume=run", "--packing=True"], "--epochs and --packing cannot be changed by --resume"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    flags: list[str], message: str, call: Any, tmp_path: Path
+) -> None:
+    Path("empty.jsonl").write_text('{"instruction": "a", "output": ""}')
+    Path("roles.jsonl").write_text('{"messages": [{"role": "assistant", "content": "a"}]}')
+    Path("few.jsonl").write_text('{"instruction": "a", "output": "b"}')
+    if flags == ["--init-from=plain"]:
+        Path("text.txt").write_text("a b c d\n" * 50)
+        train(new_run(TrainConfig(
+            data="text.txt", backend="numpy", n_layer=1, n_head=1, n_embd=8, block_size=8, batch_size=2, max_iters=1,
+            eval_interval=1, eval_iters=1, plot=False, out="plain",
+        )))  # fmt: skip
+    if flags == ["--init-from=other"]:
+        pytest.importorskip("jinja2")
+        template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        save_base(Path("other"), make_tokenizer(template + "{% if add_generation_prompt %}assistant: {% endif %}"))
+    folder = tmp_path / "out"
+    status, _, err = call(*FLAGS, *flags, f"--out={folder}")
+    assert status == 2 and err.count("\n") == 1 and message in err
+    assert not folder.exists()
