@@ -37,6 +37,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="generate.py", description="Generate text with a trained model.")
     add = parser.add_argument
     add("--model", "--checkpoint", help=f"{MODEL_HELP} (default: the newest of all runs)")
+    add("--adapter", help="adapters beside that model: a folder of PEFT, or a run with LoRA (--model: its base)")
     add("--list", action="store_true", help=f"list the runs under {ROOT}, the newest last, and exit")
     add("--prompt", default="", help="text to continue; FILE:path reads it from a file, and - from the standard input")
     add("--chat", action="store_true", help="talk to the model: every line of the standard input is a message; unless "
@@ -78,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with Heartbeat("loading the model"):
         note(use_backend(args.backend, args.threads))
-        path = args.model or str(newest_model())
-        weights = load_initial(path, args.n_head, args.quantize)
+        path = args.model or (None if args.adapter else str(newest_model()))
+        weights = load_initial(path, args.n_head, args.quantize, args.adapter)
+        path = weights.path if args.adapter is None else f"{weights.path} with {args.adapter}"
         model = weights.build_model(plain=args.plain)
     if args.chat:
         chat(args, model, weights.tokenizer, path)

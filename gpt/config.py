@@ -196,6 +196,7 @@ CHOICES = {
     "model": ("gpt2", "llama"),
     "gelu": ("tanh", "none"),
     "tokenizer": (*TOKENIZERS, "byte-level"),
+    "quantize": ("none", "file", "q8_0", "q4_0", "q4_1"),
     "on_save_error": ("stop", "continue"),
     "on_nonfinite": ("stop", "skip"),
     "logger": ("tensorboard", "wandb"),
@@ -248,9 +249,13 @@ class TrainConfig(_Config):
     beta2: float = flag(0.99, "training", "AdamW: decay of the mean of its square")
     grad_clip: float = flag(1.0, "training", "largest norm of the whole gradient; 0: no limit")
     seed: int = flag(1337, "training", "of weights, dropout, batches and the sample")
-    init_from: str | None = flag(
-        None, "training", "initial weights: a run, a Hugging Face folder, a GGUF file, smollm2, gpt2 (default: random)"
-    )
+    init_from: str | None = flag(None, "training", "a run, Hugging Face folder, GGUF file, smollm2, gpt2 (or random)")
+
+    lora_rank: int = flag(0, "finetuning", "train adapters of this rank beside frozen weights (LoRA); 0: all weights")
+    lora_alpha: float | None = flag(None, "finetuning", "updates are scaled by alpha / rank (default: 2 --lora-rank)")
+    lora_dropout: float = flag(0.0, "finetuning", "share of an adapter's inputs dropped during training")
+    lora_targets: str | None = flag(None, "finetuning", "layers with adapters: q_proj,v_proj (default: all of a block)")
+    quantize: str = flag("none", "finetuning", "frozen weights under LoRA: q8_0, q4_0, q4_1, file (as stored) or none")
 
     backend: str = flag("auto", "run", "numpy, numba, cupy or auto (the fastest that is available)")
     dtype: str = flag("float32", "run", "float32, tf32, bfloat16 or float16; sums are float32 in any case")
@@ -283,7 +288,7 @@ class TrainConfig(_Config):
         counts = ("eval_interval", "eval_iters", "keep_checkpoints", "log_interval")
         for name in ("max_iters", "batch_size", "grad_accum", *counts):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup_iters", "weight_decay", "grad_clip", "sample_interval"):
+        for name in ("warmup_iters", "weight_decay", "grad_clip", "sample_interval", "lora_rank"):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         _require(self, "seed", 0 <= self.seed < 2**64, "at least 0 and below 2**64")
         for name in ("vocab_size", "lr_decay_iters", "threads", "checkpoint_interval"):
@@ -351,19 +356,13 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 # A bool is an int in Python, but not in a configuration; an int is accepted for a float.
-_IS_A = {
-    "int": lambda value: type(value) is int,
-    "float": lambda value: type(value) in (int, float),
-    "bool": lambda value: type(value) is bool,
-    "str": lambda value: type(value) is str,
-    "None": lambda value: value is None,
-}
+_IS_A = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),)}
 
 
 def _check_types(config: _Config) -> None:
     for f in fields(config):
         value, kinds = getattr(config, f.name), str(f.type).split(" | ")
-        if not any(_IS_A[kind](value) for kind in kinds):
+        if not any(type(value) in _IS_A[kind] for kind in kinds):
             raise ValueError(f"{f.name} must be {kinds[0]}, not {value!r}")
         _require(config, f.name, type(value) is not int or value < 2**64, "below 2**64")
         # A file name may have bytes that are not UTF-8, which Python represents by surrogates; no TOML can hold them.

@@ -41,6 +41,8 @@ class FusedMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:
         """See MLP."""
         c_fc, c_proj = self.c_fc, self.c_proj
+        if not type(c_fc).forward is type(c_proj).forward is nn.Linear.forward:  # LoRA adds more to the products
+            return super().forward(x)
         return self.dropout(tg.mlp(x, c_fc.weight, c_fc.bias, c_proj.weight, c_proj.bias, approximate=self.approximate))
 
 
@@ -89,7 +91,7 @@ class FusedLlamaBlock(LlamaBlock):
         """The weights of the block's products, in the order of their use; none if one is more than a plain product."""
         attn, mlp = self.attn, self.mlp
         layers = attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-        return [layer.weight for layer in layers] if all(type(layer) is nn.Linear for layer in layers) else []
+        return [layer.weight for layer in layers] if all(type(x).forward is nn.Linear.forward for x in layers) else []
 
     def decode(self, x: Tensor, matrices: list[Tensor], cache: LayerCache) -> Tensor:
         """The block for the one token x (1, 1, C), whose key and value are added to the cache."""

@@ -4,7 +4,8 @@
       config.toml             the settings of the run
       metrics.jsonl           one line per step; timing.jsonl likewise
       step-002000/            the newest; a few earlier ones and the best are kept beside it
-        model.safetensors       weights, by their names in model.state_dict()
+        model.safetensors       weights, by their names in model.state_dict(); of a run with LoRA, in its place
+        adapter_model.safetensors and adapter_config.json: its adapters alone, in PEFT's format
         optimizer.safetensors   AdamW's moments
         state.json              step, configurations, optimizer scalars, random counters, best loss
         tokenizer.json
@@ -52,6 +53,8 @@ from gpt.checkpoint.steps import (
 )
 from gpt.config import GPTConfig, LlamaConfig, TrainConfig, UserError, model_config_from_dict
 from gpt.files import file_errors, read_json, sync
+from gpt.finetune.adapter import ADAPTER, ADAPTER_CONFIG, Base, config_entries, read_adapter, serialize
+from gpt.finetune.lora import LoRA, adapter_parameters
 from gpt.tokenizer import Tokenizer, load_tokenizer
 from gpt.weights import Model, build_model
 
@@ -72,6 +75,7 @@ class RunState:
     skipped: int = 0  # steps whose gradient was not finite, and which changed nothing
     scaler: dict[str, Any] = field(default_factory=dict)  # tg.amp.GradScaler.state_dict()
     task: dict[str, Any] = field(default_factory=dict)  # of a finetuned run: its name, and what it needs
+    base: Base | None = None  # of a run with LoRA, whose checkpoints hold the adapters alone
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,10 @@ class Checkpoint:
     optimizer: dict[str, Any] | None  # for optimizer.load_state_dict; None where it was not loaded
 
     def build_model(self, *, plain: bool = False) -> Model:
-        """Return the model on the current backend; UserError where the weights do not fit. plain: see build_model."""
+        """Return the model on the current backend; UserError where the weights do not fit. plain: see build_model.
+
+        That of a run with LoRA needs its base as well: gpt.weights.initial.build_checkpoint.
+        """
         config = self.state.model_config
         with file_errors(self.path / MODEL):  # tg.nn.StateDictError is a ValueError
             require_enough(self.weights, config)
@@ -125,7 +132,8 @@ class Snapshot:
         The memory of an earlier snapshot is reused where `into` gives one.
         """
         scalars = optimizer.state_dict()
-        weights, moments = _on_host(model.state_dict()), _on_host(scalars.pop("state"))
+        saved = {name: p.data for name, p in adapter_parameters(model).items()} if state.base else model.state_dict()
+        weights, moments = _on_host(saved), _on_host(scalars.pop("state"))
         if copy:
             weights = _copied(weights, into.weights if into else {})
             moments = _copied(moments, into.moments if into else {})
@@ -169,16 +177,29 @@ def write_folder(target: Path, snapshot: Snapshot, extra: Mapping[str, Arrays] |
 
 
 def _write_files(folder: Path, snapshot: Snapshot, extra: Mapping[str, Arrays]) -> None:
-    for name, arrays in {MODEL: snapshot.weights, OPTIMIZER: snapshot.moments, **extra}.items():
+    own = _write_weights(folder, snapshot)
+    for name, arrays in {OPTIMIZER: snapshot.moments, **extra}.items():
         save_file(arrays, folder / name)
     snapshot.tokenizer.save(folder)
     state = {**asdict(snapshot.state), "model_config": snapshot.state.model_config.to_dict()}
     write_json(folder / STATE, {"format": FORMAT, **state, "optimizer": snapshot.scalars})
-    names = (MODEL, OPTIMIZER, STATE, TOKENIZER, *extra)
+    names = (*own, OPTIMIZER, STATE, TOKENIZER, *extra)
     write_manifest(folder, names)
     for name in (*names, MANIFEST):
         shutil.copymode(folder / MANIFEST, folder / name)  # safetensors makes files that nobody else can read
         sync(folder / name)
+
+
+def _write_weights(folder: Path, snapshot: Snapshot) -> list[str]:
+    """Write the weights, or the adapters alone where there is a base; return the names of the files."""
+    state = snapshot.state
+    lora = LoRA.of(state.train_config)
+    if state.base is None or lora is None:
+        save_file(snapshot.weights, folder / MODEL)
+        return [MODEL]
+    (folder / ADAPTER).write_bytes(serialize(snapshot.weights, state.model_config, state.base))
+    write_json(folder / ADAPTER_CONFIG, config_entries(lora, state.model_config, state.base.path))
+    return [ADAPTER, ADAPTER_CONFIG]
 
 
 def _on_host(arrays: Mapping[str, Any]) -> Arrays:
@@ -202,8 +223,7 @@ def load_checkpoint(path: str | Path, *, optimizer: bool = True) -> Checkpoint:
     Raises UserError, naming the file, for one that is missing, truncated, changed or of another format.
     """
     folder = Path(path) if _is_step(Path(path)) else newest_checkpoint(path)
-    names = [MODEL, STATE, TOKENIZER] + [OPTIMIZER] * optimizer
-    verify(folder, names)
+    verify(folder, [STATE, TOKENIZER] + [OPTIMIZER] * optimizer)
     with file_errors(folder / STATE):
         raw = read_json(folder / STATE, MAX_JSON_BYTES)
         if raw["format"] != FORMAT:
@@ -211,7 +231,11 @@ def load_checkpoint(path: str | Path, *, optimizer: bool = True) -> Checkpoint:
         state, scalars = _state_from_dict(raw), dict(raw["optimizer"])
         if step_of(folder) not in (None, state.step):
             raise ValueError(f"holds step {state.step}, but the name of its folder says another step")
-    weights = _read_floats(folder / MODEL)
+    verify(folder, [MODEL] if state.base is None else [ADAPTER, ADAPTER_CONFIG])
+    if state.base is None:
+        weights = _read_floats(folder / MODEL)
+    else:
+        weights = read_adapter(folder, state.model_config).weights
     with file_errors(folder / TOKENIZER):
         tokenizer = load_tokenizer(folder)
     if optimizer:
@@ -273,6 +297,7 @@ def _state_from_dict(raw: Mapping[str, Any]) -> RunState:
         skipped=_count(raw, "skipped") if "skipped" in raw else 0,
         scaler=dict(raw.get("scaler", {})),
         task=dict(raw.get("task", {})),
+        base=None if raw.get("base") is None else Base(str(raw["base"]["path"]), str(raw["base"]["sha256"])),
     )
 
 

@@ -15,6 +15,7 @@ from gpt.config import TrainConfig, UserError
 from gpt.data import Array, Batches
 from gpt.files import file_errors
 from gpt.finetune.classifier import Classifier, LabelledTexts, balanced_weights
+from gpt.finetune.lora import LoRA, add_lora
 from gpt.finetune.split import split_examples
 from gpt.finetune.tables import column, read_rows
 from gpt.tokenizer import Tokenizer, TokenizerError
@@ -46,6 +47,8 @@ class Classification(Task):
     tune: str = TUNE[0]
     class_weights: bool = True
     seed: int = 0  # of the split
+
+    saves_adapters_alone = False  # the linear layer on top is trained as well
 
     def settings(self) -> dict[str, Any]:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -130,6 +133,8 @@ def restore_classifier(checkpoint: Checkpoint, *, plain: bool = False) -> Classi
     state = checkpoint.state
     with file_errors(checkpoint.path / MODEL):
         model = Classifier(build_model(state.model_config, plain=plain), len(state.task["labels"]))
+        if lora := LoRA.of(state.train_config):
+            add_lora(model.model, lora)
         model.load_state_dict(checkpoint.weights, assign=True)
     return model
 

@@ -48,12 +48,15 @@ class Classifier(nn.Module):
         self.model.recompute = value
 
     def train_only(self, tune: str) -> None:
-        """Freeze all but: with head, `score`; with last-block also that block and the norm after it; all: nothing."""
+        """Freeze all but: with head, `score`; with last-block also that block and the norm after it; all: nothing.
+
+        Adapters are trained in any case.
+        """
         if tune == "all":
             return
         trained = {"head": ["score."], "last-block": ["score.", f"model.h.{self.config.n_layer - 1}.", *_NORMS]}[tune]
         for name, p in self.named_parameters():
-            p.requires_grad = name.startswith(tuple(trained))
+            p.requires_grad = name.startswith(tuple(trained)) or ".lora_" in name
 
 
 _NORMS = ("model.ln_f.", "model.norm_f.")

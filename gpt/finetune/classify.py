@@ -71,7 +71,8 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
     add = parser.add_argument_group("labels").add_argument
     add("--text-column", metavar="NAME", help="the column of --data (.csv, .tsv, .jsonl or .json) with texts")
     add("--label-column", metavar="NAME", help="the column with labels")
-    add("--tune", type=one_of(*TUNE), metavar="NAME", help="what is trained: last-block (the default), head or all")
+    add("--tune", type=one_of(*TUNE), metavar="NAME",
+        help="what is trained: last-block (the default), head (the default with LoRA) or all")
     add("--class-weights", type=one_of("balanced", "none"), metavar="NAME",
         help="balanced: every label counts the same, however rare (the default); or none")
     add("--epochs", type=int, metavar="N", help=f"times that each text is seen (default: {EPOCHS})")
@@ -94,8 +95,9 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
 def start(own: Namespace, arguments: Arguments) -> Run:
     """Return a new run before its first step."""
     given = {"init_from": "smollm2", **arguments.given}
+    tune = "head" if given.get("lora_rank") else TUNE[0]
     task = Classification(
-        given["data"], own.text_column, own.label_column, own.tune or TUNE[0], own.class_weights != "none",
+        given["data"], own.text_column, own.label_column, own.tune or tune, own.class_weights != "none",
         given.get("seed", TrainConfig.seed),
     )  # fmt: skip
     n_train, n_validation = len(task.split.train), len(task.split.validation)

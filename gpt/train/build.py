@@ -26,7 +26,10 @@ def make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
 
 
 def make_optimizer(model: Model, config: TrainConfig) -> tg.optim.AdamW:
-    """Return AdamW, with weight decay for the matrices, including embeddings, but not for biases and norms."""
+    """Return AdamW, with weight decay for the matrices, including embeddings, but not for biases and norms.
+
+    Frozen parameters have no moments.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},

@@ -26,7 +26,11 @@ def describe(run: Run) -> Iterator[str]:
         yield f"{INDENT}in {files}"
     yield f"tokens   {run.tokenizer.type_name}, {model.vocab_size:,} different ones"
     shape = f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, window {model.block_size}"
-    yield f"model    {run.model.num_params():,} parameters: {shape}"
+    total, trained = model.count_parameters().total, sum(p.size for p in run.model.parameters() if p.requires_grad)
+    yield f"model    {total:,} parameters: {shape}"
+    if trained != total:
+        lora = f", in adapters of rank {config.lora_rank} beside them" if config.lora_rank else ""
+        yield f"trained  {trained:,} parameters{lora}"
     yield f"run      {run.folder}" + (f", from step {run.step}" if run.step else "")
     if run.resumed_config is not None:
         yield from describe_changes(run.resumed_config, config, run.step)

@@ -13,7 +13,7 @@ from gpt.cli import ArgumentParser, boolean, cpu_backend, one_of, user_errors
 from gpt.config import CHOICES, NAMED_CONFIGS, TrainConfig, UserError
 from gpt.train.config_file import NANOGPT_NAMES, read_config
 
-GROUPS = ("data", "model", "training", "run")
+GROUPS = ("data", "model", "training", "finetuning", "run")
 NEWEST = ""  # the value of --resume without a path
 
 DESCRIPTION = """\
@@ -120,6 +120,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 _SPECIAL: dict[str, dict[str, Any]] = {
     **{name: {"type": one_of(*known), "metavar": "NAME"} for name, known in CHOICES.items()},
     "data": {"metavar": "SOURCE"},
+    "lora_targets": {"metavar": "NAMES"},
 }
 
 

@@ -137,7 +137,8 @@ def gradient_ratios(model: Model) -> dict[str, float]:
     """Return |gradient| / |weights| for every layer: wte, wpe, h.0, h.1 ..., ln_f."""
     layers: dict[str, list[tg.Tensor]] = {}
     for name, p in model.named_parameters():
-        layers.setdefault(".".join(name.split(".")[: 2 if name.startswith("h.") else 1]), []).append(p)
+        if p.requires_grad:
+            layers.setdefault(".".join(name.split(".")[: 2 if name.startswith("h.") else 1]), []).append(p)
     norm = tg.get_backend().global_norm
     return {
         layer: float(norm([p.grad for p in members])) / (float(norm([p.data for p in members])) or math.inf)

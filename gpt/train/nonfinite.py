@@ -18,6 +18,7 @@ from gpt.train.run import Run
 from gpt.train.saver import Saver, first_nonfinite, state_of
 from gpt.train.step import accumulate_gradients
 from gpt.weights import Model
+from gpt.weights.initial import build_checkpoint
 from tensorgrad.backend import Array
 
 BATCH = "batch.safetensors"  # x, y ..., beside the files of a checkpoint
@@ -81,7 +82,7 @@ class NonFiniteSteps:
             saved = f"python train.py --replay {shlex.quote(str(self._save(step, batch, rng)))} repeats it in float64"
         except UserError as error:
             saved = str(error)
-        hopeless = first_nonfinite(run.model.state_dict())
+        hopeless = first_nonfinite({name: p.data for name, p in run.model.named_parameters()})
         if run.config.on_nonfinite == "stop" or hopeless:
             if run.group.rank:
                 run.group.barrier()  # which rank 0 never enters: it prints the error and ends all processes
@@ -129,7 +130,7 @@ def replay(path: str, backend: str | None = None) -> int:
 def _repeat(checkpoint: Checkpoint, batch: dict[str, Any], dtype: str) -> bool:
     """Print the results of one repetition and return whether all of them are finite."""
     state = checkpoint.state
-    model = checkpoint.build_model(plain=state.train_config.plain)
+    model = build_checkpoint(checkpoint, plain=state.train_config.plain)
     model.astype(dtype)
     model.train()
     tg.random.default_generator.load_state_dict(state.rng)

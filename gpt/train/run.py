@@ -28,6 +28,8 @@ from gpt.cli import use_backend, user_errors
 from gpt.config import TrainConfig, UserError
 from gpt.data import Batches
 from gpt.files import FolderLock
+from gpt.finetune.adapter import Base
+from gpt.finetune.lora import LoRA
 from gpt.tokenizer import Tokenizer
 from gpt.train.build import make_optimizer, make_scaler, with_prepared_settings
 from gpt.train.flags import Arguments
@@ -37,7 +39,8 @@ from gpt.weights import Model
 from gpt.weights.initial import InitialWeights, load_initial
 from tensorgrad.distributed import Communicator, world
 
-FINETUNING_LR = 1e-4
+FINETUNING_LR, LORA_LR = 1e-4, 1e-3
+FINETUNING_WINDOW = 256  # at most, unless --block-size is given: that of the weights may be thousands of tokens
 LOGGERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # the package of each, which is also an extra
 
 
@@ -61,6 +64,7 @@ class Run:
     skipped: int = 0  # steps whose gradient was not finite
     resumed_from: Path | None = None  # the folder of the run that this one continues
     resumed_config: TrainConfig | None = None  # its configuration, before the flags of this resume
+    base: Base | None = None  # of a run with LoRA: the weights that stay as they are
     damaged: Damaged = field(default_factory=list)  # newer checkpoints, which cannot be loaded
     scaler: tg.amp.GradScaler = field(default_factory=lambda: tg.amp.GradScaler(enabled=False))
     # The processes that train together; rank 0 prints and writes.
@@ -98,14 +102,18 @@ def configure(arguments: Arguments) -> tuple[TrainConfig, InitialWeights | None]
     init_from = arguments.given.get("init_from")
     if init_from is None:
         return with_prepared_settings(arguments.train_config(), arguments.given), None
-    initial = load_initial(init_from, arguments.given.get("n_head"), quantize="none")
-    config = arguments.train_config(under={**initial.settings(), **finetuning_schedule(arguments.given)})
-    return with_prepared_settings(config, arguments.given), initial
+    given = arguments.given
+    initial = load_initial(init_from, given.get("n_head"), given.get("quantize", "none"))
+    window = min(initial.config.block_size, FINETUNING_WINDOW)
+    under = {**initial.settings(), **finetuning_schedule(given), "block_size": window}
+    config = arguments.train_config(under=under)
+    return with_prepared_settings(config, given), initial
 
 
 def finetuning_schedule(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults for a run that starts from trained weights: a low rate, and a warm-up that fits the run."""
-    lr, max_iters = given.get("lr", FINETUNING_LR), given.get("max_iters", TrainConfig.max_iters)
+    lr = given.get("lr", LORA_LR if given.get("lora_rank") else FINETUNING_LR)
+    max_iters = given.get("max_iters", TrainConfig.max_iters)
     return {"lr": lr, "min_lr": lr / 10, "warmup_iters": min(TrainConfig.warmup_iters, max_iters // 10)}
 
 
@@ -113,13 +121,17 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None, task: Ta
     """Return a run before its first step: tokenizer, data, model and an empty folder."""
     if initial is not None:
         initial.require_fit(config)
+    with user_errors():
+        lora = LoRA.of(config)
+    task = task or Task()
+    if config.quantize != "none" and not task.saves_adapters_alone:
+        raise UserError(f"quantize {config.quantize}: the checkpoints of this run hold all weights: leave it out")
     backend = use_backend(config.backend, config.threads, config.dtype, config.cuda_graph)
     _require_logger(config)
     if config.out is not None:
         FolderLock(Path(config.out)).check()
         require_unused(Path(config.out))
     require_writable(Path(config.out or CHECKPOINTS))
-    task = task or Task()
     tokenizer, train_loader, val_loader = task.open_data(config, None if initial is None else initial.tokenizer)
     require_memory(config, tokenizer.vocab_size, world().size)
     tg.manual_seed(config.seed)
@@ -127,8 +139,11 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None, task: Ta
     if config.half:
         model.astype(config.dtype)  # the master weights are made from the rounded ones
     optimizer, scaler = make_optimizer(model, config), make_scaler(config)
+    base = initial.base if initial is not None and lora is not None and task.saves_adapters_alone else None
     folder = _new_folder(config)
-    return Run(config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, task, scaler=scaler)
+    return Run(
+        config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, task, base=base, scaler=scaler
+    )
 
 
 def resumed_run(arguments: Arguments, task_of: Callable[[RunState], Task] = language_model) -> Run:
@@ -158,7 +173,8 @@ def resumed_run(arguments: Arguments, task_of: Callable[[RunState], Task] = lang
         config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, task,
         step=state.step, saved_step=state.step,
         best_val_loss=state.best_val_loss, best_step=state.best_step, skipped=state.skipped,
-        resumed_from=checkpoint.path.parent, resumed_config=state.train_config, damaged=damaged, scaler=scaler,
+        resumed_from=checkpoint.path.parent, resumed_config=state.train_config, base=state.base, damaged=damaged,
+        scaler=scaler,
     )  # fmt: skip
     if run.data_sha256 != state.data_sha256:
         raise UserError(f"data {config.data!r} is not the text that {folder} was trained on")
@@ -203,7 +219,8 @@ def _path_to_resume(path: str | None, out: str | None) -> Path:
 
 
 # What a resumed run cannot change.
-_FIXED = ("tokenizer", "seed", "dtype", *(f.name for f in fields(TrainConfig) if f.metadata["group"] == "model"))
+_FIXED_GROUPS = ("model", "finetuning")
+_FIXED = ("tokenizer", "seed", "dtype", *(f.name for f in fields(TrainConfig) if f.metadata["group"] in _FIXED_GROUPS))
 
 
 def _require_logger(config: TrainConfig) -> None:

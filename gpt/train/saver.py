@@ -139,4 +139,5 @@ def state_of(run: Run) -> RunState:
         skipped=run.skipped,
         scaler=run.scaler.state_dict(),
         task=run.task.settings(),
+        base=run.base,
     )

@@ -5,14 +5,17 @@ from typing import Any
 from gpt.checkpoint import Checkpoint, RunState
 from gpt.config import TrainConfig, UserError
 from gpt.data.loaders import Batches
+from gpt.finetune.lora import LoRA, add_lora
 from gpt.tokenizer import Tokenizer
 from gpt.train.build import open_data
 from gpt.weights import Model, build_model
-from gpt.weights.initial import InitialWeights
+from gpt.weights.initial import InitialWeights, build_checkpoint
 
 
 class Task:
     """A language model: it learns to continue a text."""
+
+    saves_adapters_alone = True  # in the checkpoints of a run with LoRA; otherwise all weights
 
     def settings(self) -> dict[str, Any]:
         """Return what the checkpoints of a run keep of its task, ready for JSON; of a language model, nothing."""
@@ -25,11 +28,14 @@ class Task:
     def build_model(self, config: TrainConfig, vocab_size: int, initial: InitialWeights | None) -> Model:
         """Return the model of a new run, random or with initial weights."""
         make = build_model if initial is None else initial.build_model
-        return make(config.model_config(vocab_size), plain=config.plain)
+        model = make(config.model_config(vocab_size), plain=config.plain)
+        if lora := LoRA.of(config):
+            add_lora(model, lora)
+        return model
 
     def restore_model(self, checkpoint: Checkpoint, config: TrainConfig) -> Model:
         """Return the model of a checkpoint."""
-        return checkpoint.build_model(plain=config.plain)
+        return build_checkpoint(checkpoint, plain=config.plain)
 
 
 def language_model(state: RunState) -> Task:

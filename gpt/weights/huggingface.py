@@ -98,6 +98,16 @@ def read_weights(
     }
 
 
+def weight_files(place: Path) -> tuple[Path, ...]:
+    """Return the files that read_weights reads arrays from, in the order of their names."""
+    if place.is_file():
+        return (place,)
+    if not (place / INDEX).exists():
+        return (place / MODEL,)
+    files = read_json(place / INDEX, MAX_INDEX_BYTES)["weight_map"].values()
+    return tuple(place / name for name in sorted(set(files)))
+
+
 def config_from_entries(entries: Mapping[str, Any]) -> GPTConfig | LlamaConfig:
     """Return the configuration that a config.json describes; ValueError names the entry that is not supported."""
     kind = entries.get("model_type")

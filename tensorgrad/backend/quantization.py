@@ -27,7 +27,8 @@ BLOCK = 32  # weights
 MAX_ROWS_ELEMENTS = 2**16  # weights that are dequantised at a time: a quarter of a megabyte of float32
 # What reads quantised weights, and as which operands.
 OPERANDS = {
-    "linear": (1,), "mlp": (1, 3), "embedding": (0,), "Tensor": (0,), "decode_block": (2, 3, 4, 5, 7, 8, 9),
+    "linear": (1,), "linear_cross_entropy": (1,), "mlp": (1, 3), "embedding": (0,), "Tensor": (0,),
+    "decode_block": (2, 3, 4, 5, 7, 8, 9),
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from tensorgrad.autograd import Context, op
 from tensorgrad.backend import Array, Backend
-from tensorgrad.backend.arrays import as_rows, is_half, snapshot
+from tensorgrad.backend.arrays import Quantized, as_rows, is_half, snapshot
 from tensorgrad.ops.fused import fused
 from tensorgrad.ops.linalg import linear
 
@@ -63,10 +63,11 @@ def linear_cross_entropy(
     """
     if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"linear_cross_entropy: x {x.shape} does not fit weight {weight.shape}: (..., n) and (V, n)")
-    shape, dtype = (*x.shape[:-1], len(weight)), k.xp.result_type(x, weight)
+    dtypes = [a.dtype for a in (x, weight) if not isinstance(a, Quantized)]
+    shape, dtype = (*x.shape[:-1], weight.shape[0]), k.xp.result_type(*dtypes)
     options = (ignore_index, label_smoothing)
     targets, reduced, dlosses = _reduction(k, "linear_cross_entropy", shape, dtype, targets, *options, reduction)
-    rows, blocks = as_rows(x), list(_blocks(k, targets.size, len(weight)))
+    rows, blocks = as_rows(x), list(_blocks(k, targets.size, weight.shape[0]))
 
     def forward(block: slice) -> tuple[Array, Array, Array]:
         logits = k.linear(rows[block], weight, None)
@@ -78,7 +79,7 @@ def linear_cross_entropy(
     if not any(ctx.needs_grad):
         return reduced(k.xp.concatenate([forward(block)[1] for block in blocks])), None
     gradients = _gradients(k, x.shape, rows, weight, blocks, ctx.needs_grad)
-    if reduction == "none" or is_half(x.dtype) or is_half(weight.dtype):
+    if reduction == "none" or any(map(is_half, dtypes)):
         logits, losses, lse = forward(slice(None))
         return reduced(losses), lambda dy: gradients(lambda part: dlogits(dy, part, logits[part], lse[part]))
     losses, backward = _with_gradients(k, k.xp.ones((), dtype), forward, dlogits, gradients)

@@ -151,7 +151,7 @@ def test_a_configuration_survives_json(config: GPTConfig | TrainConfig) -> None:
 
 def test_every_setting_has_a_group_and_a_text_in_the_help() -> None:
     for field in fields(TrainConfig):
-        assert field.metadata["group"] in ("data", "model", "training", "run")
+        assert field.metadata["group"] in ("data", "model", "training", "finetuning", "run")
         assert field.metadata["help"]
 
 
