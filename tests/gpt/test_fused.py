@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import tensorgrad as tg
 from gpt import fused
-from gpt.config import GPTConfig
-from gpt.fused import FusedGPT
+from gpt.config import GPTConfig, LlamaConfig
+from gpt.fused import FusedGPT, FusedLlama
 from gpt.generate import Generation
+from gpt.llama import Llama
 from gpt.model import GPT
 from tensorgrad import nn, ops
 
 pytest.importorskip("ml_dtypes")  # bfloat16
 CONFIG = GPTConfig(block_size=24, vocab_size=67, n_layer=2, n_head=3, n_embd=24, bias=True)
+LLAMA = LlamaConfig(block_size=24, vocab_size=67, n_layer=2, n_head=6, n_kv_head=2, n_embd=24, n_hidden=40, tied=False)
 # Relative to the norm of all gradients, and to the loss. The fused attention of numba skips masked scores and sums
 # in another order.
 TOLERANCE = {"float64": 1e-12, "float32": 5e-6, "bfloat16": 2e-2, "float16": 2e-3}
@@ -26,6 +29,19 @@ def pair(dtype: str = "float64", **changes: object) -> tuple[GPT, FusedGPT]:
     """A plain and a fused model with the same weights, far enough from the initial values that every part matters."""
     config = {**CONFIG.to_dict(), **changes}
     plain, fast = GPT(config), FusedGPT(config)
+    rng = np.random.default_rng(1)
+    for p in plain.parameters():
+        p.data[...] += 0.1 * rng.standard_normal(p.shape)
+    fast.load_state_dict(plain.state_dict())
+    plain.astype(dtype)
+    fast.astype(dtype)
+    return plain, fast
+
+
+def llamas(dtype: str = "float64", **changes: object) -> tuple[Llama, FusedLlama]:
+    """The same for Llama."""
+    config = replace(LLAMA, **changes)
+    plain, fast = Llama(config), FusedLlama(config)
     rng = np.random.default_rng(1)
     for p in plain.parameters():
         p.data[...] += 0.1 * rng.standard_normal(p.shape)
@@ -81,6 +97,14 @@ def test_losses_and_gradients_equal_those_of_the_plain_model(backend: str, dtype
         assert_same_training(*pair(dtype, dropout=dropout), TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_losses_and_gradients_equal_those_of_the_plain_llama(backend: str, dtype: str, tied: bool) -> None:
+    with tg.use_backend(backend):
+        assert_same_training(*llamas(dtype, tied=tied), TOLERANCE[dtype])
+
+
 def test_both_models_drop_the_same_attention_weights() -> None:
     """Nearly all attention weights are dropped, so that a single different mask would be detected."""
     plain, fast = pair(dropout=0.0)
@@ -100,10 +124,17 @@ def test_recomputed_blocks_give_the_gradients_of_the_plain_model() -> None:
     assert_same_training(plain, fast, TOLERANCE["float64"])
 
 
+@pytest.mark.parametrize("make", [pair, llamas])
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
 @pytest.mark.parametrize("prompts", [[[1, 2, 3]], [[1, 2, 3, 4, 5], [6], [7, 8]]], ids=["one", "of different lengths"])
-def test_generation_computes_the_same_logits(prompts: Sequence[Sequence[int]]) -> None:
+def test_generation_computes_the_same_logits(prompts: Sequence[Sequence[int]], backend: str, make: Callable) -> None:
     """With a cache, within the window and past it."""
-    plain, fast = (Generation(model, prompts, max_new_tokens=30, temperature=0) for model in pair())
+    with tg.use_backend(backend):
+        compare_generation(prompts, *make())
+
+
+def compare_generation(prompts: Sequence[Sequence[int]], *models: GPT | Llama) -> None:
+    plain, fast = (Generation(model, prompts, max_new_tokens=30, temperature=0) for model in models)
     for _ in range(30):
         expected, got = plain.next_logits(), fast.next_logits()
         for row, logits in expected.items():

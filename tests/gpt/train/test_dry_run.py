@@ -104,6 +104,9 @@ def test_durations_are_formatted(seconds: float, text: str) -> None:
         ({"plain": True, "block_size": 512, "batch_size": 2, "n_layer": 3}, 75),
         ({"plain": True, "dropout": 0.1}, 75),
         ({"plain": True, "recompute": True, "n_layer": 6}, 75),
+        ({"model": "llama", "n_kv_head": 2}, 75),
+        ({"model": "llama", "n_kv_head": 1, "tied": False, "recompute": True, "n_layer": 6}, 3000),
+        ({"model": "llama", "plain": True}, 75),
     ],
 )
 def test_the_memory_of_a_step_is_predicted(backend: str, changes: dict[str, Any], vocab_size: int) -> None:
