@@ -105,7 +105,7 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     shape = config.model_config(vocab_size)
     parameters = shape.count_parameters()
     size = 2 if config.half else FLOAT32
-    head = vocab_size * shape.n_embd  # parameters: the embedding of tokens, whose gradient comes first
+    head = vocab_size * shape.n_embd  # parameters of the output layer, whose gradient comes first
     n = parameters.total
     weights = size * n + (FLOAT32 * n if config.half else 0)
     moments, gradients = 2 * FLOAT32 * n, FLOAT32 * n
@@ -123,12 +123,14 @@ def memory(config: TrainConfig, vocab_size: int, backend: str) -> Memory:
     logits, before_head, beside_head = _logits(tokens, vocab_size, size, backend, threads)
     before = gradients if config.grad_accum > 1 else 0  # of the earlier batches
     head_there = FLOAT32 * head + before
+    last = 0 if before else FLOAT32 * parameters.looked_up  # the gradient of embeddings that are no output layer
     peaks = [
         kept + 3 * stream + logits + before_head + before,  # the loss
         kept + 3 * stream + logits + beside_head + head_there,  # and the gradient of its head
         kept + (recomputed or scores) + inside + WORKING * stream + head_there,  # the last block
-        recomputed + inside + WORKING * stream + gradients - FLOAT32 * parameters.block,  # the first one
-        gradients + WORKING * stream,  # and the end
+        recomputed + inside + WORKING * stream + gradients - last - FLOAT32 * parameters.block,  # the first one
+        gradients - last + WORKING * stream,  # its end
+        gradients + 2 * stream,  # and that of backward
     ]
     batches = BYTES_OF_A_PAIR * tokens * config.grad_accum
     snapshot = (FLOAT32 * n + moments) if config.async_save else 0
