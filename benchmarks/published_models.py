@@ -16,6 +16,8 @@ from benchmarks.workers import Unavailable
 class Contender:
     """Base class: a model with a cache that is filled and emptied; tokens are given, so that all do the same work."""
 
+    package = ""  # the library, as pip calls it
+
     def restart(self) -> None:
         """Empty the cache."""
         raise NotImplementedError
@@ -49,6 +51,10 @@ class Contender:
             int(self.evaluate([token]).argmax())  # the next one would be chosen by this
             times.append(time.perf_counter() - started)
         return times
+
+    def version(self) -> str:
+        """The version of the library; empty for ours."""
+        return common.version(self.package) or "" if self.package else ""
 
     def memory(self) -> float:
         """The peak memory in MB."""
@@ -86,6 +92,8 @@ class Ours(Contender):
 class LlamaCpp(Contender):
     """llama.cpp, by the package llama-cpp-python."""
 
+    package = "llama_cpp_python"
+
     def __init__(self, file: str, threads: int, window: int) -> None:
         try:
             import llama_cpp
@@ -111,6 +119,8 @@ class LlamaCpp(Contender):
 
 class Transformers(Contender):
     """Hugging Face transformers with eager PyTorch; it dequantises the weights."""
+
+    package = "transformers"
 
     def __init__(self, file: str, threads: int, window: int) -> None:
         if any(common.version(name) is None for name in ("torch", "transformers", "gguf", "accelerate")):

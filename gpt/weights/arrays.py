@@ -1,6 +1,6 @@
 """What the readers of weights share: matrices by our names, checked against a configuration, and quantised."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -62,12 +62,11 @@ class FloatBlock:
     """One block of memory for the float32 weights of a model: `put` returns a copy of an array in it.
 
     The system backs a large block with large pages, which are read faster than those of many arrays of a few megabytes:
-    for SmolLM2, by a tenth of the time of a token.
+    for SmolLM2, by a tenth of the time of a token. sizes: of the arrays that it has room for.
     """
 
-    def __init__(self, config: GPTConfig | LlamaConfig) -> None:
-        n_arrays = len(parameter_names(config, "hf"))
-        self.memory = np.empty(config.count_parameters().total + ALIGNMENT * n_arrays, np.float32)
+    def __init__(self, sizes: Iterable[int]) -> None:
+        self.memory = np.empty(sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), np.float32)
         self.used = 0
 
     def put(self, array: Any) -> Any:

@@ -1,5 +1,6 @@
 """Models in GGUF files: Llama and GPT-2, read in the types that llama.cpp commonly stores, and written."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,13 @@ def read_model(path: Path, quantize: str = "file") -> tuple[GPTConfig | LlamaCon
     config = config_from_metadata(file.metadata, vocab_size=_rows(file.tensors.get("token_embd.weight")), tied=tied)
     stored = {name: tensor for name, tensor in file.tensors.items() if not (tied and tensor is head)}
     ours = require_names(stored, config, "gguf")
-    block = FloatBlock(config)
+    # With --quantize q8_0 and the like, vectors alone are floating; else those that are not stored quantised.
+    kept = {"none": (), "file": FORMATS}.get(quantize)
+    block = FloatBlock(
+        math.prod(tensor.shape)
+        for tensor in ours.values()
+        if len(tensor.shape) < 2 or kept is not None and tensor.type.lower() not in kept
+    )
     weights = {
         name: block.put(converted(name, _weights(name, tensor, config), quantize)) for name, tensor in ours.items()
     }

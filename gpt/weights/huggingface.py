@@ -92,7 +92,7 @@ def read_weights(
         config = _guess_config(arrays, n_head)
     arrays = _without_tied_head(arrays, config)
     ours = require_names(arrays, config, "hf")
-    block = FloatBlock(config)
+    block = FloatBlock(array.size for array in ours.values() if array.ndim < 2 or quantize in ("none", "file"))
     return config, {
         name: block.put(converted(name, _to_float32(name, array), quantize)) for name, array in ours.items()
     }
