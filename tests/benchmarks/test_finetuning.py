@@ -1,0 +1,56 @@
+"""benchmarks/spam.py and answers.py run, on a tiny model and data of the same form."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tensorgrad as tg
+from tests.gpt.finetune.chat_model import make_tokenizer, save_base
+
+ROOT = Path(__file__).parents[2]
+MAIL = "Received: from {label}.example\nSubject: {label}\nContent-Type: text/plain\n\n{body}\n"
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> Any:
+    """call(program, *flags): the finished process and its figures."""
+    with tg.use_backend("numpy"):
+        save_base(tmp_path / "base", make_tokenizer())
+
+    def call(program: str, *flags: str) -> tuple[subprocess.CompletedProcess[str], Any]:
+        command = [sys.executable, str(ROOT / "benchmarks" / program), *flags, "--init-from=base", "--backend=numpy",
+                   "--seeds", "1", "2", "--epochs=1", "--out=figures.json"]  # fmt: skip
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        result = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode in (0, 1) and result.stderr == "", result.stderr
+        return result, json.loads((tmp_path / "figures.json").read_text())
+
+    return call
+
+
+def test_spam_reads_bodies_alone_and_measures_every_seed(call: Any, tmp_path: Path) -> None:
+    for i in range(12):
+        for group, word in (("easy-ham-1", "dinner"), ("spam-2", "prize")):
+            path = tmp_path / "package" / "data" / group / f"{i}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"text": MAIL.format(label=group, body=f"number {i} {word}")}))
+    result, figures = call("spam.py", "--data=package", "--tune", "head", "all", "--per-label=11")
+    assert "11 messages of each label" in result.stdout
+    assert [(row["tune"], row["seed"]) for row in figures["runs"]] == [("head", 1), ("head", 2), ("all", 1), ("all", 2)]
+    assert figures["passed"] is (result.returncode == 0) is False  # a model with random weights has learned nothing
+    assert all(0 <= row[who]["test"] <= 1 for row in figures["runs"] for who in ("model", "words"))
+
+
+def test_answers_measures_before_and_after(call: Any, tmp_path: Path) -> None:
+    entries = [{"instruction": f"number {i}?", "output": "yes"} for i in range(12)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    result, figures = call("answers.py", "--data=data.jsonl", "--block-size=100", "--keep=runs")
+    assert [row["seed"] for row in figures["runs"]] == [1, 2]
+    fell = [row["after"]["loss"] < row["before"]["loss"] for row in figures["runs"]]
+    assert figures["passed"] == all(fell) == (result.returncode == 0)
+    assert (tmp_path / "runs" / "seed-2" / "conversations.txt").read_text().count("expected: yes") >= 1
