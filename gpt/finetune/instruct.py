@@ -92,7 +92,7 @@ def start(own: Namespace, arguments: Arguments) -> Run:
     given: dict[str, Any] = {"init_from": "smollm2", "batch_size": BATCH_SIZE, **arguments.given}
     task = Instruction(given["data"], own.packing is not False, given.get("seed", 1337))
     task.conversations  # noqa: B018  # an error in the data, before the weights are read
-    initial = load_initial(given["init_from"], given.get("n_head"), quantize="none")
+    initial = load_initial(given["init_from"], given.get("n_head"), given.get("quantize", "none"))
     given.setdefault("block_size", min(BLOCK_SIZE, initial.config.block_size))
     train_examples, held_out = (
         Examples(task.fitting(task.encode(part, initial.tokenizer), given["block_size"]), packed=task.packing,

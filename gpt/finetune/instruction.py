@@ -9,6 +9,7 @@ from gpt.checkpoint import RunState
 from gpt.config import GPTConfig, TrainConfig, UserError
 from gpt.data import Batches
 from gpt.finetune.conversations import Conversation, Example, encode_conversation, read_conversations
+from gpt.finetune.lora import LoRA, add_lora
 from gpt.finetune.packing import Examples
 from gpt.finetune.split import split_examples
 from gpt.generate.template import ChatTemplate, TemplateError
@@ -77,7 +78,10 @@ class Instruction(Task):
         model_config = initial.config  # with its window: rows of a training are shorter than conversations may become
         if isinstance(model_config, GPTConfig):
             model_config = replace(model_config, dropout=config.dropout)
-        return initial.build_model(model_config, plain=config.plain)
+        model = initial.build_model(model_config, plain=config.plain)
+        if lora := LoRA.of(config):
+            add_lora(model, lora)
+        return model
 
 
 def chat_template(tokenizer: Tokenizer) -> ChatTemplate:

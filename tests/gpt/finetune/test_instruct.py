@@ -84,6 +84,20 @@ def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, tmp_path: Path) ->
         assert Path(run, name).read_bytes() == Path(whole, name).read_bytes()
 
 
+def test_lora_trains_and_saves_adapters_alone(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert call(*FLAGS, *LEARN[:2], "--epochs=2", "--lora-rank=4", f"--out={run}")[0] == 0
+    results = json.loads(Path(run, RESULTS).read_text())
+    assert results["after"]["loss"] < results["before"]["loss"]
+    folder = sorted(run.glob("step-*"))[-1]
+    assert (folder / "adapter_model.safetensors").exists() and not (folder / "model.safetensors").exists()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"c 1?\n")))
+    flags = ["--chat", f"--model={run}", "--backend=numpy", "--temperature=0", "--max-new-tokens=8"]
+    assert run_program(lambda: generate.main(flags)) == 0 and len(capsys.readouterr().out) > 1
+
+
 def test_packing_takes_fewer_steps(call: Any, tmp_path: Path) -> None:
     outs = [call(*FLAGS, "--epochs=1", f"--packing={p}", f"--out={tmp_path / p}")[1] for p in ("True", "False")]
     rows = [next(line for line in out.splitlines() if line.startswith("rows ")).split()[1] for out in outs]
