@@ -251,6 +251,8 @@ class TrainConfig(_Config):
     seed: int = flag(1337, "training", "of weights, dropout, batches and the sample")
     init_from: str | None = flag(None, "training", "a run, Hugging Face folder, GGUF file, smollm2, gpt2 (or random)")
 
+    freeze: str | None = flag(None, "finetuning", "parts that stay as they are: wte, h.3, h.0-20, separated by commas")
+    general_data: str | None = flag(None, "finetuning", "text whose loss shows what is forgotten, such as python-docs")
     lora_rank: int = flag(0, "finetuning", "train adapters of this rank beside frozen weights (LoRA); 0: all weights")
     lora_alpha: float | None = flag(None, "finetuning", "updates are scaled by alpha / rank (default: 2 --lora-rank)")
     lora_dropout: float = flag(0.0, "finetuning", "share of an adapter's inputs dropped during training")
@@ -285,13 +287,12 @@ class TrainConfig(_Config):
             if value is not None and value not in known:
                 hint = nearest(value, known) or f" (one of {', '.join(known)})"
                 raise ValueError(f"unknown {name} {value!r}{hint}")
-        counts = ("eval_interval", "eval_iters", "keep_checkpoints", "log_interval")
-        for name in ("max_iters", "batch_size", "grad_accum", *counts):
+        for name in ("max_iters", "batch_size", "grad_accum", "eval_interval", "eval_iters", "log_interval"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_iters", "weight_decay", "grad_clip", "sample_interval", "lora_rank"):
             _require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         _require(self, "seed", 0 <= self.seed < 2**64, "at least 0 and below 2**64")
-        for name in ("vocab_size", "lr_decay_iters", "threads", "checkpoint_interval"):
+        for name in ("vocab_size", "lr_decay_iters", "threads", "checkpoint_interval", "keep_checkpoints"):
             value = getattr(self, name)
             _require(self, name, value is None or value >= 1, "at least 1")
         for name in ("beta1", "beta2"):

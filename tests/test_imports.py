@@ -60,7 +60,7 @@ LAYERS = [
     ["gpt.fused"],
     ["gpt.weights"],
     ["gpt.finetune", "gpt.weights.names"],
-    ["gpt.finetune.lora"],
+    ["gpt.finetune.freeze", "gpt.finetune.lora"],
     ["gpt.finetune.adapter"],
     ["gpt.checkpoint.files"],
     ["gpt.checkpoint.steps"],

@@ -18,7 +18,7 @@ from gpt.files import atomic_write
 
 PNG = "loss.png"
 MAX_POINTS = 1000  # of a curve: the picture has no more columns
-TRAIN, VALIDATION, LR = "#4477aa", "#ee6677", "#777777"
+TRAIN, VALIDATION, GENERAL, LR = "#4477aa", "#ee6677", "#228833", "#777777"
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#bbbbbb")  # Paul Tol's
 COLUMNS = ("step", "loss", "lr")
 
@@ -29,6 +29,7 @@ class History:
     def __init__(self) -> None:
         self.columns = {name: array("d") for name in COLUMNS}
         self.validations: list[tuple[int, float]] = []  # (step, loss)
+        self.general: list[tuple[int, float]] = []  # the same on a general text
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Add the metrics of one step."""
@@ -36,6 +37,8 @@ class History:
             self.columns[name].append(value)
         if "val_loss" in metrics:
             self.validations.append((step, metrics["val_loss"]))
+        if "general_loss" in metrics:
+            self.general.append((step, metrics["general_loss"]))
 
     def best(self) -> tuple[int, float] | None:
         """Return the step of the lowest validation loss, and that loss; None where there is none."""
@@ -90,8 +93,11 @@ def draw_run(path: Path | BytesIO, history: History, title: str) -> None:
         legend += losses.plot(*zip(*history.validations, strict=True), color=VALIDATION, marker=marker, markersize=3.5,
                               linewidth=1.6, label=f"validation (best {best[1]:.4f} at step {best[0]:,})")  # fmt: skip
         losses.plot(*best, marker="o", markersize=8, markerfacecolor="none", markeredgecolor=VALIDATION)
+    if history.general:
+        label = f"general text (first {history.general[0][1]:.4f}, last {history.general[-1][1]:.4f})"
+        legend += losses.plot(*zip(*history.general, strict=True), color=GENERAL, linewidth=1.6, label=label)
     rates.plot(*history.curve("lr"), color=LR, linewidth=1.4)
-    _set_limits(losses, [values, [loss for _, loss in history.validations]])
+    _set_limits(losses, [values, *([loss for _, loss in pairs] for pairs in (history.validations, history.general))])
     _finish(figure, losses, rates, title, legend, path)
 
 

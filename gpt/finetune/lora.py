@@ -89,6 +89,8 @@ class LoRA:
                 if (value := getattr(config, name)) not in (None, 0.0, "none"):
                     raise ValueError(f"{name} {value} is for LoRA: give lora_rank as well")
             return None
+        if config.freeze is not None:
+            raise ValueError(f"freeze {config.freeze!r}: lora_rank {rank} freezes all weights: leave it out")
         if config.init_from is None:
             raise ValueError(f"lora_rank {rank} needs trained weights, which stay as they are: give init_from")
         if alpha is not None and not 0 < alpha < math.inf:

@@ -7,6 +7,7 @@ import tensorgrad as tg
 from gpt.cli import user_errors
 from gpt.config import BPE_VOCAB_SIZE, TOKENIZERS, TrainConfig, UserError
 from gpt.data import DataLoader, load_text, make_loaders
+from gpt.data.loaders import tokenize
 from gpt.data.shards import is_prepared, load_prepared
 from gpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError
 from gpt.weights import Model
@@ -59,6 +60,17 @@ def with_prepared_settings(config: TrainConfig, given: dict[str, Any]) -> TrainC
         if given.get(name) not in (None, value):
             raise UserError(f"data {config.data!r} was prepared with {name} {value}: leave out {name} {given[name]}")
     return replace(config, **prepared | {"vocab_size": None})
+
+
+def open_general_data(config: TrainConfig, tokenizer: Tokenizer) -> DataLoader | None:
+    """Return the loader of the text that shows what is forgotten; None where there is none."""
+    if config.general_data is None:
+        return None
+    name = f"general_data {config.general_data!r}"
+    with user_errors(TokenizerError, about=name):
+        tokens = tokenize(load_text(config.general_data, errors=config.encoding_errors), tokenizer)
+    options: dict[str, Any] = {"batch_size": config.batch_size, "block_size": config.block_size, "seed": config.seed}
+    return DataLoader(tokens, tokenizer=tokenizer, name=name, **options)
 
 
 def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> tuple[Tokenizer, DataLoader, DataLoader]:

@@ -8,7 +8,7 @@ from gpt.checkpoint.files import CONFIG
 from gpt.config import TrainConfig
 from gpt.data.documents import describe_files
 from gpt.train.loop import learning_rate
-from gpt.train.run import Run
+from gpt.train.run import FINETUNING_WINDOW, Run
 
 INDENT, WIDTH = " " * 9, 100
 SCHEDULE = ("max_iters", "lr", "min_lr", "warmup_iters", "lr_decay_iters")
@@ -28,6 +28,8 @@ def describe(run: Run) -> Iterator[str]:
     shape = f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, window {model.block_size}"
     total, trained = model.count_parameters().total, sum(p.size for p in run.model.parameters() if p.requires_grad)
     yield f"model    {total:,} parameters: {shape}"
+    if config.init_from is not None and model.block_size == FINETUNING_WINDOW and not run.step:
+        yield f"{INDENT}--block-size gives another window, up to that of the initial weights"
     if trained != total:
         lora = f", in adapters of rank {config.lora_rank} beside them" if config.lora_rank else ""
         yield f"trained  {trained:,} parameters{lora}"

@@ -120,6 +120,8 @@ _KINDS: dict[str, dict[str, Any]] = {
 _SPECIAL: dict[str, dict[str, Any]] = {
     **{name: {"type": one_of(*known), "metavar": "NAME"} for name, known in CHOICES.items()},
     "data": {"metavar": "SOURCE"},
+    "freeze": {"metavar": "NAMES"},
+    "general_data": {"metavar": "SOURCE"},
     "lora_targets": {"metavar": "NAMES"},
 }
 

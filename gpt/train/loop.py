@@ -74,7 +74,7 @@ def train(run: Run) -> int:
             run.step += 1
             if run.step % config.eval_interval == 0 or run.step == config.max_iters:
                 with progress.activity(run.step, "validating"), signals.interrupting(group) as check_signals:
-                    rows[-1].more["val_loss"] = validate(run, check_signals)
+                    rows[-1].more |= validate(run, check_signals)
             with saver.save_on_error(flush):
                 write_metrics(progress, rows)
             if should_save(run):
@@ -154,12 +154,18 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     )  # fmt: skip
 
 
-def validate(run: Run, check_signals: Callable[[], None]) -> float:
-    """Return the estimated validation loss, and record the best. check_signals: called before every batch."""
+def validate(run: Run, check_signals: Callable[[], None]) -> dict[str, float]:
+    """Return the estimated validation loss, and record the best. check_signals: called before every batch.
+
+    With it comes the loss on the general text, if there is one.
+    """
     loss = estimate_loss(run.model, run.val_loader, run.config.eval_iters, run.group, check_signals)
     if math.isfinite(loss) and (run.best_val_loss is None or loss < run.best_val_loss):
         run.best_val_loss, run.best_step = loss, run.step
-    return loss
+    if run.general_loader is None:
+        return {"val_loss": loss}
+    general = estimate_loss(run.model, run.general_loader, run.config.eval_iters, run.group, check_signals)
+    return {"val_loss": loss, "general_loss": general}
 
 
 def should_save(run: Run) -> bool:

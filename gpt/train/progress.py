@@ -92,12 +92,13 @@ class Progress:
     def _at(self, step: int) -> str:
         return f"step {step:>{len(str(self.max_iters))}}/{self.max_iters}"
 
-    def _line(self, step: int, *, loss: float, lr: float, tokens_per_s: int, val_loss: float, **_: Any) -> str:
+    def _line(self, step: int, *, loss: float, lr: float, tokens_per_s: int, val_loss: float, **more: Any) -> str:
         per_step = (time.perf_counter() - self.started) / (step - self.first)
         left = tqdm.format_interval(per_step * (self.max_iters - step))
+        general = f"general {more['general_loss']:.4f}  " if "general_loss" in more else ""
         return (
             f"{self._at(step)}  loss {loss:.4f}  "
-            f"validation {val_loss:.4f}  lr {lr:.2e}  {tokens_per_s:,} tokens/s  {left} left"
+            f"validation {val_loss:.4f}  {general}lr {lr:.2e}  {tokens_per_s:,} tokens/s  {left} left"
         )
 
     def __enter__(self) -> "Progress":

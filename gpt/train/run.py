@@ -26,12 +26,13 @@ from gpt.checkpoint.run_folder import (
 )
 from gpt.cli import use_backend, user_errors
 from gpt.config import TrainConfig, UserError
-from gpt.data import Batches
+from gpt.data import Batches, DataLoader
 from gpt.files import FolderLock
 from gpt.finetune.adapter import Base
+from gpt.finetune.freeze import freeze
 from gpt.finetune.lora import LoRA
 from gpt.tokenizer import Tokenizer
-from gpt.train.build import make_optimizer, make_scaler, with_prepared_settings
+from gpt.train.build import make_optimizer, make_scaler, open_general_data, with_prepared_settings
 from gpt.train.flags import Arguments
 from gpt.train.footprint import require_memory
 from gpt.train.task import Task, language_model
@@ -64,6 +65,7 @@ class Run:
     skipped: int = 0  # steps whose gradient was not finite
     resumed_from: Path | None = None  # the folder of the run that this one continues
     resumed_config: TrainConfig | None = None  # its configuration, before the flags of this resume
+    general_loader: DataLoader | None = None  # a text whose loss shows what is forgotten
     base: Base | None = None  # of a run with LoRA: the weights that stay as they are
     damaged: Damaged = field(default_factory=list)  # newer checkpoints, which cannot be loaded
     scaler: tg.amp.GradScaler = field(default_factory=lambda: tg.amp.GradScaler(enabled=False))
@@ -136,14 +138,16 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None, task: Ta
     require_memory(config, tokenizer.vocab_size, world().size)
     tg.manual_seed(config.seed)
     model = task.build_model(config, tokenizer.vocab_size, initial)
+    _freeze(model, config)
     if config.half:
         model.astype(config.dtype)  # the master weights are made from the rounded ones
     optimizer, scaler = make_optimizer(model, config), make_scaler(config)
     base = initial.base if initial is not None and lora is not None and task.saves_adapters_alone else None
     folder = _new_folder(config)
     return Run(
-        config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, task, base=base, scaler=scaler
-    )
+        config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, task,
+        general_loader=open_general_data(config, tokenizer), base=base, scaler=scaler,
+    )  # fmt: skip
 
 
 def resumed_run(arguments: Arguments, task_of: Callable[[RunState], Task] = language_model) -> Run:
@@ -164,6 +168,7 @@ def resumed_run(arguments: Arguments, task_of: Callable[[RunState], Task] = lang
 
     require_memory(config, state.model_config.vocab_size, world().size)
     model = task.restore_model(checkpoint, config)
+    _freeze(model, config)
     if config.half:
         model.astype(config.dtype)  # exactly the numbers that were saved
     tokenizer, train_loader, val_loader = task.open_data(config, checkpoint.tokenizer)
@@ -173,8 +178,8 @@ def resumed_run(arguments: Arguments, task_of: Callable[[RunState], Task] = lang
         config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, task,
         step=state.step, saved_step=state.step,
         best_val_loss=state.best_val_loss, best_step=state.best_step, skipped=state.skipped,
-        resumed_from=checkpoint.path.parent, resumed_config=state.train_config, base=state.base, damaged=damaged,
-        scaler=scaler,
+        resumed_from=checkpoint.path.parent, resumed_config=state.train_config, damaged=damaged,
+        general_loader=open_general_data(config, tokenizer), base=state.base, scaler=scaler,
     )  # fmt: skip
     if run.data_sha256 != state.data_sha256:
         raise UserError(f"data {config.data!r} is not the text that {folder} was trained on")
@@ -205,6 +210,12 @@ def locked_folder(run: Run) -> Iterator[None]:
         yield
 
 
+def _freeze(model: Model, config: TrainConfig) -> None:
+    if config.freeze is not None:
+        with user_errors():
+            freeze(model, config.freeze)
+
+
 def _new_folder(config: TrainConfig) -> Path:
     if world().rank:  # rank 0 creates it
         return Path(config.out or CHECKPOINTS)
@@ -220,7 +231,8 @@ def _path_to_resume(path: str | None, out: str | None) -> Path:
 
 # What a resumed run cannot change.
 _FIXED_GROUPS = ("model", "finetuning")
-_FIXED = ("tokenizer", "seed", "dtype", *(f.name for f in fields(TrainConfig) if f.metadata["group"] in _FIXED_GROUPS))
+_FIXED = ["tokenizer", "seed", "dtype", *(f.name for f in fields(TrainConfig) if f.metadata["group"] in _FIXED_GROUPS)]
+_FIXED.remove("general_data")  # it changes nothing but what is shown
 
 
 def _require_logger(config: TrainConfig) -> None:
