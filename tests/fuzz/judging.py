@@ -59,9 +59,19 @@ def operands_of(statement: Statement, values: dict[int, Any]) -> list[Any]:
 def reference(statement: Statement, values: dict[int, Any], wide: bool) -> Reference | None:
     """PyTorch's computation of a statement; None where it refuses. wide: in float64."""
     operands = operands_of(statement, values)
-    needs = [requires_grad(x) for x in operands]
+    needs, arrays = [requires_grad(x) for x in operands], [*map(host, operands)]
+    dtypes = {x.dtype for x in arrays if hasattr(x, "dtype") and is_floating(x.dtype)}
     try:
-        return Reference(torch, statement.call.op, [*map(host, operands)], statement.call.options, needs, wide)
+        return Reference(torch, statement.call.op, arrays, statement.call.options, needs, wide)
+    except RuntimeError:
+        if wide or len(dtypes) < 2:
+            return None
+    except (TypeError, ValueError, IndexError, NotImplementedError, ZeroDivisionError):
+        return None
+    coarsest = max(dtypes, key=lambda dtype: TOLERANCE[dtype.name])  # PyTorch does not mix them here
+    arrays = [x.astype(coarsest) if hasattr(x, "dtype") and x.dtype in dtypes else x for x in arrays]
+    try:
+        return Reference(torch, statement.call.op, arrays, statement.call.options, needs, wide)
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, ZeroDivisionError):
         return None
 
@@ -90,6 +100,11 @@ def differs(op: str, inputs: list[Any], outputs: list[Any]) -> tuple[str, str] |
         return "result", "products overflow, in the order that they are computed in"
     if op in NORMS and any(is_far_from_zero(x) for x in floats):
         return "result", "norms: the spread of a row is below the rounding of its mean"
+    if op in SUMS and not finite:
+        return "gradient", "sums: infinities are added before they are multiplied, or after"
+    rounding = max((8 * float(finfo(x.dtype).eps) * np.abs(x).max(initial=0) for x in floats), default=0.0)
+    if op == "std" and any((host(y) < rounding).any() for y in outputs):
+        return "gradient", "norms: the spread of a row is below the rounding of its mean"
     if op in PIECEWISE and (has_nan or not finite):
         return "gradient", "piecewise: which piece has nan, and 0 times infinity, which PyTorch sets to 0"
     if op == "pow" and any((np.signbit(x) & (x == 0)).any() for x in floats):
