@@ -592,4 +592,4 @@ exercise(longest_shared, tests.longest_shared)
 #   differences and clusters for language models. Tom Brown and others, [Language models are few-shot
 #   learners](https://arxiv.org/abs/2005.14165), 2020, whose appendix looks for contamination by shared n-grams.
 #
-# Next: [11 Modern models](11_modern.ipynb), in which GPT-2 becomes the model of SmolLM2.
+# Next: [10 Quantisation](10_quantization.ipynb), where weights of 32 bits become integers of 8 and of 4.
