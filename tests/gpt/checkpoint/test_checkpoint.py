@@ -323,7 +323,7 @@ def test_invalid_file_contents_are_refused(name: str, content: str | bytes, trai
         ({"best_val_loss": "low"}, "could not convert"),
         ({"model_config": {"n_layer": 0}}, "n_layer must be at least 1"),
         ({"model_config": {"depth": 1}}, "unknown key 'depth' in a model configuration"),
-        ({"model_config": None}, "not iterable"),
+        ({"model_config": None}, "not a mapping"),
         ({"train_config": {"lr": "1"}}, "lr must be float, not '1'"),
         ({"rng": 3}, "not iterable"),
         ({"optimizer": 3}, "not iterable"),

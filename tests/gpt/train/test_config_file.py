@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gpt import config as config_module
 from gpt.checkpoint.files import CONFIG
-from gpt.config import GPTConfig, TrainConfig, UserError
+from gpt.config import GPTConfig, LlamaConfig, TrainConfig, UserError
 from gpt.train.config_file import describe, read_config, to_toml, write_config
 from gpt.train.flags import Arguments, parse
 from gpt.train.loop import train
@@ -113,7 +113,7 @@ FILES_THAT_ONLY_COPY = {dataclasses.__file__, config_module.__file__, sys.module
 def test_every_setting_is_read_by_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting that is only checked, printed and saved has no effect, so another module must read it."""
     read = readers(TrainConfig, monkeypatch)
-    model = readers(GPTConfig, monkeypatch)
+    models = [readers(GPTConfig, monkeypatch), readers(LlamaConfig, monkeypatch)]
     config = TrainConfig(**{**SMALL, "tokenizer": "bpe", "vocab_size": 260, "plot": False}, out="run")
     train(new_run(config))
     run = make_run(Arguments(given={"max_iters": 3}, resume="run"))
@@ -122,11 +122,13 @@ def test_every_setting_is_read_by_the_program(monkeypatch: pytest.MonkeyPatch) -
     run.model.ln_f.weight.data[...] = np.nan  # some settings are read only after an error
     with pytest.raises(UserError):
         train(run)
+    train(new_run(TrainConfig(**{**SMALL, "plot": False}, model="llama", plain=True, out="llama")))
     used = {name: files - FILES_THAT_ONLY_COPY for name, files in read.items()}
-    # The model's shape is copied into a GPTConfig and read from there.
+    # The model's shape is copied into a GPTConfig or a LlamaConfig, as "model" says, and read from there.
     shape = {field.name for field in dataclasses.fields(TrainConfig) if field.metadata["group"] == "model"}
     # The initial weights determine the shape, so they are read before the configuration exists.
     earlier = {"init_from"}
     assert [name for name, files in used.items() if not files and name not in shape | earlier] == []
-    assert shape <= model.keys()
-    assert [name for name, files in model.items() if not files - FILES_THAT_ONLY_COPY] == []
+    assert shape <= {"model"}.union(*models)
+    for model in models:
+        assert [name for name, files in model.items() if not files - FILES_THAT_ONLY_COPY] == []
