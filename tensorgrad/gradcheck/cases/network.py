@@ -122,15 +122,6 @@ cases = [
         Example("all for the sum", randn(3, 4), randn(3, 4), randn(4), randn(4), call=lambda op, *a: op(*a)[0]),
     ], draw=Draw("adding", n_scales=2)),
     Case(ops.add_rms_norm, _added(saves="c y (2,3,1)"), draw=Draw("adding", n_scales=1)),
-    Case(ops.swiglu, [
-        Example("0-d", randn(), randn()),
-        *Example("matrix", randn(3, 4), randn(3, 4), saves="a b").layouts(),
-        Example("saturated", 15 * randn(3, 4), randn(3, 4)),
-        Example("empty", randn(0, 3), randn(0, 3)),
-        Example("used twice", randn(2, 3), call=lambda op, x: op(x, x)),
-        Example("frozen gate", Frozen(randn(2, 3)), randn(2, 3)),
-        Example("frozen up", randn(2, 3), Frozen(randn(2, 3))),
-    ], draw=Draw("alike")),
     Case(ops.dropout, [
         Example("0-d", randn(), p=0.5),
         Example("one element", randn(1), p=0.5),
@@ -248,4 +239,13 @@ cases = [
     ], draw=Draw("rotations")),
     Case(ops.mlp, [*_mlp(), *(example.renamed(f"tanh, {example.name}") for example in _mlp(approximate="tanh"))],
          draw=Draw("mlps")),
+    Case(ops.swiglu, [
+        Example("0-d", randn(), randn()),
+        *Example("matrix", randn(3, 4), randn(3, 4), saves="a b").layouts(),
+        Example("saturated", 15 * randn(3, 4), randn(3, 4)),
+        Example("empty", randn(0, 3), randn(0, 3)),
+        Example("used twice", randn(2, 3), call=lambda op, x: op(x, x)),
+        Example("frozen gate", Frozen(randn(2, 3)), randn(2, 3)),
+        Example("frozen up", randn(2, 3), Frozen(randn(2, 3))),
+    ], draw=Draw("alike")),
 ]

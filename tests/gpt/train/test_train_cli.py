@@ -58,7 +58,7 @@ def test_without_flags_the_settings_are_the_defaults() -> None:
 def test_every_setting_is_a_flag() -> None:
     values = {
         "int": ("3", 3), "float": ("0.00025", 0.00025), "bool": ("True", True), "str": ("x", "x"),
-        "int | None": ("7", 7), "str | None": ("x", "x"),
+        "int | None": ("7", 7), "float | None": ("0.5", 0.5), "str | None": ("x", "x"),
     }  # fmt: skip
     special = {name: (known[-1], known[-1]) for name, known in CHOICES.items()}
     for field in fields(TrainConfig):
@@ -187,7 +187,7 @@ def test_printed_commands_are_quoted_for_the_shell(
         ("n_layer = 1.0", "run.toml: n_layer must be int, not 1.0"),
         ("n_embd = 130", "run.toml: n_embd 130 is not divisible by n_head 4"),
         ("bias = 1", "run.toml: bias must be bool, not 1"),
-        ("[model]\nn_layer = 6", "run.toml: unknown key 'model'"),
+        ("[model]\nn_layer = 6", "run.toml: model must be str, not {'n_layer': 6}"),
         ("n_layer 6", "run.toml: Expected '='"),
         ("n_layer = 1\nn_layer = 2", "run.toml: Cannot overwrite a value"),
         (b"\xff", "run.toml: 'utf-8' codec can't decode"),

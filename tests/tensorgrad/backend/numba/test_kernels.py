@@ -72,7 +72,7 @@ class Inputs:
         return self.lay(chosen)
 
     def lay(self, x: np.ndarray) -> np.ndarray:
-        laid = LAYOUTS[self.layout](x)
+        laid = LAYOUTS[self.layout](np.asarray(x))  # NumPy makes scalars of 0-d arrays
         assert np.array_equal(laid, x)
         self.given.append((laid, x.copy()))
         return laid
