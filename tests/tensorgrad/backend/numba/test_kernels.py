@@ -183,7 +183,7 @@ def cross_entropy_both(k: Backend, a: Inputs, smoothing: float) -> Any:
 
 
 def adamw(k: Backend, a: Inputs, weight_decay: float) -> Any:
-    p, m, v = (LAYOUTS[a.layout](x.copy()) for x in (a.p, a.m, np.abs(a.v)))
+    p, m, v = (LAYOUTS[a.layout](x.copy()) for x in (a.p, a.m, np.asarray(np.abs(a.v))))
     if not p.flags.writeable:
         p, m, v = p.copy(), m.copy(), v.copy()
     k.adamw(p, a.g, m, v, lr=0.01, beta1=0, beta2=0.99, eps=1e-8, weight_decay=weight_decay, step=3)
