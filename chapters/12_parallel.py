@@ -376,7 +376,8 @@ def five_steps(model, batch_size, group=None):
     optimizer = tg.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for windows in tokens:
-        losses.append(accumulate_gradients(model, windows[:, :-1], windows[:, 1:], batch_size, reducer=reducer))
+        batch = windows[:, :-1], windows[:, 1:]
+        losses.append(accumulate_gradients(model, batch, batch_size, reducer=reducer))
         optimizer.step()
         optimizer.zero_grad()
     return np.array(losses), np.concatenate([p.data.reshape(-1) for p in model.parameters()])

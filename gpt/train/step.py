@@ -74,10 +74,9 @@ def accumulate_gradients(
     """Add the gradient of the mean loss over all rows to the parameters, batch by batch; return the loss.
 
     batch: the arguments of model.loss, such as x, y (n, T), in parts of batch_size rows, which together give the
-    gradient of one large batch. Only dropout's
-    masks differ from those of the large batch: each batch draws its own. With a reducer every process of its group
-    computes its share of the windows, and gets the loss and gradients of all. The loss is a number, or on a GPU an
-    array.
+    gradient of one large batch. Only dropout's masks differ from those of the large batch: each batch draws its own.
+    With a reducer every process of its group computes its share of the windows, and gets the loss and gradients of all.
+    The loss is a number, or on a GPU an array.
     """
     group = ALONE if reducer is None else reducer.group
     k, n_rows = tg.get_backend(), len(batch[0])
