@@ -13,11 +13,6 @@ from gpt.model import GPT, MLP, Block, CausalSelfAttention, LayerCache, causal_m
 from tensorgrad import Tensor, nn
 
 
-def is_quantized(weight: Tensor) -> bool:
-    """Whether a weight is: linear_cross_entropy reads only floating ones."""
-    return weight.dtype.kind == "q"
-
-
 class FusedCausalSelfAttention(CausalSelfAttention):
     """Attention in one operation that never holds the (B, H, T, S) weights."""
 
@@ -99,7 +94,7 @@ class FusedLlamaBlock(LlamaBlock):
         return tg.decode_block(
             x, self.norm_1.weight, q, k, v, o, self.norm_2.weight, gate, up, down,
             keys=cache.k, values=cache.v, position=cache.start,
-            n_head=config.n_head, rope_base=config.rope_base, eps=config.norm_eps,
+            rope_base=config.rope_base, eps=config.norm_eps,
         )  # fmt: skip
 
 
@@ -128,8 +123,6 @@ class FusedGPT(GPT):
 
     def loss(self, idx: Any, targets: Any, pos: Any = None) -> Tensor:
         """The mean loss alone, without holding all logits: V numbers a token, they can be most of the memory."""
-        if is_quantized(self.wte.weight):
-            return super().loss(idx, targets, pos)
         return tg.linear_cross_entropy(self.hidden_states(idx, pos=pos), self.wte.weight, tg.asarray(targets))
 
 
@@ -142,6 +135,4 @@ class FusedLlama(Llama):
 
     def loss(self, idx: Any, targets: Any, pos: Any = None) -> Tensor:
         """The mean loss alone; see FusedGPT."""
-        if is_quantized(self.head_weight):
-            return super().loss(idx, targets, pos)
         return tg.linear_cross_entropy(self.hidden_states(idx, pos=pos), self.head_weight, tg.asarray(targets))

@@ -12,7 +12,7 @@ __all__ = ["decode_block"]
 def decode_block(
     k: Backend, x: Array, norm_1: Array, q: Array, key: Array, v: Array, o: Array, norm_2: Array,
     gate: Array, up: Array, down: Array, *,
-    keys: Array, values: Array, position: int, n_head: int, rope_base: float, eps: float,
+    keys: Array, values: Array, position: int, rope_base: float, eps: float,
 ) -> tuple[Array, None]:  # fmt: skip
     """A block of gpt/llama.py for one token: x (1, 1, C) -> (1, 1, C), without gradient.
 
@@ -24,5 +24,5 @@ def decode_block(
     if not 0 <= position < keys.shape[2]:
         raise ValueError(f"decode_block: position {position} is not below {keys.shape[2]}, the number of slots")
     weights = norm_1, q, key, v, o, norm_2, gate, up, down
-    options: dict[str, Any] = {"position": position, "n_head": n_head, "rope_base": rope_base, "eps": eps}
+    options: dict[str, Any] = {"position": position, "rope_base": rope_base, "eps": eps}
     return k.decode_block(x, *weights, keys=keys[0], values=values[0], **options), None

@@ -11,7 +11,7 @@ class DecoderMath(Math):
 
     def decode_block(
         self, x: Array, norm_1: Array, q: Any, k: Any, v: Any, o: Any, norm_2: Array, gate: Any, up: Any, down: Any, *,
-        keys: Array, values: Array, position: int, n_head: int, rope_base: float, eps: float,
+        keys: Array, values: Array, position: int, rope_base: float, eps: float,
     ) -> Array:  # fmt: skip
         """x (1, 1, C) -> (1, 1, C). keys and values (G, S, D): slots 0 to position - 1 are read, `position` is written.
 
@@ -28,6 +28,6 @@ class DecoderMath(Math):
         seen = slice(position + 1)
         query = self.rotary_embedding(query, at, rope_base)
         y, _ = self.attention(query, keys[None, :, seen], values[None, :, seen], False, None, None, D**-0.5)
-        x = x + self.linear(y.reshape(1, 1, n_head * D), o, None)
+        x = x + self.linear(y.reshape(1, 1, -1), o, None)
         normed = self.rms_norm(x, norm_2, eps)[0]
         return x + self.linear(self.swiglu(self.linear(normed, gate, None), self.linear(normed, up, None)), down, None)

@@ -57,9 +57,9 @@ def in_torch(arrays: list[np.ndarray], caches: dict[str, np.ndarray], position: 
     return [result.numpy() for result in (y, key, value)]
 
 
-def decode(arrays: list[Any], caches: dict[str, np.ndarray], position: int, n_head: int) -> np.ndarray:
+def decode(arrays: list[Any], caches: dict[str, np.ndarray], position: int) -> np.ndarray:
     operands = [Tensor(a) for a in arrays]
-    return tg.decode_block(*operands, **caches, position=position, n_head=n_head, rope_base=BASE, eps=EPS).numpy()
+    return tg.decode_block(*operands, **caches, position=position, rope_base=BASE, eps=EPS).numpy()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -71,7 +71,7 @@ def test_equals_the_block_in_pytorch(shape: tuple[int, ...], backend: str, dtype
             arrays, caches = inputs(shape, dtype)
             before = {name: cache.copy() for name, cache in caches.items()}
             expected, *new = in_torch(arrays, caches, position, shape[0])
-            got = decode(arrays, caches, position, shape[0])
+            got = decode(arrays, caches, position)
             assert got.shape == arrays[0].shape
             assert got.dtype == arrays[0].dtype
             scale = abs(expected).max()
@@ -93,7 +93,7 @@ def test_reads_quantised_weights(backend: str, type: str) -> None:
             weights[i] = tg.quantize(arrays[i], type if type != "mixed" else ("q8_0" if i < 5 else "q4_1"))
             arrays[i] = weights[i].dequantize()
         expected, key, value = in_torch(arrays, caches, 5, 6)
-        got = decode(weights, caches, 5, 6)[0, 0]
+        got = decode(weights, caches, 5)[0, 0]
         np.testing.assert_allclose(got, expected, rtol=0, atol=2e-4 * abs(expected).max())  # x is rounded to int16
         np.testing.assert_allclose(caches["keys"][0, :, 5], key, rtol=0, atol=2e-4 * abs(key).max())
         np.testing.assert_allclose(caches["values"][0, :, 5], value, rtol=0, atol=2e-4 * abs(value).max())
@@ -107,7 +107,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
             for n in (1, before):
                 tg.set_num_threads(n)
                 arrays, caches = inputs(SHAPES[2], "float32")
-                results.append((decode(arrays, caches, 7, 9), caches["keys"], caches["values"]))
+                results.append((decode(arrays, caches, 7), caches["keys"], caches["values"]))
     finally:
         tg.set_num_threads(before)
     for result in results[1:]:
@@ -118,10 +118,10 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 def test_weights_in_another_order_in_memory_are_left_to_the_plain_mathematics() -> None:
     with tg.use_backend("numba"):
         arrays, caches = inputs(SHAPES[1], "float64")
-        expected = decode(arrays, caches, 3, 6)
+        expected = decode(arrays, caches, 3)
         arrays[2] = np.asfortranarray(arrays[2])
         arrays[7].flags.writeable = False
-        np.testing.assert_allclose(decode(arrays, caches, 3, 6), expected, rtol=1e-12)
+        np.testing.assert_allclose(decode(arrays, caches, 3), expected, rtol=1e-12)
 
 
 def test_the_kernel_runs_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,12 +133,12 @@ def test_the_kernel_runs_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
     with tg.use_backend("numba"):
         arrays, caches = inputs(SHAPES[1], "float64")
         expected, *_ = in_torch(arrays, caches, 3, 6)
-        np.testing.assert_allclose(decode(arrays, caches, 3, 6)[0, 0], expected, rtol=1e-12)
+        np.testing.assert_allclose(decode(arrays, caches, 3)[0, 0], expected, rtol=1e-12)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     arrays, caches = inputs(SHAPES[1], "float64")
     with pytest.raises(ValueError, match=r"^decode_block: position 9 is not below 9, the number of slots"):
-        decode(arrays, caches, 9, 6)
+        decode(arrays, caches, 9)
     with pytest.raises(ValueError, match=r"^decode_block: x \(1, 2, 48\) is not \(1, 1, C\), one token"):
-        decode([np.zeros((1, 2, 48)), *arrays[1:]], caches, 0, 6)
+        decode([np.zeros((1, 2, 48)), *arrays[1:]], caches, 0)

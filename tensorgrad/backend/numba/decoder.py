@@ -180,7 +180,7 @@ def supports(arrays: Sequence[Array], keys: Array, values: Array) -> bool:
 
 def run(
     kernel: Strided, threads: int, x: Array, weights: tuple[Any, ...], keys: Array, values: Array, *,
-    position: int, n_head: int, rope_base: float, eps: float,
+    position: int, rope_base: float, eps: float,
 ) -> Array:  # fmt: skip
     """Call one of the kernels for x (1, 1, C)."""
     at = np.array([position])
