@@ -1,6 +1,5 @@
 """Generate text with a trained model: `python generate.py`, or `python generate.py --help` for all settings."""
 
-import itertools
 import os
 import re
 import shlex
@@ -8,6 +7,7 @@ import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from gpt.checkpoint.runs import summarize_runs
 from gpt.checkpoint.steps import newest_checkpoint
@@ -15,8 +15,9 @@ from gpt.cli import ArgumentParser, cpu_backend, one_of, run, use_backend, user_
 from gpt.config import BACKENDS, UserError
 from gpt.generate import stream_text
 from gpt.generate.chat import Conversation
+from gpt.generate.sampling import SamplingOptions
 from gpt.generate.terminal import Terminal
-from gpt.heartbeat import Heartbeat
+from gpt.heartbeat import Heartbeat, until_first
 from gpt.tokenizer import Tokenizer
 from gpt.weights import Model
 from gpt.weights.arrays import QUANTIZE, QUANTIZE_HELP
@@ -161,28 +162,22 @@ def sample(args: Namespace, model: Model, tokenizer: Tokenizer, prompt: str, num
         prompt,
         allow_special=args.allow_special,
         max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        repetition_penalty=args.repetition_penalty,
-        seed=args.seed + number,
         stop=args.stop,
+        **sampling(args, args.seed + number),
     )
+
+
+def sampling(args: Namespace, seed: int) -> SamplingOptions:
+    """Return how tokens are chosen."""
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    return cast(SamplingOptions, {**{name: getattr(args, name) for name in names}, "seed": seed})
 
 
 def chat(args: Namespace, model: Model, tokenizer: Tokenizer, path: str) -> None:
     """Talk until the input ends."""
     with user_errors():  # for options out of range, and a model without a chat template
-        conversation = Conversation(
-            model,
-            tokenizer,
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            repetition_penalty=args.repetition_penalty,
-            seed=args.seed,
-        )
+        options = sampling(args, args.seed)
+        conversation = Conversation(model, tokenizer, max_new_tokens=args.max_new_tokens, **options)
     note(f"{path}, {model.config.count_parameters().total:,} parameters; /help lists the commands")
     with user_errors(FloatingPointError, about=path):
         Terminal(conversation).run()
@@ -191,9 +186,7 @@ def chat(args: Namespace, model: Model, tokenizer: Tokenizer, path: str) -> None
 def write(prompt: str, pieces: Iterator[str]) -> None:
     """Print the prompt, and then each piece as it is generated."""
     sys.stdout.write(prompt)
-    with Heartbeat("generating"):  # until the text shows that it works, in which a line would stand
-        first = next(pieces, "")
-    for piece in itertools.chain([first], pieces):
+    for piece in until_first("generating", pieces):
         sys.stdout.write(piece)
         sys.stdout.flush()
 

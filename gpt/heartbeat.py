@@ -1,15 +1,17 @@
 """A line at least every few seconds, so that whoever watches a program or its log sees that it works."""
 
+import itertools
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+T = TypeVar("T")
 SILENCE_S = 4.0
 
 
@@ -50,6 +52,14 @@ class Heartbeat:
     ) -> None:
         self._ended.set()
         self._thread.join()
+
+
+def until_first(activity: str, pieces: Iterator[T]) -> Iterator[T]:
+    """Yield the pieces, with a heartbeat before the first: later a line would stand within what they are printed as."""
+    with Heartbeat(activity):
+        first = list(itertools.islice(pieces, 1))
+    yield from first
+    yield from pieces
 
 
 @contextmanager
