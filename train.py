@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
 """Train a GPT: `python train.py`, or `python train.py --help` for all settings."""
 
-import itertools
 import shlex
 import sys
 
-from gpt.cli import leave, out_of_memory, user_errors
+from gpt.cli import leave, user_errors
 from gpt.cli import run as run_program
-from gpt.heartbeat import Heartbeat
+from gpt.heartbeat import Heartbeat, until_first
 from gpt.train.describe import describe
 from gpt.train.dry_run import dry_run
 from gpt.train.flags import parse
-from gpt.train.loop import train
 from gpt.train.nonfinite import replay
 from gpt.train.observers import sample
+from gpt.train.program import train_to_end
 from gpt.train.run import Run, make_run
 from tensorgrad.memory import keep_freed_memory
 
@@ -31,15 +30,8 @@ def main() -> int:
     with Heartbeat("preparing data and model", print_line):
         run = make_run(arguments)
     print(*describe(run), sep="\n", flush=True)
-    try:
-        status = train(run)
-    except MemoryError as error:
-        raise out_of_memory(error, run.config.batch_size, run.config.grad_accum) from error
-    if run.group.rank:  # rank 0 of the group prints
-        return status
-    if status:
-        print(f"Stopped after step {run.step}. To continue: python train.py --resume {shlex.quote(str(run.folder))}")
-    else:
+    status = train_to_end(run, "train.py")
+    if not status and not run.group.rank:  # rank 0 of the group prints
         print_sample(run)
         print(f"Saved in {run.folder}. For more: python generate.py --checkpoint {shlex.quote(str(run.folder))}")
     return status
@@ -47,11 +39,8 @@ def main() -> int:
 
 def print_sample(run: Run) -> None:
     print("-" * 80, flush=True)
-    pieces = sample(run, SAMPLE_TOKENS)
     with user_errors(FloatingPointError, about=str(run.folder)):  # where the weights are not finite
-        with Heartbeat("generating a sample"):  # until the text shows that it works, in which a line would stand
-            first = next(pieces, "")
-        for piece in itertools.chain([first], pieces):
+        for piece in until_first("generating a sample", sample(run, SAMPLE_TOKENS)):
             print(piece, end="", flush=True)
     print("\n" + "-" * 80)
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from gpt.cli import one_of, out_of_memory
+from gpt.cli import one_of
 from gpt.config import TrainConfig
 from gpt.data import Array
 from gpt.evaluate.plot import why_not
@@ -20,7 +20,7 @@ from gpt.finetune.scores import Scores
 from gpt.heartbeat import Heartbeat
 from gpt.train.describe import describe
 from gpt.train.flags import Arguments, build_parser, to_arguments
-from gpt.train.loop import train
+from gpt.train.program import train_to_end
 from gpt.train.run import Run, finetuning_schedule, new_run, resumed_run
 from gpt.weights.initial import load_initial
 from tensorgrad.memory import keep_freed_memory
@@ -50,16 +50,10 @@ def main(argv: Sequence[str]) -> int:
             run = start(own, arguments)
     task = cast(Classification, run.task)
     print(*describe(run), *describe_data(task, run), sep="\n", flush=True)
-    try:
-        status = train(run)
-    except MemoryError as error:
-        raise out_of_memory(error, run.config.batch_size, run.config.grad_accum) from error
-    if run.group.rank:
+    status = train_to_end(run, f"-m gpt finetune {NAME}")
+    if status or run.group.rank:
         return status
     folder = shlex.quote(str(run.folder))
-    if status:
-        print(f"Stopped after step {run.step}. To continue: python -m gpt finetune {NAME} --resume {folder}")
-        return status
     report(task, run)
     print(f'Saved in {run.folder}. To label a text: python -m gpt finetune predict {folder} "TEXT"')
     return 0

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any, cast
 
-from gpt.cli import boolean, out_of_memory
+from gpt.cli import boolean
 from gpt.evaluate import evaluating
 from gpt.files import atomic_write
 from gpt.finetune.conversations import Conversation
@@ -18,7 +18,7 @@ from gpt.generate import generate
 from gpt.heartbeat import Heartbeat
 from gpt.train.describe import describe
 from gpt.train.flags import Arguments, build_parser, to_arguments
-from gpt.train.loop import train
+from gpt.train.program import train_to_end
 from gpt.train.run import Run, finetuning_schedule, new_run, resumed_run
 from gpt.weights import IGNORED, Model
 from gpt.weights.initial import load_initial
@@ -52,16 +52,10 @@ def main(argv: Sequence[str]) -> int:
     if not run.step and not run.group.rank:
         with Heartbeat("measuring the model before the training"):
             write_json(run, BEFORE, measure(task, run))
-    try:
-        status = train(run)
-    except MemoryError as error:
-        raise out_of_memory(error, run.config.batch_size, run.config.grad_accum) from error
-    if run.group.rank:
+    status = train_to_end(run, f"-m gpt finetune {NAME}")
+    if status or run.group.rank:
         return status
     folder = shlex.quote(str(run.folder))
-    if status:
-        print(f"Stopped after step {run.step}. To continue: python -m gpt finetune {NAME} --resume {folder}")
-        return status
     report(task, run)
     print(f"Saved in {run.folder}. To talk to it: python generate.py --chat --model {folder}")
     return 0
