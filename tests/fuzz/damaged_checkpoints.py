@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cases import failing
+
 import tensorgrad as tg
 from gpt.checkpoint import MODEL, OPTIMIZER, STATE, TOKENIZER, Checkpoint, load_checkpoint, load_newest, save_checkpoint
 from gpt.checkpoint.files import MANIFEST
@@ -266,9 +268,5 @@ def failures(seeds: range) -> Iterator[tuple[int, str]]:
     """The seed of every case that fails, and how."""
     with tempfile.TemporaryDirectory() as folder, tg.use_backend("numpy"):
         cases = Damaged(Path(folder))
-        for seed in seeds:
-            try:
-                cases.check(seed)
-            except Exception as error:
-                yield seed, f"{type(error).__name__}: {error}"
+        yield from failing(cases.check, seeds)
         print(", ".join(f"{n:,} {what}" for what, n in cases.outcomes.items()))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from cases import failing
 from damaged_checkpoints import header_of, hostile
 
 import tensorgrad as tg
@@ -100,9 +101,5 @@ def failures(seeds: range) -> Iterator[tuple[int, str]]:
     """The seed of every case that fails, and how."""
     with tempfile.TemporaryDirectory() as folder, tg.use_backend("numpy"):
         cases = Cases(Path(folder))
-        for seed in seeds:
-            try:
-                cases.check(seed)
-            except Exception as error:
-                yield seed, f"{type(error).__name__}: {error}"
+        yield from failing(cases.check, seeds)
         print(", ".join(f"{n:,} {what}" for what, n in cases.outcomes.items()))

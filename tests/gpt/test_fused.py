@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from gpt.model import GPT
 from tensorgrad import nn, ops
 
 pytest.importorskip("ml_dtypes")  # bfloat16
+P, F = TypeVar("P", bound=nn.Module), TypeVar("F", bound=nn.Module)
 CONFIG = GPTConfig(block_size=24, vocab_size=67, n_layer=2, n_head=3, n_embd=24, bias=True)
 LLAMA = LlamaConfig(block_size=24, vocab_size=67, n_layer=2, n_head=6, n_kv_head=2, n_embd=24, n_hidden=40, tied=False)
 # Relative to the norm of all gradients, and to the loss. The fused attention of numba skips masked scores and sums
@@ -28,20 +30,16 @@ TOLERANCE = {"float64": 1e-12, "float32": 5e-6, "bfloat16": 2e-2, "float16": 2e-
 def pair(dtype: str = "float64", **changes: object) -> tuple[GPT, FusedGPT]:
     """A plain and a fused model with the same weights, far enough from the initial values that every part matters."""
     config = {**CONFIG.to_dict(), **changes}
-    plain, fast = GPT(config), FusedGPT(config)
-    rng = np.random.default_rng(1)
-    for p in plain.parameters():
-        p.data[...] += 0.1 * rng.standard_normal(p.shape)
-    fast.load_state_dict(plain.state_dict())
-    plain.astype(dtype)
-    fast.astype(dtype)
-    return plain, fast
+    return with_equal_weights(GPT(config), FusedGPT(config), dtype)
 
 
 def llamas(dtype: str = "float64", **changes: object) -> tuple[Llama, FusedLlama]:
     """The same for Llama."""
     config = replace(LLAMA, **changes)
-    plain, fast = Llama(config), FusedLlama(config)
+    return with_equal_weights(Llama(config), FusedLlama(config), dtype)
+
+
+def with_equal_weights(plain: P, fast: F, dtype: str) -> tuple[P, F]:
     rng = np.random.default_rng(1)
     for p in plain.parameters():
         p.data[...] += 0.1 * rng.standard_normal(p.shape)
