@@ -53,10 +53,10 @@ from gpt.checkpoint.steps import (
 )
 from gpt.config import GPTConfig, LlamaConfig, TrainConfig, UserError, model_config_from_dict
 from gpt.files import file_errors, read_json, sync
-from gpt.finetune.adapter import ADAPTER, ADAPTER_CONFIG, Base, config_entries, read_adapter, serialize
-from gpt.finetune.lora import LoRA, adapter_parameters
+from gpt.lora import LoRA, adapter_parameters
 from gpt.tokenizer import Tokenizer, load_tokenizer
 from gpt.weights import Model, build_model
+from gpt.weights.adapter import ADAPTER, ADAPTER_CONFIG, Base, config_entries, read_adapter, serialize
 
 FORMAT = 1  # of the folder; increased when earlier programs can no longer read it
 

@@ -15,9 +15,9 @@ from gpt.config import TrainConfig, UserError
 from gpt.data import Array, Batches
 from gpt.files import file_errors
 from gpt.finetune.classifier import Classifier, LabelledTexts, balanced_weights
-from gpt.finetune.lora import LoRA, add_lora
 from gpt.finetune.split import split_examples
 from gpt.finetune.tables import column, read_rows
+from gpt.lora import LoRA, add_lora
 from gpt.tokenizer import Tokenizer, TokenizerError
 from gpt.train.build import make_tokenizer
 from gpt.train.task import Task

@@ -9,10 +9,10 @@ from gpt.checkpoint import RunState
 from gpt.config import GPTConfig, TrainConfig, UserError
 from gpt.data import Batches
 from gpt.finetune.conversations import Conversation, Example, encode_conversation, read_conversations
-from gpt.finetune.lora import LoRA, add_lora
 from gpt.finetune.packing import Examples
 from gpt.finetune.split import split_examples
 from gpt.generate.template import ChatTemplate, TemplateError
+from gpt.lora import LoRA, add_lora
 from gpt.tokenizer import Tokenizer, TokenizerError
 from gpt.train.task import Task
 from gpt.weights import Model

@@ -28,15 +28,15 @@ from gpt.cli import use_backend, user_errors
 from gpt.config import TrainConfig, UserError
 from gpt.data import Batches, DataLoader
 from gpt.files import FolderLock
-from gpt.finetune.adapter import Base
-from gpt.finetune.freeze import freeze
-from gpt.finetune.lora import LoRA
+from gpt.lora import LoRA
 from gpt.tokenizer import Tokenizer
 from gpt.train.build import make_optimizer, make_scaler, open_general_data, with_prepared_settings
 from gpt.train.flags import Arguments
 from gpt.train.footprint import require_memory
+from gpt.train.freeze import freeze
 from gpt.train.task import Task, language_model
 from gpt.weights import Model
+from gpt.weights.adapter import Base
 from gpt.weights.initial import InitialWeights, load_initial
 from tensorgrad.distributed import Communicator, world
 

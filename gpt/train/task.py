@@ -5,7 +5,7 @@ from typing import Any
 from gpt.checkpoint import Checkpoint, RunState
 from gpt.config import TrainConfig, UserError
 from gpt.data.loaders import Batches
-from gpt.finetune.lora import LoRA, add_lora
+from gpt.lora import LoRA, add_lora
 from gpt.tokenizer import Tokenizer
 from gpt.train.build import open_data
 from gpt.weights import Model, build_model

@@ -13,10 +13,10 @@ from gpt.checkpoint.steps import newest_checkpoint
 from gpt.cli import user_errors
 from gpt.config import GPTConfig, LlamaConfig, TrainConfig, UserError
 from gpt.files import file_errors, sha256_of
-from gpt.finetune.adapter import ADAPTER, Base, is_adapter, read_adapter, read_base_path
-from gpt.finetune.lora import LoRA, add_lora, load_adapters
+from gpt.lora import LoRA, add_lora, load_adapters
 from gpt.tokenizer import Tokenizer
 from gpt.weights import Model, build_model, gguf, huggingface
+from gpt.weights.adapter import ADAPTER, Base, is_adapter, read_adapter, read_base_path
 from gpt.weights.arrays import WeightArrays, converted
 from gpt.weights.gguf_file import is_gguf
 from gpt.weights.published import PUBLISHED, find_published

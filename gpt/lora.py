@@ -58,6 +58,7 @@ class MergedLinear(LoRALinear):
     """A layer whose weight contains the update of its adapter."""
 
     forward = nn.Linear.forward
+
     def unmerge(self) -> None:
         """Give the layer its weight and its adapter back, bit for bit."""
         self.weight.data = self.base

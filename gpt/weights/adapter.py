@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from gpt.config import GPTConfig, LlamaConfig
 from gpt.files import file_errors, read_json, require_regular_file
-from gpt.finetune.lora import TARGETS, LoRA, merged
+from gpt.lora import TARGETS, LoRA, merged
 from gpt.weights.names import parameter_names
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

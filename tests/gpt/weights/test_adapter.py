@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gpt.config import UserError
-from gpt.finetune.adapter import ADAPTER, ADAPTER_CONFIG, read_adapter
 from gpt.weights import build_model
-from tests.gpt.finetune import make_peft_figures as peft
-from tests.gpt.finetune.test_lora import CONFIGS, MODELS, base_weights
+from gpt.weights.adapter import ADAPTER, ADAPTER_CONFIG, read_adapter
+from tests.gpt.test_lora import CONFIGS, MODELS, base_weights
+from tests.gpt.weights import make_peft_figures as peft
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 

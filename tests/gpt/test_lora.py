@@ -8,8 +8,8 @@ import pytest
 
 import tensorgrad as tg
 from gpt.config import GPTConfig, LlamaConfig
-from gpt.finetune.adapter import to_peft
-from gpt.finetune.lora import (
+from gpt.generate import generate_text
+from gpt.lora import (
     TARGETS,
     LoRA,
     LoRALinear,
@@ -20,13 +20,13 @@ from gpt.finetune.lora import (
     merge,
     unmerge,
 )
-from gpt.generate import generate_text
 from gpt.tokenizer import CharTokenizer
 from gpt.weights import Model, build_model
+from gpt.weights.adapter import to_peft
 from gpt.weights.huggingface import config_from_entries
 from gpt.weights.initial import load_initial
 from gpt.weights.names import parameter_names
-from tests.gpt.finetune import make_peft_figures as peft
+from tests.gpt.weights import make_peft_figures as peft
 
 CONFIGS: dict[str, GPTConfig | LlamaConfig] = {
     name: config_from_entries({"model_type": name, **entries}) for name, entries in peft.TINY.items()

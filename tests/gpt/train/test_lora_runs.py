@@ -11,11 +11,11 @@ import generate
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import STATE
 from gpt.config import TrainConfig, UserError
-from gpt.finetune.adapter import ADAPTER, ADAPTER_CONFIG
-from gpt.finetune.lora import adapter_parameters
+from gpt.lora import adapter_parameters
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.run import Run, make_run
+from gpt.weights.adapter import ADAPTER, ADAPTER_CONFIG
 from gpt.weights.initial import load_initial
 from tensorgrad import QuantizedArray
 

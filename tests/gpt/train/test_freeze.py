@@ -9,8 +9,8 @@ import pytest
 
 from gpt.config import LlamaConfig, UserError
 from gpt.evaluate.plot import History
-from gpt.finetune.freeze import freeze
 from gpt.train.flags import Arguments
+from gpt.train.freeze import freeze
 from gpt.train.loop import train
 from gpt.train.run import make_run
 from gpt.weights import build_model
