@@ -89,9 +89,9 @@ def start(own: Namespace, arguments: Arguments) -> Run:
     initial = load_initial(given["init_from"], given.get("n_head"), given.get("quantize", "none"))
     given.setdefault("block_size", min(BLOCK_SIZE, initial.config.block_size))
     train_examples, held_out = (
-        Examples(task.fitting(task.encode(part, initial.tokenizer), given["block_size"]), packed=task.packing,
-                 block_size=given["block_size"], batch_size=given["batch_size"])
-        for part in task.conversations
+        Examples(task.fitting(part, given["block_size"]), packed=task.packing, block_size=given["block_size"],
+                 batch_size=given["batch_size"])
+        for part in task.encoded(initial.tokenizer)
     )  # fmt: skip
     per_epoch = math.ceil(len(train_examples.rows) / (given["batch_size"] * given.get("grad_accum", 1)))
     max_iters = given.get("max_iters", (own.epochs or EPOCHS) * per_epoch)
@@ -106,7 +106,7 @@ def start(own: Namespace, arguments: Arguments) -> Run:
 def describe_data(task: Instruction, run: Run) -> list[str]:
     """Return the lines about the rows, and about what is cut."""
     T = run.config.block_size
-    examples = [example for part in task.conversations for example in task.encode(part, run.tokenizer)]
+    examples = [example for part in task.encoded(run.tokenizer) for example in part]
     n_long, n_out = sum(len(e.ids) > T + 1 for e in examples), sum(not any(e.in_answer[1 : T + 1]) for e in examples)
     data = cast(Examples, run.train_loader)
     n_tokens = sum(len(example.ids) - 1 for example in data.examples)

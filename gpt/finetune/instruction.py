@@ -48,14 +48,23 @@ class Instruction(Task):
             raise UserError("a model with random weights has no chat template: give --init-from")
         loaders = [
             Examples(
-                self.fitting(self.encode(conversations, tokenizer), config.block_size), block_size=config.block_size,
-                batch_size=config.batch_size, seed=config.seed, packed=self.packing,
+                self.fitting(part, config.block_size), block_size=config.block_size, batch_size=config.batch_size,
+                seed=config.seed, packed=self.packing,
             )
-            for conversations in self.conversations
+            for part in self.encoded(tokenizer)
         ]  # fmt: skip
         return tokenizer, loaders[0], loaders[1]
 
-    def encode(self, conversations: list[Conversation], tokenizer: Tokenizer) -> list[Example]:
+    def encoded(self, tokenizer: Tokenizer) -> tuple[list[Example], list[Example]]:
+        """Return the tokens of both parts, computed once: a template may start a process for every conversation."""
+        known: dict[Tokenizer, Any] = self.__dict__.setdefault("_encoded", {})
+        if tokenizer not in known:
+            train, held_out = self.conversations
+            known[tokenizer] = self._encode(train, tokenizer), self._encode(held_out, tokenizer)
+        encoded: tuple[list[Example], list[Example]] = known[tokenizer]
+        return encoded
+
+    def _encode(self, conversations: list[Conversation], tokenizer: Tokenizer) -> list[Example]:
         """Return the tokens of conversations; UserError, naming the line, for one that the template does not fit."""
         template = chat_template(tokenizer)
         examples = []

@@ -50,23 +50,23 @@ def order_of_merges(merges: Sequence[Merge], vocabulary: Collection[str], *, ign
             raise TokenizerError(f"merge {i} occurs twice: {(left + ' ' + right)[:40]!r}")
         seen.add((left, right))
     single = [character for character in BYTE_OF if character in vocabulary]
-    made = _Made(single)
-    early = [merge for merge in merges if not made.add(*merge)]
-    # Without a crossing merge, what these join is one token already, if that token is older than its two parts.
-    births = ((made.birth(left + right), made.birth(left), made.birth(right)) for left, right in early)
-    wrong = next((merge for merge, (birth, *parts) in zip(early, births, strict=True) if birth > max(parts)), None)
-    if ignore_merges and (wrong or len(made.number) < len(vocabulary)):
+    order = _MergeOrder(single)
+    early = [merge for merge in merges if not order.add(*merge)]
+    # Without a crossing merge, what these join is one token already, if that token comes before its two parts.
+    numbers = ([order.number_of(token) for token in (left + right, left, right)] for left, right in early)
+    wrong = next((merge for merge, (joined, *parts) in zip(early, numbers, strict=True) if joined > max(parts)), None)
+    if ignore_merges and (wrong or len(order.number) < len(vocabulary)):
         return single + _complete_order(merges, seen, vocabulary)
     if wrong:
         raise TokenizerError(f"the merge {' '.join(wrong)[:40]!r} comes before those that make its two tokens")
-    return list(made.number)
+    return list(order.number)
 
 
-class _Made:
-    """Tokens numbered in the order in which merges make them, and the two halves of each.
+class _MergeOrder:
+    """Tokens numbered in the order in which merges produce them, and the two halves of each.
 
-    Bytes that become a token do so in one way only: whichever text they occur in, the merges inside of them are made in
-    the same order. So a merge either makes its token wherever that occurs, or never has an effect.
+    Bytes that become a token do so in one way only: whichever text they occur in, the merges within them are applied in
+    the same order. So a merge either produces its token wherever that occurs, or never has an effect.
     """
 
     def __init__(self, single: Iterable[str]) -> None:
@@ -75,11 +75,12 @@ class _Made:
         self.halves: list[tuple[int, int]] = [(i, i) for i in range(self.n_single)]
         self.product: dict[tuple[int, int], int] = {}
 
-    def birth(self, token: str) -> float:
+    def number_of(self, token: str) -> float:
+        """Return the number of a token; infinity for one that no merge has produced."""
         return self.number.get(token, math.inf)
 
     def add(self, left: str, right: str) -> bool:
-        """Make the next merge, if it has an effect; return False if one of its tokens is not made yet."""
+        """Apply the next merge, if it has an effect; return False if one of its tokens has not been produced yet."""
         a, b = self.number.get(left), self.number.get(right)
         if a is None or b is None:
             return False
@@ -89,9 +90,9 @@ class _Made:
         return True
 
     def _crossed(self, a: int, b: int) -> bool:
-        """Return whether an earlier merge joins the end of `a` with the beginning of `b`, before both are made.
+        """Return whether an earlier merge joins the end of `a` with the beginning of `b`, before both are complete.
 
-        The two are taken apart in the reverse order of their merges. Of equal merges the left one is made first.
+        The two are split in the reverse order of their merges. Of equal merges the left one is applied first.
         """
         limit: float = math.inf
         while self.product.get((a, b), math.inf) >= limit:
