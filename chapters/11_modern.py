@@ -23,7 +23,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from course import exercise, picture, same, show
+from course import differences, exercise, picture, same, show
 from exercises import modern as tests
 
 import tensorgrad as tg
@@ -103,16 +103,6 @@ def rms_norm_backward(dy, x, w, r):
     g, x_hat = dy * w, x * r
     dx = r * (g - x_hat * (g * x_hat).mean(axis=-1, keepdims=True))
     return dx, (dy * x_hat).reshape(-1, len(w)).sum(axis=0)
-
-
-def differences(f, x, h=1e-6):
-    """The gradient at x of f, a function from an array to a number: a central difference for every element."""
-    gradient = np.zeros_like(x)
-    for place in np.ndindex(x.shape):
-        step = np.zeros_like(x)
-        step[place] = h
-        gradient[place] = (f(x + step) - f(x - step)) / (2 * h)
-    return gradient
 
 
 x, dy, w = rng.normal(loc=0.5, size=(3, 8)), rng.normal(size=(3, 8)), rng.normal(size=8)

@@ -1,4 +1,4 @@
-"""What every chapter uses: to show the library's code, to compare numbers, to draw and to check an exercise."""
+"""What every chapter uses: to show the library's code, to compare numbers and gradients, to draw, to check an exercise."""
 
 import ast
 import inspect
@@ -39,6 +39,21 @@ def same(ours: Any, theirs: Any, what: str, tolerance: float = 1e-12) -> None:
     difference = float(np.abs(first - second).max(initial=0.0)) / size
     assert difference <= tolerance, f"{what}: they differ by {difference:.3g} of the largest, not at most {tolerance:g}"
     print(f"the same numbers: {what} (to {tolerance:g})")
+
+
+def differences(
+    f: Callable[[np.ndarray[Any, Any]], Any], x: np.ndarray[Any, Any], h: float = 1e-6
+) -> np.ndarray[Any, Any]:
+    """The gradient at x of f, a function from an array to a number: a central difference for every element.
+
+    Chapter 00b writes it.
+    """
+    gradient = np.zeros_like(x)
+    for place in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[place] = h
+        gradient[place] = (f(x + step) - f(x - step)) / (2 * h)
+    return gradient
 
 
 def exercise(answer: Callable[..., Any], test: Callable[[Any], None]) -> None:
