@@ -1,4 +1,4 @@
-"""What every chapter uses: to show the library's code, to compare numbers and gradients, to draw, to check an exercise."""
+"""What every chapter uses: to show code, to compare numbers and gradients, to draw, to check an exercise."""
 
 import ast
 import inspect
