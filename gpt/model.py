@@ -34,8 +34,8 @@ def causal_mask(pos: Tensor, n_keys: int, packed: bool = False) -> Tensor:
     hold several sequences, each with positions from 0: a token attends to the p keys before its own, and to that.
     """
     pos, keys = pos.reshape(-1, 1, pos.shape[-1], 1), tg.arange(n_keys)
-    first = keys.reshape(-1, 1) - pos if packed else 0  # the key at which the sequence of a token begins
-    return (first <= keys) & (keys <= first + pos)
+    own = keys.reshape(-1, 1)  # in packed rows, the key of each token itself
+    return (own - pos <= keys) & (keys <= own) if packed else keys <= pos
 
 
 class CausalSelfAttention(nn.Module):

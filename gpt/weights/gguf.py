@@ -109,11 +109,16 @@ def _same(a: StoredTensor, b: StoredTensor | None) -> bool:
 
 def _weights(name: str, tensor: StoredTensor, config: GPTConfig | LlamaConfig) -> Any:
     rows = tensor.data.reshape(tensor.shape[0], -1) if len(tensor.shape) == 2 else tensor.data.reshape(1, -1)
-    if isinstance(config, LlamaConfig) and name.endswith((".q_proj.weight", ".k_proj.weight")):
+    if _is_rotated(name, config):
         rows = rotated_in_halves(rows, config.head_size)
     if len(tensor.shape) == 2 and tensor.type.lower() in FORMATS:
         return QuantizedArray(tensor.type.lower(), (tensor.shape[0], tensor.shape[1]), rows)
     return dequantize(tensor.type, rows).reshape(tensor.shape)
+
+
+def _is_rotated(name: str, config: GPTConfig | LlamaConfig) -> bool:
+    """Whether it is a projection to what is rotated by its position: queries or keys of a Llama."""
+    return isinstance(config, LlamaConfig) and name.endswith((".q_proj.weight", ".k_proj.weight"))
 
 
 def rotated_in_halves(rows: Array, head_size: int) -> Array:
@@ -209,7 +214,7 @@ def _stored(name: str, array: Any, config: GPTConfig | LlamaConfig, type: str) -
     array = converted(name, array, type if type in FORMATS else "none")
     is_quantized = isinstance(array, QuantizedArray)
     rows = array.blocks if is_quantized else array
-    if isinstance(config, LlamaConfig) and name.endswith((".q_proj.weight", ".k_proj.weight")):
+    if _is_rotated(name, config):
         rows = rotated_in_pairs(rows, config.head_size)
     if type == "f16" and rows.ndim == 2 and name != "wpe.weight":
         rows = to_float16(name, rows)
