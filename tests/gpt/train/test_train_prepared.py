@@ -13,6 +13,7 @@ import train
 from gpt.cli import run as run_program
 from gpt.data import prepare as prepare_module
 from gpt.data.prepare import Preparation, prepare
+from gpt.train import loop
 
 TEXT = "".join(f"{i} times {i} is {i * i}.\n" for i in range(600))
 FLAGS = [
@@ -96,7 +97,7 @@ def test_the_error_for_a_shard_that_shrinks_during_training_is_one_line(
     call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared()
-    draw, steps = train.train.__globals__["batch_of"], []
+    draw, steps = loop.batch_of, []
 
     def shrinking(*arguments: Any) -> Any:
         steps.append(1)
@@ -104,7 +105,7 @@ def test_the_error_for_a_shard_that_shrinks_during_training_is_one_line(
             os.truncate("data/train-00000.bin", 10)
         return draw(*arguments)
 
-    monkeypatch.setitem(train.train.__globals__, "batch_of", shrinking)
+    monkeypatch.setattr(loop, "batch_of", shrinking)
     status, _, err = call("--data=data", "--out=run")
     sizes = f"10 bytes instead of {2 * shard_size()}"
     assert (status, err) == (2, f"train.py: error: data/train-00000.bin: changed while it was in use: {sizes}\n")
