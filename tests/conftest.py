@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from tensorgrad import backend
 from tensorgrad.backend.threads import cpu_count
+from tests.browser import Browser
 from tests.processes import HANG_S
 
 TESTS = Path(__file__).parent
@@ -105,6 +106,14 @@ def tinyshakespeare_path() -> Path:
         if place.is_file():
             return place
     pytest.skip("no tiny Shakespeare here: name the file in TENSORGRAD_TINYSHAKESPEARE")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A Chromium without a network."""
+    browser = Browser()
+    yield browser
+    browser.close()
 
 
 Mpirun = Callable[..., subprocess.CompletedProcess[str]]

@@ -32,6 +32,7 @@ LAYERS = [
         "tensorgrad.distributed",
         "tensorgrad.doctor",
         "tensorgrad.gradcheck",
+        "tensorgrad.inspect",
         "tensorgrad.second_order",
     ],
     [
@@ -97,7 +98,14 @@ LAYERS = [
     ["gpt.finetune.packing"],
     ["gpt.finetune.instruction"],
     ["gpt.finetune.classify", "gpt.finetune.instruct", "gpt.finetune.predict"],
-    ["gpt.data.__main__", "gpt.evaluate.__main__", "gpt.finetune.__main__", "gpt.weights.__main__"],
+    ["gpt.inspect"],
+    [
+        "gpt.data.__main__",
+        "gpt.evaluate.__main__",
+        "gpt.finetune.__main__",
+        "gpt.inspect.__main__",
+        "gpt.weights.__main__",
+    ],
     ["gpt.__main__", "generate", "train"],
 ]
 
