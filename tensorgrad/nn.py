@@ -109,8 +109,8 @@ class Module:
         return (value for _, value in walk("", self) if isinstance(value, Module))
 
     def num_params(self) -> int:
-        """The number of elements of all parameters."""
-        return sum(p.size for p in self.parameters())
+        """The number of elements of all parameters and quantised weights."""
+        return sum(x.size for _, x in self._named_tensors() if x.role == "parameter" or isinstance(x.data, Quantized))
 
     def train(self, mode: bool = True) -> "Module":
         """Switch to training mode, in which dropout is applied."""

@@ -280,6 +280,7 @@ def test_a_module_takes_quantised_weights_from_a_state_dict(tmp_path: Path) -> N
     model.load_state_dict({"table.weight": table, "layer.weight": Tensor(q), "layer.bias": bias})
     assert [name for name, _ in model.named_parameters()] == ["layer.bias"]
     assert [name for name, _ in model.named_buffers()] == ["table.weight", "layer.weight"]
+    assert model.num_params() == 5 * 32 + 3 * 32 + 3  # quantised weights count, too
     state = model.state_dict()
     assert state["table.weight"] is table and state["layer.weight"] is q
     y = model.layer(model.table(np.array([2])))
