@@ -7,6 +7,7 @@ import sys
 from gpt.cli import leave, user_errors
 from gpt.cli import run as run_program
 from gpt.heartbeat import Heartbeat, until_first
+from gpt.train.before_after import compare, write_before
 from gpt.train.describe import describe
 from gpt.train.dry_run import dry_run
 from gpt.train.flags import parse
@@ -30,6 +31,8 @@ def main() -> int:
     with Heartbeat("preparing data and model", print_line):
         run = make_run(arguments)
     print(*describe(run), sep="\n", flush=True)
+    if run.config.init_from is not None and not (run.step or run.group.rank):
+        write_before(run)
     status = train_to_end(run, "train.py")
     if not status and not run.group.rank:  # rank 0 of the group prints
         print_sample(run)
@@ -39,10 +42,14 @@ def main() -> int:
 
 def print_sample(run: Run) -> None:
     print("-" * 80, flush=True)
-    with user_errors(FloatingPointError, about=str(run.folder)):  # where the weights are not finite
-        for piece in until_first("generating a sample", sample(run, SAMPLE_TOKENS)):
-            print(piece, end="", flush=True)
-    print("\n" + "-" * 80)
+    if run.config.init_from is not None:
+        print(compare(run))
+    else:
+        with user_errors(FloatingPointError, about=str(run.folder)):  # where the weights are not finite
+            for piece in until_first("generating a sample", sample(run, SAMPLE_TOKENS)):
+                print(piece, end="", flush=True)
+            print()
+    print("-" * 80)
 
 
 def print_line(text: str) -> None:

@@ -90,7 +90,7 @@ LAYERS = [
     ["gpt.train.run"],
     ["gpt.train.observers", "gpt.train.saver"],
     ["gpt.train.nonfinite"],
-    ["gpt.train.describe", "gpt.train.dry_run", "gpt.train.loop"],
+    ["gpt.train.before_after", "gpt.train.describe", "gpt.train.dry_run", "gpt.train.loop"],
     ["gpt.train.program"],
     ["gpt.finetune", "gpt.finetune.split", "gpt.finetune.scores", "gpt.finetune.tables"],
     ["gpt.finetune.baseline", "gpt.finetune.classifier"],

@@ -20,6 +20,7 @@ METRICS = "metrics.jsonl"  # what training computes: the same bytes however ofte
 TIMING = "timing.jsonl"  # the speed, which differs between any two runs
 SAMPLES = "samples.txt"  # texts that the model generates during training
 SAMPLE_HEADING = "======== step {} ========"
+BEFORE = "before.json"  # of a finetuned run: what the model wrote before the training
 
 # In the folder of a checkpoint
 MODEL, OPTIMIZER, STATE, TOKENIZER = "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"

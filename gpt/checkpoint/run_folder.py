@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
-from gpt.checkpoint.files import METRICS, SAMPLE_HEADING, SAMPLES, TIMING
+from gpt.checkpoint.files import BEFORE, METRICS, SAMPLE_HEADING, SAMPLES, TIMING
 from gpt.checkpoint.steps import steps_after
 from gpt.config import TrainConfig, UserError
 from gpt.files import atomic_write
@@ -86,13 +86,15 @@ def make_unique_folder(config: TrainConfig) -> Path:
 def rewind_metrics(source: Path, target: Path, step: int) -> None:
     """Copy metrics.jsonl, timing.jsonl and samples.txt up to a step from one folder to another, or to itself.
 
-    Later lines, and half a line at the end, are dropped: those steps are taken again. Raises UserError where the disk
-    is full; the files are then unchanged.
+    Later lines, and half a line at the end, are dropped: those steps are taken again. What the model wrote before its
+    first step is copied as it is. Raises UserError where the disk is full; the files are then unchanged.
     """
     for name in (METRICS, TIMING):
         _copy(source / name, target / name, lambda lines: (line for line in lines if _step_of(line) <= step))
     if (source / SAMPLES).exists():
         _copy(source / SAMPLES, target / SAMPLES, lambda lines: _samples_up_to(step, lines))
+    if (source / BEFORE).exists():
+        _copy(source / BEFORE, target / BEFORE, lambda lines: lines)
 
 
 def _copy(source: Path, target: Path, choose: Callable[[Iterable[str]], Iterable[str]]) -> None:

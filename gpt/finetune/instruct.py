@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any, cast
 
+from gpt.checkpoint.files import BEFORE
 from gpt.cli import boolean
 from gpt.evaluate import evaluating
 from gpt.files import atomic_write
@@ -27,7 +28,7 @@ from tensorgrad.memory import keep_freed_memory
 EPOCHS, BLOCK_SIZE, BATCH_SIZE = 2, 512, 4
 SHORT, N_SHORT = 16, 50  # tokens of an answer that is compared word for word; how many of them are
 N_SHOWN, SHOWN_TOKENS = 10, 128  # conversations before and after; the most tokens of an answer there
-BEFORE, RESULTS, CONVERSATIONS = "before.json", "results.json", "conversations.txt"
+RESULTS, CONVERSATIONS = "results.json", "conversations.txt"
 DESCRIPTION = """\
 Finetune a model with a chat template to answer. Only answers are learned, not their prompts. Writes a run as train.py
 does; generate.py --chat talks to it."""

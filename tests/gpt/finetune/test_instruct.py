@@ -73,15 +73,16 @@ def test_what_is_cut_is_told(call: Any, tmp_path: Path) -> None:
     assert "cut      of 12 conversations 3 to their first 60 tokens; 3 with longer prompts are left out\n" in out
 
 
-def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("out", ["run", "other"])
+def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, out: str, tmp_path: Path) -> None:
     flags = [*FLAGS, "--eval-interval=2", "--lr-decay-iters=4", "--warmup-iters=0"]
     whole, run = str(tmp_path / "whole"), str(tmp_path / "run")
     assert call(*flags, "--max-iters=4", f"--out={whole}")[0] == 0
     assert call(*flags, "--max-iters=2", f"--out={run}")[0] == 0
-    status, _, err = call("instruct", f"--resume={run}", "--max-iters=4")
+    status, _, err = call("instruct", f"--resume={run}", f"--out={tmp_path / out}", "--max-iters=4")
     assert status == 0, err
     for name in ("step-000004/model.safetensors", "step-000004/optimizer.safetensors", METRICS, RESULTS):
-        assert Path(run, name).read_bytes() == Path(whole, name).read_bytes()
+        assert Path(tmp_path, out, name).read_bytes() == Path(whole, name).read_bytes()
 
 
 def test_lora_trains_and_saves_adapters_alone(
