@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from tensorgrad.backend.quantization import QuantizedArray, quantize
     from tensorgrad.counting import Cost, count
     from tensorgrad.decoder import decode_block
+    from tensorgrad.inspect.recording import record
     from tensorgrad.interchange import from_dlpack, load, save
     from tensorgrad.second_order import grad, gradients, higher_order, hvp, jvp, vjp
     from tensorgrad.shorthand import rand, randn
 
 # What a first training step does without is imported when it is first used: name -> module.
 _LAZY = {
-    "decode_block": "tensorgrad.decoder",
+    "decode_block": "tensorgrad.decoder", "record": "tensorgrad.inspect.recording",
     "NonFiniteError": "tensorgrad.anomaly", "detect_anomaly": "tensorgrad.anomaly",
     "checkpoint": "tensorgrad.autograd.recompute", "Cost": "tensorgrad.counting", "count": "tensorgrad.counting",
     **dict.fromkeys(("grad", "gradients", "higher_order", "hvp", "jvp", "vjp"), "tensorgrad.second_order"),

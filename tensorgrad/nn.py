@@ -3,7 +3,7 @@
 import importlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from tensorgrad.backend import Array, backend_of
 from tensorgrad.backend.arrays import Quantized, is_floating, real_dtype
 from tensorgrad.creation import normal, ones, uniform, zeros
 from tensorgrad.tensor import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 LATER = ("GELU", "ModuleList", "ReLU", "Sequential", "Tanh")  # imported when they are first used
 

@@ -25,6 +25,7 @@ class Browser:
             options.add_argument(f"--{flag}")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver: Any = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        self.driver.set_script_timeout(600)  # seconds: it only ends what hangs
 
     def open(self, path: Path, width: str = "wide", theme: str = "light") -> None:
         """Open a file; its script has run when this returns."""
@@ -33,6 +34,8 @@ class Browser:
         media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         self.driver.get(path.resolve().as_uri())
+        ready = "document.readyState === 'complete' ? done() : addEventListener('load', () => done())"
+        self.driver.execute_async_script(f"const done = arguments[0]; {ready}")
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a function of JavaScript with this body returns."""

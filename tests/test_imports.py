@@ -99,6 +99,7 @@ LAYERS = [
     ["gpt.finetune.instruction"],
     ["gpt.finetune.classify", "gpt.finetune.instruct", "gpt.finetune.predict"],
     ["gpt.inspect"],
+    ["gpt.inspect.step"],
     [
         "gpt.data.__main__",
         "gpt.evaluate.__main__",

@@ -27,13 +27,16 @@ def encode(array: Any) -> dict[str, Any]:
 def heat_map(array: Array, max_side: int = MAX_SIDE) -> dict[str, Any]:
     """Return what `heatMap` of base.js shows: an array as a matrix, whose rows are all axes but the last.
 
-    Of more than max_side rows or columns, evenly spaced ones are taken; `rows` and `columns` then say which. The norm,
-    the largest element and the number of elements that are not finite are those of the whole array.
+    Of more than max_side rows or columns (of a few rows, four times as many columns), evenly spaced ones are taken;
+    `rows` and `columns` then say which. The norm, the largest element and the number of elements that are not finite
+    are those of the whole array.
     """
-    x = np.asarray(backend_of("heat_map", [array]).to_numpy(array))
+    is_scalar = isinstance(array, np.generic)  # which NumPy makes of 0-d results
+    x = np.asarray(array if is_scalar else backend_of("heat_map", [array]).to_numpy(array))
     n_columns = x.shape[-1] if x.ndim else 1
     matrix = x.reshape(math.prod(x.shape[:-1]), n_columns)
-    rows, columns = (_evenly(n, max_side) for n in matrix.shape)
+    rows = _evenly(len(matrix), max_side)
+    columns = _evenly(n_columns, max_side if len(rows) > max_side // 4 else 4 * max_side)
     return {
         "shape": list(x.shape), "dtype": x.dtype.name, "values": encode(matrix[rows][:, columns]),
         "rows": rows.tolist() if len(rows) < len(matrix) else None,

@@ -26,7 +26,10 @@ def relu(k: Backend, x: Array) -> Result:
 
 @op
 def silu(k: Backend, x: Array) -> Result:
-    """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+    """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016, arXiv:1606.08415).
+
+    dx = dy s (1 + x (1 - s)), with s = sigmoid(x).
+    """
     return k.silu(k.floating(x)), lambda dy: k.silu_backward(dy, x)
 
 
@@ -35,6 +38,7 @@ def gelu(k: Backend, x: Array, *, approximate: Literal["none", "tanh"] = "none")
     """x Phi(x), with Phi the normal distribution function (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 
     approximate: "none" by the error function; "tanh" by GPT-2's x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2.
+    dx = dy (Phi(x) + x phi(x)), with phi the normal density; for "tanh", dy times the derivative of that formula.
     """
     if approximate == "tanh":
         return k.gelu_tanh(k.floating(x)), lambda dy: k.gelu_tanh_backward(dy, x)

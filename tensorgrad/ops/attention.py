@@ -51,6 +51,7 @@ def attention(
     all. mask: bool, True where a query may attend, broadcastable to (B, H, T, S). The result of a query that may attend
     to no key is 0. dropout_p drops attention weights. Saves the operands, the result and each row's logsumexp, but no
     T x S matrix. Raises ValueError for shapes that do not fit, TypeError for a mask that is not bool.
+    With P the softmax and dS = P (dy v^T - sum(dy y)): dq = scale dS key, dkey = scale dS^T q, dv = P^T dy.
     """
     if not q.ndim == key.ndim == v.ndim == 4 or key.shape[:3] != v.shape[:3] or key.shape[3] != q.shape[3]:
         shapes = f"q {q.shape}, key {key.shape}, v {v.shape}"
@@ -75,6 +76,7 @@ def rotary_embedding(k: Backend, x: Array, positions: Array, *, base: float = 10
     """Rotate each pair (x[i], x[i + D/2]) by the angle positions * base^(-2i/D) (Su et al. 2021, arXiv:2104.09864).
 
     x (..., T, D) with D even, positions (T) or broadcastable to (..., T) -> same shape and dtype as x.
+    dx = dy rotated by the opposite angle.
     """
     if x.ndim < 2 or x.shape[-1] % 2:
         raise ValueError(f"rotary_embedding: x {x.shape} is not (..., T, D) with D even")

@@ -52,6 +52,7 @@ def tensordot(a: Any, b: Any, axes: int | tuple[Axes, Axes] = 2) -> Any:
     """The sum of products over pairs of axes: the last `axes` axes of a with the first of b, or two lists of axes.
 
     The result has a's other axes, then b's.
+    da = the products of dy and b, summed over b's other axes; db = those of dy and a, over a's other axes.
     """
     return _tensordot(a, b, axes=axes)
 
@@ -127,6 +128,7 @@ def einsum(subscripts: str, *operands: Any) -> Any:
 
     einsum("bhtd,bhsd->bhts", q, k) is the product of every query with every key. Raises ValueError for subscripts that
     do not fit the operands.
+    The gradient of each operand is the einsum of dy with the other operands.
     """
     return _einsum(*operands, subscripts=subscripts)
 

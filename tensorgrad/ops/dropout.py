@@ -21,6 +21,7 @@ def dropout(k: Backend, x: Array, *, p: float = 0.5, training: bool = True) -> t
     """0 with probability p, x / (1 - p) otherwise; x itself where not training (Srivastava et al. 2014).
 
     x of any shape -> same shape and dtype. Saves no array, only the number of the draw.
+    dx = dy / (1 - p) where x was kept, 0 elsewhere.
     """
     mask = draw("dropout", p) if training and p != 0 else None
     if mask is None:

@@ -39,7 +39,10 @@ def logaddexp(k: Backend, a: Array, b: Array) -> Result:
 
 
 def leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
-    """x where it is positive, negative_slope x elsewhere (Maas et al. 2013)."""
+    """x where it is positive, negative_slope x elsewhere (Maas et al. 2013).
+
+    dx = dy where x is positive, negative_slope dy elsewhere.
+    """
     return where(x > 0, x, multiply(x, negative_slope))
 
 

@@ -35,6 +35,7 @@ def embedding(k: Backend, weight: Array, indices: Array) -> tuple[Array, Any]:
     """The rows `indices` of weight: weight (V, C), indices (...) integer -> (..., C). Saves the indices.
 
     Raises TypeError for indices that are not integers, IndexError for one out of range.
+    dweight = for every row of weight, the sum of the rows of dy whose index it is.
     """
     indices, shape, dtype = snapshot(k.asarray(indices)), weight.shape, weight.dtype
     if weight.ndim != 2:

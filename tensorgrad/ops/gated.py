@@ -24,6 +24,7 @@ def swiglu(k: Backend, gate: Array, up: Array, *, ctx: Context) -> tuple[Array, 
 
     gate and up of one shape and floating dtype -> the same. Saves both; a linear layer that reads a large result
     recomputes it in backward.
+    dgate = dy up silu'(gate), dup = dy silu(gate).
     """
     if shape_of(gate) != shape_of(up):
         raise ValueError(f"swiglu: gate {shape_of(gate)} does not have the shape of up, {shape_of(up)}")

@@ -31,7 +31,10 @@ def _is_basic(key: Any) -> bool:
 
 @op
 def getitem(k: Backend, x: Array, *, key: Any) -> Result:
-    """x[key]: slices, ints, integer arrays and boolean masks, as in NumPy."""
+    """x[key]: slices, ints, integer arrays and boolean masks, as in NumPy.
+
+    dx = dy at the key, 0 elsewhere; an element taken several times gets the sum.
+    """
     key = index_key(key)
     shape, basic = x.shape, _is_basic(key)
 
@@ -50,6 +53,7 @@ def take(k: Backend, x: Array, indices: Array, *, axis: int | None = None) -> Re
     """Elements along an axis by integer indices: x (..., n, ...), indices (...) -> (..., indices.shape, ...).
 
     axis may be None if x has one dimension. Raises IndexError for an index out of range.
+    dx = dy at the indices, 0 elsewhere; an element taken several times gets the sum.
     """
     if axis is None and x.ndim != 1:
         raise ValueError(f"take: axis is needed for shape {x.shape}")
@@ -63,6 +67,8 @@ def take(k: Backend, x: Array, indices: Array, *, axis: int | None = None) -> Re
 @op
 def take_along_axis(k: Backend, x: Array, indices: Array, *, axis: int = -1) -> Result:
     """One element for every index. x and indices have equal shapes except along `axis`; the result has that of indices.
+
+    dx = dy at the indices, 0 elsewhere; an element taken several times gets the sum.
     """
     axis, shape, xp = normalize_axis("take_along_axis", axis, x.ndim), x.shape, k.xp
     indices = _integers(k, "take_along_axis", indices)

@@ -20,14 +20,14 @@ Result = tuple[Array, Any]
 
 @op
 def reshape(k: Backend, x: Array, *, shape: int | Shape) -> Result:
-    """The same elements in another shape; one size may be -1."""
+    """The same elements in another shape; one size may be -1. dx = dy in the shape of x."""
     before = x.shape
     return x.reshape(shape), lambda dy: dy.reshape(before)
 
 
 @op
 def permute_dims(k: Backend, x: Array, *, axes: tuple[int, ...]) -> Result:
-    """Axis i of the result is axis axes[i] of x."""
+    """Axis i of the result is axis axes[i] of x. dx = dy with its axes in the order of x."""
     order = normalize_axes("permute_dims", tuple(axes), x.ndim)
     if len(order) != x.ndim:
         raise ValueError(f"permute_dims: axes {axes} do not name all {x.ndim} dimensions")
@@ -36,7 +36,7 @@ def permute_dims(k: Backend, x: Array, *, axes: tuple[int, ...]) -> Result:
 
 @op
 def matrix_transpose(k: Backend, x: Array) -> Result:
-    """x with its last two axes exchanged: (..., m, n) -> (..., n, m)."""
+    """x with its last two axes exchanged: (..., m, n) -> (..., n, m). dx = dy^T."""
     if x.ndim < 2:
         raise ValueError(f"matrix_transpose: shape {x.shape} has fewer than two dimensions")
     return x.swapaxes(-1, -2), lambda dy: dy.swapaxes(-1, -2)
@@ -44,7 +44,7 @@ def matrix_transpose(k: Backend, x: Array) -> Result:
 
 @op
 def expand_dims(k: Backend, x: Array, *, axis: int = 0) -> Result:
-    """x with a new axis of size 1, which is axis `axis` of the result."""
+    """x with a new axis of size 1, which is axis `axis` of the result. dx = dy in the shape of x."""
     shape = x.shape
     axis = normalize_axis("expand_dims", axis, x.ndim + 1)
     return k.xp.expand_dims(x, axis), lambda dy: dy.reshape(shape)
@@ -52,14 +52,14 @@ def expand_dims(k: Backend, x: Array, *, axis: int = 0) -> Result:
 
 @op
 def squeeze(k: Backend, x: Array, *, axis: int | tuple[int, ...] | None = None) -> Result:
-    """x without the named axes, which must have size 1; None is all axes of size 1."""
+    """x without the named axes, which must have size 1; None is all axes of size 1. dx = dy in the shape of x."""
     shape = x.shape
     return x.squeeze(axis), lambda dy: dy.reshape(shape)
 
 
 @op
 def broadcast_to(k: Backend, x: Array, *, shape: Shape) -> Result:
-    """x broadcast to that shape, as a view."""
+    """x broadcast to that shape, as a view. dx = the sum of dy over the axes that were repeated."""
     before = x.shape
     return k.xp.broadcast_to(x, shape), lambda dy: unbroadcast(k, dy, before)
 
@@ -73,7 +73,10 @@ def _concat(k: Backend, *arrays: Array, axis: int) -> Result:
 
 @explained
 def concat(arrays: Sequence[Any], axis: int | None = 0) -> Any:
-    """Arrays joined along an existing axis; None flattens them first. At least one must be a Tensor."""
+    """Arrays joined along an existing axis; None flattens them first. At least one must be a Tensor.
+
+    The gradient of each array is its part of dy.
+    """
     if not arrays:
         raise ValueError("concat: no tensors to join")
     if axis is None:
@@ -91,7 +94,10 @@ def _stack(k: Backend, *arrays: Array, axis: int) -> Result:
 
 @explained
 def stack(arrays: Sequence[Any], axis: int = 0) -> Any:
-    """Arrays of one shape joined along a new axis. At least one must be a Tensor."""
+    """Arrays of one shape joined along a new axis. At least one must be a Tensor.
+
+    The gradient of each array is its part of dy.
+    """
     if not arrays:
         raise ValueError("stack: no tensors to join")
     return _stack(*arrays, axis=axis)
@@ -99,7 +105,10 @@ def stack(arrays: Sequence[Any], axis: int = 0) -> Any:
 
 @op
 def split(k: Backend, x: Array, *, sections: int | Sequence[int], axis: int = 0) -> tuple[list[Array], Any]:
-    """A list of parts of x along an axis. sections: the number of equal parts, or a sequence of their sizes."""
+    """A list of parts of x along an axis. sections: the number of equal parts, or a sequence of their sizes.
+
+    dx = the gradients of the parts, joined; 0 for a part that has none of dy.
+    """
     axis, shape, dtype = normalize_axis("split", axis, x.ndim), x.shape, x.dtype
     total = shape[axis]
     if isinstance(sections, INTEGER):
@@ -154,7 +163,10 @@ def _address(x: Array) -> int:
 
 @op
 def repeat(k: Backend, x: Array, *, repeats: int | Any, axis: int | None = None) -> Result:
-    """Every element along an axis `repeats` times: an int, or one int for each element; None flattens x first."""
+    """Every element along an axis `repeats` times: an int, or one int for each element; None flattens x first.
+
+    dx = the sum of dy over the copies of each element.
+    """
     xp, before, dtype = k.xp, x.shape, x.dtype
     flat = x.reshape(-1) if axis is None else x
     at = 0 if axis is None else normalize_axis("repeat", axis, x.ndim)

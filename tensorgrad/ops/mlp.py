@@ -30,6 +30,8 @@ def mlp(
     x (..., n), weight1 (m, n), bias1 (m), weight2 (p, m), bias2 (p) -> (..., p). Saves h = x @ weight1^T + bias1, but
     not gelu(h), which backward recomputes together with the gradient of h, overwriting h. A second backward, through a
     retained graph, recomputes h as well.
+    With dh = (dy weight2) gelu'(h): dx = dh weight1, dweight1 = dh^T x, dbias1 = sum of dh, dweight2 = dy^T gelu(h),
+    dbias2 = sum of dy.
     """
     _check(x, weight1, bias1, weight2, bias2, approximate)
     tanh, saved_x = approximate == "tanh", ctx.saved(0)

@@ -20,6 +20,8 @@ def layer_norm(
     """Rows scaled to mean 0 and variance 1, times weight, plus bias (Ba, Kiros, Hinton 2016, arXiv:1607.06450).
 
     x (..., n), weight and bias (n) or None -> (..., n). Saves x and each row's mean and 1/std.
+    dx = rstd (g - mean(g) - z mean(g z)), with z the scaled rows and g = dy weight. dweight = sum of dy z over all
+    rows, dbias = sum of dy over all rows.
     """
     _check("layer_norm", x, weight, bias)
     y, mean, rstd = k.layer_norm(x, weight, bias, eps)
@@ -36,6 +38,7 @@ def rms_norm(k: Backend, x: Array, weight: Array | None = None, *, eps: float = 
     """Rows scaled to mean square 1, times weight (Zhang and Sennrich 2019, arXiv:1910.07467).
 
     x (..., n), weight (n) or None -> (..., n). Saves x and each row's 1/rms.
+    dx = rrms (g - z mean(g z)), with z the scaled rows and g = dy weight. dweight = sum of dy z over all rows.
     """
     _check("rms_norm", x, weight)
     y, rrms = k.rms_norm(k.floating(x), weight, eps)
@@ -60,6 +63,7 @@ def add_layer_norm(
     """[x + residual, layer_norm(x + residual)], in one pass over memory on backends that have a kernel for it.
 
     x and residual (..., n), weight and bias (n) or None -> both (..., n). Saves the sum and each row's mean and 1/std.
+    dx = dresidual = dy[0] + the dx of `layer_norm` for dy[1], and so dweight and dbias.
     """
     _check("add_layer_norm", x, weight, bias)
     _check_alike("add_layer_norm", x, residual)
@@ -88,7 +92,10 @@ def plain_add_rms_norm(x: Any, residual: Any, weight: Any = None, *, eps: float 
 def add_rms_norm(
     k: Backend, x: Array, residual: Array, weight: Array | None = None, *, eps: float = 1e-6, ctx: Context
 ) -> Result:  # fmt: skip
-    """[x + residual, rms_norm(x + residual)]; see `add_layer_norm`. Saves the sum and each row's 1/rms."""
+    """[x + residual, rms_norm(x + residual)]; see `add_layer_norm`. Saves the sum and each row's 1/rms.
+
+    dx = dresidual = dy[0] + the dx of `rms_norm` for dy[1], and so dweight.
+    """
     _check("add_rms_norm", x, weight)
     _check_alike("add_rms_norm", x, residual)
     total, y, rrms = k.add_rms_norm(x, residual, weight, eps)

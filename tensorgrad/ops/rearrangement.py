@@ -46,21 +46,27 @@ def moveaxis(x: Any, source: int | tuple[int, ...], destination: int | tuple[int
 
 @op
 def flip(k: Backend, x: Array, *, axis: int | tuple[int, ...] | None = None) -> Result:
-    """x with the order of its elements reversed along the axes; None is all axes."""
+    """x with the order of its elements reversed along the axes; None is all axes. dx = dy reversed."""
     axes = normalize_axes("flip", axis, x.ndim)
     return k.xp.flip(x, axes), lambda dy: k.xp.flip(dy, axes)
 
 
 @op
 def roll(k: Backend, x: Array, *, shift: int | tuple[int, ...], axis: int | tuple[int, ...] | None = None) -> Result:
-    """x with its elements shifted along the axes, from the end back to the start; axis None flattens x first."""
+    """x with its elements shifted along the axes, from the end back to the start; axis None flattens x first.
+
+    dx = dy shifted back.
+    """
     back = tuple(-s for s in shift) if isinstance(shift, tuple | list) else -shift
     return k.xp.roll(x, shift, axis), lambda dy: k.xp.roll(dy, back, axis)
 
 
 @op
 def pad(k: Backend, x: Array, *, pad_width: Any, constant: float = 0) -> Result:
-    """x with `constant` around it. pad_width: a pair (before, after) for each axis, or one pair or one int for all."""
+    """x with `constant` around it. pad_width: a pair (before, after) for each axis, or one pair or one int for all.
+
+    dx = dy without its margins.
+    """
     as_operand("pad", constant)
     widths = [(pad_width, pad_width)] if isinstance(pad_width, INTEGER) else pad_width
     if widths and isinstance(widths[0], int):
@@ -76,7 +82,10 @@ def pad(k: Backend, x: Array, *, pad_width: Any, constant: float = 0) -> Result:
 
 @op
 def tril(k: Backend, x: Array, *, diagonal: int = 0) -> Result:
-    """The lower triangle of the last two axes, 0 above the diagonal; diagonal > 0 is above the main diagonal."""
+    """The lower triangle of the last two axes, 0 above the diagonal; diagonal > 0 is above the main diagonal.
+
+    dx = the lower triangle of dy.
+    """
     if x.ndim < 2:
         raise ValueError(f"tril: shape {x.shape} has fewer than two dimensions")
     return _triangle(k.xp.tril, x, diagonal), lambda dy: _triangle(k.xp.tril, dy, diagonal)
@@ -84,7 +93,10 @@ def tril(k: Backend, x: Array, *, diagonal: int = 0) -> Result:
 
 @op
 def triu(k: Backend, x: Array, *, diagonal: int = 0) -> Result:
-    """The upper triangle of the last two axes, 0 below the diagonal; diagonal > 0 is above the main diagonal."""
+    """The upper triangle of the last two axes, 0 below the diagonal; diagonal > 0 is above the main diagonal.
+
+    dx = the upper triangle of dy.
+    """
     if x.ndim < 2:
         raise ValueError(f"triu: shape {x.shape} has fewer than two dimensions")
     return _triangle(k.xp.triu, x, diagonal), lambda dy: _triangle(k.xp.triu, dy, diagonal)

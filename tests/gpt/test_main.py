@@ -31,7 +31,7 @@ def test_help_lists_every_command_on_its_own_line(argv: list[str], capsys: pytes
     ("argv", "error"),
     [
         (["evalute"], "python -m gpt: error: unknown command 'evalute'; did you mean evaluate?"),
-        (["x"], "python -m gpt: error: unknown command 'x' (one of data, evaluate, finetune, weights, compare)"),
+        (["x"], f"python -m gpt: error: unknown command 'x' (one of {', '.join(COMMANDS)})"),
         (["data", "x"], "python -m gpt data: error: unknown command 'x': prepare or verify"),
         (["data", "verify", "x"], "python -m gpt data: error: x/manifest.json: missing"),
         (["compare", "x"], "python -m gpt compare: error: x: not a run: there is no metrics.jsonl in it"),

@@ -91,7 +91,7 @@ export function paint(canvas, numbers, rows, columns, limit) {
   const [negative, zero, positive] = palette();
   canvas.width = Math.max(columns, 1);
   canvas.height = Math.max(rows, 1);
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   const image = context.createImageData(canvas.width, canvas.height);
   for (let i = 0; i < numbers.length; i += 1) {
     const x = numbers[i];
@@ -139,7 +139,7 @@ export function heatMap(map, label, { limit, cellSize } = {}) {
     const index = indexOf(map.shape, map.rows ? map.rows[row] : row, map.columns ? map.columns[column] : column);
     return `[${index.join(", ")}] = ${format(isBoolean ? Boolean(value) : value)}`;
   };
-  const size = cellSize ?? Math.max(4, Math.min(18, Math.floor(320 / Math.max(rows, columns, 1))));
+  const size = cellSize ?? Math.max(2, Math.min(18, Math.floor(256 / Math.max(rows, columns, 1))));
   const summary = `${label}: ${formatShape(map.shape)} ${map.dtype}, colours to ${format(scale)}`;
   const canvas = el("canvas", {
     role: "img", tabIndex: 0, "data-keys": "", "aria-label": `${summary}. Arrow keys read its elements.`,
@@ -166,7 +166,7 @@ export function heatMap(map, label, { limit, cellSize } = {}) {
     point(row + move[0], column + move[1]);
   });
   canvas.style.width = `${Math.max(columns, 1) * size}px`;
-  canvas.style.height = `${Math.max(rows, 1) * size}px`;
+  canvas.style.height = `${Math.max(rows * size, 16)}px`;
   const draw = () => paint(canvas, numbers, rows, columns, scale);
   draw();
   const repaint = () => (canvas.isConnected ? draw() : document.removeEventListener("themechange", repaint));

@@ -1,0 +1,232 @@
+"""`record`: what every op of a computation got and gave, forward and backward, as a page that steps through it."""
+
+import inspect
+import linecache
+import os
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tensorgrad.autograd import Edge, Leaf, Node, Observer, SparseGradient, saved_arrays
+from tensorgrad.autograd.inplace import owner
+from tensorgrad.backend import Array
+from tensorgrad.backend.arrays import Quantized
+from tensorgrad.inspect.arrays import heat_map
+from tensorgrad.inspect.formulas import formula_of
+from tensorgrad.inspect.page import STATIC, build_page, inline
+from tensorgrad.nn import Module, walk
+from tensorgrad.tensor import Tensor
+
+PACKAGE = str(Path(__file__).parents[1])  # the folder of tensorgrad: who calls an op is the first frame outside of it
+Data = dict[str, Any]  # what the page is given: JSON
+
+
+class record(Observer):
+    """A context that records every op, and makes a page that shows them one step at a time, backward included.
+
+        with tg.record(model) as steps:
+            model.loss(x, y).backward()
+        steps.save("step.html")  # in a notebook, `steps` as the last line of a cell shows the page
+
+    model: names its modules and parameters; without it, those are named that are called. Arrays are copied, of large
+    ones a sample, and a step takes a few times as long inside the context. Results and gradients are the same.
+    """
+
+    def __init__(self, model: Module | None = None) -> None:
+        self.steps: list[Data] = []  # in the order in which they ran
+        self.rows: list[Data] = []  # the nodes of the graph: one for each op that ran forward
+        self.ops: dict[str, Data] = {}  # name -> formula and source
+        self.arrays: list[Data] = []  # each heat map once
+        self._array_number: dict[Any, int] = {}
+        self._made: dict[tuple[int, int], int] = {}  # sequence number and slot of an edge -> the row that made it
+        self._made_untracked: dict[int, Any] = {}  # id of an array without an edge -> (a weak reference to it, its row)
+        self._names: dict[int, str] = {}  # of modules, by id, and of the leaves of parameters, by sequence number
+        self._models: list[Module] = []  # while they exist, these ids belong to no other object
+        self._modules: list[str] = []  # the modules that are running, the innermost last
+        self._memory = _Memory()
+        self._backward: Data | None = None  # the step whose backward is running
+        self._waiting: list[int] = []  # the operands whose gradients it has not sent yet
+        if model is not None:
+            self._name_parts(model)
+
+    def _name_parts(self, model: Module) -> None:
+        self._models.append(model)
+        for name, part in walk("", model):
+            is_tensor = isinstance(part, Tensor)
+            key = part.node.sequence if is_tensor and part.node is not None else id(part)
+            self._names.setdefault(key, name or type(part).__name__)
+
+    def enter_module(self, module: Any) -> None:
+        if id(module) not in self._names and not self._modules:
+            self._name_parts(module)
+        self._modules.append(self._names.get(id(module), type(module).__name__))
+
+    def leave_module(self, module: Any) -> None:
+        self._modules.pop()
+
+    def after_op(self, name: str, operands: tuple[Any, ...], output: Any, op: Any, options: Data) -> None:
+        """Record what the op got and gave."""
+        if name not in self.ops:
+            self.ops[name] = formula_of(op)
+        outputs = output if isinstance(output, list) else [output]
+        operand_names = _operand_names(op, len(operands))
+        described = [self._operand(n, x) for n, x in zip(operand_names, operands, strict=True)]
+        row = len(self.rows)
+        for slot, y in enumerate(outputs):
+            if y.edge is not None:
+                self._made[y.edge[0].sequence, slot] = row
+            else:
+                self._made_untracked[id(y.data)] = weakref.ref(y.data), row
+            self._memory.hold(y.data, "values")
+            for array in saved_arrays(y.edge[0].saved()) if y.edge is not None else ():
+                self._memory.hold(array, "values")
+        module = self._modules[-1] if self._modules else ""
+        self.rows.append({"op": name, "module": module, "caller": _caller(), "tracked": outputs[0].edge is not None})
+        self.steps.append({
+            "phase": "forward", "row": row, "again": self._backward is not None, "operands": described,
+            "options": {key: _text(value) for key, value in options.items() if key != "ctx"},
+            "results": [self._array(y.data) for y in outputs], "memory": self._memory.sizes(),
+        })  # fmt: skip
+
+    def arrived(self, node: Node, dys: list[Array | None]) -> None:
+        """Begin the backward of a node."""
+        row = self._made.get((node.sequence, 0))
+        if row is None:  # of a computation before the context, or of `checkpoint`, which is no op
+            row = self._made[node.sequence, 0] = len(self.rows)
+            self.rows.append({"op": node.name, "module": "", "caller": None, "tracked": True})
+            self.ops.setdefault(node.name, formula_of(None))
+        for dy in dys:
+            self._memory.hold(dy, "gradients")
+        self._waiting = [i for i, edge in enumerate(node.parents) if edge is not None]
+        self._backward = {
+            "phase": "backward", "row": row, "incoming": [None if dy is None else self._array(dy) for dy in dys],
+            "outgoing": [], "memory": self._memory.sizes(),
+        }  # fmt: skip
+        self.steps.append(self._backward)
+
+    def sent(self, node: Node, edge: Edge, gradient: Any, dys: list[Array | None]) -> None:
+        """Record the gradient of one operand."""
+        gradient = gradient.dense() if isinstance(gradient, SparseGradient) else gradient
+        self._memory.hold(gradient, "gradients")
+        step: Any = self._backward
+        operand = self._waiting.pop(0) if self._waiting else None  # recomputed nodes send to where others did
+        sent = {"operand": operand, "array": self._array(gradient), "slot": edge[1], **self._place(edge)}
+        step["outgoing"].append(sent)
+        step["memory"] = self._memory.sizes()
+
+    def added(self, node: Node | None, edge: Edge) -> None:
+        """Record the sum of all gradients so far, where it is a leaf's."""
+        leaf = edge[0]
+        if node is not None and self._backward is not None and isinstance(leaf, Leaf) and leaf.grad is not None:
+            self._memory.hold(leaf.grad, "gradients")
+            self._backward["outgoing"][-1]["sum"] = self._array(leaf.grad)
+
+    def finished(self) -> None:
+        self._backward = None
+
+    def page(self, title: str = "A computation, step by step") -> str:
+        """Return the page as HTML."""
+        data = {"title": title, "steps": self.steps, "rows": self.rows, "ops": self.ops, "arrays": self.arrays}
+        static = {kind: STATIC / f"stepper.{kind}" for kind in ("html", "css", "js")}
+        scripts = [STATIC / "graph.js", STATIC / "explain.js", static["js"]]
+        return build_page(title, data, body=static["html"], styles=[static["css"]], scripts=scripts)
+
+    def save(self, path: str | os.PathLike[str], title: str = "A computation, step by step") -> None:
+        """Write the page to a file."""
+        Path(path).write_text(self.page(title), encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        return inline(self.page())
+
+    def _place(self, edge: Edge) -> Data:
+        """Where a gradient flows to: the row that made the operand, or a leaf and its name."""
+        if (row := self._made.get((edge[0].sequence, edge[1]))) is not None:
+            return {"to": row}
+        name = "" if not edge[0].is_leaf else self._names.get(edge[0].sequence, "")
+        return {"to": None, "leaf": name, "key": f"{edge[0].sequence}.{edge[1]}"}
+
+    def _operand(self, name: str, x: Any) -> Data:
+        array = x.data if isinstance(x, Tensor) else x
+        described: Data = {"name": name, "row": None, "array": None}
+        if not hasattr(array, "dtype") or isinstance(array, Quantized):
+            return described | {"text": _text(array)}
+        edge = x.edge if isinstance(x, Tensor) else None
+        if edge is not None:
+            place = self._place(edge)
+            described |= {"row": place["to"], "slot": edge[1], "leaf": place.get("leaf")}
+        elif (made := self._made_untracked.get(id(array))) is not None and made[0]() is array:
+            described["row"] = made[1]
+        if described["row"] is None:
+            self._memory.hold(array, "given")
+        return described | {"array": self._array(array)}
+
+    def _array(self, array: Any) -> int:
+        """The number of its heat map."""
+        shown = heat_map(array)
+        key = shown["values"]["base64"], shown["dtype"], *map(str, (shown["shape"], shown["norm"]))
+        number = self._array_number.setdefault(key, len(self.arrays))
+        if number == len(self.arrays):
+            self.arrays.append(shown)
+        return number
+
+
+class _Memory:
+    """The bytes of the arrays that a computation has made and that are still there, without those it was given."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, Any] = {}  # id of the owner of the memory -> a weak reference to it, which cleans up
+        self._sizes = {"values": 0, "gradients": 0, "given": 0}
+
+    def hold(self, array: Any, kind: str) -> None:
+        """Count an array until it is freed; the first kind that it is counted as stays."""
+        if array is None or isinstance(array, np.generic):
+            return
+        array = owner(array)
+        key, n = id(array), int(array.nbytes)
+
+        def freed(_: Any) -> None:
+            del self._held[key]
+            self._sizes[kind] -= n
+
+        if key not in self._held:
+            self._held[key] = weakref.ref(array, freed)
+            self._sizes[kind] += n
+
+    def sizes(self) -> Data:
+        """The bytes of values and of gradients."""
+        return {"values": self._sizes["values"], "gradients": self._sizes["gradients"]}
+
+
+def _operand_names(op: Any, n: int) -> list[str]:
+    """x, weight, ...; for an op that takes any number of operands, arrays[0], arrays[1], ..."""
+    parameters = list(inspect.signature(op.__wrapped__).parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "operand")
+    return [names[i] if i < len(names) else f"{rest}[{i - len(names)}]" for i in range(n)]
+
+
+def _caller() -> Data | None:
+    """The line outside of the library that has called the op."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        frame = frame.f_back
+    if frame is None:
+        return None
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    return {"file": _short(file), "line": line, "text": linecache.getline(file, line, frame.f_globals).strip()}
+
+
+def _short(file: str) -> str:
+    """A path without the folders of this machine: below the current one or one of Python's path, or the name alone."""
+    for folder in (os.getcwd(), *sorted(map(os.path.abspath, sys.path), key=len, reverse=True)):
+        if file.startswith(folder.rstrip(os.sep) + os.sep):
+            return os.path.relpath(file, folder).replace(os.sep, "/")
+    return os.path.basename(file)
+
+
+def _text(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,198 @@
+"""The stepper in Chromium: every control, hostile names, answers and numbers that are those of the recording."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from tensorgrad import nn
+from tensorgrad.inspect.recording import record
+from tests.browser import Browser
+
+
+class Model(nn.Module):
+    """Two layers, whose names give two groups that fold."""
+
+    def __init__(self) -> None:
+        tg.manual_seed(0)
+        self.h = [nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)) for _ in range(2)]
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.h:
+            x = x + layer(x)
+        return x
+
+
+@pytest.fixture(scope="module")
+def steps() -> record:
+    model = Model()
+    with record(model) as steps:
+        model(tg.asarray(np.linspace(-1, 1, 12).reshape(3, 4).astype(np.float32))).square().sum().backward()
+    return steps
+
+
+@pytest.fixture
+def page(steps: record, browser: Browser, tmp_path: Path) -> Browser:
+    steps.save(tmp_path / "step.html", "Two layers")
+    browser.open(tmp_path / "step.html")
+    return browser
+
+
+def here(page: Browser) -> int:
+    """The number of the step that is shown."""
+    found = re.match(r"Step (\d+) of (\d+)", page.text("#where"))
+    assert found
+    return int(found[1])
+
+
+def test_every_button_and_key(page: Browser, steps: record) -> None:
+    n = len(steps.steps)
+    assert page.text("h1") == "Two layers"
+    assert here(page) == 1
+    visits = [
+        ("#next", 2), ("#next", 3), ("#back", 2), ("#last", n), ("#first", 1), ("ARROW_RIGHT", 2), ("ARROW_LEFT", 1),
+        ("END", n), ("HOME", 1),
+    ]  # fmt: skip
+    for control, number in visits:
+        page.click(control) if control.startswith("#") else page.press(control)
+        assert here(page) == number
+    layers = [(steps.rows[step["row"]]["module"].split(".")[:2], step["phase"]) for step in steps.steps]
+    changes = [i + 1 for i in range(1, n) if layers[i] != layers[i - 1]]
+    seen = []
+    while here(page) < n:
+        page.click("#layer") if len(seen) % 2 else page.press("n")
+        seen.append(here(page))
+    assert seen[: len(changes)] == changes
+    page.press("p")
+    assert here(page) < n
+    page.click("#first")
+    page.click("#other")
+    assert page.text("#detail h2") == "Backward of linear"
+    page.press("b")
+    assert here(page) == 1
+    page.run("const s = document.getElementById('slider'); s.value = 5; s.dispatchEvent(new Event('input'))")
+    assert here(page) == 6
+    slider = page.driver.find_element("css selector", "#slider")
+    slider.send_keys("\ue014")  # the right arrow, in the slider
+    assert here(page) == 7
+    assert page.messages() == []
+
+
+def test_the_graph_and_the_timeline(page: Browser, steps: record) -> None:
+    drawn = page.run("return document.querySelector('.arcs path').getAttribute('d').match(/M/g).length")
+    assert drawn == sum(x["row"] is not None for step in steps.steps for x in step.get("operands", []))
+    assert page.text("#fold") == "Fold all"
+    page.click("#fold")
+    shown = "return [...document.querySelectorAll('.row')].filter(x => x.checkVisibility()).length"
+    assert page.run(shown) == sum(row["module"] == "" for row in steps.rows)
+    page.click("#fold")
+    assert page.run(shown) == len(steps.rows)
+    page.click(".row:nth-of-type(1) .op")
+    assert here(page) == 1
+    page.click("#rows .grad")
+    assert page.text("#detail h2") == "Backward of linear"
+    assert page.run("return document.querySelectorAll('.row.current.backward').length") == 1
+    page.click("#rows summary")
+    assert page.run("return document.querySelector('#rows details').open") is False
+    page.click("#timeline")
+    assert abs(here(page) - len(steps.steps) / 2) <= 1
+    page.click("#theme button")
+    assert page.run("return getComputedStyle(document.documentElement).colorScheme") == "dark"
+    assert page.messages() == []
+
+
+def test_the_answer_names_the_largest_gradient_and_its_reason(page: Browser, steps: record) -> None:
+    """The largest by a count that is independent of the page: over all that was sent and was not only passed on."""
+    norms = []
+    for i, step in enumerate(steps.steps):
+        arrived = {steps.arrays[dy]["norm"] for dy in step.get("incoming", []) if dy is not None}
+        for sent in step.get("outgoing", []):
+            norm = steps.arrays[sent["array"]]["norm"]
+            if not any(abs(norm - other) <= 1e-6 * other for other in arrived):
+                norms.append((norm, i + 1, steps.rows[step["row"]]["op"]))
+    norm, number, op = max(norms)
+    text = page.text("#answer")
+    assert f"step {number}" in text and op in text
+    assert float(re.search(r"with norm ([\d.e+-]+)\.", text)[1]) == pytest.approx(norm, rel=1e-3)
+    assert re.search(r"dy has norm [\d.]+", text)
+    page.click("#largest summary")
+    rows = page.run("return [...document.querySelectorAll('#ranking tbody tr')].map(x => x.cells[5].textContent)")
+    assert np.float64(rows) == pytest.approx(sorted((n for n, *_ in norms), reverse=True)[: len(rows)], rel=1e-3)
+    page.run("const s = document.getElementById('measure'); s.value = 'largest'; s.dispatchEvent(new Event('change'))")
+    assert "largest element" in page.text("#ranking")
+    page.click("#answer button.link")
+    assert here(page) == number
+    opened = "document.querySelectorAll('#detail details').forEach(x => { x.open = true; "
+    page.run(opened + "x.dispatchEvent(new Event('toggle')) })")
+    path = page.run("return [...document.querySelectorAll('.path tbody tr')].map(x => x.cells[3].textContent)")
+    arrives = [max(steps.arrays[dy]["norm"] for dy in steps.steps[number - 1]["incoming"])]
+    assert np.float64(path)[-1] == pytest.approx(arrives[0], rel=1e-3)
+    assert "def " in page.text(".source pre")
+    assert page.messages() == []
+
+
+HOSTILE = "<img src=x onerror='window.hacked=1'></script><script>window.hacked=1</script>"
+
+
+def test_hostile_names_are_shown_and_never_run(browser: Browser, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.parts = {HOSTILE: nn.Linear(2, 2)}
+    source = f'y = model.parts[name](model(x)).sum()  # {HOSTILE}\ny.backward()'
+    path = tmp_path / "<img src=x onerror=hacked=1>.py"
+    path.write_text(source, encoding="utf-8")
+    with record(model) as steps:
+        exec(compile(source, str(path), "exec"), {"model": model, "name": HOSTILE, "x": tg.ones((1, 2))})
+    steps.save(tmp_path / "page.html", HOSTILE)
+    browser.open(tmp_path / "page.html")
+    for _ in steps.steps:
+        browser.press("ARROW_RIGHT")
+    browser.click("#first")
+    browser.press("ARROW_RIGHT")
+    assert browser.run("return window.hacked") is None
+    assert browser.text("h1") == HOSTILE
+    assert HOSTILE in browser.text("#detail") and path.name in browser.text("#detail")
+    assert browser.run("return document.querySelectorAll('img').length") == 0
+    assert browser.messages() == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", ["narrow", "wide"])
+def test_no_step_is_wider_than_the_window(
+    width: str, theme: str, steps: record, browser: Browser, tmp_path: Path
+) -> None:
+    steps.save(tmp_path / "step.html")
+    browser.open(tmp_path / "step.html", width, theme)
+    for _ in steps.steps:
+        assert browser.too_wide() <= 0
+        browser.press("ARROW_RIGHT")
+    names = "return [...document.querySelectorAll('button, input, select, canvas')].filter(x => !(x.textContent.trim() "
+    unnamed = browser.run(names + "|| x.ariaLabel || x.labels?.length)).map(x => x.outerHTML)")
+    assert unnamed == []
+    assert browser.messages() == []
+
+
+def test_nothing_recorded(browser: Browser, tmp_path: Path) -> None:
+    record().save(tmp_path / "empty.html")
+    browser.open(tmp_path / "empty.html")
+    assert browser.text("#summary") == "Nothing was recorded."
+    with record() as steps, tg.no_grad():
+        tg.exp(tg.ones((2,)))
+    steps.save(tmp_path / "forward.html")
+    browser.open(tmp_path / "forward.html")
+    assert "No backward was recorded" in browser.text("#answer")
+    assert browser.messages() == []
+
+
+def test_a_notebook_shows_it_inline(steps: record, browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><meta charset=utf-8>{steps._repr_html_()}", "utf-8")
+    browser.open(tmp_path / "notebook.html")
+    browser.driver.switch_to.frame(0)
+    try:
+        browser.click("#next")
+        assert here(browser) == 2
+    finally:
+        browser.driver.switch_to.default_content()
+    assert browser.messages() == []
