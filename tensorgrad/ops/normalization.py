@@ -20,8 +20,8 @@ def layer_norm(
     """Rows scaled to mean 0 and variance 1, times weight, plus bias (Ba, Kiros, Hinton 2016, arXiv:1607.06450).
 
     x (..., n), weight and bias (n) or None -> (..., n). Saves x and each row's mean and 1/std.
-    dx = rstd (g - mean(g) - z mean(g z)), with z the scaled rows and g = dy weight. dweight = sum of dy z over all
-    rows, dbias = sum of dy over all rows.
+    dx = rstd (g - mean(g) - z mean(g z)), with rstd = 1 / std of the rows of x, z = those rows scaled, g = dy weight.
+    dweight = the sum of dy z over all rows, dbias = the sum of dy over all rows.
     """
     _check("layer_norm", x, weight, bias)
     y, mean, rstd = k.layer_norm(x, weight, bias, eps)
@@ -38,7 +38,8 @@ def rms_norm(k: Backend, x: Array, weight: Array | None = None, *, eps: float = 
     """Rows scaled to mean square 1, times weight (Zhang and Sennrich 2019, arXiv:1910.07467).
 
     x (..., n), weight (n) or None -> (..., n). Saves x and each row's 1/rms.
-    dx = rrms (g - z mean(g z)), with z the scaled rows and g = dy weight. dweight = sum of dy z over all rows.
+    dx = rrms (g - z mean(g z)), with rrms = 1 / rms of the rows of x, z = those rows scaled, g = dy weight.
+    dweight = the sum of dy z over all rows.
     """
     _check("rms_norm", x, weight)
     y, rrms = k.rms_norm(k.floating(x), weight, eps)

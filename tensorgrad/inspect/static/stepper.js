@@ -1,6 +1,6 @@
 // The stepper: a timeline and controls above, the graph of ops at the left, one step at the right.
 import { el, format, formatBytes, formatShape, heatMap, onKeys, pageData, themeButton } from "./base.js";
-import { grewMost, incomingSize, largestGradients, pathFromLoss, senders, sizeOf } from "./explain.js";
+import { growth, incomingSize, largestGradients, pathFromLoss, senders, sizeOf } from "./explain.js";
 import { Graph, layerOf } from "./graph.js";
 
 const recorded = pageData();
@@ -151,17 +151,17 @@ function backward(step, number) {
 function pathDetails(number) {
   const path = pathFromLoss(recorded, from, number);
   if (path.length < 2) return null;
-  const most = grewMost(path);
+  const most = growth(path);
   const place = el("div", { class: "scroll" });
   const show = () => { if (!place.firstChild) place.append(pathTable(path, most)); };
+  const grew = most.map(({ step, factor }) => `${title(steps[step])} (${format(factor)} times)`).join(", ");
   return el("details", { class: "path", ontoggle: show },
-    el("summary", {}, `How dy came here from the loss: ${path.length - 1} ops; it grew most in step ${most.step + 1}, `
-      + `${title(steps[most.step])}: ${format(most.factor)} times`), place);
+    el("summary", {}, `How dy came here from the loss: through ${path.length - 1} ops; it grew most in ${grew}`), place);
 }
 
 function pathTable(path, most) {
   const head = ["step", "op", "module", "norm that arrives", "times"].map((text) => el("th", { scope: "col" }, text));
-  const body = path.map((place) => el("tr", { class: place === most ? "most" : "" },
+  const body = path.map((place) => el("tr", { class: most.includes(place) ? "most" : "" },
     el("td", {}, jump(place.step, String(place.step + 1))), el("td", {}, opOf(steps[place.step])),
     el("td", {}, rows[steps[place.step].row].module), el("td", { class: "n" }, format(place.arrives)),
     el("td", { class: "n" }, place === path.at(-1) ? "" : format(place.factor))));
@@ -272,15 +272,15 @@ function answer(largest) {
   const arrives = incomingSize(recorded, step);
   const formula = clauseOf(ops[opOf(step)].gradient, name);
   const path = pathFromLoss(recorded, from, number);
-  const most = grewMost(path);
   return el("dl", {},
     el("dt", {}, "which"), el("dd", {}, el("b", {}, opOf(step)), `${inModule(rows[step.row])}, whose backward is `,
       jump(number, `step ${number + 1}`), `: it made ${name}${owner(sent)}, with norm `, el("b", {}, format(size)), "."),
     el("dt", {}, "why here"), el("dd", {}, formula ? [el("b", {}, code(formula)), ", where "] : "",
       `dy has norm ${format(arrives)}${listed(factors(step, formula))}. ${name} is ${format(size / (arrives || 1))} times as large as dy.`),
-    path.length < 2 ? null : [el("dt", {}, "why dy"), el("dd", {}, `On its way from the loss through ${path.length - 1} ops, the `
-      + "gradient grew most in ", jump(most.step, `step ${most.step + 1}`), `, the backward of ${title(steps[most.step])}: `
-      + `${format(most.factor)} times.`)]);
+    path.length < 2 ? null : [el("dt", {}, "why dy"), el("dd", {},
+      `It came from the loss through ${path.length - 1} ops. It grew most in the backward of `,
+      growth(path).flatMap((place, i) => [i ? "; of " : "", `${title(steps[place.step])}, `,
+        jump(place.step, `step ${place.step + 1}`), `: ${format(place.factor)} times`]), ".")]);
 }
 
 function showRanking() {

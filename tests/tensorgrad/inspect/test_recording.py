@@ -197,3 +197,12 @@ def test_every_op_has_a_formula() -> None:
     assert softmax["gradient"] == "dx = y (dy - sum(y dy))."
     assert softmax["place"].startswith("tensorgrad/ops/softmax.py:")
     assert [kernel.split("(")[0] for kernel in softmax["kernels"]] == ["def softmax", "def softmax_backward"]
+
+
+def test_arrays_of_a_gpu_are_shown_as_numbers(gpu: Any) -> None:
+    x = tg.asarray(gpu.asarray(np.float32([[1, 2], [3, 4]])), requires_grad=True)
+    with record() as steps:
+        (x * x).sum().backward()
+    assert_shown(steps, steps.steps[0]["results"][0], np.float32([[1, 4], [9, 16]]))
+    assert_shown(steps, steps.steps[-1]["outgoing"][1]["sum"], np.float32([[2, 4], [6, 8]]))
+    assert steps.steps[0]["memory"]["values"] == 16
