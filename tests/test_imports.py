@@ -98,8 +98,11 @@ LAYERS = [
     ["gpt.finetune.packing"],
     ["gpt.finetune.instruction"],
     ["gpt.finetune.classify", "gpt.finetune.instruct", "gpt.finetune.predict"],
-    ["gpt.inspect"],
-    ["gpt.inspect.step"],
+    ["gpt.inspect", "gpt.inspect.capture"],
+    ["gpt.inspect.attribution"],
+    ["gpt.inspect.explore"],
+    ["gpt.inspect.explorer"],
+    ["gpt.inspect.model", "gpt.inspect.step"],
     [
         "gpt.data.__main__",
         "gpt.evaluate.__main__",
