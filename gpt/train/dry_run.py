@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +18,13 @@ import tensorgrad as tg
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.run_folder import CHECKPOINTS
 from gpt.checkpoint.steps import newest_checkpoint
-from gpt.cli import use_backend
+from gpt.cli import use_backend, user_errors
 from gpt.config import TrainConfig
 from gpt.data import Array, Batches
 from gpt.data.documents import describe_files
 from gpt.evaluate import evaluating
 from gpt.evaluate.plot import History, draw_run, why_not
+from gpt.lora import LoRA
 from gpt.tokenizer import Tokenizer
 from gpt.train.build import make_optimizer, make_scaler, open_data
 from gpt.train.config_file import describe
@@ -35,10 +36,13 @@ from gpt.train.footprint import (
     disk_bytes,
     flops_per_token,
     memory,
+    n_trained,
+    weight_bytes,
 )
-from gpt.train.run import configure
+from gpt.train.run import configure, freeze_parts, model_without_weights
 from gpt.train.step import TrainingStep
-from gpt.weights import build_model
+from gpt.train.task import Task
+from gpt.weights import Model
 
 try:
     import resource
@@ -51,50 +55,64 @@ INDENT = " " * 9
 
 def dry_run(arguments: Arguments) -> int:
     """Print what a run with these arguments is and needs; take a few of its steps in memory, and write nothing."""
-    config, tokenizer, step = _config_of(arguments)
+    config, tokenizer, step, build = _config_of(arguments)
     chosen = use_backend(config.backend, config.threads, config.dtype)
     backend = tg.get_backend().name
     tokenizer, train, val = open_data(config, tokenizer)
     vocab_size = tokenizer.vocab_size
     _warm_up(config)
+    has_weights = build is not None
+    model = build(vocab_size) if build is not None else model_without_weights(Task(), config, vocab_size)
+    freeze_parts(model, config)
+    del build  # with all that it has read
     _release_freed_memory()
-    before = Resident.now()
-    need = memory(config, vocab_size, backend)
+    before, need = Resident.now(), memory(config, model, backend)
+    if has_weights:  # they are in use already
+        before = Resident(before.in_use - weight_bytes(model), before.peak)
 
     print(f"backend  {chosen}")
     print(f"data     {config.data}: {train.size:,} {train.unit} for training, {val.size:,} for validation")
     if files := describe_files(config.data):
         print(f"{INDENT}in {files}")
-    print(*_model_lines(config, vocab_size), sep="\n")
+    print(*_model_lines(config, model), sep="\n")
     print(*_memory_lines(config, need, before), sep="\n")
-    print(*_disk_lines(config, vocab_size), sep="\n", flush=True)
+    print(*_disk_lines(config, model), sep="\n", flush=True)
     if need.peak > available_memory():
         sizes = f"{as_size(need.peak)} more are needed, {as_size(available_memory())} are available"
         print(f"time     not measured: {sizes}")
     else:
-        print(*_time_lines(config, vocab_size, train, val, step, before), sep="\n")
+        if not has_weights:
+            model = Task().build_model(config, vocab_size, None)
+            freeze_parts(model, config)
+        print(*_time_lines(_Trial(config, model, train), val, step, before), sep="\n")
     print("config   all settings:")
     print(*describe(config, INDENT), sep="\n")
     return 0
 
 
-def _config_of(arguments: Arguments) -> tuple[TrainConfig, Tokenizer | None, int]:
-    """Return the configuration and, where there are weights already, their tokenizer and the steps taken."""
+def _config_of(arguments: Arguments) -> tuple[TrainConfig, Tokenizer | None, int, Callable[[int], Model] | None]:
+    """Return the configuration and, where there are weights already, their tokenizer, the steps taken and the model."""
     if arguments.resume is None:
         config, initial = configure(arguments)
-        if initial is not None:
-            initial.require_fit(config)
-        return config, None if initial is None else initial.tokenizer, 0
+        with user_errors():
+            LoRA.of(config)
+        if initial is None:
+            return config, None, 0, None
+        initial.require_fit(config)
+        return config, initial.tokenizer, 0, lambda vocab_size: Task().build_model(config, vocab_size, initial)
     place = Path(arguments.resume or arguments.given.get("out") or CHECKPOINTS)
     checkpoint = load_checkpoint(place if arguments.resume else newest_checkpoint(place), optimizer=False)
     config = arguments.train_config(under=checkpoint.state.train_config.to_dict())
-    return config, checkpoint.tokenizer, checkpoint.state.step
+    return config, checkpoint.tokenizer, checkpoint.state.step, lambda _: Task().restore_model(checkpoint, config)
 
 
 def _warm_up(config: TrainConfig) -> None:
     """Load every kernel with a tiny model, and the plotting library, so that they are part of the program's size."""
-    tiny = replace(config, n_layer=1, n_head=1, n_embd=64, block_size=128, batch_size=2, grad_accum=1)
-    _Trial(tiny, 16, None).take_step(0)
+    tiny = replace(
+        config, n_layer=1, n_head=1, n_kv_head=None, n_embd=64, block_size=128, batch_size=2, grad_accum=1, freeze=None
+    )
+    model = Task().build_model(tiny, 16, None)
+    _Trial(tiny, model, None).take_step(0)
     if config.plot:
         try:
             draw_run(io.BytesIO(), History(), "")
@@ -139,14 +157,16 @@ def available_memory() -> int:
         return sys.maxsize
 
 
-def _model_lines(config: TrainConfig, vocab_size: int) -> Iterator[str]:
-    shape = config.model_config(vocab_size)
+def _model_lines(config: TrainConfig, model: Model) -> Iterator[str]:
+    shape, trained = model.config, n_trained(model.parameters())
     parameters = shape.count_parameters()
-    flops, total = flops_per_token(shape), flops_per_token(shape, config.recompute)
+    flops, total = flops_per_token(model), flops_per_token(model, config.recompute)
     yield (
         f"model    {parameters.total:,} parameters, {parameters.total - parameters.embeddings:,} without embeddings: "
         f"{shape.n_layer} layers, {shape.n_head} heads, width {shape.n_embd}, window {shape.block_size}"
     )
+    if trained != parameters.total:
+        yield f"trained  {trained:,} parameters"
     more = f", {total:,} with recomputation" if total != flops else ""
     tokens = config.tokens_per_step
     yield f"FLOPs    {flops:,} per token{more}; {total * tokens:.3g} per step of {tokens:,} tokens"
@@ -172,18 +192,16 @@ def predicted_peak(need: Memory, before: Resident) -> int:
     return max(before.peak, before.in_use + need.peak)
 
 
-def _disk_lines(config: TrainConfig, vocab_size: int) -> Iterator[str]:
-    one = as_size(checkpoint_bytes(config.model_config(vocab_size)))
+def _disk_lines(config: TrainConfig, model: Model) -> Iterator[str]:
+    one = as_size(checkpoint_bytes(config, model))
     yield (
-        f"disk     {as_size(disk_bytes(config, vocab_size))} at most: {one} per checkpoint, "
+        f"disk     {as_size(disk_bytes(config, model))} at most: {one} per checkpoint, "
         f"for the last {config.keep_checkpoints}, the best and the one being written"
     )
 
 
-def _time_lines(
-    config: TrainConfig, vocab_size: int, train: Batches, val: Batches, step: int, before: Resident
-) -> Iterator[str]:
-    trial = _Trial(config, vocab_size, train)
+def _time_lines(trial: "_Trial", val: Batches, step: int, before: Resident) -> Iterator[str]:
+    config = trial.config
     seconds = list(_timed_steps(trial))
     validation = trial.validation_seconds(val)
     left = max(config.max_iters - step, 0)
@@ -194,7 +212,7 @@ def _time_lines(
     speed = f"{config.tokens_per_step / per_step:,.0f} tokens/s"
     yield f"{INDENT}{per_step * 1e3:,.3g} ms per step, {speed}, measured over {len(seconds)} steps"
     if before.peak and tg.get_backend().array_type.__module__.startswith("numpy"):
-        need = memory(replace(config, async_save=False), vocab_size, tg.get_backend().name)
+        need = memory(replace(config, async_save=False), trial.model, tg.get_backend().name)
         expected, measured = predicted_peak(need, before), Resident.now().peak
         yield f"{INDENT}they used {as_size(measured)} of memory, {measured / expected - 1:+.1%} beside the prediction"
 
@@ -202,11 +220,8 @@ def _time_lines(
 class _Trial:
     """A model that is trained in memory, on batches of the data or, without data, on token 0."""
 
-    def __init__(self, config: TrainConfig, vocab_size: int, data: Batches | None) -> None:
-        self.config, self.data = config, data
-        before = tg.random.default_generator.state_dict()
-        self.model = build_model(config.model_config(vocab_size), plain=config.plain)
-        tg.random.default_generator.load_state_dict(before)
+    def __init__(self, config: TrainConfig, model: Model, data: Batches | None) -> None:
+        self.config, self.model, self.data = config, model, data
         if config.half:
             self.model.astype(config.dtype)
         self.model.train()

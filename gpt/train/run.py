@@ -38,6 +38,7 @@ from gpt.train.task import Task, language_model
 from gpt.weights import Model
 from gpt.weights.adapter import Base
 from gpt.weights.initial import InitialWeights, load_initial
+from tensorgrad.creation import skip_init
 from tensorgrad.distributed import Communicator, world
 
 FINETUNING_LR, LORA_LR = 1e-4, 1e-3
@@ -135,10 +136,13 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None, task: Ta
         require_unused(Path(config.out))
     require_writable(Path(config.out or CHECKPOINTS))
     tokenizer, train_loader, val_loader = task.open_data(config, None if initial is None else initial.tokenizer)
-    require_memory(config, tokenizer.vocab_size, world().size)
     tg.manual_seed(config.seed)
+    if initial is None:  # otherwise its weights are in memory already
+        require_memory(config, model_without_weights(task, config, tokenizer.vocab_size), world().size)
     model = task.build_model(config, tokenizer.vocab_size, initial)
-    _freeze(model, config)
+    freeze_parts(model, config)
+    if initial is not None:
+        require_memory(config, model, world().size)
     if config.half:
         model.astype(config.dtype)  # the master weights are made from the rounded ones
     optimizer, scaler = make_optimizer(model, config), make_scaler(config)
@@ -166,9 +170,9 @@ def resumed_run(arguments: Arguments, task_of: Callable[[RunState], Task] = lang
     _require_newest(folder, checkpoint, damaged)
     require_writable(folder)
 
-    require_memory(config, state.model_config.vocab_size, world().size)
     model = task.restore_model(checkpoint, config)
-    _freeze(model, config)
+    freeze_parts(model, config)
+    require_memory(config, model, world().size)
     if config.half:
         model.astype(config.dtype)  # exactly the numbers that were saved
     tokenizer, train_loader, val_loader = task.open_data(config, checkpoint.tokenizer)
@@ -210,7 +214,16 @@ def locked_folder(run: Run) -> Iterator[None]:
         yield
 
 
-def _freeze(model: Model, config: TrainConfig) -> None:
+def model_without_weights(task: Task, config: TrainConfig, vocab_size: int) -> Model:
+    """Return the model of a new run, with shapes alone: it takes no memory, however large it is."""
+    with skip_init():
+        model = task.build_model(config, vocab_size, None)
+    freeze_parts(model, config)
+    return model
+
+
+def freeze_parts(model: Model, config: TrainConfig) -> None:
+    """Freeze the parts that the configuration names; UserError for one that is not there."""
     if config.freeze is not None:
         with user_errors():
             freeze(model, config.freeze)

@@ -15,13 +15,17 @@ import tensorgrad as tg
 import train
 from gpt.cli import run as run_program
 from gpt.config import NAMED_CONFIGS, GPTConfig, TrainConfig
+from gpt.lora import LoRA, add_lora
 from gpt.model import GPT
 from gpt.train import dry_run as module
+from gpt.train.build import make_optimizer
 from gpt.train.dry_run import Resident, duration, predicted_peak
 from gpt.train.footprint import checkpoint_bytes, disk_bytes, flops_per_token, memory
+from gpt.train.freeze import freeze
 from gpt.train.loop import train as train_run
 from gpt.train.run import new_run
-from gpt.weights import build_model
+from gpt.weights import Model, build_model
+from gpt.weights.arrays import converted
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 
@@ -55,9 +59,30 @@ def test_parameter_and_operation_counts_equal_those_of_the_model(shape: GPTConfi
     assert parameters.total == model.num_params()
     assert parameters.embeddings == model.wte.weight.size + model.wpe.weight.size
     assert parameters.block == model.h[0].num_params()
-    assert flops_per_token(shape) == model.estimate_flops_per_token()
-    again = flops_per_token(shape, recompute=True) - flops_per_token(shape)
+    assert flops_per_token(model) == model.estimate_flops_per_token()
+    again = flops_per_token(model, recompute=True) - flops_per_token(model)
     assert again == shape.n_layer * (2 * parameters.block + 4 * shape.n_embd * shape.block_size)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        ({}, 0.01),
+        ({"freeze": "h.1"}, 0.01),
+        ({"freeze": "wte,wpe,h.0-1"}, 0.01),
+        ({"init_from": "base", "lora_rank": 4}, 0.05),  # the first block needs no gradient of its input
+        ({"model": "llama", "n_kv_head": 1, "freeze": "wte,h.0-1"}, 0.01),
+    ],
+)
+def test_operations_are_those_that_are_counted(changes: dict[str, Any], tolerance: float, recompute: bool) -> None:
+    """By running the ops on arrays that count: see tensorgrad/counting.py."""
+    model = small_model(TrainConfig(n_layer=3, n_head=2, n_embd=64, block_size=16, plain=True, **changes), 50)
+    model.recompute = recompute
+    x = np.zeros((2, 16), np.int64)
+    with tg.count() as counted:
+        model.loss(x, x).backward()
+    assert flops_per_token(model, recompute) == pytest.approx(counted.total.matmul_flops / x.size, rel=tolerance)
 
 
 def test_parameter_counts_of_gpt2_are_those_published() -> None:
@@ -71,9 +96,9 @@ def test_the_disk_usage_is_predicted() -> None:
     train_run(run)
     (step, *_) = sorted(Path("run").glob("step-*"))
     size = sum(path.stat().st_size for path in step.iterdir())
-    assert size == pytest.approx(checkpoint_bytes(run.model.config), rel=0.02)
+    assert size == pytest.approx(checkpoint_bytes(run.config, run.model), rel=0.02)
     whole = sum(path.stat().st_size for path in Path("run").rglob("*") if path.is_file())
-    assert whole <= disk_bytes(run.config, run.model.config.vocab_size)
+    assert whole <= disk_bytes(run.config, run.model)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +111,18 @@ def test_durations_are_formatted(seconds: float, text: str) -> None:
 
 # --------------------------------------------------------------------------------------------------
 # Memory
+
+
+def small_model(config: TrainConfig, vocab_size: int) -> Model:
+    """A model of that configuration, with random weights."""
+    shape = config.model_config(vocab_size)
+    weights = {n: converted(n, a, config.quantize) for n, a in build_model(shape).state_dict().items()}
+    model = build_model(shape, plain=config.plain, weights=weights)
+    if lora := LoRA.of(config):
+        add_lora(model, lora)
+    if config.freeze:
+        freeze(model, config.freeze)
+    return model.train()
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
@@ -107,16 +144,24 @@ def test_durations_are_formatted(seconds: float, text: str) -> None:
         ({"model": "llama", "n_kv_head": 2}, 75),
         ({"model": "llama", "n_kv_head": 1, "tied": False, "recompute": True, "n_layer": 6}, 3000),
         ({"model": "llama", "plain": True}, 75),
+        ({"init_from": "base", "lora_rank": 8}, 75),
+        ({"init_from": "base", "lora_rank": 8, "quantize": "q4_0", "n_layer": 3}, 3000),
+        ({"init_from": "base", "lora_rank": 8, "recompute": True, "n_layer": 6}, 75),
+        ({"init_from": "base", "lora_rank": 4, "lora_dropout": 0.1, "model": "llama", "n_kv_head": 2}, 75),
+        ({"init_from": "base", "lora_rank": 8, "quantize": "q8_0", "model": "llama"}, 3000),
+        ({"freeze": "wte,wpe,h.0-3", "n_layer": 6}, 75),
+        ({"freeze": "h.1-4", "n_layer": 6, "model": "llama"}, 75),
+        ({"freeze": "wte,h.0-2", "n_layer": 4, "model": "llama"}, 3000),
     ],
 )
 def test_the_memory_of_a_step_is_predicted(backend: str, changes: dict[str, Any], vocab_size: int) -> None:
     """Within 10 % of the peak memory of NumPy in one step, as traced by tracemalloc."""
     config = TrainConfig(**{"n_embd": 192, "block_size": 128, "batch_size": 4, "async_save": False, **changes})
-    need = memory(config, vocab_size, backend)
     with tg.use_backend(backend):
-        model = build_model(config.model_config(vocab_size), plain=config.plain).train()
+        model = small_model(config, vocab_size)
+        need = memory(config, model, backend)
         model.recompute = config.recompute
-        optimizer = tg.optim.AdamW(model.parameters())
+        optimizer = make_optimizer(model, config)
         tokens = np.zeros((config.batch_size, config.block_size), np.int64)
 
         def step() -> None:
@@ -132,18 +177,21 @@ def test_the_memory_of_a_step_is_predicted(backend: str, changes: dict[str, Any]
             held = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
+    assert need.weights == sum(array.nbytes for array in model.state_dict().values())
+    assert need.moments == sum(a.nbytes for a in optimizer.state_dict()["state"].values())
     assert need.peak - need.weights - need.moments == pytest.approx(held, rel=0.1)
 
 
 def test_asynchronous_saving_needs_memory_for_a_copy() -> None:
-    beside, alone = (memory(TrainConfig(async_save=wanted), 75, "numpy") for wanted in (True, False))
-    n = TrainConfig().model_config(75).count_parameters().total
+    model = build_model(TrainConfig().model_config(75))
+    beside, alone = (memory(TrainConfig(async_save=wanted), model, "numpy") for wanted in (True, False))
+    n = model.num_params()
     assert beside.peak - alone.peak == beside.snapshot == 12 * n
     assert alone.snapshot == 0
 
 
 def test_the_predicted_peak_includes_the_memory_for_reading_the_data() -> None:
-    need = memory(TrainConfig(), 75, "numpy")
+    need = memory(TrainConfig(), build_model(TrainConfig().model_config(75)), "numpy")
     assert predicted_peak(need, Resident(10, 20)) == 10 + need.peak
     assert predicted_peak(need, Resident(10, 10**12)) == 10**12
 
@@ -207,6 +255,25 @@ def test_a_dry_run_reports_everything_and_writes_nothing(
     assert "disk" in out
     assert "for 4 steps and 2 validations" in out
     assert "grad_accum 2" in out
+
+
+def test_a_dry_run_of_adapters_counts_them_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workplace: Path
+) -> None:
+    assert call(monkeypatch, *SMALL, "--out=base") == 0
+    before = sorted(workplace.rglob("*"))
+    finetuning = [*SMALL[:2], "--init-from=base", "--lora-rank=3", "--quantize=q8_0", *SMALL[6:]]
+    capsys.readouterr()
+    assert call(monkeypatch, *finetuning, "--dry-run") == 0
+    assert sorted(workplace.rglob("*")) == before
+    out = capsys.readouterr().out
+    n = 2 * 3 * (4 * 32 + 2 * 32 + 5 * 32 + 5 * 32)  # rank (n_in + n_out) for the four matrices of both blocks
+    assert f"trained  {n:,} parameters\n" in out
+    assert f"{12 * n / 1e3:.3g} kB per checkpoint" in out and f"{8 * n / 1e3:.3g} kB moments" in out
+    assert "ms per step" in out and "beside the prediction" in out
+    assert call(monkeypatch, *finetuning, "--out=run") == 0
+    assert call(monkeypatch, "--resume", "run", "--max-iters=8", "--dry-run") == 0
+    assert f"trained  {n:,} parameters\n" in capsys.readouterr().out
 
 
 def test_a_run_that_does_not_fit_in_memory_is_not_timed(
