@@ -205,13 +205,23 @@ def test_text_is_the_same_with_adapters_beside_the_weights_and_merged(name: str)
 # Quantised weights
 
 
+@pytest.mark.parametrize(("backend", "n_rows"), [("numpy", 16), ("numba", 16), ("numba", 64)], indirect=["backend"])
 @pytest.mark.parametrize("type", ["q8_0", "q4_0", "q4_1"])
-def test_adapters_beside_quantised_weights_are_trained_as_beside_the_same_weights_in_float32(type: str) -> None:
+def test_adapters_beside_quantised_weights_are_trained_as_beside_the_same_weights_in_float32(
+    type: str, n_rows: int
+) -> None:
+    """Of a few rows, Numba rounds the activations to int16: by at most 1.5e-5 of the largest in a block of 32.
+
+    The gradients of queries and keys are small differences of larger numbers, so that this can become 2e-4 of them:
+    5e-4 of the largest is allowed. Many rows, and NumPy, round nothing: there it is 1e-5, as for float32.
+    """
+    error = 5e-4 if tg.get_backend().name == "numba" and n_rows <= 24 else 1e-5
     config = LlamaConfig(16, 37, 2, 4, 32, 2, 64)
     tg.manual_seed(0)
     weights = build_model(config).state_dict()
     quantized = {key: tg.quantize(array, type) if array.ndim == 2 else array for key, array in weights.items()}
     floating = {key: array.dequantize() if array.dtype.kind == "q" else array for key, array in quantized.items()}
+    x = np.random.default_rng(0).integers(0, 37, (n_rows // 16, 17))
     models = []
     for each in (quantized, floating):
         model = build_model(config, weights=each)
@@ -219,14 +229,14 @@ def test_adapters_beside_quantised_weights_are_trained_as_beside_the_same_weight
         for key, p in adapter_parameters(model).items():
             p.data[...] = peft.numbers(key, p.shape)
         models.append(model)
-        loss_of(model).backward()
-    losses = [loss_of(model).item() for model in models]
+        model.loss(x[:, :-1], x[:, 1:]).backward()
+    losses = [model.loss(x[:, :-1], x[:, 1:]).item() for model in models]
     assert abs(losses[0] - losses[1]) < 1e-5
     for key, p in adapter_parameters(models[0]).items():
         expected = adapter_parameters(models[1])[key].grad
-        np.testing.assert_allclose(p.grad, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max(), err_msg=key)
+        np.testing.assert_allclose(p.grad, expected, rtol=1e-3, atol=error * np.abs(expected).max(), err_msg=key)
     merge(models[0])
-    assert abs(loss_of(models[0]).item() - losses[0]) < 1e-5
+    assert abs(models[0].loss(x[:, :-1], x[:, 1:]).item() - losses[0]) < 1e-5
     unmerge(models[0])
     assert models[0].h[0].attn.q_proj.weight.data is quantized["h.0.attn.q_proj.weight"]
 

@@ -111,14 +111,19 @@ def test_a_run_stands_for_its_base_with_the_adapter_merged(name: str) -> None:
     assert loss_of(load_initial("again").build_model()) == pytest.approx(loss_of(again.model), abs=1e-5)
 
 
-@pytest.mark.parametrize("quantize", ["q8_0", "q4_0", "q4_1"])
-def test_adapters_are_trained_beside_quantised_weights_and_resumed(quantize: str) -> None:
-    run = trained("whole", quantize=quantize)
+@pytest.mark.parametrize(
+    ("quantize", "backend"), [("q8_0", "numpy"), ("q4_0", "numpy"), ("q4_1", "numpy"), ("q4_1", "numba")]
+)
+def test_adapters_are_trained_beside_quantised_weights_and_resumed(quantize: str, backend: str) -> None:
+    if backend == "numba":
+        pytest.importorskip("numba")
+    run = trained("whole", quantize=quantize, backend=backend)
     assert isinstance(run.model.h[0].attn.q_proj.weight.data, QuantizedArray)
     assert isinstance(run.model.wte.weight.data, QuantizedArray)
-    trained("resumed", quantize=quantize, max_iters=4)
+    trained("resumed", quantize=quantize, backend=backend, max_iters=4)
     train(make_run(Arguments({"max_iters": 6}, "resumed")))
-    assert Path("whole/metrics.jsonl").read_bytes() == Path("resumed/metrics.jsonl").read_bytes()
+    for file in (f"step-000006/{ADAPTER}", "step-000006/optimizer.safetensors", "metrics.jsonl"):
+        assert Path("whole", file).read_bytes() == Path("resumed", file).read_bytes(), file
     assert abs(loss_of(load_initial("whole").build_model()) - loss_of(run.model)) < 1e-5
 
 
