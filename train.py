@@ -6,6 +6,7 @@ import sys
 
 from gpt.cli import leave, user_errors
 from gpt.cli import run as run_program
+from gpt.finetune.tasks import task_of
 from gpt.heartbeat import Heartbeat, until_first
 from gpt.train.before_after import compare, write_before
 from gpt.train.describe import describe
@@ -24,7 +25,7 @@ def main() -> int:
     keep_freed_memory()
     arguments = parse(sys.argv[1:])
     if arguments.replay is not None:
-        return replay(arguments.replay, arguments.given.get("backend"))
+        return replay(arguments.replay, arguments.given.get("backend"), task_of)
     if arguments.dry_run:
         with Heartbeat("dry run"):
             return dry_run(arguments)

@@ -97,7 +97,7 @@ LAYERS = [
     ["gpt.finetune.classification", "gpt.finetune.conversations"],
     ["gpt.finetune.packing"],
     ["gpt.finetune.instruction"],
-    ["gpt.finetune.classify", "gpt.finetune.instruct", "gpt.finetune.predict"],
+    ["gpt.finetune.classify", "gpt.finetune.instruct", "gpt.finetune.predict", "gpt.finetune.tasks"],
     ["gpt.inspect", "gpt.inspect.capture"],
     ["gpt.inspect.attribution"],
     ["gpt.inspect.explore"],

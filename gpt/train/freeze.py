@@ -8,9 +8,10 @@ from gpt.weights import Model
 def freeze(model: Model, spec: str) -> None:
     """Freeze the parts that are named, separated by commas: wte, h.3, h.0-20 (both included), h.0-20.mlp.
 
-    Raises ValueError for a part that the model does not have, and where nothing is left to train.
+    Of a classifier, they are those of the language model in it. Raises ValueError for a part that the model does not
+    have, and where nothing is left to train.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {name.removeprefix("model."): p for name, p in model.named_parameters()}
     for part in spec.split(","):
         found = [p for name, p in parameters.items() if _pattern(part).match(name)]
         if not found:

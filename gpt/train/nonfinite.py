@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 import tensorgrad as tg
-from gpt.checkpoint import Checkpoint, Snapshot, load_checkpoint, read_extra, write_folder
+from gpt.checkpoint import Checkpoint, RunState, Snapshot, load_checkpoint, read_extra, write_folder
 from gpt.cli import use_backend
 from gpt.config import UserError
-from gpt.train.run import Run
+from gpt.train.run import Run, freeze_parts
 from gpt.train.saver import Saver, first_nonfinite, state_of
 from gpt.train.step import accumulate_gradients
+from gpt.train.task import Task, language_model
 from gpt.weights import Model
-from gpt.weights.initial import build_checkpoint
 from tensorgrad.backend import Array
 
 BATCH = "batch.safetensors"  # x, y ..., beside the files of a checkpoint
@@ -102,21 +102,21 @@ class NonFiniteSteps:
         return target
 
 
-def replay(path: str, backend: str | None = None) -> int:
+def replay(path: str, backend: str | None = None, task_of: Callable[[RunState], Task] = language_model) -> int:
     """Repeat a saved step, as it was and in float64, print the results, and return 0.
 
-    Raises UserError where there is no such step.
+    task_of: returns the task of the run. Raises UserError where there is no such step.
     """
     folder = Path(path).parent if Path(path).name == BATCH else Path(path)
     if not (folder / BATCH).exists():
         raise UserError(f"{folder}: no {BATCH} in it: --replay needs the folder of a step that was not finite")
     checkpoint = load_checkpoint(folder, optimizer=False)
     batch = read_extra(folder, BATCH)
-    config = checkpoint.state.train_config
+    config, task = checkpoint.state.train_config, task_of(checkpoint.state)
     use_backend(backend or config.backend, None, config.dtype)
     print(f"replay   step {checkpoint.state.step + 1}, {batch['x'].shape[0]} windows of {batch['x'].shape[1]} tokens")
     original = config.dtype if config.half else "float32"
-    finite, finite64 = (_repeat(checkpoint, batch, dtype) for dtype in (original, "float64"))
+    finite, finite64 = (_repeat(checkpoint, task, batch, dtype) for dtype in (original, "float64"))
     if finite:
         result = "the step is finite here, so other kernels or another machine made it not finite"
     elif finite64:
@@ -127,14 +127,16 @@ def replay(path: str, backend: str | None = None) -> int:
     return 0
 
 
-def _repeat(checkpoint: Checkpoint, batch: dict[str, Any], dtype: str) -> bool:
+def _repeat(checkpoint: Checkpoint, task: Task, batch: dict[str, Any], dtype: str) -> bool:
     """Print the results of one repetition and return whether all of them are finite."""
     state = checkpoint.state
-    model = build_checkpoint(checkpoint, plain=state.train_config.plain)
+    model = task.restore_model(checkpoint, state.train_config)
+    freeze_parts(model, state.train_config)
     model.astype(dtype)
     model.train()
     tg.random.default_generator.load_state_dict(state.rng)
-    compute = partial(accumulate_gradients, model, (batch["x"], batch["y"]), state.train_config.batch_size)
+    arrays = tuple(batch[name] for name in sorted(batch))  # x, y, and what else the loss takes
+    compute = partial(accumulate_gradients, model, arrays, state.train_config.batch_size)
     with np.errstate(all="ignore"):  # values that are not finite are reported below
         loss = compute()
         norm = tg.optim.clip_grad_norm(model.parameters(), math.inf)
