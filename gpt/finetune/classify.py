@@ -76,6 +76,8 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
     arguments = to_arguments(flags)
     if arguments.given.get("cuda_graph") or arguments.given.get("sample_interval"):
         parser.error("--cuda-graph and --sample-interval are for texts of one length, and for models that write")
+    if arguments.given.get("general_data") is not None:
+        parser.error("--general-data is for models that predict text, not labels: leave it out")
     if arguments.resume is not None:
         if given := next((name for name in names if getattr(own, name) is not None), None):
             parser.error(f"--{given.replace('_', '-')} cannot be changed by --resume: leave it out")

@@ -147,10 +147,11 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None, task: Ta
         model.astype(config.dtype)  # the master weights are made from the rounded ones
     optimizer, scaler = make_optimizer(model, config), make_scaler(config)
     base = initial.base if initial is not None and lora is not None and task.saves_adapters_alone else None
+    general_loader = open_general_data(config, tokenizer)
     folder = _new_folder(config)
     return Run(
         config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, task,
-        general_loader=open_general_data(config, tokenizer), base=base, scaler=scaler,
+        general_loader=general_loader, base=base, scaler=scaler,
     )  # fmt: skip
 
 

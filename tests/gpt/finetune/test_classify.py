@@ -3,6 +3,8 @@
 import csv
 import json
 import random
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,18 @@ import numpy as np
 import pytest
 
 import tensorgrad as tg
+import train as train_program
 from gpt.__main__ import main
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS
 from gpt.config import TrainConfig, UserError
 from gpt.finetune.classify import PICTURE, RESULTS
+from gpt.train import loop
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.run import make_run, new_run
 
+FREEZE = "--freeze=wte,wpe,h.0"
 WORDS = {"ham": ["meeting", "dinner", "report"], "spam": ["prize", "cash", "win"]}
 FLAGS = [
     "classify", "--data=data.csv", "--text-column=text", "--label-column=label", "--init-from=base", "--backend=numpy",
@@ -94,9 +99,11 @@ def test_predict_measures_a_file_with_labels(call: Any) -> None:
     assert status == 0 and f"\naccuracy {right / 60:.2%}, F1 (macro) " in out
 
 
-@pytest.mark.parametrize("tune", ["all", "last-block"])
-def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, tune: str, tmp_path: Path) -> None:
-    flags = [*FLAGS[:-2], f"--tune={tune}", "--eval-interval=2", "--lr-decay-iters=4"]
+@pytest.mark.parametrize(
+    "trained", [["--tune=all"], ["--tune=last-block"], ["--lora-rank=2", "--lora-dropout=0.1"], ["--tune=all", FREEZE]]
+)
+def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, trained: list[str], tmp_path: Path) -> None:
+    flags = [*FLAGS[:-2], *trained, "--eval-interval=2", "--lr-decay-iters=4"]
     whole, run = str(tmp_path / "whole"), str(tmp_path / "run")
     assert call(*flags, "--max-iters=4", f"--out={whole}")[0] == 0
     assert call(*flags, "--max-iters=2", "--warmup-iters=0", f"--out={run}")[0] == 0
@@ -105,6 +112,54 @@ def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, tune: str, tmp_pat
     for name in ("step-000004/model.safetensors", "step-000004/optimizer.safetensors", METRICS):
         assert Path(run, name).read_bytes() == Path(whole, name).read_bytes()
     assert json.loads(Path(run, RESULTS).read_text())["model"] == json.loads(Path(whole, RESULTS).read_text())["model"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed", "n_trained"),
+    [
+        (["--lora-rank=2"], {"lora_A", "lora_B", "score"}, 2 * 2 * (64 + 32 + 80 + 80) + 2 * 16),
+        (["--lora-rank=2", "--tune=last-block", "--lora-targets=c_attn"],
+         {"lora_A", "lora_B", "score", "h.1", "ln_f"}, 2 * 2 * 64 + 12 * 16 * 16 + 3 * 16 + 2 * 16),
+        ([FREEZE, "--tune=all"], {"score", "h.1", "ln_f"}, 12 * 16 * 16 + 3 * 16 + 2 * 16),
+    ],
+)  # fmt: skip
+def test_adapters_or_a_part_are_trained_and_predict_reads_them(
+    flags: list[str], changed: set[str], n_trained: int, call: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    status, out, err = call(*FLAGS[:-2], "--lr=0.03", "--epochs=8", *flags, f"--out={run}")
+    assert (status, err) == (0, "") and f"trained  {n_trained:,} parameters" in out
+    base, tuned = (load_checkpoint(path, optimizer=False).weights for path in ("base", run))
+    for name, array in tuned.items():
+        before = base.get(name.removeprefix("model."))
+        moved = before is None or bool((array != before[: len(array)]).any())
+        assert moved == any(f".{part}." in f".{name}" for part in changed), name
+    results = json.loads((run / RESULTS).read_text())["model"]
+    assert results["train"]["accuracy"] > 0.8
+    _, out, _ = call("predict", str(run), "--data=data.csv", "--label-column=label", "--backend=numpy")
+    right = sum(round(results[part]["accuracy"] * results[part]["n"]) for part in results)
+    assert f"\naccuracy {right / 60:.2%}, " in out
+
+
+def test_a_step_that_is_not_finite_is_replayed(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = loop.batch_of
+
+    def overflow(run: Any, step: int) -> Any:
+        run.model.model.h[1].mlp.c_fc.weight.data[...] *= 1e36 if step == 2 else 1
+        return draw(run, step)
+
+    monkeypatch.setattr(loop, "batch_of", overflow)
+    status, _, err = call(*FLAGS, f"--out={tmp_path / 'run'}")
+    found = re.search(r"step 3: .* python train.py --replay (\S+) repeats it in float64", err)
+    assert status == 2 and err.count("\n") == 1 and found is not None
+    monkeypatch.setattr(sys, "argv", ["train.py", "--replay", found[1]])
+    assert train_program.main() == 0
+    out = capsys.readouterr().out
+    assert out.startswith("replay   step 3, 8 windows of ")
+    assert "gradient norm nan" in out
+    assert out.endswith("the values exceed the range of float32: the mathematics is correct\n")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +176,11 @@ def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, tune: str, tmp_pat
         (["--epochs=0"], "--epochs must be at least 1"),
         (["--max-iters=3"], "--epochs must be at least 1, and replaces --max-iters"),
         (["--sample-interval=3"], "--cuda-graph and --sample-interval are for texts of one length"),
+        (["--general-data=data.csv"], "--general-data is for models that predict text, not labels: leave it out"),
+        (["--freeze=h.2"], "freeze: the model has no 'h.2': it has wte, wpe, h, ln_f, score, and in h the"),
+        (["--tune=head", "--freeze=score"], "freeze 'score': nothing is left to train"),
+        (["--lora-rank=2", FREEZE], "freeze 'wte,wpe,h.0': lora_rank 2 freezes all weights: leave it out"),
+        (["--lora-rank=2", "--quantize=q8_0"], "quantize q8_0: the checkpoints of this run hold all weights"),
         (["--tune=heads"], "unknown value 'heads'; did you mean head?"),
         (["--lable-column=x"], "unknown flag --lable-column; did you mean --label-column?"),
     ],

@@ -7,16 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import generate
 import tensorgrad as tg
+import train as train_program
 from gpt.__main__ import main
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS
 from gpt.cli import run as run_program
 from gpt.config import TrainConfig
 from gpt.finetune.instruct import CONVERSATIONS, RESULTS
+from gpt.train import loop
 from gpt.train.loop import train
 from gpt.train.run import new_run
 from tests.gpt.finetune.chat_model import CONFIG, make_tokenizer, save_base
@@ -99,6 +102,24 @@ def test_lora_trains_and_saves_adapters_alone(
     assert run_program(lambda: generate.main(flags)) == 0 and len(capsys.readouterr().out) > 1
 
 
+def test_a_step_that_is_not_finite_is_replayed(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = loop.batch_of
+
+    def with_nan(run: Any, step: int) -> Any:
+        run.model.h[1].mlp.up_proj.weight.data[0, 0] = np.nan
+        return draw(run, step)
+
+    monkeypatch.setattr(loop, "batch_of", with_nan)
+    status, _, err = call(*FLAGS, f"--out={tmp_path / 'run'}")
+    assert status == 2 and err.count("\n") == 1 and "step 1: " in err
+    monkeypatch.setattr(sys, "argv", ["train.py", "--replay", str(tmp_path / "run" / "nonfinite-000001")])
+    assert train_program.main() == 0
+    out = capsys.readouterr().out
+    assert out.count("linear in h.1.mlp.up_proj") == 2 and "result   float64 does not help" in out
+
+
 def test_packing_takes_fewer_steps(call: Any, tmp_path: Path) -> None:
     outs = [call(*FLAGS, "--epochs=1", f"--packing={p}", f"--out={tmp_path / p}")[1] for p in ("True", "False")]
     rows = [next(line for line in out.splitlines() if line.startswith("rows ")).split()[1] for out in outs]
@@ -113,6 +134,8 @@ def test_packing_takes_fewer_steps(call: Any, tmp_path: Path) -> None:
         (["--data=few.jsonl"], "data few.jsonl: 1 conversations are too few: none is left to be held out"),
         (["--init-from=plain"], "this model has no chat template, it only continues a text"),
         (["--init-from=other"], "data data.jsonl, line 1: the chat template does not fit: no token that would stop"),
+        (["--general-data=nowhere"], "data 'nowhere': no such file, folder or corpus"),
+        (["--lora-rank=2", "--lora-targets=c_fc"], "lora_targets: 'c_fc' is no linear layer of a block of llama"),
         (["--block-size=9"], "data data.jsonl: every prompt is longer than block_size 9: give a larger one"),
         (["--cuda-graph"], "--cuda-graph needs rows of one length"),
         (["--resume=run"], "--init-from starts a new run, and --resume continues one: give only one of them"),

@@ -99,6 +99,12 @@ def test_the_window_is_at_most_256_tokens_unless_it_is_given() -> None:
     assert make_run(Arguments({**given, "block_size": 280}, None)).config.block_size == 280
 
 
+def test_without_the_general_text_nothing_is_written() -> None:
+    with pytest.raises(UserError, match="data 'nowhere': no such file, folder or corpus"):
+        make_run(Arguments({**DATA, "init_from": "base", "out": "run", "general_data": "nowhere"}, None))
+    assert not Path("run").exists()
+
+
 def test_adapters_and_frozen_parts_exclude_each_other() -> None:
     with pytest.raises(UserError, match="freeze 'wte': lora_rank 2 freezes all weights: leave it out"):
         make_run(Arguments({**DATA, "init_from": "base", "out": "run", "freeze": "wte", "lora_rank": 2}, None))
