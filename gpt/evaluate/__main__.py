@@ -21,7 +21,7 @@ from gpt.evaluate import Score, score
 from gpt.heartbeat import Heartbeat, progress_bar
 from gpt.tokenizer import Tokenizer, TokenizerError
 from gpt.weights import Model
-from gpt.weights.arrays import QUANTIZE, QUANTIZE_HELP
+from gpt.weights.arrays import FORMATS, QUANTIZE, QUANTIZE_HELP
 from gpt.weights.initial import MODEL_HELP, load_initial
 from tensorgrad.memory import keep_freed_memory
 
@@ -52,15 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 1 <= stride <= block_size:
         raise UserError(f"--stride must be at least 1 and at most the window, {block_size}, not {stride}")
     started = time.perf_counter()
-    token_bytes = bytes_per_token(weights.tokenizer)
-    result = score_parts(model, parts, block_size, stride, args.batch_size, token_bytes)
+    options = block_size, stride, args.batch_size, bytes_per_token(weights.tokenizer)
+    result = score_parts(model, parts, *options)
     seconds = time.perf_counter() - started
     if not math.isfinite(result.loss):
         raise UserError(f"{args.checkpoint}: the loss is {result.loss}, so the weights are not usable")
+    exact = None
+    if args.quantize in FORMATS:
+        with Heartbeat("loading the model in float32"):
+            model = load_initial(args.checkpoint, args.n_head, "none").build_model()
+        exact = score_parts(model, parts, *options)
     metrics = {
         "checkpoint": args.checkpoint, "data": args.data, "split": args.split, "tokens": result.n_tokens,
         "bytes": result.n_bytes, "loss": result.loss, "perplexity": result.perplexity,
         "bits_per_byte": None if math.isnan(result.bits_per_byte) else result.bits_per_byte,
+        "float32_perplexity": None if exact is None else exact.perplexity,
         "files": describe_files(args.data),
         "tokens_per_s": round(result.n_tokens / seconds), "block_size": block_size, "stride": stride,
         "parameters": model.config.count_parameters().total, "tokenizer": weights.tokenizer.type_name,
@@ -89,7 +95,8 @@ def build_parser() -> ArgumentParser:
         help="bytes that are not UTF-8: strict (an error, the default), replace or ignore")
     add("--normalize-whitespace", action="store_true", help="as train.py --normalize-whitespace")
     add("--allow-special", action="store_true", help="as train.py --allow-special")
-    add("--quantize", type=one_of(*QUANTIZE), default="file", metavar="NAME", help=QUANTIZE_HELP)
+    add("--quantize", type=one_of(*QUANTIZE), default="file", metavar="NAME",
+        help=f"{QUANTIZE_HELP}; what q8_0, q4_0 and q4_1 cost is shown beside float32")
     add("--n-head", type=int, metavar="N", help="of a GPT-2 without config.json whose heads are not 64 wide")
     add("--backend", type=one_of(*BACKENDS), default="auto", metavar="NAME",
         help="numpy, numba, cupy or auto (default)")
@@ -142,14 +149,16 @@ def bytes_per_token(tokenizer: Tokenizer) -> Array:
 
 def format_metrics(metrics: dict[str, Any]) -> str:
     """Return the metrics as a table."""
-    bits = metrics["bits_per_byte"]
+    bits, exact = metrics["bits_per_byte"], metrics["float32_perplexity"]
+    cost = "" if exact is None else f" ({metrics['perplexity'] / exact - 1:+.2%} beside float32, {exact:.3f})"
+    digits = 2 if exact is None else 3
     rows = [
         ("checkpoint", f"{metrics['checkpoint']}, {metrics['parameters']:,} parameters"),
         ("data", f"{metrics['data']}, {metrics['split']}: {metrics['tokens']:,} tokens, {metrics['bytes']:,} bytes"),
         *([("", f"in {metrics['files']}")] if metrics["files"] else []),
         ("windows", f"of {metrics['block_size']} tokens, every {metrics['stride']}"),
         ("loss", f"{metrics['loss']:.4f}"),
-        ("perplexity", f"{metrics['perplexity']:.2f}"),
+        ("perplexity", f"{metrics['perplexity']:.{digits}f}{cost}"),
         ("bits/byte", "-" if bits is None else f"{bits:.4f}"),
         ("speed", f"{metrics['tokens_per_s']:,} tokens/s ({metrics['backend']})"),
     ]

@@ -109,6 +109,19 @@ def test_the_report_is_readable_without_json(call: Any) -> None:
     assert "text.txt, all: " in out and "of 8 tokens, every 4" in out
 
 
+def test_what_quantised_weights_cost_is_shown_beside_float32(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.sys, "argv", ["train.py", *FLAGS, "--n-embd=32", "--lr=0.05", "--out=run-wide"])
+    assert run_program(train.main) == 0
+    exact, quantised = (
+        json.loads(call("run-wide", "--data=text.txt", f"--quantize={how}", "--json")[1]) for how in ("none", "q4_0")
+    )
+    assert exact["float32_perplexity"] is None
+    assert quantised["float32_perplexity"] == exact["perplexity"] != quantised["perplexity"]
+    shown = call("run-wide", "--data=text.txt", "--quantize=q4_0")[1]
+    cost = quantised["perplexity"] / exact["perplexity"] - 1
+    assert f"{quantised['perplexity']:.3f} ({cost:+.2%} beside float32, {exact['perplexity']:.3f})" in shown
+
+
 def test_end_of_text_tokens_count_no_bytes(call: Any) -> None:
     Path("two").mkdir(exist_ok=True)
     for name in ("a.txt", "b.txt"):
