@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gpt.config import LlamaConfig
+from gpt.config import GPTConfig, LlamaConfig
 from gpt.files import atomic_write
 from gpt.inspect.explore import Exploration, explore
 from gpt.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ class Explored:
     """A model on a text. frames: pairs of a step, None where there are no steps, and what the model computed then."""
 
     name: str
-    config: Any
+    config: GPTConfig | LlamaConfig
     tokenizer: Tokenizer
     frames: Sequence[tuple[int | None, Exploration]]
 
@@ -52,7 +52,9 @@ def show_model(model: Model, tokenizer: Tokenizer, text: str, *, name: str = "th
     return explorer_page([Explored(name, model.config, tokenizer, [(None, explore(model, ids))])])
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str, config: Any, n_frames: int = 1, special: bool = False) -> list[int]:
+def prompt_ids(
+    tokenizer: Tokenizer, text: str, config: GPTConfig | LlamaConfig, n_frames: int = 1, special: bool = False
+) -> list[int]:
     """Return the tokens of a text, after the token that the model expects first.
 
     special: read <|endoftext|> as that token. Raises ValueError for none, and for more than the window or a page holds.

@@ -254,7 +254,8 @@ def test_hostile_text_is_shown_and_never_run(opened: Any, browser: Browser) -> N
     text = "".join(HOSTILE)
     config = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=1, n_head=1, n_embd=8)
     page = show_model(randomised(config), tokenizer, text, name=HOSTILE[0] + "\udcff")
-    opened(page)
+    opened(page, "narrow")
+    assert browser.too_wide() <= 0
     shown = browser.run(TEXTS, "#text bdi")
     assert shown[:2] == [HOSTILE[0].replace(" ", "␣"), HOSTILE[1].replace(" ", "␣")]
     assert shown[2] == "\\u{202e}backwards" and shown[6] == "\\u{1b}[31m" and shown[7] == "\\u{2028}"

