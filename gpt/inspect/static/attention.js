@@ -18,7 +18,7 @@ export function attentionPanel(model, choose) {
       heads.push({ canvas, button });
       return el("td", {}, button);
     })));
-  const all = el("div", { class: "scroll heads", tabIndex: 0, role: "region", "aria-label": "all heads" },
+  const all = el("div", { class: "scroll heads", tabIndex: 0, role: "region", "aria-label": `all heads of ${model.name}` },
     el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "layer"),
       Array.from({ length: model.nHead }, (_, head) => el("th", { scope: "col" }, head + 1)))), el("tbody", {}, rows)));
   const large = largeMap(model, choose);

@@ -19,7 +19,7 @@ export function textPanel(model, choose) {
     button.setAttribute("aria-checked", String(i === position));
     button.tabIndex = i === position ? 0 : -1;
   });
-  return { element: el("div", { class: "chips", role: "radiogroup", "aria-label": "tokens of the text" }, buttons), update };
+  return { element: el("div", { class: "chips", role: "radiogroup", "aria-label": `tokens of the text, ${model.name}` }, buttons), update };
 }
 
 /** The most likely next tokens, after the last layer. */
@@ -96,7 +96,7 @@ export function lensPanel(model, choose) {
     el("thead", {}, el("tr", {}, head("layer"), model.tokens.map((id) => el("th", { scope: "col" }, token(model.texts[id]))))),
     el("tbody", {}, layers.map((layer) =>
       el("tr", {}, el("th", { scope: "row" }, layer), cells[layer]))));
-  const scroller = el("div", { class: "scroll", tabIndex: 0, role: "region", "aria-label": "logit lens" }, table);
+  const scroller = el("div", { class: "scroll", tabIndex: 0, role: "region", "aria-label": `logit lens of ${model.name}` }, table);
   const detail = el("div", { class: "detail" });
   let drawn = null;
   let marked = null;
@@ -135,7 +135,7 @@ function lensDetail(model, frame, position, layer) {
 /** The norm of the residual stream after each layer, and of what was added to it. */
 export function streamPanel(model) {
   const body = el("tbody");
-  const element = el("div", { class: "scroll tall", tabIndex: 0, role: "region", "aria-label": "norms" },
+  const element = el("div", { class: "scroll tall", tabIndex: 0, role: "region", "aria-label": `norms in ${model.name}` },
     el("table", { class: "norms" },
       el("thead", {}, el("tr", {}, head("layer"), head("attention added"), head("MLP added"), head("the stream after it"))), body));
   const update = ({ frame, position }) => {
