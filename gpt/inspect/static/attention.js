@@ -1,15 +1,15 @@
 // Attention: a picture of every head of every layer, the chosen one large, and what the chosen token reads.
 
 import { el, paint } from "../../../tensorgrad/inspect/static/base.js";
-import { reveal, tint, token, visible } from "./tokens.js";
+import { range, reveal, tint, token, visible } from "./tokens.js";
 
 /** The panel; see panels.js. */
 export function attentionPanel(model, choose) {
   const n = model.tokens.length;
   const heads = [];
-  const rows = Array.from({ length: model.nLayer }, (_, layer) => el("tr", {},
+  const rows = range(model.nLayer).map((layer) => el("tr", {},
     el("th", { scope: "row" }, layer + 1),
-    Array.from({ length: model.nHead }, (__, head) => {
+    range(model.nHead).map((head) => {
       const canvas = el("canvas", { "aria-hidden": "true" });
       const button = el("button", {
         type: "button", class: "head", tabIndex: -1, "aria-pressed": "false", "aria-label": `layer ${layer + 1}, head ${head + 1}`,
@@ -20,7 +20,7 @@ export function attentionPanel(model, choose) {
     })));
   const all = el("div", { class: "scroll heads", tabIndex: 0, role: "region", "aria-label": `all heads of ${model.name}` },
     el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "layer"),
-      Array.from({ length: model.nHead }, (_, head) => el("th", { scope: "col" }, head + 1)))), el("tbody", {}, rows)));
+      range(model.nHead).map((head) => el("th", { scope: "col" }, head + 1)))), el("tbody", {}, rows)));
   const large = largeMap(model, choose);
   let drawn = null;
   const draw = (frame) => heads.forEach(({ canvas }, i) =>

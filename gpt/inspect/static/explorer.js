@@ -32,10 +32,6 @@ class Frame {
     this.nearId = (position, rank) => arrays.neighbour_ids[position * this.nNear + rank];
     this.nearCosine = (position, rank) => arrays.neighbour_cosines[position * this.nNear + rank];
   }
-
-  range(n) {
-    return Array.from({ length: n }, (_, i) => i);
-  }
 }
 
 const models = pageData().models.map((model) => ({

@@ -2,7 +2,7 @@
 // {model, frame, position, layer, head, frameNumber}: the arrays of the frame, and what was chosen.
 
 import { el } from "../../../tensorgrad/inspect/static/base.js";
-import { bar, digitsFor, percent, reveal, signed, tint, token, visible } from "./tokens.js";
+import { bar, digitsFor, percent, range, reveal, signed, tint, token, visible } from "./tokens.js";
 
 /** The tokens of the text, to choose one of them. */
 export function textPanel(model, choose) {
@@ -31,7 +31,7 @@ export function predictionPanel(model) {
   const update = ({ frame, position }) => {
     const last = model.nLayer;
     const before = model.tokens.slice(Math.max(0, position - 7), position + 1).map((id) => model.texts[id]).join("");
-    const rows = frame.range(frame.nTop).map((rank) => {
+    const rows = range(frame.nTop).map((rank) => {
       const probability = frame.topProbability(last, position, rank);
       return row(rank + 1, model.texts[frame.topId(last, position, rank)], probability);
     });
@@ -65,7 +65,7 @@ function head(text) {
 export function whyPanel(model) {
   const element = el("div");
   const update = ({ frame, position }) => {
-    const values = frame.range(position + 1).map((i) => frame.attribution(position, i));
+    const values = range(position + 1).map((i) => frame.attribution(position, i));
     const largest = Math.max(...values.map(Math.abs), 1e-30);
     const digits = digitsFor(largest);
     const chips = values.map((x, i) => {
@@ -89,7 +89,7 @@ export function whyPanel(model) {
 
 /** The first choice of every layer at every position, and the choices of the chosen layer. */
 export function lensPanel(model, choose) {
-  const layers = Array.from({ length: model.nLayer + 1 }, (_, layer) => layer);
+  const layers = range(model.nLayer + 1);
   const cells = layers.map((layer) => model.tokens.map((_, position) =>
     el("td", { onclick: () => choose({ position, lensLayer: layer }) })));
   const table = el("table", { class: "lens" },
@@ -120,7 +120,7 @@ export function lensPanel(model, choose) {
 }
 
 function lensDetail(model, frame, position, layer) {
-  const choices = frame.range(frame.nTop).map((rank) => el("li", {},
+  const choices = range(frame.nTop).map((rank) => el("li", {},
     token(model.texts[frame.topId(layer, position, rank)]),
     el("span", { class: "number" }, percent(frame.topProbability(layer, position, rank)))));
   const parts = [el("h3", {}, layer ? `After layer ${layer} of ${model.nLayer}, at ` : "In the embedding, at ",
@@ -139,11 +139,11 @@ export function streamPanel(model) {
     el("table", { class: "norms" },
       el("thead", {}, el("tr", {}, head("layer"), head("attention added"), head("MLP added"), head("the stream after it"))), body));
   const update = ({ frame, position }) => {
-    const norms = frame.range(2 * model.nLayer + 1).map((i) => frame.streamNorm(i, position));
-    const added = frame.range(2 * model.nLayer).map((i) => frame.addedNorm(i, position));
+    const norms = range(2 * model.nLayer + 1).map((i) => frame.streamNorm(i, position));
+    const added = range(2 * model.nLayer).map((i) => frame.addedNorm(i, position));
     const largest = Math.max(...norms, ...added, 1e-30);
     const cell = (x, className) => el("td", {}, el("span", { class: "number" }, x.toFixed(2)), bar(x / largest, className));
-    body.replaceChildren(...frame.range(model.nLayer + 1).map((layer) => el("tr", {},
+    body.replaceChildren(...range(model.nLayer + 1).map((layer) => el("tr", {},
       el("th", { scope: "row" }, layer || "embedding"),
       layer ? [cell(added[2 * layer - 2], "bar-fill other"), cell(added[2 * layer - 1], "bar-fill other")] : [el("td"), el("td")],
       cell(norms[2 * layer], "bar-fill"))));
@@ -155,7 +155,7 @@ export function streamPanel(model) {
 export function nearPanel(model) {
   const element = el("div");
   const update = ({ frame, position }) => {
-    const chips = frame.range(frame.nNear).map((rank) => el("li", { class: "chip plain" },
+    const chips = range(frame.nNear).map((rank) => el("li", { class: "chip plain" },
       token(model.texts[frame.nearId(position, rank)]),
       el("span", { class: "number" }, frame.nearCosine(position, rank).toFixed(3))));
     element.replaceChildren(el("p", {}, "Nearest to ", token(model.texts[model.tokens[position]], "token strong"), ":"),

@@ -4,6 +4,11 @@ import { el } from "../../../tensorgrad/inspect/static/base.js";
 
 const NAMES = { " ": "␣", "\n": "↵", "\t": "⇥" };
 
+/** The numbers 0 to n - 1. */
+export function range(n) {
+  return Array.from({ length: n }, (_, i) => i);
+}
+
 /** A token with its spaces and line breaks visible, and every other character that has no shape as its number. */
 export function visible(text) {
   return text.replace(/[\s\p{C}]/gu, (character) =>
