@@ -51,6 +51,12 @@ class Browser:
         """Click on the first element that matches a CSS selector."""
         self.driver.find_element("css selector", selector).click()
 
+    def point_at(self, element: Any) -> None:
+        """Move the mouse to the middle of an element."""
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.driver).move_to_element(element).perform()
+
     def text(self, selector: str) -> str:
         """The visible text of the first element that matches a CSS selector."""
         return self.driver.find_element("css selector", selector).text

@@ -13,7 +13,7 @@ import numpy as np
 from tensorgrad.autograd import Edge, Leaf, Node, Observer, SparseGradient, saved_arrays
 from tensorgrad.autograd.inplace import owner
 from tensorgrad.backend import Array
-from tensorgrad.backend.arrays import Quantized
+from tensorgrad.backend.quantization import QuantizedArray
 from tensorgrad.inspect.arrays import heat_map
 from tensorgrad.inspect.formulas import formula_of
 from tensorgrad.inspect.page import STATIC, build_page, inline
@@ -151,7 +151,9 @@ class record(Observer):
     def _operand(self, name: str, x: Any) -> Data:
         array = x.data if isinstance(x, Tensor) else x
         described: Data = {"name": name, "row": None, "array": None}
-        if not hasattr(array, "dtype") or isinstance(array, Quantized):
+        if isinstance(array, QuantizedArray):
+            self._memory.hold(array.blocks, "given")
+        if not hasattr(array, "dtype") or isinstance(array, QuantizedArray):
             return described | {"text": _text(array)}
         edge = x.edge if isinstance(x, Tensor) else None
         if edge is not None:

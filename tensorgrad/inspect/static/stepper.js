@@ -26,19 +26,20 @@ const gradientName = (step, sent) => {
 
 // ---------------------------------------------------------------------------------------------- one step
 
-function places(row) {
-  const { caller } = row;
-  return el("dl", {},
-    el("dt", {}, "module"), el("dd", {}, row.module || "none"),
-    el("dt", {}, "called at"), el("dd", {}, caller ? el("code", {}, `${caller.file}:${caller.line}`) : "unknown"),
-    caller?.text ? [el("dt", {}, "line"), el("dd", {}, el("code", {}, caller.text))] : null);
+/** Where an op stands, and the facts of one of its steps: [name, what is shown]. */
+function facts(step, more) {
+  const { module, caller } = rows[step.row];
+  const found = [
+    ["module", module || "none"], ["called at", caller ? el("code", {}, `${caller.file}:${caller.line}`) : "unknown"],
+    ["line", caller?.text ? el("code", {}, caller.text) : null], ...more, ["memory held", memory(step)],
+  ];
+  return el("dl", {}, found.filter(([, shown]) => shown).map(([name, shown]) => [el("dt", {}, name), el("dd", {}, shown)]));
 }
 
 function memory(step) {
   const { values, gradients } = step.memory;
-  return [el("dt", {}, "memory held"), el("dd", {},
-    `${formatBytes(values + gradients)}: ${formatBytes(values)} of results and what is saved for backward, `
-    + `${formatBytes(gradients)} of gradients`)];
+  return `${formatBytes(values + gradients)}: ${formatBytes(values)} of results and what is saved for backward, `
+    + `${formatBytes(gradients)} of gradients`;
 }
 
 function source(op) {
@@ -49,7 +50,7 @@ function source(op) {
     op.kernels.map((kernel) => el("pre", {}, kernel)));
 }
 
-function facts(array) {
+function describe(array) {
   const map = arrays[array];
   const odd = map.notFinite ? `, ${map.notFinite} not finite` : "";
   const largest = map.largest === null ? "" : `, largest ${format(map.largest)} at [${map.at.join(", ")}]`;
@@ -60,7 +61,7 @@ function facts(array) {
 function card(role, title, array, ...notes) {
   const isGradient = ["incoming", "outgoing", "sum"].includes(role);
   return el("div", { class: `card ${isGradient ? "gradient" : ""}`, "data-role": role, "data-array": String(array) },
-    el("h4", {}, title), notes.map((note) => el("p", {}, note)), el("p", { class: "dim" }, facts(array)),
+    el("h4", {}, title), notes.map((note) => el("p", {}, note)), el("p", { class: "dim" }, describe(array)),
     heatMap(arrays[array], title));
 }
 
@@ -80,7 +81,7 @@ function resultCards(step) {
 function forward(step) {
   const options = Object.entries(step.options).map(([name, value]) => `${name}=${value}`).join(", ");
   return [
-    el("dl", {}, options ? [el("dt", {}, "options"), el("dd", {}, el("code", {}, options))] : null, memory(step)),
+    facts(step, [["options", options ? el("code", {}, options) : null]]),
     step.again ? el("p", {}, "Recomputed: backward runs a part of forward again.") : null,
     el("h3", {}, "Operands"), el("div", { class: "cards" }, step.operands.map(operandCard)),
     el("h3", {}, "Result"), el("div", { class: "cards" }, resultCards(step)),
@@ -134,8 +135,7 @@ const listed = (sizes) => sizes.map(([name, size]) => `, ${name} ${format(size)}
 function backward(step, number) {
   const before = forwardOf.get(step.row);
   return [
-    el("dl", {}, memory(step), before === undefined ? null
-      : [el("dt", {}, "norms"), el("dd", {}, `dy ${format(incomingSize(recorded, step))}${listed(factors(step))}`)]),
+    facts(step, [["norms", `dy ${format(incomingSize(recorded, step))}${listed(factors(step))}`]]),
     el("h3", {}, "Gradient that arrives"), el("div", { class: "cards" }, incomingCards(step, number)),
     el("h3", {}, "Gradients that it sends on"), el("div", { class: "cards" }, outgoingCards(step)),
     pathDetails(number),
@@ -177,7 +177,7 @@ function showStep(number) {
   find("detail").replaceChildren(
     el("h2", {}, el("span", { class: "direction" }, isForward ? "Forward" : "Backward"), ` of ${opOf(step)}`),
     formula ? el("p", { class: "formula" }, code(formula)) : "",
-    places(rows[step.row]), ...(isForward ? forward(step) : backward(step, number)).flat().filter((x) => x !== null),
+    ...(isForward ? forward(step) : backward(step, number)).flat().filter((x) => x !== null),
     source(op) ?? "");
 }
 
@@ -300,7 +300,11 @@ function showRanking() {
 function summary() {
   const nBackward = steps.filter((step) => step.phase === "backward").length;
   const peak = Math.max(0, ...steps.map((step) => step.memory.values + step.memory.gradients));
-  return `${steps.length - nBackward} ops forward, ${nBackward} backward; at most ${formatBytes(peak)} held. `
+  const root = steps.findIndex((step, number) => step.phase === "backward" && from.get(number).length === 0);
+  const result = steps[forwardOf.get(steps[root]?.row)]?.results[0];
+  const loss = result !== undefined && arrays[result].shape.length === 0
+    ? `Backward begins at the result of ${opOf(steps[root])}, ${format(arrays[result].largest)}. ` : "";
+  return `${steps.length - nBackward} ops forward, ${nBackward} backward; at most ${formatBytes(peak)} held. ${loss}`
     + "The bars show the size of the gradients that each step made, the area behind them the memory held.";
 }
 

@@ -103,6 +103,8 @@ def test_a_heat_map_shows_the_numbers(make: Any, browser: Browser) -> None:
     browser.press("ARROW_DOWN", "ARROW_DOWN", "ARROW_RIGHT", "ARROW_RIGHT")
     assert re.fullmatch(r"\[0, 1, 2\] = -?\d\.\d+", browser.text(".cell"))
     assert float(browser.text(".cell").split("= ")[1]) == pytest.approx(x[0, 1, 2], rel=5e-4)
+    browser.point_at(canvas)  # its middle, where the fourth of six rows and the third of four columns begin
+    assert browser.text(".cell").startswith("[1, 0, 2] = ")
     assert browser.messages() == []
 
 

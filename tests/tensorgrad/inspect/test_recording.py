@@ -199,6 +199,15 @@ def test_every_op_has_a_formula() -> None:
     assert [kernel.split("(")[0] for kernel in softmax["kernels"]] == ["def softmax", "def softmax_backward"]
 
 
+def test_quantised_weights_are_named_and_are_no_memory_of_the_computation() -> None:
+    weight = tg.Tensor(tg.quantize(np.ones((8, 32), np.float32), "q8_0"))
+    x = tg.asarray(np.ones((2, 32), np.float32), requires_grad=True)
+    with record() as steps:
+        tg.linear(x, weight).sum().backward()
+    assert steps.steps[0]["operands"][1]["text"] == "QuantizedArray(q8_0, (8, 32), 272 bytes)"
+    assert steps.steps[0]["memory"] == {"values": 2 * 8 * 4, "gradients": 0}
+
+
 def test_arrays_of_a_gpu_are_shown_as_numbers(gpu: Any) -> None:
     x = tg.asarray(gpu.asarray(np.float32([[1, 2], [3, 4]])), requires_grad=True)
     with record() as steps:

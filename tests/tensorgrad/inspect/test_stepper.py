@@ -51,6 +51,9 @@ def here(page: Browser) -> int:
 def test_every_button_and_key(page: Browser, steps: record) -> None:
     n = len(steps.steps)
     assert page.text("h1") == "Two layers"
+    result = steps.arrays[next(step for step in reversed(steps.steps) if step["phase"] == "forward")["results"][0]]
+    loss = re.search(r"Backward begins at the result of sum, ([\d.]+)\.", page.text("#summary"))
+    assert loss and float(loss[1]) == pytest.approx(result["largest"], rel=1e-3)
     assert here(page) == 1
     visits = [
         ("#next", 2), ("#next", 3), ("#back", 2), ("#last", n), ("#first", 1), ("ARROW_RIGHT", 2), ("ARROW_LEFT", 1),
