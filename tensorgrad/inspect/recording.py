@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tensorgrad import ops
 from tensorgrad.autograd import Edge, Leaf, Node, Observer, SparseGradient, saved_arrays
 from tensorgrad.autograd.inplace import owner
 from tensorgrad.backend import Array
@@ -97,7 +98,7 @@ class record(Observer):
         if row is None:  # of a computation before the context, or of `checkpoint`, which is no op
             row = self._made[node.sequence, 0] = len(self.rows)
             self.rows.append({"op": node.name, "module": "", "caller": None, "tracked": True})
-            self.ops.setdefault(node.name, formula_of(None))
+            self.ops.setdefault(node.name, formula_of(getattr(ops, node.name, None)))
         for dy in dys:
             self._memory.hold(dy, "gradients")
         self._waiting = [i for i, edge in enumerate(node.parents) if edge is not None]

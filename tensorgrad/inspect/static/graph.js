@@ -101,7 +101,8 @@ export class Graph {
       line.classList.toggle("returned", isReturned.has(i));
       line.classList.toggle("current", i === step.row);
       line.classList.toggle("backward", i === step.row && step.phase === "backward");
-      line.firstChild.toggleAttribute("aria-current", i === step.row);
+      if (i === step.row) line.firstChild.setAttribute("aria-current", "step");
+      else line.firstChild.removeAttribute("aria-current");
     });
     const around = this.around[step.row];
     const open = new Set(this.groups.filter((group) => group.open));

@@ -124,7 +124,8 @@ function times(step, sent) {
 function factors(step, formula = null) {
   const before = steps[forwardOf.get(step.row)];
   if (!before) return [];
-  const found = before.operands.filter((x) => x.array !== null).map((x) => [x.name, x.array]);
+  const isFloat = (x) => x.array !== null && arrays[x.array].dtype.includes("float");
+  const found = before.operands.filter(isFloat).map((x) => [x.name, x.array]);
   before.results.forEach((array, i) => found.push([before.results.length > 1 ? `y[${i}]` : "y", array]));
   const words = formula === null ? null : new Set(formula.split("=").slice(1).join("=").match(/\w+/g) ?? []);
   return found.filter(([name]) => words === null || words.has(name)).map(([name, array]) => [name, sizeOf(recorded, array)]);

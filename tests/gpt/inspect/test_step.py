@@ -135,6 +135,15 @@ def test_every_gradient_on_the_page_is_pytorchs(browser: Browser, tmp_path: Path
     np.testing.assert_allclose(np.float64(sums[0]), replay.leaves["wte.weight"].grad.reshape(-1), rtol=5.1e-4)
 
 
+def test_the_page_of_four_layers_is_small() -> None:
+    model = GPT(GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128))
+    tokens = np.random.default_rng(0).integers(65, size=(4, 65))
+    with record(model) as steps:
+        model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    assert len(steps.steps) > 250
+    assert len(steps.page()) < 15e6
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run."""
