@@ -24,7 +24,7 @@ from gpt.data import Array, Batches
 from gpt.data.documents import describe_files
 from gpt.evaluate import evaluating
 from gpt.evaluate.plot import History, draw_run, why_not
-from gpt.lora import LoRA
+from gpt.lora import LoRA, add_lora
 from gpt.tokenizer import Tokenizer
 from gpt.train.build import make_optimizer, make_scaler, open_data
 from gpt.train.config_file import describe
@@ -42,7 +42,8 @@ from gpt.train.footprint import (
 from gpt.train.run import configure, freeze_parts, model_without_weights
 from gpt.train.step import TrainingStep
 from gpt.train.task import Task
-from gpt.weights import Model
+from gpt.weights import Model, build_model
+from gpt.weights.arrays import converted
 
 try:
     import resource
@@ -65,6 +66,9 @@ def dry_run(arguments: Arguments) -> int:
     model = build(vocab_size) if build is not None else model_without_weights(Task(), config, vocab_size)
     freeze_parts(model, config)
     del build  # with all that it has read
+    for array in model.state_dict().values():
+        if isinstance(array, tg.QuantizedArray):
+            array.blocks[:, 0].sum()  # it may be mapped from a file: now its pages are in memory, as during training
     _release_freed_memory()
     before, need = Resident.now(), memory(config, model, backend)
     if has_weights:  # they are in use already
@@ -111,7 +115,11 @@ def _warm_up(config: TrainConfig) -> None:
     tiny = replace(
         config, n_layer=1, n_head=1, n_kv_head=None, n_embd=64, block_size=128, batch_size=2, grad_accum=1, freeze=None
     )
-    model = Task().build_model(tiny, 16, None)
+    how = "q4_1" if config.quantize == "file" else config.quantize
+    weights = build_model(shape := tiny.model_config(16)).state_dict()
+    model = build_model(shape, plain=config.plain, weights={n: converted(n, a, how) for n, a in weights.items()})
+    if lora := LoRA.of(config):
+        add_lora(model, lora)
     _Trial(tiny, model, None).take_step(0)
     if config.plot:
         try:
