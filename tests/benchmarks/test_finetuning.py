@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import tensorgrad as tg
+from gpt.config import GPTConfig
 from tests.gpt.finetune.chat_model import make_tokenizer, save_base
 
 ROOT = Path(__file__).parents[2]
@@ -23,14 +25,16 @@ def call(tmp_path: Path) -> Any:
         save_base(tmp_path / "base", make_tokenizer())
 
     def call(program: str, *flags: str) -> tuple[subprocess.CompletedProcess[str], Any]:
-        command = [sys.executable, str(ROOT / "benchmarks" / program), *flags, "--init-from=base", "--backend=numpy",
-                   "--seeds", "1", "2", "--epochs=1", "--out=figures.json"]  # fmt: skip
+        command = [sys.executable, str(ROOT / "benchmarks" / program), *flags, "--backend=numpy", "--out=figures.json"]
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
         result = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert result.returncode in (0, 1) and result.stderr == "", result.stderr
+        assert result.returncode in (0, 1) and "error" not in result.stderr, result.stderr
         return result, json.loads((tmp_path / "figures.json").read_text())
 
     return call
+
+
+ONE_EPOCH = ("--init-from=base", "--seeds", "1", "2", "--epochs=1")
 
 
 def test_spam_reads_bodies_alone_and_measures_every_seed(call: Any, tmp_path: Path) -> None:
@@ -39,17 +43,35 @@ def test_spam_reads_bodies_alone_and_measures_every_seed(call: Any, tmp_path: Pa
             path = tmp_path / "package" / "data" / group / f"{i}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"text": MAIL.format(label=group, body=f"number {i} {word}")}))
-    result, figures = call("spam.py", "--data=package", "--tune", "head", "all", "--per-label=11")
+    result, figures = call("spam.py", "--data=package", "--tune", "head", "all", "--per-label=11", *ONE_EPOCH)
     assert "11 messages of each label" in result.stdout
     assert [(row["tune"], row["seed"]) for row in figures["runs"]] == [("head", 1), ("head", 2), ("all", 1), ("all", 2)]
     assert figures["passed"] is (result.returncode == 0) is False  # a model with random weights has learned nothing
     assert all(0 <= row[who]["test"] <= 1 for row in figures["runs"] for who in ("model", "words"))
 
 
+def test_spam_measures_the_five_rows_of_a_book_by_one_command(call: Any, tmp_path: Path) -> None:
+    """Its command, with a GPT-2 with random weights and lines in the form of SMSSpamCollection."""
+    shape = GPTConfig(block_size=128, vocab_size=259, n_layer=3, n_head=2, n_embd=16)
+    with tg.use_backend("numpy"):
+        save_base(tmp_path / "tiny", make_tokenizer(), shape)
+    lines = "".join(f"ham\tnumber {i} dinner\nspam\tnumber {i} prize\n" for i in range(20))
+    (tmp_path / "SMSSpamCollection").write_text(lines)
+    rows = ["last-block", "last-two-blocks", "all", "lora", "random"]
+    source = ("--data=SMSSpamCollection", "--init-from=tiny")
+    result, figures = call("spam.py", "--tune", *rows, *source, "--seeds", "1", "--epochs=1")
+    assert [row["tune"] for row in figures["runs"]] == rows and "20 messages of each label" in result.stdout
+    block, top = 12 * 16 * 16 + 13 * 16, (2 + 2) * 16  # the norm after the last block, and the layer for two labels
+    whole, adapters = 3 * block + top + (259 + 128) * 16, 3 * 16 * (64 + 32 + 80 + 80)
+    trained = [block + top, 2 * block + top, whole, adapters + 2 * 16, whole]
+    shown = re.findall(r"^trained  ([\d,]+) parameters: ", result.stdout, re.MULTILINE)
+    assert [int(n.replace(",", "")) for n in shown] == trained
+
+
 def test_answers_measures_before_and_after(call: Any, tmp_path: Path) -> None:
     entries = [{"instruction": f"number {i}?", "output": "yes"} for i in range(12)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, entries)))
-    result, figures = call("answers.py", "--data=data.jsonl", "--block-size=100", "--keep=runs")
+    result, figures = call("answers.py", "--data=data.jsonl", "--block-size=100", "--keep=runs", *ONE_EPOCH)
     assert [row["seed"] for row in figures["runs"]] == [1, 2]
     fell = [row["after"]["loss"] < row["before"]["loss"] for row in figures["runs"]]
     assert figures["passed"] == all(fell) == (result.returncode == 0)

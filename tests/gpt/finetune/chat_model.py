@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tensorgrad as tg
 from gpt.checkpoint import RunState, save_checkpoint
-from gpt.config import LlamaConfig, TrainConfig
+from gpt.config import GPTConfig, LlamaConfig, TrainConfig
 from gpt.tokenizer.bpe import SINGLE_BYTES
 from gpt.tokenizer.byte_level import ByteLevelTokenizer
 from gpt.weights import build_model
@@ -23,11 +23,11 @@ def make_tokenizer(chat_template: str | None = None) -> ByteLevelTokenizer:
     )
 
 
-def save_base(folder: Path, tokenizer: ByteLevelTokenizer) -> None:
+def save_base(folder: Path, tokenizer: ByteLevelTokenizer, config: GPTConfig | LlamaConfig = CONFIG) -> None:
     """Write a checkpoint with random weights."""
     tg.manual_seed(3)
-    model = build_model(CONFIG)
-    fields = {name: value for name, value in CONFIG.to_dict().items() if name != "vocab_size"}
+    model = build_model(config)
+    fields = {name: value for name, value in config.to_dict().items() if name != "vocab_size"}
     train_config = TrainConfig(tokenizer="byte-level", **fields)
-    state = RunState(0, CONFIG, train_config, "", tg.random.default_generator.state_dict())
+    state = RunState(0, config, train_config, "", tg.random.default_generator.state_dict())
     save_checkpoint(folder, state, model, tg.optim.AdamW(model.parameters()), tokenizer)
