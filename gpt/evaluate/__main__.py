@@ -21,8 +21,9 @@ from gpt.evaluate import Score, score
 from gpt.heartbeat import Heartbeat, progress_bar
 from gpt.tokenizer import Tokenizer, TokenizerError
 from gpt.weights import Model
-from gpt.weights.arrays import FORMATS, QUANTIZE, QUANTIZE_HELP
+from gpt.weights.arrays import QUANTIZE, QUANTIZE_HELP
 from gpt.weights.initial import MODEL_HELP, load_initial
+from tensorgrad.backend.quantization import FORMATS
 from tensorgrad.memory import keep_freed_memory
 
 SPLITS = ("val", "train", "all")
