@@ -1,5 +1,6 @@
 """`python -m gpt inspect step MODEL --text TEXT --out FILE.html`: a training step, op by op, as a page."""
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -43,14 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> ArgumentParser:
     """Return the flags of this program."""
     text = "Show a training step as a page: every op, forward and backward, with its values and gradients."
-    parser = ArgumentParser(prog="python -m gpt inspect step", description=text)
+    formatter = argparse.HelpFormatter
+    parser = ArgumentParser(prog="python -m gpt inspect step", description=text, formatter_class=formatter)
     add = parser.add_argument
     add("model", metavar="MODEL", help=MODEL_HELP)
     add("--text", required=True, metavar="TEXT", help="what to learn: every token is predicted from those before it")
-    add("--out", default="step.html", metavar="FILE.html", help="the page")
+    add("--out", default="step.html", metavar="FILE.html", help="the page (default: step.html)")
     add("--fused", action="store_true", help="with the fused ops that training uses, in place of plain ones")
-    add("--backend", type=one_of(*BACKENDS), default="auto", metavar="NAME", help="numpy, numba, cupy or auto")
-    add("--threads", type=int, metavar="N", help="CPU threads (None: every core)")
+    add("--backend", type=one_of(*BACKENDS), default="auto", metavar="NAME",
+        help="numpy, numba, cupy or auto (default)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: every core)")
     return parser
 
 
