@@ -861,4 +861,4 @@ exercise(stable_decay, tests.stable_decay)
 #   networks](https://proceedings.mlr.press/v9/glorot10a.html), 2010: the variance of a sum as a rule for weights.
 # - Andrej Karpathy, [nanoGPT](https://github.com/karpathy/nanoGPT), 2022: the settings of the default run.
 #
-# Next: [07 Generation](07_generation.ipynb), in which the model writes.
+# Next: [06 Finetuning](06_finetuning.ipynb), in which a trained model learns something else, and forgets.
