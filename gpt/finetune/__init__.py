@@ -1,1 +1,1 @@
-"""Finetuning: trained models for other texts and tasks. Begin with lora.py."""
+"""Finetuning: trained models for other tasks. Begin with classifier.py."""
