@@ -4,13 +4,13 @@
 # The model of chapter 05 has read Shakespeare's plays and knows nothing else. To make it useful for another text, or
 # for another task, nobody starts again from random weights: we go on training the weights that are there. This is
 # **finetuning**. It takes a small part of the time and of the data. And it has a price: while the model learns the
-# new, it forgets the old. In this chapter you measure that price, and learn four ways to pay less. Then you turn the
-# same small model into one that labels sentences, and into one that answers questions.
+# new, it forgets the old. In this chapter you measure that price, and compare four ways of finetuning. Then you turn
+# the same small model into one that labels sentences, and into one that answers questions.
 #
 # ## What you will be able to do
 #
 # - say why a model forgets, and show it in two curves,
-# - write LoRA in 20 lines, derive its gradients, and say why one of its two matrices starts at zero,
+# - write LoRA in 25 lines, derive its gradients, and say why one of its two matrices starts at zero,
 # - choose between training all weights, a few of them, or an adapter, and say what each costs,
 # - make a classifier from a language model, split the data without a leak, and judge it beside a simple baseline,
 # - teach a model to answer: a chat template, a loss on the answers alone, several conversations in a row,
@@ -68,8 +68,8 @@ rng = np.random.default_rng(0)
 # about what training does to the old knowledge; the other two follow.
 #
 # First a model to start from. It is the one of chapter 05 in a small size, trained for 500 steps on the plays. Its
-# tokens are bytes (chapter 01), so that it can read any text. There are two tokens more, which no text contains; the
-# part about answers will need them.
+# tokens are bytes (chapter 01), so that it can read any text. Two more tokens are in no text; the part about answers
+# will need them.
 
 # %%
 START, END = 256, 257  # <|im_start|> and <|im_end|>
@@ -378,7 +378,7 @@ for r in (2, 8, 32):
 # $\sqrt r$, because the rows of $A$ point in different directions. For this reason some programs divide by
 # $\sqrt r$.)
 #
-# ### LoRA in 20 lines
+# ### LoRA in 25 lines
 #
 # A module that takes the place of a linear layer, and a function that puts one around all linear layers in the
 # blocks. The old weights have `requires_grad = False`: no gradient is computed for them, and the optimiser keeps no
