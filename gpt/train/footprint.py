@@ -30,6 +30,7 @@ FLOAT32 = 4  # bytes
 # Of N x C: what the last block's backward needs beside what was saved before the first of that is freed: the gradient
 # of the stream, of the MLP's inside (4), and what goes on from there.
 WORKING = 6
+FORWARD = 12  # of N x C: what a block needs that saves nothing, most of it inside the MLP
 WIDTH, TIMES = 128, (8, 16)  # of the block that is observed
 BYTES_OF_A_PAIR = 2 * 8  # a token and the one that follows it, as int64; a step draws those of all its batches at once
 PREDICTION_ERROR = 0.1
@@ -170,6 +171,7 @@ def memory(config: TrainConfig, model: Model, backend: str) -> Memory:
     last = 0 if before else FLOAT32 * n_trained(parts.looked_up)  # the gradient of embeddings that are no output layer
     first = FLOAT32 * next((n for block in parts.blocks if (n := n_trained(block.parameters()))), 0)
     peaks = [
+        FORWARD * stream,  # a block that backward does not pass
         kept + dropping,  # the last adapter
         kept + 3 * stream + logits + before_head + before,  # the loss
         kept + 3 * stream + logits + beside_head + head_there,  # and the gradient of its head

@@ -136,7 +136,8 @@ def make_progress(run: Run) -> Progress:
 def gradient_ratios(model: Model) -> dict[str, float]:
     """Return |gradient| / |weights| for every layer: wte, wpe, h.0, h.1 ..., ln_f."""
     layers: dict[str, list[tg.Tensor]] = {}
-    for name, p in model.named_parameters():
+    for path, p in model.named_parameters():
+        name = path.removeprefix("model.")  # of a classifier
         if p.requires_grad:
             layers.setdefault(".".join(name.split(".")[: 2 if name.startswith("h.") else 1]), []).append(p)
     norm = tg.get_backend().global_norm

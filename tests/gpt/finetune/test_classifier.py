@@ -1,5 +1,6 @@
 """The classifier: padding changes nothing, its loss and gradients are PyTorch's, and what is frozen stays."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 import torch
 
 import tensorgrad as tg
-from gpt.config import GPTConfig, LlamaConfig
+from gpt.config import GPTConfig, LlamaConfig, TrainConfig
 from gpt.finetune.classifier import Classifier, LabelledTexts, balanced_weights, in_epochs, padded, probabilities
+from gpt.train.build import make_optimizer
+from gpt.train.footprint import memory
+from gpt.train.loop import gradient_ratios
 from gpt.weights import build_model
 from tensorgrad.random import Generator
 
@@ -97,3 +101,33 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     labels = np.array([0, 0, 0, 1])
     np.testing.assert_allclose(balanced_weights(labels, 2), [4 / (2 * 3), 4 / (2 * 1)])  # n / (n_classes * count)
     assert balanced_weights(labels, 2)[labels].mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("tune", ["all", "last-block", "head"])
+def test_the_memory_of_a_step_is_predicted(backend: str, tune: str) -> None:
+    """As in tests/gpt/train/test_dry_run.py: within 10 % of NumPy's peak memory, by tracemalloc."""
+    config = TrainConfig(n_embd=192, block_size=128, batch_size=4, async_save=False)
+    x, y, weights = np.zeros((4, 128), np.int64), np.zeros(4, np.int64), np.ones(4, np.float32)
+    with tg.use_backend(backend):
+        model = Classifier(build_model(config.model_config(300)), 3)
+        model.train_only(tune)
+        need = memory(config, model, backend)
+        optimizer = make_optimizer(model, config)
+        for _ in range(2):  # the first step makes the moments
+            tracemalloc.start()
+            try:
+                model.loss(x, y, weights).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                held = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+    assert need.peak - need.weights - need.moments == pytest.approx(held, rel=0.1)
+
+
+def test_ratios_are_those_of_the_layers(model: Classifier) -> None:
+    model.train_only("last-block")
+    model.loss(padded(ROWS), np.array([0, 1, 2]), np.ones(3, np.float32)).backward()
+    norm = "ln_f" if isinstance(model.config, GPTConfig) else "norm_f"
+    assert gradient_ratios(model).keys() == {"h.1", norm, "score"}
