@@ -130,8 +130,10 @@ class Linear(Kernels):
         bias_address = 0 if bias is None else bias.data.ptr
         try:
             if self.autotune and product not in self.cublaslt.plans:
-                at = self.xp.empty_like(d).data.ptr  # the candidates write to a temporary array
-                self.cublaslt.tune(product, b.data.ptr, a.data.ptr, at, bias_address, space, stream, self._milliseconds)
+                scratch = self.xp.empty((result.batch, result.cols, result.ld), d.dtype)  # the candidates write there
+                self.cublaslt.tune(
+                    product, b.data.ptr, a.data.ptr, scratch.data.ptr, bias_address, space, stream, self._milliseconds
+                )
             self.cublaslt.multiply(product, b.data.ptr, a.data.ptr, d.data.ptr, bias_address, beta, space, stream)
         except CublasLtError as error:
             if bias is None or error.status != cublaslt.NOT_SUPPORTED:

@@ -6,6 +6,7 @@ See cuda_emulation/cuda_emulation.h for the errors that the emulation detects, a
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from typing import Any
 
 import numpy as np
 from fake_cublaslt import FakeCublasLt
-from fake_cupy import FakeCupy, do
+from fake_cupy import FakeCupy, arrays_in, loose, plain, run
+from fake_memory import FakeStream, reset, touch
 from numpy.lib.array_utils import byte_bounds
 
 import tensorgrad as tg
@@ -28,7 +30,15 @@ from tensorgrad import backend
 from tensorgrad.backend import cupy as cupy_backend
 from tensorgrad.backend.cupy import CupyBackend, cublaslt, launcher
 from tensorgrad.backend.cupy.launcher import Defines, Grid, Launcher
-from tensorgrad.backend.cupy.signature import FOLDER, Parameter, dependencies, path_of, signatures, with_defines
+from tensorgrad.backend.cupy.signature import (
+    FOLDER,
+    KERNEL,
+    Parameter,
+    dependencies,
+    path_of,
+    signatures,
+    with_defines,
+)
 
 HEADERS = Path(__file__).parent / "cuda_emulation"
 HEADER = "cuda_emulation.h"
@@ -82,7 +92,14 @@ class EmulatingLauncher(RecordingLauncher):
         self, source: str, kernel: str, grid: Grid, block: Grid, args: Sequence[Any], shared: int, defines: Defines
     ) -> None:
         super().start(source, kernel, grid, block, args, shared, defines)
-        do(lambda: self.now(source, kernel, grid, block, args, shared, defines))
+        arrays, addresses = arrays_in(list(args)), addresses_in(args)
+        constant = constants(source, kernel)
+        names = [parameter.name for parameter in launcher.parameters(source, kernel, defines)]
+        written = [x for x, name in zip(args, names, strict=True) if name not in constant]
+        touch([*arrays, *addresses], [*arrays_in(written), *addresses])
+        if FakeStream.current.is_capturing():
+            args = loose([plain(x) for x in args])
+        run(lambda: self.now(source, kernel, grid, block, args, shared, defines))
 
     def now(
         self, source: str, kernel: str, grid: Grid, block: Grid, args: Sequence[Any], shared: int, defines: Defines
@@ -99,6 +116,19 @@ class EmulatingLauncher(RecordingLauncher):
         if error is not None:
             raise RuntimeError(f"kernel {kernel} of {source}.cu, grid {grid}, block {block}: {error.decode()}")
         memory.copy_back(kernel)
+
+
+@cache
+def constants(source: str, kernel: str) -> set[str]:
+    """The pointers of a kernel through which it only reads."""
+    listed = dict(KERNEL.findall(launcher.read(source)))[kernel]
+    return {part.split()[-1] for part in listed.split(",") if re.search(r"\bconst\b.*\*", part)}
+
+
+def addresses_in(args: Sequence[Any]) -> list[int]:
+    """The addresses in tables of them, which are the arguments of this dtype."""
+    tables = [x.view(np.ndarray) for x in args if isinstance(x, np.ndarray) and x.dtype == np.uint64]
+    return [int(address) for table in tables for address in table.flat if address]
 
 
 class GuardedMemory:
@@ -243,6 +273,7 @@ def emulated_gpu() -> Iterator[CupyBackend]:
             registered.clear()
             registered.update(before)
         backend._current = saved[2]
+        reset()
         sys.modules.pop("cupy")
         if saved[3] is not None:
             sys.modules["cupy"] = saved[3]

@@ -1,41 +1,54 @@
 """A stand-in for cuBLASLt: what a product is described as, computed on NumPy's memory.
 
 It takes the same description and the same addresses as the library, and knows nothing of the arrays that they come
-from: wherever sizes, strides, transposes or alignments are wrong, so is what it computes.
+from: wherever sizes, strides or transposes are wrong, so is what it computes. It refuses what the library's
+documentation does not allow.
 """
 
 import ctypes
 from typing import Any
 
 import numpy as np
-from fake_cupy import do
+from fake_cupy import run
+from fake_memory import touch
 
 from tensorgrad.backend.cupy.cublaslt import NOT_SUPPORTED, CublasLtError, Matrix, Product
 
+INVALID_VALUE = 7  # CUBLAS_STATUS_INVALID_VALUE
+WORKSPACE_ALIGNMENT = 256  # bytes
+TENSOR_CORE_ALIGNMENT = 16  # bytes: of addresses, and from a column to the next, for the fast kernels
+
 
 class FakeCublasLt:
-    """cuBLASLt's `multiply` and `tune` on the memory at the addresses, from the description alone."""
+    """cuBLASLt's `multiply` and `tune` on the memory at the addresses, from the description alone.
+
+    unaligned: products in half precision that are computed correctly and several times slower than they could be,
+    because an address or a leading dimension is not a multiple of 16 bytes.
+    """
 
     def __init__(self) -> None:
         self.plans: dict[Product, Any] = {}
         self.requested: list[Product] = []
+        self.unaligned: list[Product] = []
         self.streams: set[int] = set()
         self.refuse_bias = False
 
     def multiply(
         self, product: Product, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int
     ) -> None:  # fmt: skip
-        do(lambda: self.now(product, a, b, d, bias, beta, workspace, stream))
-
-    def now(
-        self, product: Product, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int
-    ) -> None:  # fmt: skip
-        """Multiply at once, even while a graph is recorded."""
+        require(product, a, b, d, bias, workspace)
         self.requested.append(product)
         self.streams.add(stream)
-        assert workspace
+        half, matrices = np.dtype(product.a.dtype).itemsize == 2, zip((a, b, d), product[:3], strict=True)
+        if half and not all(aligned(address, matrix) for address, matrix in matrices):
+            self.unaligned.append(product)
         if product.bias and self.refuse_bias:
             raise CublasLtError("cublasLtMatmulAlgoGetHeuristic: refused", NOT_SUPPORTED)
+        touch((a, b, bias), (d, workspace))
+        run(lambda: self.now(product, a, b, d, bias, beta))
+
+    def now(self, product: Product, a: int, b: int, d: int, bias: int, beta: float) -> None:
+        """Multiply at once, even while a graph is recorded."""
         wide = np.float64 if product.compute == "float64" else np.float32
         left = turned(at(a, product.a), product.transpose_a).astype(wide)
         right = turned(at(b, product.b), product.transpose_b).astype(wide)
@@ -44,23 +57,48 @@ class FakeCublasLt:
         if beta:
             value = value + beta * result.astype(wide)
         if product.bias:
-            row = Matrix(product.d.dtype, product.d.rows, 1, product.d.rows, alignment=16)
+            row = Matrix(product.d.dtype, product.d.rows, 1, product.d.rows)
             value = value + at(bias, row).astype(wide)
         result[...] = value.astype(result.dtype)
 
     def tune(
         self, product: Product, a: int, b: int, d: int, bias: int, workspace: int, stream: int, stopwatch: Any
     ) -> None:  # fmt: skip
-        loose = product._replace(d=product.d._replace(alignment=1))  # NumPy's memory is not aligned as CuPy's is
-        assert stopwatch(lambda: self.multiply(loose, a, b, d, bias, 0.0, workspace, stream)) > 0
+        assert stopwatch(lambda: self.multiply(product, a, b, d, bias, 0.0, workspace, stream)) > 0
         self.plans[product] = True
+
+
+def require(product: Product, a: int, b: int, d: int, bias: int, workspace: int) -> None:
+    """Raise the error of a product that breaks a documented rule."""
+    for name, address, matrix in zip("abd", (a, b, d), product[:3], strict=True):
+        size = np.dtype(matrix.dtype).itemsize
+        if matrix.ld < matrix.rows or matrix.rows < 1 or matrix.cols < 1 or matrix.stride < 0:
+            raise invalid(product, f"the layout of {name}")
+        if matrix.alignment % size or address % matrix.alignment:
+            raise invalid(product, f"the alignment of {name}")
+    if product.a.dtype != product.b.dtype or product.d.dtype not in (product.a.dtype, "float32"):
+        raise invalid(product, "the dtypes")
+    if not len({matrix.batch for matrix in product[:3]}) == 1:
+        raise invalid(product, "the numbers of matrices")
+    if product.bias != bool(bias) or bias % TENSOR_CORE_ALIGNMENT:
+        raise invalid(product, "the bias")
+    if not workspace or workspace % WORKSPACE_ALIGNMENT:
+        raise invalid(product, "the workspace")
+
+
+def invalid(product: Product, what: str) -> CublasLtError:
+    return CublasLtError(f"cublasLtMatmul: CUBLAS_STATUS_INVALID_VALUE for {product}: {what}", INVALID_VALUE)
+
+
+def aligned(address: int, matrix: Matrix) -> bool:
+    """Whether all columns of a matrix begin at multiples of 16 bytes."""
+    size = np.dtype(matrix.dtype).itemsize
+    steps = (address, matrix.ld * size * (matrix.cols > 1), matrix.stride * size)
+    return all(step % TENSOR_CORE_ALIGNMENT == 0 for step in steps)
 
 
 def at(address: int, matrix: Matrix) -> Any:
     """The memory that a layout describes: (batch, rows, cols), by columns."""
-    assert address % matrix.alignment == 0
-    assert matrix.ld >= matrix.rows > 0
-    assert matrix.cols > 0
     dtype = np.dtype(matrix.dtype)
     n = (matrix.batch - 1) * matrix.stride + (matrix.cols - 1) * matrix.ld + matrix.rows
     flat = np.frombuffer((ctypes.c_char * (n * dtype.itemsize)).from_address(address), dtype)

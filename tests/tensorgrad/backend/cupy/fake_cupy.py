@@ -1,76 +1,94 @@
 """A stand-in for CuPy made of NumPy, as strict as CuPy, to run the library without a GPU.
 
-Of `cupy.cuda` it has what this project uses. Work is done at once, so streams and events only say that they were asked.
+Of `cupy.cuda` it has what this project uses. fake_memory.py finds memory that is used after it was freed, and streams
+that do not wait for each other.
 """
 
 import contextlib
+import operator
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from fake_memory import (
+    FakeCudaError,
+    FakeEvent,
+    FakeMemoryPool,
+    FakeStream,
+    Lease,
+    allocate,
+    allocators,
+    read_on_host,
+    refuse_recorded,
+    touch,
+    unowned,
+)
+
+MAX_CONCATENATED = 8  # arrays; for more, CuPy 14.2 copies their addresses to the GPU
 
 
 class FakeArray(np.ndarray):
     """As strict as CuPy's: it cannot be mixed with NumPy arrays, and results are never NumPy arrays or scalars."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
-        operands, call = [plain(x) for x in inputs], getattr(ufunc, method)
+        call = getattr(ufunc, method)
         if out:
-            options["out"] = tuple(plain(x) for x in out)
-            do(lambda: call(*operands, **options))
+            do(call, *inputs, writes=out, out=out, **options)
             return out[0]
-        return made(lambda: call(*operands, **options))
+        return made(call, *inputs, **options)
 
     def __getitem__(self, key: Any) -> Any:
-        key, x = plain(index(key)), plain(self)
-        return made(lambda: x[key])
+        return made(operator.getitem, self, index(key))
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        key, x, value = plain(index(key)), plain(self), plain(value)
-        do(lambda: x.__setitem__(key, value))
+        do(operator.setitem, self, index(key), value, writes=(self,))
 
     def astype(
         self, dtype: Any, order: Any = "K", casting: Any = "unsafe", subok: bool = True, copy: bool = True
     ) -> Any:
         """Like NumPy."""
-        return made(lambda: plain(self).astype(dtype, order, casting, copy=copy))
+        return self if not copy and self.dtype == dtype else made(np.ndarray.astype, self, dtype, order, casting)
 
     def copy(self, order: Any = "C") -> Any:
         """Like NumPy."""
-        return made(lambda: plain(self).copy(order))
+        return made(np.ndarray.copy, self, order)
 
     def reshape(self, *shape: Any, order: Any = "C") -> Any:
         """Like NumPy: a view if possible, else a copy."""
-        x = plain(self)
-        if np.shares_memory(x, x.reshape(*shape, order=order)) or not x.size:
-            return x.reshape(*shape, order=order).view(FakeArray)
-        return made(lambda: x.reshape(*shape, order=order).copy())
+        return made(np.ndarray.reshape, self, *shape, order=order)
 
     def fill(self, value: Any) -> None:
         """Like NumPy."""
-        do(lambda: plain(self).fill(value))
+        do(np.ndarray.fill, self, value, writes=(self,))
 
     def item(self, *args: Any) -> Any:
         """Waits for the GPU."""
-        waits()
+        waits(self)
         return super().item(*args)
 
     def tolist(self) -> Any:
         """Waits for the GPU."""
-        waits()
+        waits(self)
         return plain(self).tolist()
 
     def __bool__(self) -> bool:
-        waits()
+        waits(self)
         return bool(plain(self))
 
     def __float__(self) -> float:
-        waits()
+        waits(self)
         return float(plain(self))
 
     def __int__(self) -> int:
-        waits()
+        waits(self)
         return int(plain(self))
+
+    @property
+    def base(self) -> Any:  # type: ignore[override]
+        """The array that this is a view of; None for one with memory of its own, as in CuPy."""
+        base = super().base
+        return None if isinstance(base, Lease) else base
 
     @property
     def data(self) -> Any:  # type: ignore[override]
@@ -79,13 +97,15 @@ class FakeArray(np.ndarray):
 
     def get(self, stream: Any = None, out: Any = None) -> Any:
         """A copy on the host."""
-        waits()
+        waits(self)
         return np.array(self.view(np.ndarray)) if out is None else np.copyto(out, self.view(np.ndarray))
 
     def set(self, x: Any, stream: Any = None) -> None:
         """Copied from the host."""
         assert x.shape == self.shape
         assert x.dtype == self.dtype
+        refuse_recorded(stream)
+        touch(writes=[self], stream=stream)
         self.view(np.ndarray)[...] = x
 
 
@@ -100,6 +120,20 @@ def plain(x: Any) -> Any:
     return x
 
 
+def loose(x: Any) -> Any:
+    """The same operands by the addresses of their memory, which may be freed before a graph uses it."""
+    if isinstance(x, list | tuple):
+        return type(x)(loose(part) for part in x)
+    return unowned(x)
+
+
+def arrays_in(x: Any) -> list[FakeArray]:
+    """The arrays among operands."""
+    if isinstance(x, list | tuple):
+        return [array for part in x for array in arrays_in(part)]
+    return [x] if isinstance(x, FakeArray) else []
+
+
 def index(key: Any) -> Any:
     """An index as CuPy takes it: with arrays of NumPy, which it copies to the GPU."""
     if isinstance(key, tuple):
@@ -107,66 +141,74 @@ def index(key: Any) -> Any:
     if isinstance(key, np.ndarray) and not isinstance(key, FakeArray):
         refuse_recorded()
         return fake(key)
+    if isinstance(key, FakeArray) and key.dtype == bool:
+        waits(key)  # for the number of elements
     return key
 
 
 def fake(x: Any) -> Any:
-    """The same as CuPy's arrays; one that owns its memory still does."""
+    """The same as CuPy's arrays: a view of memory on the GPU, or a copy there."""
     if isinstance(x, list | tuple):
         return type(x)(fake(part) for part in x)
     if isinstance(x, np.ndarray | np.generic):
-        if x.base is not None:
+        if is_view(x):
             return x.view(FakeArray)
-        owner = np.empty_like(x, shape=x.shape).view(FakeArray) if x.dtype.kind == "V" else FakeArray(x.shape, x.dtype)
+        owner = empty(x.shape, x.dtype)
         owner.view(np.ndarray)[...] = x
         return owner
     return x
 
 
+def is_view(x: Any) -> bool:
+    """Whether the memory of x is that of an array on the GPU."""
+    while isinstance(x, np.ndarray):
+        if isinstance(x, FakeArray | Lease):
+            return True
+        x = x.base
+    return False
+
+
+def empty(shape: Any, dtype: Any = float) -> FakeArray:
+    """An array in memory of the current pool, which holds what was left there."""
+    whole = np.empty(shape, dtype)
+    return FakeArray(whole.shape, whole.dtype, allocate(whole.nbytes) if whole.size else None)
+
+
 # --- recording, as a CUDA graph does: what is done to memory, and not what it came to ---------------
 
 
-class FakeGraph:
-    """`cupy.cuda.graph.Graph`: repeats the recorded operations on the same memory."""
-
-    def __init__(self) -> None:
-        self.work: list[Any] = []
-
-    def launch(self, stream: Any = None) -> None:
-        """Launch the graph."""
-        for work in self.work:
-            work()
-
-
-def recorder() -> FakeGraph | None:
-    """The graph that the current stream is recorded to, or None."""
-    return FakeStream.current.recording
-
-
-def do(work: Any) -> None:
-    """Run a function that writes to memory: now or, while a graph is recorded, when it is launched."""
-    graph = recorder()
+def run(work: Any) -> None:
+    """Call a function: now or, while a graph is recorded, when it is launched."""
+    graph = FakeStream.current.recording
     work() if graph is None else graph.work.append(work)
 
 
-def made(compute: Any) -> Any:
+def do(work: Any, *operands: Any, writes: Any, **options: Any) -> None:
+    """Call a function that writes to memory, or record it."""
+    touch(arrays_in([*operands, *options.values()]), arrays_in(writes))
+    convert = plain if FakeStream.current.recording is None else lambda x: loose(plain(x))
+    operands, options = convert(operands), {name: convert(x) for name, x in options.items()}
+    run(lambda: work(*operands, **options))
+
+
+def made(compute: Any, *operands: Any, **options: Any) -> Any:
     """A new array; while a graph is recorded, its values are computed only when the graph is launched."""
-    value = compute()
-    result, graph = fake(value), recorder()
-    if graph is not None and isinstance(value, np.ndarray | np.generic) and value.base is None:
-        graph.work.append(lambda: np.copyto(plain(result), compute()))
+    given = [array for x in (operands, *options.values()) for array in arrays_in(x)]
+    operands, options = plain(operands), {name: plain(x) for name, x in options.items()}
+    value = compute(*operands, **options)
+    if isinstance(value, np.ndarray) and any(np.may_share_memory(value, plain(x)) for x in given):
+        return value.view(FakeArray)
+    result, recording = fake(value), FakeStream.current.is_capturing()
+    touch(given, arrays_in(result))
+    if recording and isinstance(result, FakeArray):
+        at, operands, options = loose(plain(result)), loose(operands), {n: loose(x) for n, x in options.items()}
+        run(lambda: np.copyto(at, compute(*operands, **options)))
     return result
 
 
-def waits() -> None:
+def waits(x: FakeArray) -> None:
     """The host reads numbers of the GPU, and waits for them."""
-    refuse_recorded()
-
-
-def refuse_recorded() -> None:
-    """Raise the error of CUDA for an operation that cannot be recorded."""
-    if recorder() is not None:
-        raise FakeCudaError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+    read_on_host(x)
 
 
 def without_bfloat16(x: Any) -> Any:
@@ -179,106 +221,33 @@ class FakeFunction:
         self.fn = fn
 
     def __call__(self, *operands: Any, **options: Any) -> Any:
-        options = {name: plain(option) for name, option in options.items()}
-        in_place = getattr(self.fn, "__name__", "") == "at"
-        operands = plain((operands[0], index(operands[1]), *operands[2:]) if in_place else operands)
-        if "out" in options or in_place:
-            return do(lambda: self.fn(*operands, **options))
-        return made(lambda: self.fn(*operands, **options))
+        if getattr(self.fn, "__name__", "") == "at":
+            return do(self.fn, operands[0], index(operands[1]), *operands[2:], writes=operands[:1], **options)
+        if "out" in options:
+            return do(self.fn, *operands, writes=(options["out"],), **options)
+        return made(self.fn, *operands, **options)
 
     def __getattr__(self, name: str) -> Any:  # add.at
         return FakeFunction(getattr(self.fn, name))
-
-
-class FakeCudaError(RuntimeError):
-    """CuPy's errors of the runtime and of the driver."""
 
 
 class OutOfMemoryError(MemoryError):
     """`cupy.cuda.memory.OutOfMemoryError`."""
 
 
-class FakeStream:
-    """`cupy.cuda.Stream`: the current one inside its `with`."""
-
-    null: "FakeStream"
-    current: "FakeStream"
-
-    recording: FakeGraph | None = None
-
-    def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False) -> None:
-        self.ptr = 0 if null else id(self)
-        self.synchronized = 0
-        self.waited_for: list[FakeEvent] = []
-        self._before: list[FakeStream] = []
-
-    def __enter__(self) -> "FakeStream":
-        self._before.append(FakeStream.current)
-        FakeStream.current = self
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        FakeStream.current = self._before.pop()
-
-    def use(self) -> "FakeStream":
-        FakeStream.current = self
-        return self
-
-    def synchronize(self) -> None:
-        self.synchronized += 1
-
-    def begin_capture(self, mode: Any = None) -> None:
-        assert self is not FakeStream.null, "the default stream cannot be captured"
-        self.recording = FakeGraph()
-
-    def end_capture(self) -> FakeGraph:
-        graph, self.recording = self.recording, None
-        assert graph is not None
-        return graph
-
-    def is_capturing(self) -> bool:
-        return self.recording is not None
-
-    def record(self, event: "FakeEvent | None" = None) -> "FakeEvent":
-        event = FakeEvent() if event is None else event
-        event.record(self)
-        return event
-
-    def wait_event(self, event: "FakeEvent") -> None:
-        self.waited_for.append(event)
+def mem_info() -> tuple[int, int]:
+    """The free bytes of memory, and all."""
+    return 60 * 2**30 - sum(pool.total_bytes() for pool in FakeMemoryPool.everything), 80 * 2**30
 
 
-FakeStream.null = FakeStream.current = FakeStream(null=True)
-
-
-class FakeEvent:
-    """`cupy.cuda.Event`."""
-
-    def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
-        self.stream: FakeStream | None = None
-        self.synchronized = 0
-
-    def record(self, stream: FakeStream | None = None) -> None:
-        self.stream = FakeStream.current if stream is None else stream
-
-    def synchronize(self) -> None:
-        self.synchronized += 1
-
-
-class FakeMemoryPool:
-    """`cupy.cuda.MemoryPool`: counts nothing."""
-
-    def used_bytes(self) -> int:
-        return 0
-
-    def total_bytes(self) -> int:
-        return 0
-
-    def free_all_blocks(self) -> None:
-        pass
-
-    def malloc(self, size: int) -> Any:
-        return types.SimpleNamespace(ptr=np.empty(size, np.uint8).ctypes.data)
+@contextlib.contextmanager
+def using_allocator(allocator: Any) -> Iterator[None]:
+    """`cupy.cuda.using_allocator`."""
+    allocators.append(allocator)
+    try:
+        yield
+    finally:
+        allocators.pop()
 
 
 class FakeDevice:
@@ -288,7 +257,7 @@ class FakeDevice:
 
     def __init__(self, device: int | None = None) -> None:
         self.id = device or 0
-        self.mem_info = (60 * 2**30, 80 * 2**30)  # free, in all
+        self.mem_info = mem_info()
 
     def __enter__(self) -> "FakeDevice":
         return self
@@ -323,7 +292,7 @@ class FakeCupy(types.ModuleType):
             setDevice=lambda device: None,
             driverGetVersion=lambda: 13000,
             runtimeGetVersion=lambda: 13000,
-            memGetInfo=lambda: FakeDevice().mem_info,
+            memGetInfo=mem_info,
             getDeviceProperties=lambda device: {"name": b"Stand-in", "multiProcessorCount": 132},
             deviceSynchronize=lambda: None,
         )
@@ -338,7 +307,7 @@ class FakeCupy(types.ModuleType):
             get_current_stream=lambda: FakeStream.current,
             get_elapsed_time=lambda start, stop: 1.0,
             set_allocator=self.set_allocator,
-            using_allocator=lambda allocator=None: contextlib.nullcontext(),
+            using_allocator=using_allocator,
             alloc_pinned_memory=lambda size: np.empty(size, np.uint8),
         )
 
@@ -349,6 +318,7 @@ class FakeCupy(types.ModuleType):
 
     def set_allocator(self, allocator: Any = None) -> None:
         self.allocator = allocator
+        allocators[:] = [self.pool.malloc if allocator is None else allocator]
 
     def get_default_memory_pool(self) -> FakeMemoryPool:
         return self.pool
@@ -359,11 +329,33 @@ class FakeCupy(types.ModuleType):
     def asarray(self, x: Any, dtype: Any = None) -> Any:
         if isinstance(x, FakeArray):
             return x if x.dtype == (dtype or x.dtype) else x.astype(dtype)
-        refuse_recorded()  # what is copied from the host would be copied again whenever the graph is launched
-        return fake(np.array(x, dtype))
+        return self.array(x, dtype)
 
     def array(self, x: Any, dtype: Any = None) -> Any:
-        return fake(np.array(x.view(np.ndarray) if isinstance(x, FakeArray) else x, dtype))
+        if isinstance(x, FakeArray):
+            return made(np.array, x, dtype)
+        refuse_recorded()  # what is copied from the host would be copied again whenever the graph is launched
+        copied = fake(np.array(x, dtype))
+        touch(writes=[copied])
+        return copied
+
+    def empty(self, shape: Any, dtype: Any = float) -> Any:
+        return empty(shape, dtype)
+
+    def empty_like(self, x: Any, dtype: Any = None, shape: Any = None) -> Any:
+        return empty(x.shape if shape is None else shape, dtype or x.dtype)
+
+    def concatenate(self, arrays: Any, axis: int = 0) -> Any:
+        """Like NumPy; CuPy copies a table of the addresses to the GPU where there are many."""
+        if len(arrays) > MAX_CONCATENATED:
+            refuse_recorded()
+        return made(np.concatenate, arrays, axis)
+
+    def stack(self, arrays: Any, axis: int = 0) -> Any:
+        """Like NumPy; by `concatenate`."""
+        if len(arrays) > MAX_CONCATENATED:
+            refuse_recorded()
+        return made(np.stack, arrays, axis)
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         """Like NumPy, except for bfloat16."""
@@ -390,7 +382,7 @@ class FakeCupy(types.ModuleType):
 
     def asnumpy(self, x: Any) -> Any:
         assert isinstance(x, FakeArray)
-        waits()
+        waits(x)
         self.copied_to_host += 1
         return np.array(x.view(np.ndarray))
 
