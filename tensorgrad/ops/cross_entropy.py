@@ -69,48 +69,48 @@ def linear_cross_entropy(
     targets, reduced, dlosses = _reduction(k, "linear_cross_entropy", shape, dtype, targets, *options, reduction)
     rows, blocks = as_rows(x), list(_blocks(k, targets.size, weight.shape[0]))
 
-    def forward(block: slice) -> tuple[Array, Array, Array]:
+    def forward(block: slice, losses: Array) -> tuple[Array, Array]:
         logits = k.linear(rows[block], weight, None)
-        return logits, *k.cross_entropy(logits, targets[block], *options)
+        losses[block], lse = k.cross_entropy(logits, targets[block], *options)
+        return logits, lse
 
     def dlogits(dy: Array, block: slice, logits: Array, lse: Array, out: Array | None = None) -> Array:
         return k.cross_entropy_backward(dlosses(dy, block), logits, targets[block], lse, *options, out=out)
 
-    if not any(ctx.needs_grad):
-        return reduced(k.xp.concatenate([forward(block)[1] for block in blocks])), None
+    losses = k.xp.empty(targets.size, k.xp.result_type(dtype, k.xp.float32))
     gradients = _gradients(k, x.shape, rows, weight, blocks, ctx.needs_grad)
+    if not any(ctx.needs_grad):
+        gradients(lambda block: forward(block, losses)[0])  # visits every block, and computes no gradient
+        return reduced(losses), None
     if reduction == "none" or any(map(is_half, dtypes)):
-        logits, losses, lse = forward(slice(None))
+        logits, lse = forward(slice(None), losses)
         return reduced(losses), lambda dy: gradients(lambda part: dlogits(dy, part, logits[part], lse[part]))
-    losses, backward = _with_gradients(k, k.xp.ones((), dtype), forward, dlogits, gradients)
+    backward = _with_gradients(k, losses, forward, dlogits, gradients)
     return reduced(losses), backward
 
 
-def _with_gradients(
-    k: Backend, one: Array, forward: Callable[..., Any], dlogits: Callable[..., Array], gradients: Callable[..., Any]
-) -> tuple[Array, Any]:
-    """Return the losses of all rows, and a backward that multiplies gradients which are computed here by dy.
+def _with_gradients(k: Backend, losses: Array, forward: Any, dlogits: Any, gradients: Any) -> Callable[[Array], Any]:
+    """Compute all losses and the gradients for dy = 1; return a backward that multiplies these by dy.
 
     The first call of backward transfers these arrays to the tape, which may write into them. A second call, through a
     retained graph, therefore computes them once more.
     """
+    one, n_rows = k.xp.ones((), losses.dtype), losses.size
 
-    def forward_and_dlogits(block: slice, all_losses: list[Array]) -> Array:
-        logits, losses, lse = forward(block)
-        all_losses.append(losses)
+    def forward_and_dlogits(block: slice, losses: Array) -> Array:
+        logits, lse = forward(block, losses)
         return dlogits(one, block, logits, lse, out=logits)
 
-    all_losses: list[Array] = []
-    computed = [gradients(lambda block: forward_and_dlogits(block, all_losses))]
+    computed = [gradients(lambda block: forward_and_dlogits(block, losses))]
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        both = computed.pop() if computed else gradients(lambda block: forward_and_dlogits(block, []))
+        both = computed.pop() if computed else gradients(lambda block: forward_and_dlogits(block, k.xp.empty(n_rows)))
         factor = k.number(dy)
         if type(factor) is not float or factor != 1:
             k.scale([gradient for gradient in both if gradient is not None], factor)
         return both
 
-    return k.xp.concatenate(all_losses), backward
+    return backward
 
 
 def _gradients(
