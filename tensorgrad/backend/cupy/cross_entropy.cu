@@ -1,4 +1,5 @@
-// Cross-entropy of logits (rows, n), one block per row. A row is read once for both its maximum and its sum.
+// Cross-entropy of logits (rows, n), one block per row. A row is read once for both its maximum and its sum. Rows may be
+// further apart than n elements, which lets all of them be aligned.
 //
 //   lse  = log sum exp(logits), kept as its two terms: the maximum m and log sum exp(logits - m)
 //   loss = (1 - s) (lse - logit of the target) + s (lse - mean logit),  0 where the target is ignored
@@ -33,13 +34,13 @@ __device__ int class_of(I target, int n) {
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy(
-    const T* __restrict__ logits, const I* __restrict__ targets, Real* __restrict__ losses, Real* __restrict__ lse, int n,
-    long long ignore_index, Real smoothing
+    const T* __restrict__ logits, long long logits_stride_row, const I* __restrict__ targets, Real* __restrict__ losses,
+    Real* __restrict__ lse, int n, long long ignore_index, Real smoothing
 ) {
     __shared__ Real partial[WARP];
     __shared__ double sums[WARP];
     const long long row = blockIdx.x;
-    const T* x = logits + row * n;
+    const T* x = logits + row * logits_stride_row;
     Exponentials own;
     Real part[N], one[1];
     double sum = 0;
@@ -68,12 +69,12 @@ extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy(
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy_backward(
-    const Real* __restrict__ dlosses, const T* logits, const I* __restrict__ targets, const Real* __restrict__ lse,
-    T* dlogits, int n, long long ignore_index, Real smoothing
+    const Real* __restrict__ dlosses, const T* logits, long long logits_stride_row, const I* __restrict__ targets,
+    const Real* __restrict__ lse, T* dlogits, long long dlogits_stride_row, int n, long long ignore_index, Real smoothing
 ) {
     const long long row = blockIdx.x;
-    const T* x = logits + row * n;
-    T* dx = dlogits + row * n;
+    const T* x = logits + row * logits_stride_row;
+    T* dx = dlogits + row * dlogits_stride_row;
     const bool kept = targets[row] != ignore_index;
     const int target = kept ? class_of(targets[row], n) : -1;
     const Real dloss = kept ? dlosses[row] : Real(0), share = smoothing / n, top = lse[2 * row], log_sum = lse[2 * row + 1];

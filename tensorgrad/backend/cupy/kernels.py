@@ -14,6 +14,7 @@ from tensorgrad.backend.runtime import Backend
 THREADS = 256  # of a block, by default
 WARPS = THREADS // 32
 MAX_BLOCKS_OF_ROWS = 256  # of a sum over rows
+ROW_MULTIPLE = 64  # elements, of which the distance of padded rows is a multiple
 
 
 class Kernels(Backend):
@@ -38,6 +39,17 @@ class Kernels(Backend):
     def contiguous(self, x: Array | None) -> Array:
         """x, or a contiguous copy; None is returned as it is."""
         return x if x is None or x.flags.c_contiguous else self.xp.ascontiguousarray(x)
+
+    def with_rows(self, x: Array) -> Array:
+        """x (rows, n), or a contiguous copy where its rows are not contiguous."""
+        return x if has_rows(x) else self.xp.ascontiguousarray(x)
+
+    def aligned_rows(self, shape: tuple[int, int], dtype: Any, *, padded: bool) -> Array:
+        """An array (rows, n) that nothing has been written to; every row is aligned to 16 bytes if it is `padded`."""
+        if not padded:
+            return self.xp.empty(shape, dtype)
+        rows, n = shape
+        return self.xp.empty((rows, -(-n // ROW_MULTIPLE) * ROW_MULTIPLE), dtype)[:, :n]
 
     def indices(self, x: Array) -> Array:
         """Integers as a contiguous array of int32 or int64."""
@@ -74,6 +86,17 @@ def supported(*arrays: Array | None) -> bool:
 def wide_dtype(dtype: Any) -> Any:
     """The dtype that a kernel computes in: float32 for half precision, otherwise the dtype itself."""
     return np.dtype(np.float64 if dtype.name == "float64" else np.float32)
+
+
+def has_rows(x: Array) -> bool:
+    """Whether the rows of x (rows, n) are contiguous, at any distance from each other."""
+    distance, step = x.strides
+    return bool(step == x.itemsize and distance >= x.shape[1] * step and distance % step == 0)
+
+
+def row_stride(x: Array) -> np.int64:
+    """The elements from a row of x to the next."""
+    return np.int64(x.strides[0] // x.itemsize)
 
 
 def n_rows(x: Array) -> int:

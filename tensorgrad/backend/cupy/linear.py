@@ -13,6 +13,7 @@ from tensorgrad.backend.cupy.cublaslt import CublasLt, CublasLtError, Matrix, Pr
 from tensorgrad.backend.cupy.kernels import Kernels, supported, wide_dtype
 
 AMPERE = 80  # compute capability, times ten, of the first tensor cores for bfloat16 and TF32
+ROW_BYTES = 16  # cuBLASLt's fast kernels need the distance of rows to be a multiple
 TIMED_RUNS = 5  # of a candidate, when a plan is autotuned
 
 
@@ -78,7 +79,11 @@ class Linear(Kernels):
         x, weight = self._same_dtype(x, weight)
         if not self._supports(x, weight):
             return super().linear(x, weight, bias)
-        y = self.xp.empty((*x.shape[:-1], len(weight)), x.dtype)
+        if x.ndim == 2 and bias is None:  # logits: a row of 50257 numbers is not aligned, and its products are slow
+            n = len(weight)
+            y = self.aligned_rows((len(x), n), x.dtype, padded=n > 1 and n * x.itemsize % ROW_BYTES > 0)
+        else:
+            y = self.xp.empty((*x.shape[:-1], len(weight)), x.dtype)
         if bias is not None:
             bias = self.xp.ascontiguousarray(bias, dtype=x.dtype)
             bias = bias if bias.data.ptr % 16 == 0 else bias.copy()  # cuBLASLt has no attribute for its alignment

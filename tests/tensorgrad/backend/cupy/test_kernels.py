@@ -77,13 +77,23 @@ class Inputs:
         return self.make((e / e.sum(axis=-1, keepdims=True)).astype(self.dtype))
 
 
-def cross_entropy_backward(k: Any, a: Any, smoothing: float, dtype: Any, in_place: bool) -> Any:
-    logits = a.logits()
+def cross_entropy_backward(
+    k: Any, a: Any, smoothing: float, dtype: Any, in_place: bool, are_apart: bool = False
+) -> Any:
+    logits = apart(k, a.logits()) if are_apart else a.logits()
     n, wide = logits.shape[-1], Inputs(a.shape, np.float64).logits()
     top = wide.max(axis=-1)
     lse = a.make(np.stack([top, np.log(np.exp(wide).sum(axis=-1)) - top], axis=-1).astype(a.wide))
     out = logits if in_place else None
     return k.cross_entropy_backward(a.flat_rows("dy"), logits, a.classes(n, dtype), lse, -100, smoothing, out)
+
+
+def apart(k: Any, x: Any) -> Any:
+    """The same rows, 64 elements from each other or a multiple of it."""
+    n = x.shape[1]
+    wide = k.xp.zeros((len(x), -(-n // 64) * 64), x.dtype)
+    wide[:, :n] = x
+    return wide[:, :n]
 
 
 CALLS: dict[str, Call] = {
@@ -123,6 +133,9 @@ CALLS: dict[str, Call] = {
     "rms_norm_backward_weight": lambda k, a: k.rms_norm_backward_weight(a.dy, a.x, a.rows("rrms")),
     "cross_entropy": lambda k, a: k.cross_entropy(a.logits(), a.classes(a.shape[-1]), -100, 0.0),
     "cross_entropy, smoothed": lambda k, a: k.cross_entropy(a.logits(), a.classes(a.shape[-1], np.int32), -100, 0.1),
+    "cross_entropy, rows apart": lambda k, a: k.cross_entropy(apart(k, a.logits()), a.classes(a.shape[-1]), -100, 0.0),
+    "cross_entropy_backward, rows apart": lambda k, a: cross_entropy_backward(k, a, 0.1, np.int64, False, True),
+    "cross_entropy_backward, rows apart in place": lambda k, a: cross_entropy_backward(k, a, 0, np.int64, True, True),
     "cross_entropy_backward": lambda k, a: cross_entropy_backward(k, a, 0.0, np.int64, False),
     "cross_entropy_backward, smoothed": lambda k, a: cross_entropy_backward(k, a, 0.1, np.int32, False),
     "cross_entropy_backward, in place": lambda k, a: cross_entropy_backward(k, a, 0.1, np.int16, True),

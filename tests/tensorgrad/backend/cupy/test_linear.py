@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cublaslt import FakeCublasLt
-from fake_cupy import FakeArray, FakeCupy, FakeDevice, FakeStream
+from fake_cupy import FakeArray, FakeCupy, FakeDevice, FakeStream, fake
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -226,6 +226,22 @@ def test_each_stream_has_one_workspace(k: Any) -> None:
             k.matmul(x, x)
     assert [len(space) for space in k.workspaces.values()] == [WORKSPACE_BYTES] * 2
     assert k.cublaslt.streams == k.workspaces.keys() == {stream.ptr for stream in streams}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("n", [8, 11, 65])
+def test_logits_of_any_vocabulary_are_aligned(k: Any, dtype: str, n: int) -> None:
+    """Their rows, and those of their gradient, are multiples of 16 bytes apart, as fast products need them."""
+    x, weight = (fake(np.ones(shape).astype(dtype)) for shape in ((6, 16), (n, 16)))
+    k.autotune = True
+    logits = k.linear(x, weight, None)
+    assert logits.shape == (6, n) and logits.strides[0] % 16 == 0
+    assert logits.astype(np.float32).tolist() == [[16] * n] * 6
+    dweight = k.linear_backward_weight(logits, x)
+    k.add_matmul(dweight, logits.T, x)
+    assert dweight.astype(np.float32).tolist() == [[2 * 16 * 6] * 16] * n
+    assert k.linear_backward_x(logits, weight).astype(np.float32).tolist() == [[16 * n] * 16] * 6
+    assert k.cublaslt.requested and not k.cublaslt.unaligned
 
 
 def test_autotuning_times_a_new_shape_once_and_does_not_overwrite_the_result(k: Any) -> None:
