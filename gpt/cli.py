@@ -123,7 +123,7 @@ def user_errors(*kinds: type[Exception], about: str = "") -> Iterator[None]:
         raise UserError(f"{about}: {error}" if about else str(error)) from error
 
 
-def use_backend(name: str, threads: int | None, dtype: str = "float32", cuda_graph: bool = False) -> str:
+def use_backend(name: str, threads: int | None, dtype: str = "float32", cuda_graph: bool | None = False) -> str:
     """Select a backend and the number of its CPU threads; return its name and why it was chosen.
 
     Of several processes with GPUs, each uses its own. Raises UserError for a dtype that the backend does not support,
@@ -141,7 +141,7 @@ def use_backend(name: str, threads: int | None, dtype: str = "float32", cuda_gra
     if cuda_graph and (lacks := chosen.backend.lacks("cuda_graph")):
         raise UserError(f"cuda_graph: {lacks}")
     if cuda_graph and group.size > 1:
-        raise UserError(f"cuda_graph: a step of {group.size} processes cannot be recorded: leave out cuda_graph")
+        raise UserError(f"cuda_graph: a step of {group.size} processes cannot be recorded: give --no-cuda-graph")
     chosen.backend.communicator(group)
     tg.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     return chosen.reason

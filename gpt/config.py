@@ -191,7 +191,7 @@ ENCODING_ERRORS = ("strict", "replace", "ignore")
 TOKENIZERS = ("char", "bpe", "gpt2")  # that a run can start with; "byte-level" comes with weights or prepared data
 CHOICES = {
     "backend": BACKENDS,
-    "dtype": ("float32", "tf32", "bfloat16", "float16"),
+    "dtype": ("auto", "float32", "tf32", "bfloat16", "float16"),
     "encoding_errors": ENCODING_ERRORS,
     "model": ("gpt2", "llama"),
     "gelu": ("tanh", "none"),
@@ -260,9 +260,9 @@ class TrainConfig(_Config):
     quantize: str = flag("none", "finetuning", "frozen weights under LoRA: q8_0, q4_0, q4_1, file (as stored) or none")
 
     backend: str = flag("auto", "run", "numpy, numba, cupy or auto (the fastest that is available)")
-    dtype: str = flag("float32", "run", "float32, tf32, bfloat16 or float16; sums are float32 in any case")
+    dtype: str = flag("auto", "run", "float32, tf32, bfloat16, float16 or auto (on a GPU bfloat16, else float32)")
     plain: bool = flag(False, "run", "train gpt/model.py as it is written, without fused operations: slower")
-    cuda_graph: bool = flag(False, "run", "record a step once and replay it: less work for the CPU beside a GPU")
+    cuda_graph: bool | None = flag(None, "run", "record a step once and replay it (default: on a GPU, where possible)")
     log_interval: int = flag(10, "run", "steps between transfers of the loss from a GPU, each of which waits for it")
     threads: int | None = flag(None, "run", "CPU threads for everything (default: every core)")
     eval_interval: int = flag(250, "run", "steps between validations")
@@ -316,7 +316,7 @@ class TrainConfig(_Config):
 
     @property
     def half(self) -> bool:
-        """Whether weights and activations are in half precision, with float32 master weights."""
+        """Whether weights and activations are in half precision, with float32 master weights; "auto" is undecided."""
         return self.dtype in ("bfloat16", "float16")
 
     @property

@@ -48,6 +48,7 @@ class Classification(Task):
     class_weights: bool = True
     seed: int = 0  # of the split
 
+    rows_of_one_length = False
     saves_adapters_alone = False  # the linear layer on top is trained as well
 
     def settings(self) -> dict[str, Any]:

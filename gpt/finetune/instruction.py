@@ -30,6 +30,8 @@ class Instruction(Task):
     packing: bool = True
     seed: int = 0  # of the split
 
+    rows_of_one_length = False
+
     def settings(self) -> dict[str, Any]:
         return {"name": NAME, **{field.name: getattr(self, field.name) for field in fields(self)}}
 

@@ -1,4 +1,4 @@
-"""What a run is built from: its tokenizer, data, optimizer and gradient scaler, as the configuration says."""
+"""What a run is built from: its dtype, tokenizer, data, optimizer and gradient scaler, as configured."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,6 +11,23 @@ from gpt.data.loaders import tokenize
 from gpt.data.shards import is_prepared, load_prepared
 from gpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError
 from gpt.weights import Model
+from tensorgrad.distributed import world
+
+
+def resolve(config: TrainConfig, *, rows_of_one_length: bool = True) -> TrainConfig:
+    """Return the configuration with dtype "auto" and an undecided cuda_graph decided for the current backend.
+
+    A GPU that has bfloat16 gets it, and records its steps where they are all alike and nothing looks into them.
+    """
+    lacks = tg.get_backend().lacks
+    on_gpu = lacks("cuda_graph") is None
+    if config.dtype == "auto":
+        half = on_gpu and config.quantize == "none" and lacks("bfloat16") is None
+        config = replace(config, dtype="bfloat16" if half else "float32")
+    if config.cuda_graph is None:
+        alike = rows_of_one_length and world().size == 1 and not (config.log_ratios or config.plain)
+        config = replace(config, cuda_graph=on_gpu and alike)
+    return config
 
 
 def make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:

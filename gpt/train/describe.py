@@ -37,7 +37,8 @@ def describe(run: Run) -> Iterator[str]:
     if run.resumed_config is not None:
         yield from describe_changes(run.resumed_config, config, run.step)
     else:
-        given = ", ".join(f"{name} {new}" for name, _, new in changes(TrainConfig(), config))
+        defaults = TrainConfig(dtype="float32", cuda_graph=False)  # on a CPU; what a GPU gets is shown
+        given = ", ".join(f"{name} {new}" for name, _, new in changes(defaults, config))
         text = f"config   {given or 'the defaults'}; all settings are in {run.folder / CONFIG}"
         yield from textwrap.wrap(text, WIDTH, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
 

@@ -26,7 +26,7 @@ from gpt.evaluate import evaluating
 from gpt.evaluate.plot import History, draw_run, why_not
 from gpt.lora import LoRA, add_lora
 from gpt.tokenizer import Tokenizer
-from gpt.train.build import make_optimizer, make_scaler, open_data
+from gpt.train.build import make_optimizer, make_scaler, open_data, resolve
 from gpt.train.config_file import describe
 from gpt.train.flags import Arguments
 from gpt.train.footprint import (
@@ -58,7 +58,7 @@ def dry_run(arguments: Arguments) -> int:
     """Print what a run with these arguments is and needs; take a few of its steps in memory, and write nothing."""
     config, tokenizer, step, build = _config_of(arguments)
     chosen = use_backend(config.backend, config.threads, config.dtype)
-    backend = tg.get_backend().name
+    config, backend = resolve(config), tg.get_backend().name
     tokenizer, train, val = open_data(config, tokenizer)
     vocab_size = tokenizer.vocab_size
     _warm_up(config)

@@ -28,7 +28,8 @@ examples:
   train.py --config run.toml                       flags from a file: lines such as n_layer = 6
   train.py --config gpt2-124m --dry-run            how much memory and time does it take?
   train.py --resume                                continue from the newest checkpoint
-Underscores work as well as hyphens (--n_layer=6). Flags take precedence over --config.
+Underscores work as well as hyphens (--n_layer=6). --no-plot is the same as --plot False.
+Flags take precedence over --config.
 """
 
 
@@ -85,6 +86,8 @@ def build_parser(prog: str = "train.py", description: str = DESCRIPTION, epilog:
         options = {**_KINDS[kind], **_SPECIAL.get(field.name, {})}
         group, text = groups[field.metadata["group"]], field.metadata["help"] + shown
         group.add_argument(flag, help=text, **options)
+        if kind == "bool":
+            group.add_argument(f"--no-{flag[2:]}", dest=field.name, action="store_false", help=argparse.SUPPRESS)
     groups["run"].add_argument("--config", metavar="NAME", help=f"{', '.join(NAMED_CONFIGS)}, or a .toml file of flags")
     groups["run"].add_argument(
         "--resume", metavar="PATH", nargs="?", const=NEWEST,

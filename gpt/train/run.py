@@ -4,7 +4,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from gpt.data import Batches, DataLoader
 from gpt.files import FolderLock
 from gpt.lora import LoRA
 from gpt.tokenizer import Tokenizer
-from gpt.train.build import make_optimizer, make_scaler, open_general_data, with_prepared_settings
+from gpt.train.build import make_optimizer, make_scaler, open_general_data, resolve, with_prepared_settings
 from gpt.train.flags import Arguments
 from gpt.train.footprint import require_memory
 from gpt.train.freeze import freeze
@@ -130,6 +130,7 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None, task: Ta
     if config.quantize != "none" and not task.saves_adapters_alone:
         raise UserError(f"quantize {config.quantize}: the checkpoints of this run hold all weights: leave it out")
     backend = use_backend(config.backend, config.threads, config.dtype, config.cuda_graph)
+    config = resolve(config, rows_of_one_length=task.rows_of_one_length)
     _require_logger(config)
     if config.out is not None:
         FolderLock(Path(config.out)).check()
@@ -164,6 +165,8 @@ def resumed_run(arguments: Arguments, task_of: Callable[[RunState], Task] = lang
     state, folder = checkpoint.state, Path(out or checkpoint.path.parent)
     task = task_of(state)
     config = arguments.train_config(under=state.train_config.to_dict())
+    if config.dtype == "auto":
+        config = replace(config, dtype=state.train_config.dtype)
     backend = use_backend(config.backend, config.threads, config.dtype, config.cuda_graph)
     _require_same_settings(config, checkpoint)
     _require_logger(config)

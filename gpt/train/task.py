@@ -15,6 +15,7 @@ from gpt.weights.initial import InitialWeights, build_checkpoint
 class Task:
     """A language model: it learns to continue a text."""
 
+    rows_of_one_length = True  # in every batch, as a recorded step needs them
     saves_adapters_alone = True  # in the checkpoints of a run with LoRA; otherwise all weights
 
     def settings(self) -> dict[str, Any]:

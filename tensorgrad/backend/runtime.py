@@ -28,7 +28,7 @@ class Backend(DecoderMath):
     def lacks(self, what: str) -> str | None:
         """Why a dtype, "tf32" or "cuda_graph" is not supported, in one line; None if it is."""
         if what == "cuda_graph":
-            return f"{self.name} is not on a GPU, where a step could be recorded: leave it out, or choose backend cupy"
+            return f"{self.name} is not on a GPU, where a step could be recorded: give --no-cuda-graph, or backend cupy"
         if what == "tf32":
             return f"a format of NVIDIA's tensor cores, and {self.name} is not on a GPU: choose float32"
         if what == "bfloat16":

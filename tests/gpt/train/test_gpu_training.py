@@ -17,6 +17,8 @@ import pytest
 import tensorgrad as tg
 from gpt.checkpoint.files import METRICS
 from gpt.config import TrainConfig, UserError
+from gpt.train.config_file import read_config
+from gpt.train.describe import describe
 from gpt.train.flags import Arguments
 from gpt.train.loop import batch_of, train
 from gpt.train.progress import Progress
@@ -25,7 +27,7 @@ from gpt.train.run import Run, make_run, new_run
 SMALL: dict[str, Any] = {
     "data": "text.txt", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 2, "grad_accum": 2,
     "dropout": 0.1, "max_iters": 10, "warmup_iters": 2, "eval_interval": 10, "eval_iters": 1, "lr": 1e-2,
-    "min_lr": 1e-3, "log_interval": 4, "async_save": False,
+    "min_lr": 1e-3, "log_interval": 4, "async_save": False, "dtype": "float32", "cuda_graph": False,
 }  # fmt: skip
 
 
@@ -66,7 +68,7 @@ def test_losses_equal_those_on_the_cpu() -> None:
 def test_a_step_does_not_wait_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two reports of the loss the host reads no value from the GPU."""
     run, read_steps = small("run", grad_clip=0.5), []
-    monkeypatch.setattr(fake_cupy, "waits", lambda: read_steps.append(run.step))
+    monkeypatch.setattr(fake_cupy, "waits", lambda x: read_steps.append(run.step))
     train(run)
     # 4 and 8 by --log-interval, 10 for the validation, and after it the checkpoint
     during = {step for step in read_steps if step < 9}
@@ -167,13 +169,73 @@ def test_a_skipped_nonfinite_step_changes_nothing(monkeypatch: pytest.MonkeyPatc
 
 
 def test_incompatible_settings_are_refused() -> None:
-    with pytest.raises(UserError, match="cuda_graph: numpy is not on a GPU, where a step could be recorded: leave it"):
+    with pytest.raises(UserError, match="cuda_graph: numpy is not on a GPU, .*: give --no-cuda-graph, or"):
         small("run", backend="numpy", cuda_graph=True)
     with pytest.raises(ValueError, match="cuda_graph does not work with log_ratios: a replayed step does not show"):
         small("run", cuda_graph=True, log_ratios=True)
     with pytest.raises(ValueError, match="log_interval must be at least 1, not 0"):
         small("run", log_interval=0)
     assert not Path("run").exists()
+
+
+def by_default(out: str = "run", **changes: Any) -> Run:
+    """A run that leaves dtype and cuda_graph to be decided."""
+    return small(out, **{"dtype": "auto", "cuda_graph": None, **changes})
+
+
+def test_a_gpu_gets_bfloat16_and_a_recorded_step_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With float32 master weights; config.toml has what was decided, and a resumed run keeps it."""
+    run = by_default(max_iters=6)
+    assert {p.dtype.name for p in run.model.parameters()} == {"bfloat16"}
+    assert run.optimizer.state[0]["master_weight"].dtype == "float32"
+    recorded = []
+    record = tg.get_backend().record
+    monkeypatch.setattr(tg.get_backend(), "record", lambda *step: recorded.append(step) or record(*step))
+    train(run)
+    assert len(recorded) == 1 and not tg.get_backend().cublaslt.unaligned
+    written = read_config("run/config.toml")
+    assert (written["dtype"], written["cuda_graph"]) == ("bfloat16", True)
+    assert "dtype bfloat16, cuda_graph True" in " ".join(describe(by_default(out="other")))
+    for given in ({}, {"dtype": "auto"}):
+        resumed = make_run(Arguments(given={"max_iters": 8, **given}, resume="run"))
+        assert (resumed.config.dtype, resumed.config.cuda_graph) == ("bfloat16", True)
+    with pytest.raises(UserError, match="dtype float32: the run to resume has bfloat16, which cannot be changed"):
+        make_run(Arguments(given={"max_iters": 8, "dtype": "float32"}, resume="run"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "decided"),
+    [
+        ({"dtype": "float32"}, ("float32", True)),
+        ({"cuda_graph": False}, ("bfloat16", False)),
+        ({"log_ratios": True}, ("bfloat16", False)),
+        ({"plain": True}, ("bfloat16", False)),
+        ({"backend": "numpy"}, ("float32", False)),
+    ],
+)
+def test_what_is_given_or_impossible_is_not_decided(changes: dict[str, Any], decided: tuple[str, bool]) -> None:
+    config = by_default(**changes).config
+    assert (config.dtype, config.cuda_graph) == decided
+
+
+def test_an_old_gpu_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_cupy.FakeDevice, "compute_capability", "75")
+    assert by_default().config.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"recompute": True}, {"model": "llama", "dropout": 0.0}, {"freeze": "wte"}, {"init_from": "base"}]
+)
+def test_other_runs_can_be_recorded_as_well(changes: dict[str, Any]) -> None:
+    if "init_from" in changes:
+        train(small("base", max_iters=2, dropout=0.0))
+        given = {"data": "text.txt", "out": "run", "backend": "cupy", "lora_rank": 2, "max_iters": 5, "eval_iters": 1}
+        run = make_run(Arguments(given={**given, **changes}, resume=None))
+    else:
+        run = by_default(max_iters=5, **changes)
+    assert run.config.cuda_graph
+    train(run)
+    assert all(math.isfinite(row["loss"]) for row in metrics("run"))
 
 
 def test_log_ratios_works_on_the_gpu() -> None:

@@ -58,7 +58,7 @@ def test_without_flags_the_settings_are_the_defaults() -> None:
 def test_every_setting_is_a_flag() -> None:
     values = {
         "int": ("3", 3), "float": ("0.00025", 0.00025), "bool": ("True", True), "str": ("x", "x"),
-        "int | None": ("7", 7), "float | None": ("0.5", 0.5), "str | None": ("x", "x"),
+        "int | None": ("7", 7), "float | None": ("0.5", 0.5), "str | None": ("x", "x"), "bool | None": ("False", False),
     }  # fmt: skip
     special = {name: (known[-1], known[-1]) for name, known in CHOICES.items()}
     for field in fields(TrainConfig):
@@ -112,6 +112,9 @@ def test_the_cpu_command_of_nanogpt_is_accepted() -> None:
         ("--dataset=shakespeare", {"data": "shakespeare", "tokenizer": "gpt2"}),
         ("--device=cuda", {"backend": "cupy"}),
         ("--dtype=bfloat16", {"dtype": "bfloat16"}),
+        ("--cuda-graph", {"cuda_graph": True}),
+        ("--no-cuda-graph", {"cuda_graph": False}),
+        ("--no_plot", {"plot": False}),
         ("--compile=False", {}),
         ("--decay_lr=True", {}),
         ("--eval_only=False", {}),
@@ -371,7 +374,7 @@ def test_help_lists_every_flag_and_default_in_lines_that_fit_a_terminal(
     assert call(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
     for flag in build_parser().flags():
-        assert f"  {flag} " in text or f", {flag} " in text
+        assert f"  {flag} " in text or f", {flag} " in text or flag.startswith("--no-")
     assert "(default: 0.001)" in text
     assert all(name in text for name in NAMED_CONFIGS)
     assert max(map(len, text.splitlines())) <= 100
