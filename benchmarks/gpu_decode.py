@@ -25,9 +25,11 @@ def ours(setup: Setup, inputs: str, stand_in: bool, prompt: int, new: int) -> tu
 
     from gpt.fused import FusedGPT
     from gpt.generate import Generation
+    from tensorgrad.creation import skip_init
 
     card, arrays = Ours(stand_in), load_file(inputs)
-    model = FusedGPT(setup.model())
+    with skip_init():
+        model = FusedGPT(setup.model())
     model.load_state_dict({name: x for name, x in arrays.items() if name not in ("idx", "targets")})
     model.astype("bfloat16")
     model.eval()

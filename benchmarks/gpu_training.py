@@ -12,6 +12,7 @@ import gc
 import itertools
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from benchmarks import common
@@ -35,14 +36,17 @@ class Ourselves:
 
         self.card, self.setup = Ours(stand_in), setup
         self.arrays = load_file(inputs)
+        self.graph: Any = None
 
     def make(self, batch: int, mode: str) -> Step:
         """Return a training step on batches of that size, which returns the loss on the card."""
         import tensorgrad as tg
         from gpt.fused import FusedGPT
+        from tensorgrad.creation import skip_init
         from tensorgrad.random import Stream, default_generator
 
-        k, model = self.card.k, FusedGPT(self.setup.model())
+        with skip_init():  # drawing 124M weights takes ten seconds
+            k, model = self.card.k, FusedGPT(self.setup.model())
         model.load_state_dict({name: x for name, x in self.arrays.items() if name not in ("idx", "targets")})
         model.astype("bfloat16")
         parameters = list(model.parameters())
@@ -59,9 +63,15 @@ class Ourselves:
         run = step
         if mode == "graph":
             optimizer.capturable()
-            run = k.record(step, lambda n: default_generator.next_step(Stream.DROPOUT, n))
+            run = self.graph = k.record(step, lambda n: default_generator.next_step(Stream.DROPOUT, n))
         batches = batches_of(self.arrays["idx"], self.arrays["targets"], batch)
         return lambda: run(*k.stage(*next(batches)))[0]
+
+    def close(self) -> None:
+        """Return the memory of a recorded step to the card."""
+        if self.graph is not None:
+            self.graph.close()
+            self.graph = None
 
     def number(self, loss: Any) -> float:
         """The loss on the host."""
@@ -112,6 +122,9 @@ class PyTorch:
 
         return step
 
+    def close(self) -> None:
+        """See Ourselves; memory is returned when the step is dropped."""
+
     def pinned(self, arrays: tuple[Any, ...]) -> list[Any]:
         """In pinned memory of the host, from which the card copies while it computes."""
         tensors = [self.card.torch.from_numpy(x) for x in arrays]
@@ -145,7 +158,7 @@ def batches_of(idx: Any, targets: Any, batch: int) -> Any:
 
 def measure(contender: Any, batch: int, mode: str, steps: int) -> dict[str, Any]:
     """Losses of the first steps, then times, memory, launches."""
-    gc.collect()  # a CUDA graph and its function refer to each other
+    gc.collect()  # a model and its compiled form refer to each other
     contender.card.free_memory()
     step = contender.make(batch, mode)
     losses = [contender.number(step()) for _ in range(FIRST_STEPS)]
@@ -188,7 +201,8 @@ def run(contender: Any, batches: list[str], steps: int, figures: Figures, total_
 
 def tried(contender: Any, batch: int, mode: str, steps: int) -> dict[str, Any]:
     try:
-        return measure(contender, batch, mode, steps)
+        with closing(contender):
+            return measure(contender, batch, mode, steps)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

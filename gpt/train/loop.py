@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -40,6 +41,7 @@ def train(run: Run) -> int:
     take_step = TrainingStep(model, run.optimizer, config, scaler=run.scaler, reducer=reducer, inspect=inspect)
     buffer = MetricsBuffer(config)
     with (
+        closing(take_step),
         locked_folder(run),
         StopSignals() as signals,
         make_progress(run) as progress,

@@ -53,6 +53,11 @@ class TrainingStep:
             return loss.copy(), grad_norm.copy()  # the next replay writes into the same arrays
         return loss, grad_norm
 
+    def close(self) -> None:
+        """Return the memory of a recorded step to the GPU."""
+        if self.config.cuda_graph:
+            self._compute.close()
+
     def _step(self, *batch: Array) -> tuple[Any, Any]:
         optimizer, scaler = self.optimizer, self.scaler
         loss = accumulate_gradients(self.model, batch, self.batch_size, scaler, self.reducer)

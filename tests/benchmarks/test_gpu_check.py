@@ -125,6 +125,9 @@ def test_a_batch_that_does_not_fit_is_recorded_and_the_largest_is_retried(monkey
     class Contender:
         modes = ("eager",)
 
+        def close(self) -> None:
+            pass
+
     def measure(contender: Any, batch: int, mode: str, steps: int) -> dict[str, Any]:
         if batch > 120:
             raise MemoryError("no room")

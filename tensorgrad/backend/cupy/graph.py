@@ -25,11 +25,15 @@ class Graphs(Dropout, Optimization):
         return self.xp.cuda.Stream()
 
 
+def _closed(*arrays: Array) -> tuple[Array, ...]:
+    raise RuntimeError("it has been closed")
+
+
 class CudaGraph:
     """`fn(*arrays)`: called EAGER_RUNS times, then recorded, and from then on replayed.
 
     Arguments are copied into arrays of the graph, and results are overwritten by the next run. Memory comes from a pool
-    of the graph's own: memory that fn freed while it was recorded stays reserved for every replay.
+    of the graph's own: memory that fn freed while it was recorded stays reserved for every replay, until `close`.
     """
 
     def __init__(self, k: Graphs, fn: Function, advance: Advance) -> None:
@@ -50,6 +54,14 @@ class CudaGraph:
         results = self._run(arrays)
         caller.wait_event(self.stream.record())
         return results
+
+    def close(self) -> None:
+        """Wait for the last run, and return the memory to the GPU: in CuPy 14.2 a pool that is dropped keeps it."""
+        self.stream.synchronize()
+        self.fn, self.runs = _closed, EAGER_RUNS
+        self.graph = self.step_offset = None
+        self.inputs, self.results, self.tables = (), (), []
+        self.memory.pool.free_all_blocks()
 
     def _run(self, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
         with self.stream:

@@ -195,7 +195,7 @@ def test_a_gpu_gets_bfloat16_and_a_recorded_step_by_default(monkeypatch: pytest.
     assert len(recorded) == 1 and not tg.get_backend().cublaslt.unaligned
     written = read_config("run/config.toml")
     assert (written["dtype"], written["cuda_graph"]) == ("bfloat16", True)
-    assert "dtype bfloat16, cuda_graph True" in " ".join(describe(by_default(out="other")))
+    assert "dtype bfloat16, cuda_graph True" in " ".join(" ".join(describe(by_default("other"))).split())
     for given in ({}, {"dtype": "auto"}):
         resumed = make_run(Arguments(given={"max_iters": 8, **given}, resume="run"))
         assert (resumed.config.dtype, resumed.config.cuda_graph) == ("bfloat16", True)

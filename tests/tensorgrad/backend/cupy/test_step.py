@@ -151,6 +151,22 @@ def test_tables_of_addresses_are_not_uploaded_in_the_recording(gpu: Any) -> None
     assert graph.tables and gpu.copy_stream.synchronized > 0
 
 
+def test_a_closed_graph_returns_its_memory(gpu: Any) -> None:
+    gpu.xp.get_default_memory_pool().free_all_blocks()
+    free = gpu.xp.cuda.runtime.memGetInfo()[0]
+    graph, x = gpu.record(lambda x: ((x @ x + 1).sum(),), draws), np.ones((40, 40), np.float32)
+    for _ in range(EAGER_RUNS + 2):
+        (total,) = graph(gpu.asarray(x))
+    assert float(total) == 40 * 40 * 41
+    assert gpu.xp.cuda.runtime.memGetInfo()[0] < free
+    del total
+    graph.close()
+    gpu.xp.get_default_memory_pool().free_all_blocks()
+    assert gpu.xp.cuda.runtime.memGetInfo()[0] == free
+    with pytest.raises(RuntimeError, match="CUDA graph: the step cannot be recorded: it has been closed"):
+        graph(gpu.asarray(x))
+
+
 def test_a_graph_needs_a_gpu() -> None:
     with pytest.raises(BackendUnavailable, match="a CUDA graph: numpy is not on a GPU, where a step could be"):
         load("numpy").record(lambda: (), draws)
