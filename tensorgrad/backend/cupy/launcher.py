@@ -127,8 +127,9 @@ def cache_folder() -> Path:
 
 
 def _key(source: str, arch: str, defines: Defines) -> str:
-    """A hash of all that the machine code depends on."""
-    digest = hashlib.sha256(repr((nvrtc.version(), options(arch), defines)).encode())
+    """A hash of all that the machine code depends on; not of where the headers are, so that it can be carried."""
+    given = [option for option in options(arch) if not option.startswith("-I")]
+    digest = hashlib.sha256(repr((nvrtc.version(), given, defines)).encode())
     for path in signature.dependencies(signature.path_of(source)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:32]

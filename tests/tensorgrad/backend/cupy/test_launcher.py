@@ -153,6 +153,22 @@ def test_a_kernel_is_compiled_once_for_all_that_it_depends_on(
     assert sorted(path.suffix for path in launcher.cache_folder().iterdir()) == [".cubin"] * 5  # nothing half-written
 
 
+def test_machine_code_can_be_carried_to_another_machine(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where this package and CUDA are installed elsewhere."""
+    for i in range(2):
+        folder = tmp_path / f"machine {i}"
+        folder.mkdir()
+        (folder / "scale.cu").write_text(SOURCE)
+        monkeypatch.setattr(signature, "FOLDER", folder)
+        monkeypatch.setattr(nvrtc, "include_folders", lambda i=i: (f"/cuda{i}/include",))
+        launcher.read.cache_clear()
+        launcher.cached_build("scale", "sm_80", FLOAT)
+    launcher.read.cache_clear()
+    assert len(compiled) == 1
+
+
 def test_a_header_is_part_of_the_key(compiled: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(signature, "FOLDER", tmp_path)
     (tmp_path / "common.cuh").write_text('#include "deeper.cuh"')
