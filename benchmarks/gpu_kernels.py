@@ -1,16 +1,21 @@
 """Every kernel of a training step of GPT-2 124M beside its roofline, for gpu_check.py.
 
-    python -m benchmarks.gpu_kernels OUT [--stand-in]
+    python -m benchmarks.gpu_kernels OUT [--group GROUP] [--stand-in]
 
-Kernels that are bound by memory are compared with the speed of a copy, matrix products with the speed of a large
-bfloat16 product; both are measured first. The operations of attention are those that the causal mask leaves.
+Each group of kernels has a process of its own: after an illegal access to memory, a process can do nothing more on the
+GPU, and the other groups are measured all the same. With --group, this process measures that group. Kernels that are
+bound by memory are compared with the speed of a copy, matrix products with the speed of a large bfloat16 product; both
+are measured first. The operations of attention are those that the causal mask leaves.
 """
 
 import argparse
+import json
 import math
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks import common
@@ -75,13 +80,6 @@ class Bench:
         n = self.s.product
         a, b = self.draw(n, n), self.draw(n, n)
         return 2 * n**3 / common.median(self.card.times(lambda: self.k.matmul(a, b), repeats)) / 1e9
-
-    def kernels(self) -> Iterator[Kernel]:
-        """All of them, at the shapes of a step."""
-        yield from self.attention()
-        yield from self.rows()
-        yield from self.products()
-        yield from self.whole_model()
 
     def attention(self) -> Iterator[Kernel]:
         """Forward and backward, from a packed projection as in the model."""
@@ -164,32 +162,72 @@ class Bench:
         yield Kernel("global_norm", lambda: self.k.global_norm(grads), bytes=4 * n)
 
 
+GROUPS: dict[str, Callable[[Bench], Iterator[Kernel]]] = {
+    "attention": Bench.attention,
+    "rows": Bench.rows,
+    "products": Bench.products,
+    "model": Bench.whole_model,
+}
+ROOFS = "roofs"  # the speed of a copy and of a large product
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Time every kernel of a step beside its roofline.")
     parser.add_argument("out", help="the JSON file")
+    parser.add_argument("--group", choices=(ROOFS, *GROUPS), help="measure this group in this process")
     parser.add_argument("--stand-in", action="store_true", help="no GPU: tiny shapes, and times that mean nothing")
     options = parser.parse_args()
+    if options.group is None:
+        return measure_all(Path(options.out), options.stand_in)
     card, figures, repeats = Ours(options.stand_in), Figures(options.out), 2 if options.stand_in else 20
     bench = Bench(card, TINY if options.stand_in else Sizes())
-    copy, product = bench.copy_speed(repeats), bench.product_speed(repeats)
-    figures.add(**card.describe(), copy_gb_per_s=copy, product_tflop_per_s=product, rows=[])
+    if options.group == ROOFS:
+        copy, product = bench.copy_speed(repeats), bench.product_speed(repeats)
+        figures.add(**card.describe(), copy_gb_per_s=copy, product_tflop_per_s=product)
+        return 0
     rows: list[dict[str, Any]] = []
-    for kernel in bench.kernels():
-        row: dict[str, Any] = {"kernel": kernel.name}
-        try:
-            times = card.times(kernel.call, repeats)
-        except Exception as error:  # measure the other kernels all the same
-            row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-        else:
-            ms = common.median(times)
-            row |= {"ms": ms, "spread": common.spread(times)}
-            if kernel.flop:
-                row |= {"tflop_per_s": kernel.flop / ms / 1e9, "share_of_roof": kernel.flop / ms / 1e9 / product}
-            else:
-                row |= {"gb_per_s": kernel.bytes / ms / 1e6, "share_of_roof": kernel.bytes / ms / 1e6 / copy}
-        rows.append(row)
+    for kernel in GROUPS[options.group](bench):
+        rows.append(measure(card, kernel, repeats))
         figures.add(rows=rows)
     return 0
+
+
+def measure(card: Ours, kernel: Kernel, repeats: int) -> dict[str, Any]:
+    """The time of a kernel beside its bytes or operations, or the error that it raised."""
+    try:
+        times = card.times(kernel.call, repeats)
+    except Exception as error:  # measure the other kernels all the same
+        reason = str(error).splitlines()[0][:200] if str(error) else ""
+        return {"kernel": kernel.name, "failure": f"{type(error).__name__}: {reason}"}
+    work = {"flop": kernel.flop} if kernel.flop else {"bytes": kernel.bytes}
+    return {"kernel": kernel.name, "ms": common.median(times), "spread": common.spread(times), **work}
+
+
+def measure_all(out: Path, stand_in: bool) -> int:
+    """Measure every group in a process of its own; return 0 if all could be measured."""
+    figures, rows, failed = Figures(str(out)), [], 0
+    for group in (ROOFS, *GROUPS):
+        part = out.with_suffix(f".{group}")
+        command = [sys.executable, "-m", "benchmarks.gpu_kernels", str(part), "--group", group]
+        failed += (code := subprocess.run([*command, *["--stand-in"] * stand_in], cwd=common.ROOT).returncode) != 0
+        found = json.loads(part.read_text(encoding="utf-8")) if part.exists() else {}
+        part.unlink(missing_ok=True)
+        rows += [beside_roof(row, figures.values) for row in found.pop("rows", [])]
+        if code:
+            rows.append({"kernel": f"the group {group}", "failure": f"its process ended with status {code}"})
+        figures.add(**found, rows=rows)
+    return int(failed > 0)
+
+
+def beside_roof(row: dict[str, Any], roofs: dict[str, Any]) -> dict[str, Any]:
+    """The row with its speed, and that as a share of what was measured for a copy or a large product."""
+    if "failure" in row:
+        return row
+    if "flop" in row:
+        name, speed, roof = "tflop_per_s", row["flop"] / row["ms"] / 1e9, roofs.get("product_tflop_per_s")
+    else:
+        name, speed, roof = "gb_per_s", row["bytes"] / row["ms"] / 1e6, roofs.get("copy_gb_per_s")
+    return row | {name: speed} | ({"share_of_roof": speed / roof} if roof else {})
 
 
 if __name__ == "__main__":

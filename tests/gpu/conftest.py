@@ -1,7 +1,6 @@
 """Where these tests run: on the GPU there is, and smaller, so that every line has been run, on the stand-in for one.
 
-TENSORGRAD_SMALL=1 makes them small on a GPU as well, for compute-sanitizer, which is slow. TENSORGRAD_SHARE=2/8 leaves
-every eighth of them, from the third on: benchmarks/gpu_tests.py runs as many processes.
+TENSORGRAD_SMALL=1 makes them small on a GPU as well, for compute-sanitizer, which is slow.
 """
 
 import os
@@ -12,12 +11,6 @@ from typing import Any
 import pytest
 
 import tensorgrad as tg
-
-
-@pytest.hookimpl(trylast=True)  # -m and -k have had their say
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    share, _, n = os.environ.get("TENSORGRAD_SHARE", "0/1").partition("/")
-    items[:] = items[int(share) :: int(n)]
 
 
 @dataclass(frozen=True)
