@@ -68,10 +68,13 @@ class FakeStream:
     host = Clock()
     blocking: "weakref.WeakSet[FakeStream]" = weakref.WeakSet()  # that wait for the default stream, and it for them
 
+    by_ptr: "weakref.WeakValueDictionary[int, FakeStream]" = weakref.WeakValueDictionary()
+
     recording: FakeGraph | None = None
 
     def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False) -> None:
         self.ptr = 0 if null else id(self)
+        self.by_ptr[self.ptr] = self
         self.clock = Clock()
         self.non_blocking = non_blocking
         self.synchronized = 0

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cupy import FakeCupy, FakeDevice, FakeStream
+from fake_cupy import FakeCupy, FakeDevice
+from fake_memory import FakeStream, MemoryMisused, touch
 
 import tensorgrad as tg
 from tensorgrad.backend.cupy import nccl
@@ -81,10 +82,12 @@ class FakeNcclCommunicator:
     def allReduce(self, source: int, target: int, n: int, kind: int, op: int, stream: int) -> None:
         assert op == FakeNccl.NCCL_SUM
         self.streams.append(stream)
+        touch([source], [target], FakeStream.by_ptr[stream])
         at(target, n, kind)[...] = sum(self.meeting.exchange(self.rank, at(source, n, kind).copy()))
 
     def broadcast(self, source: int, target: int, n: int, kind: int, root: int, stream: int) -> None:
         self.streams.append(stream)
+        touch([source], [target], FakeStream.by_ptr[stream])
         at(target, n, kind)[...] = self.meeting.exchange(self.rank, at(source, n, kind).copy())[root]
 
 
@@ -144,6 +147,18 @@ def test_gpu_arrays_use_nccl_and_host_arrays_use_mpi(cupy: FakeCupy, dtype: str)
         return x.get().tolist(), y.get().tolist(), on_host.tolist()
 
     assert in_two_processes(work) == [([3, 20], [1], [2, 2])] * 2
+
+
+def test_a_sum_that_is_not_waited_for_is_found(cupy: FakeCupy) -> None:
+    def work(thread: Thread) -> None:
+        group, x = NcclGroup(cupy, thread), cupy.ones(3)
+        done = group.all_reduce(x)
+        with pytest.raises(MemoryMisused, match="uses an array that another one is still writing"):
+            x + 1
+        done.wait()
+        assert (x + 1).get().tolist() == [3] * 3
+
+    in_two_processes(work)
 
 
 def test_sums_are_ordered_with_the_work_before_and_after(cupy: FakeCupy) -> None:
