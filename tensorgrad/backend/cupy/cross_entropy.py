@@ -1,5 +1,6 @@
 """Cross-entropy of logits, one block per row."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,14 @@ from tensorgrad.backend.cupy.launcher import c_type
 class CrossEntropy(Kernels):
     """The kernels of cross_entropy.cu."""
 
-    logits_block = 2**26  # every block of rows adds to the head's whole gradient: fewer blocks, less traffic
+    @cached_property
+    def logits_block(self) -> int:  # type: ignore[override]
+        """The largest power of two that takes 1/64 of the GPU's memory in half precision.
+
+        Every block of rows adds to the head's whole gradient: fewer blocks, less traffic.
+        """
+        total = self.xp.cuda.runtime.memGetInfo()[1]
+        return 1 << (int(total) // 128).bit_length() - 1
 
     def cross_entropy(
         self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float

@@ -452,6 +452,16 @@ def test_the_cache_of_tables_is_bounded() -> None:
         assert len(k.tables) <= 64
 
 
+@pytest.mark.parametrize(("gib", "exponent"), [(8, 26), (24, 27), (80, 29), (139, 30)])
+def test_a_block_of_logits_takes_at_most_a_64th_of_the_memory(
+    gib: int, exponent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k = backend_on_cpu()
+    monkeypatch.setattr(k.xp.cuda.runtime, "memGetInfo", lambda: (0, gib * 2**30))
+    assert k.logits_block == 2**exponent
+    assert gib * 2**30 / 2 < 64 * 2 * k.logits_block <= gib * 2**30
+
+
 def test_columns_per_lane() -> None:
     x = fake(np.zeros((4, 8), np.float16))
     assert columns_per_lane(8, x) == 8
