@@ -21,10 +21,9 @@ class RowGradient(SparseGradient):
     dy: Array
     indices: Array
     shape: tuple[int, ...]
-    dtype: Any
 
     def dense(self) -> Array:
-        return self.k.embedding_backward(self.dy, self.indices, self.shape).astype(self.dtype, copy=False)
+        return self.k.embedding_backward(self.dy, self.indices, self.shape)  # at least float32: the tape rounds it
 
     def add_to(self, dweight: Array) -> None:
         self.k.add_embedding_backward(dweight, self.dy, self.indices)
@@ -37,10 +36,10 @@ def embedding(k: Backend, weight: Array, indices: Array) -> tuple[Array, Any]:
     Raises TypeError for indices that are not integers, IndexError for one out of range.
     dweight = for every row of weight, the sum of the rows of dy whose index it is.
     """
-    indices, shape, dtype = snapshot(k.asarray(indices)), weight.shape, weight.dtype
+    indices, shape = snapshot(k.asarray(indices)), weight.shape
     if weight.ndim != 2:
         raise ValueError(f"embedding: weight {shape} is not a table (V, C)")
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices have dtype {indices.dtype}; an integer dtype is needed")
     k.check_indices("embedding", indices, shape[0], lowest=0)
-    return k.embedding(weight, indices), lambda dy: RowGradient(k, dy, indices, shape, dtype)
+    return k.embedding(weight, indices), lambda dy: RowGradient(k, dy, indices, shape)

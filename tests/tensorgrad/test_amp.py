@@ -168,6 +168,17 @@ def test_gradients_in_float32_add_up_exactly(dtype: Any) -> None:
     assert p.grad.dtype == np.float32
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_the_gradient_of_a_table_is_not_rounded_on_its_way(dtype: Any) -> None:
+    """One row is read 100 times; the sum of what arrives has more digits than the table."""
+    dy = np.random.default_rng(0).standard_normal((100, 4)).astype(dtype)
+    table = Tensor(np.ones((3, 4), dtype), requires_grad=True)
+    table.grad_dtype = "float32"
+    tg.embedding(table, np.full(100, 1)).backward(dy)
+    np.testing.assert_allclose(table.grad[1], dy.astype(np.float64).sum(axis=0), rtol=1e-5)
+    assert (table.grad[1] != table.grad[1].astype(dtype)).any()
+
+
 def test_grad_dtype_is_the_tensors_dtype_unless_set() -> None:
     p = Tensor(np.ones(1, np.float16), requires_grad=True)
     assert p.grad_dtype == np.float16
