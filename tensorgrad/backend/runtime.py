@@ -89,7 +89,7 @@ class Backend(DecoderMath):
         dtypes = {x.dtype for x in operands if hasattr(x, "dtype") and x.dtype != bool}
         if len(dtypes) != 1 or (dtype := dtypes.pop()).name != "bfloat16":
             return operands
-        return [self.xp.asarray(x, dtype) if type(x) is float else x for x in operands]
+        return [self.asarray(x, dtype) if type(x) is float else x for x in operands]
 
     def check_indices(self, name: str, indices: Array, n: int, lowest: int | None = None) -> None:
         """Raise IndexError where an index is outside [lowest, n); lowest None is -n, counted from the end."""

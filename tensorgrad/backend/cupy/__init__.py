@@ -7,7 +7,9 @@ methods compute, and does so for arrays without a kernel. CuPy is imported only 
 import contextlib
 from typing import Any
 
-from tensorgrad.backend.arrays import Array
+import numpy as np
+
+from tensorgrad.backend.arrays import Array, is_half
 from tensorgrad.backend.cupy.activation import Activation
 from tensorgrad.backend.cupy.attention import Attention
 from tensorgrad.backend.cupy.cross_entropy import CrossEntropy
@@ -40,6 +42,12 @@ class CupyBackend(
     def to_numpy(self, x: Array) -> Any:
         """Copy to a NumPy array on the host; waits for the GPU."""
         return self.xp.asnumpy(x)
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        """An array of this backend; a Python number in half precision is written by kernels, which can be recorded."""
+        if type(x) is float and dtype is not None and is_half(np.dtype(dtype)):
+            return self.xp.full((), x, "float32").astype(dtype)
+        return super().asarray(x, dtype)
 
     def check_indices(self, name: str, indices: Array, n: int, lowest: int | None = None) -> None:
         """Do nothing: a check would have to wait for the GPU. CuPy wraps indices around that are out of range."""

@@ -82,6 +82,17 @@ def test_a_recorded_step_equals_the_eager_one_bit_by_bit(
         assert 0 < training.optimizer.step_count < EAGER_RUNS + 5  # some were skipped
 
 
+def test_numbers_beside_half_precision_can_be_recorded(gpu: Any) -> None:
+    """The scale of LoRA, for example: a number that is copied from the host could not."""
+    pytest.importorskip("ml_dtypes")
+    graph = gpu.record(lambda x: ((tg.Tensor(x) * 0.3).data,), draws)
+    x = gpu.asarray(np.array([1.0, 2.0], "bfloat16"))
+    for _ in range(EAGER_RUNS + 2):
+        (y,) = graph(x)
+        assert y.dtype.name == "bfloat16"
+        np.testing.assert_array_equal(y.get(), np.array([1, 2], "bfloat16") * np.array(0.3, "bfloat16"))
+
+
 def test_the_function_is_not_called_after_the_recording(gpu: Any) -> None:
     calls, state = [], gpu.xp.zeros(2, np.float32)
 
