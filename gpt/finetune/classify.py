@@ -117,7 +117,11 @@ def describe_data(task: Classification, run: Run) -> list[str]:
     texts, labels = task.examples
     counts = ", ".join(f"{n:,} {label}" for label, n in Counter(labels).most_common())
     n_cut = sum(len(run.tokenizer.encode(text)) > run.config.block_size for text in texts)
-    lines = [f"tuned    {task.tune}", f"labels   {counts}; {len(task.split.test):,} texts for a test"]
+    trained = sum(p.size for p in run.model.parameters() if p.requires_grad)
+    lines = [
+        f"labels   {counts}; {len(task.split.test):,} texts for a test",
+        f"trained  {trained:,} parameters: {task.tune}",
+    ]
     if n_cut:
         lines.append(f"cut      {n_cut:,} of {len(texts):,} texts to their first {run.config.block_size:,} tokens")
     return lines

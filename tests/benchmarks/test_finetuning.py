@@ -64,7 +64,7 @@ def test_spam_measures_the_five_rows_of_a_book_by_one_command(call: Any, tmp_pat
     block, top = 12 * 16 * 16 + 13 * 16, (2 + 2) * 16  # the norm after the last block, and the layer for two labels
     whole, adapters = 3 * block + top + (259 + 128) * 16, 3 * 16 * (64 + 32 + 80 + 80)
     trained = [block + top, 2 * block + top, whole, adapters + 2 * 16, whole]
-    shown = re.findall(r"^trained  ([\d,]+) parameters", result.stdout, re.MULTILINE)
+    shown = re.findall(r"^trained  ([\d,]+) parameters: ", result.stdout, re.MULTILINE)
     assert [int(n.replace(",", "")) for n in shown] == trained
 
 
