@@ -1,6 +1,7 @@
-"""benchmarks/spam.py and answers.py run, on a tiny model and data of the same form."""
+"""The benchmarks of finetuning run, on a tiny model and data of the same form. What is learned is not tested."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 
 import tensorgrad as tg
 from gpt.config import GPTConfig
-from tests.gpt.finetune.chat_model import make_tokenizer, save_base
+from gpt.tokenizer import BPETokenizer
+from gpt.weights import build_model, gguf
+from tests.gpt.finetune.chat_model import CONFIG, make_tokenizer, save_base
 
 ROOT = Path(__file__).parents[2]
 MAIL = "Received: from {label}.example\nSubject: {label}\nContent-Type: text/plain\n\n{body}\n"
@@ -76,3 +79,33 @@ def test_answers_measures_before_and_after(call: Any, tmp_path: Path) -> None:
     fell = [row["after"]["loss"] < row["before"]["loss"] for row in figures["runs"]]
     assert figures["passed"] == all(fell) == (result.returncode == 0)
     assert (tmp_path / "runs" / "seed-2" / "conversations.txt").read_text().count("expected: yes") >= 1
+
+
+def test_domain_measures_both_texts_before_and_after(call: Any, tmp_path: Path) -> None:
+    """The model knows bytes alone, so that a byte is a token; with random weights, each has about 1/259 at first."""
+    (tmp_path / "domain.txt").write_text("to be, or not to be: that is the question. " * 90)
+    (tmp_path / "general.txt").write_text("a general text, which has other words. " * 20)
+    sizes = ("--steps=4", "--evaluations=2", "--eval-iters=2", "--block-size=32")
+    texts = ("--data=domain.txt", "--general-data=general.txt")
+    result, figures = call("domain.py", *texts, *sizes, "--init-from=base", "--no-chart")
+    full, lora = figures["runs"]
+    assert (full["tune"], lora["tune"]) == ("full", "lora") and full["steps"] == lora["steps"] == [0, 2, 4]
+    for where in ("domain", "general"):
+        assert full[where][0] == lora[where][0] == pytest.approx(math.log2(259), rel=0.02)
+        assert full[where][-1] != lora[where][-1]
+    fell = [row["domain"][-1] < row["domain"][0] for row in figures["runs"]]
+    assert figures["passed"] == all(fell) == (result.returncode == 0)
+
+
+def test_lora_step_measures_every_contender(call: Any, tmp_path: Path) -> None:
+    tokenizer = BPETokenizer.train("to be, or not to be: that is the question. " * 9, CONFIG.vocab_size)
+    with tg.use_backend("numpy"):
+        gguf.write_model(tmp_path / "tiny.gguf", CONFIG, build_model(CONFIG).state_dict(), tokenizer, "f32")
+    _, figures = call("lora_step.py", "--model=tiny.gguf", "--block-size=16", "--rounds=1", "--threads=1", "--rank=2")
+    ours, everything = (figures["rows"][f"ours, {name}"] for name in ("LoRA", "all weights"))
+    assert ours["losses"][0] == everything["losses"][0] != ours["losses"][-1]
+    assert figures["summary"]["memory / all weights"] == ours["peak_mb"] / everything["peak_mb"]
+    if {"PEFT", "PEFT+keep"} <= figures["rows"].keys():
+        assert figures["rows"]["PEFT"]["losses"] == pytest.approx(ours["losses"], rel=1e-4)
+    else:
+        assert figures["passed"] is False
