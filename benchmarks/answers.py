@@ -28,7 +28,7 @@ from gpt.finetune import instruct
 
 def main() -> int:
     options = parse()
-    env = common.environment(common.available_threads(), packages=("numpy", "numba"))
+    env = common.environment(options.threads, packages=("numpy", "numba"))
     print(common.environment_line(env))
     with nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -50,6 +50,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=common.at_least(1), default=2, help="times that each answer is seen")
     parser.add_argument("--block-size", type=common.at_least(1), default=256, help="tokens of a row")
     parser.add_argument("--backend", type=one_of(*BACKENDS), default="auto", help="the kernels")
+    cores = common.available_threads()
+    parser.add_argument("--threads", type=common.at_least(1, cores), default=cores, help="CPU threads")
     parser.add_argument("--keep", help="the folder of the runs (default: a temporary one)")
     parser.add_argument("--out", help="the JSON file (default: a new one in results/)")
     return parser.parse_args()
@@ -78,7 +80,8 @@ def measure(seed: int, data: Path, folder: Path, options: argparse.Namespace) ->
     out = folder / f"seed-{seed}"
     status = instruct.main([
         f"--data={data}", f"--init-from={options.init_from}", f"--seed={seed}", f"--epochs={options.epochs}",
-        f"--block-size={options.block_size}", f"--backend={options.backend}", "--plot=False", f"--out={out}",
+        f"--block-size={options.block_size}", f"--backend={options.backend}", f"--threads={options.threads}",
+        "--plot=False", f"--out={out}",
     ])  # fmt: skip
     if status:
         raise SystemExit(status)  # Ctrl-C

@@ -40,7 +40,7 @@ Curves = dict[str, Any]  # steps, and bits per byte after them on each text
 def main() -> int:
     keep_freed_memory()
     options = parse()
-    env = common.environment(common.available_threads(), packages=("numpy", "numba"))
+    env = common.environment(options.threads, packages=("numpy", "numba"))
     print(common.environment_line(env))
     rows: list[dict[str, Any]] = []
     for data in options.data:
@@ -73,6 +73,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lora-rank", type=common.at_least(1), default=8, help="of LoRA's adapters")
     parser.add_argument("--seed", type=int, default=1337, help="of the batches and adapters")
     parser.add_argument("--backend", type=one_of(*BACKENDS), default="auto", help="the kernels")
+    cores = common.available_threads()
+    parser.add_argument("--threads", type=common.at_least(1, cores), default=cores, help="CPU threads")
     parser.add_argument("--out", help="the JSON file, with the chart beside it (default: a new file in results/)")
     parser.add_argument("--no-chart", action="store_true", help="write no PNG")
     return parser.parse_args()
@@ -86,7 +88,7 @@ def measure(data: str, tune: str, before: Curves, options: argparse.Namespace) -
             f"--lora-rank={options.lora_rank if tune == 'lora' else 0}", f"--max-iters={options.steps}",
             f"--eval-interval={-(-options.steps // options.evaluations)}", f"--eval-iters={options.eval_iters}",
             f"--batch-size={options.batch_size}", f"--block-size={options.block_size}", f"--seed={options.seed}",
-            f"--backend={options.backend}", "--plot=False", f"--out={folder}/run",
+            f"--backend={options.backend}", f"--threads={options.threads}", "--plot=False", f"--out={folder}/run",
         ]))  # fmt: skip
         loaders = {"domain": run.val_loader, "general": run.general_loader}
         if not before:

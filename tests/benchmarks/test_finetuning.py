@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tensorgrad as tg
+from benchmarks import spam
 from gpt.config import GPTConfig
+from gpt.finetune.classifier import Classifier, padded
 from gpt.tokenizer import BPETokenizer
 from gpt.weights import build_model, gguf
 from tests.gpt.finetune.chat_model import CONFIG, make_tokenizer, save_base
@@ -69,6 +72,29 @@ def test_spam_measures_the_five_rows_of_a_book_by_one_command(call: Any, tmp_pat
     trained = [block + top, 2 * block + top, whole, adapters + 2 * 16, whole]
     shown = re.findall(r"^trained  ([\d,]+) parameters: ", result.stdout, re.MULTILINE)
     assert [int(n.replace(",", "")) for n in shown] == trained
+
+
+def test_remembered_blocks_change_neither_loss_nor_gradients() -> None:
+    with tg.use_backend("numpy"):
+        model = Classifier(build_model(CONFIG), 2)
+        model.train_only("last-block")
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        texts, labels, known = [[5, 7, 9], [3], [5, 7, 9, 11, 13]], np.array([0, 1, 1]), {}
+
+        def loss_and_gradients(rows: list[int]) -> list[np.ndarray[Any, Any]]:
+            loss = model.loss(padded([texts[i] for i in rows]), labels[rows], np.ones(len(rows), np.float32))
+            for p in parameters:
+                p.grad = None
+            loss.backward()
+            return [loss.numpy(), *(np.array(p.grad) for p in parameters)]
+
+        batches = [[0, 1, 2], [0, 1], [2, 1]]  # a text is padded to another length in each
+        expected = [loss_and_gradients(rows) for rows in batches]
+        spam.remember_frozen_blocks(model.model, known)
+        for rows, arrays in zip(batches, expected, strict=True):
+            for array, right in zip(loss_and_gradients(rows), arrays, strict=True):
+                np.testing.assert_allclose(array, right, rtol=1e-5, atol=1e-7)
+        assert len(known) == len(texts)
 
 
 def test_answers_measures_before_and_after(call: Any, tmp_path: Path) -> None:
