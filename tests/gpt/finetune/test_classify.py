@@ -100,7 +100,7 @@ def test_predict_measures_a_file_with_labels(call: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "trained", [["--tune=all"], ["--tune=last-block"], ["--lora-rank=2", "--lora-dropout=0.1"], ["--tune=all", FREEZE]]
+    "trained", [["--tune=last-block"], ["--tune=all", FREEZE], ["--lora-rank=2", "--lora-dropout=0.1"]]
 )
 def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, trained: list[str], tmp_path: Path) -> None:
     flags = [*FLAGS[:-2], *trained, "--eval-interval=2", "--lr-decay-iters=4"]

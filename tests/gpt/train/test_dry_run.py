@@ -144,14 +144,12 @@ def small_model(config: TrainConfig, vocab_size: int) -> Model:
         ({"model": "llama", "n_kv_head": 2}, 75),
         ({"model": "llama", "n_kv_head": 1, "tied": False, "recompute": True, "n_layer": 6}, 3000),
         ({"model": "llama", "plain": True}, 75),
-        ({"init_from": "base", "lora_rank": 8}, 75),
         ({"init_from": "base", "lora_rank": 8, "quantize": "q4_0", "n_layer": 3}, 3000),
         ({"init_from": "base", "lora_rank": 8, "recompute": True, "n_layer": 6}, 75),
         ({"init_from": "base", "lora_rank": 4, "lora_dropout": 0.1, "model": "llama", "n_kv_head": 2}, 75),
         ({"init_from": "base", "lora_rank": 8, "quantize": "q8_0", "model": "llama"}, 3000),
         ({"freeze": "wte,wpe,h.0-3", "n_layer": 6}, 75),
         ({"freeze": "h.1-4", "n_layer": 6, "model": "llama"}, 75),
-        ({"freeze": "wte,h.0-2", "n_layer": 4, "model": "llama"}, 3000),
     ],
 )
 def test_the_memory_of_a_step_is_predicted(backend: str, changes: dict[str, Any], vocab_size: int) -> None:

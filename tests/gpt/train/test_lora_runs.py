@@ -200,6 +200,12 @@ def test_a_resumed_run_keeps_its_adapters(name: str) -> None:
 # Defaults, and text
 
 
+@pytest.mark.parametrize(("max_iters", "warmup_iters"), [(5, 0), (50, 5), (5000, 100)])
+def test_the_warm_up_fits_the_run(max_iters: int, warmup_iters: int) -> None:
+    config = make_run(Arguments({**DATA, "init_from": "llama", "out": "run", "max_iters": max_iters}, None)).config
+    assert config.warmup_iters == warmup_iters
+
+
 def test_adapters_are_trained_at_a_higher_rate_than_all_weights() -> None:
     given = {**DATA, "init_from": "llama", "out": "run"}
     assert make_run(Arguments(given, None)).config.lr == 1e-4
