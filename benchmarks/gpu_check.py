@@ -185,7 +185,7 @@ def main() -> int:
     if not options.stand_in:
         if reason := backend.check("cupy"):
             raise UserError(f"no GPU to check: {reason}")
-        no_torch = why_no_torch()
+        no_torch = "" if options.run == "first" else why_no_torch()  # which takes seconds, and first has no need of it
     started, folder = time.monotonic(), Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     env = common.environment(common.available_threads(), ("numpy", "numba", "cupy-cuda13x", "cupy-cuda12x", "torch"))

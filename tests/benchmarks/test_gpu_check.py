@@ -209,6 +209,22 @@ def test_the_time_limits_of_all_parts_fit_into_a_run() -> None:
     assert sum(gpu_check.BUDGET_S[run] for run in ("first", "second")) <= 12 * 60  # of the fifteen minutes of a card
 
 
+def test_the_first_run_does_not_wait_for_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> str:
+        raise AssertionError("PyTorch is imported")
+
+    def stop(path: Path, *arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_check, "why_no_torch", asked)
+    monkeypatch.setattr(gpu_check, "write_inputs", stop)
+    monkeypatch.setattr(gpu_check.backend, "check", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "first", "--out", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):  # where it would write the weights
+        gpu_check.main()
+    assert not any("torch" in part.name for part in gpu_check.Plan(Path()).parts("first"))
+
+
 def test_the_training_program_draws_no_weights_that_it_replaces(tmp_path: Path) -> None:
     if COMPILER is None:
         pytest.skip("no C++ compiler here to run the CUDA kernels on the CPU: install g++")
