@@ -41,7 +41,7 @@ from gpt.train.footprint import (
 )
 from gpt.train.run import configure, freeze_parts, model_without_weights
 from gpt.train.step import TrainingStep
-from gpt.train.task import Task
+from gpt.train.task import Task, language_model
 from gpt.weights import Model, build_model
 from gpt.weights.arrays import converted
 
@@ -66,13 +66,12 @@ def dry_run(arguments: Arguments) -> int:
     model = build(vocab_size) if build is not None else model_without_weights(Task(), config, vocab_size)
     freeze_parts(model, config)
     del build  # with all that it has read
-    for array in model.state_dict().values():
-        if isinstance(array, tg.QuantizedArray):
-            array.blocks[:, 0].sum()  # it may be mapped from a file: now its pages are in memory, as during training
+    _read_mapped_weights(model)
     _release_freed_memory()
     before, need = Resident.now(), memory(config, model, backend)
+    more = need.peak
     if has_weights:  # they are in use already
-        before = Resident(before.in_use - weight_bytes(model), before.peak)
+        before, more = Resident(before.in_use - weight_bytes(model), before.peak), more - weight_bytes(model)
 
     print(f"backend  {chosen}")
     print(f"data     {config.data}: {train.size:,} {train.unit} for training, {val.size:,} for validation")
@@ -81,8 +80,8 @@ def dry_run(arguments: Arguments) -> int:
     print(*_model_lines(config, model), sep="\n")
     print(*_memory_lines(config, need, before), sep="\n")
     print(*_disk_lines(config, model), sep="\n", flush=True)
-    if need.peak > available_memory():
-        sizes = f"{as_size(need.peak)} more are needed, {as_size(available_memory())} are available"
+    if more > available_memory():
+        sizes = f"{as_size(more)} more are needed, {as_size(available_memory())} are available"
         print(f"time     not measured: {sizes}")
     else:
         if not has_weights:
@@ -106,8 +105,9 @@ def _config_of(arguments: Arguments) -> tuple[TrainConfig, Tokenizer | None, int
         return config, initial.tokenizer, 0, lambda vocab_size: Task().build_model(config, vocab_size, initial)
     place = Path(arguments.resume or arguments.given.get("out") or CHECKPOINTS)
     checkpoint = load_checkpoint(place if arguments.resume else newest_checkpoint(place), optimizer=False)
+    task = language_model(checkpoint.state)
     config = arguments.train_config(under=checkpoint.state.train_config.to_dict())
-    return config, checkpoint.tokenizer, checkpoint.state.step, lambda _: Task().restore_model(checkpoint, config)
+    return config, checkpoint.tokenizer, checkpoint.state.step, lambda _: task.restore_model(checkpoint, config)
 
 
 def _warm_up(config: TrainConfig) -> None:
@@ -152,6 +152,13 @@ def _release_freed_memory() -> None:
     """Make the C library return freed memory to the system: new arrays would use it, so it must not be counted."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _read_mapped_weights(model: Model) -> None:
+    """Have the pages of quantised weights in memory that are mapped from a file, as they are during training."""
+    for array in model.state_dict().values():
+        if isinstance(array, tg.QuantizedArray):
+            array.blocks[:, 0].sum()
 
 
 def available_memory() -> int:

@@ -63,12 +63,12 @@ class Parts:
         self.predicts_tokens = model is language_model
         self.looked_up = [weight for weight in embeddings if weight is not self.head]
         self.trained = n_trained(model.parameters())
-        self.inputs = []  # of every block: whether backward passes it
+        self.inputs = []  # of every block: whether its input has a gradient
         passed = any(weight.requires_grad for weight in embeddings)
         for block in self.blocks:
             self.inputs.append(passed)
             passed = passed or n_trained(block.parameters()) > 0
-        self.passed = [*self.inputs[1:], passed]  # every block: whether it is passed itself
+        self.passed = [*self.inputs[1:], passed]  # of every block: whether backward passes it
 
 
 def n_trained(parameters: Iterable[tg.Tensor]) -> int:

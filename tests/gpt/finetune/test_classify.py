@@ -20,6 +20,7 @@ from gpt.checkpoint.files import METRICS
 from gpt.config import TrainConfig, UserError
 from gpt.finetune.classify import PICTURE, RESULTS
 from gpt.train import loop
+from gpt.train.dry_run import dry_run
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.run import make_run, new_run
@@ -224,6 +225,8 @@ def test_a_mistake_in_what_to_predict_is_one_line(flags: list[str], message: str
 def test_other_programs_name_the_one_for_a_classifier(call: Any) -> None:
     with pytest.raises(UserError, match="the run is of another program: python -m gpt finetune classify --resume"):
         make_run(Arguments({"max_iters": 99}, "run"))
+    with pytest.raises(UserError, match="the run is of another program: python -m gpt finetune classify --resume"):
+        dry_run(Arguments({"max_iters": 99}, "run"))
     assert "the run is no classifier" in call("classify", "--resume=base")[2]
 
 
