@@ -12,7 +12,7 @@ COMMANDS = {  # the module, whose main(argv) returns the exit status, and what i
     "evaluate": ("gpt.evaluate.__main__", "measure the loss of a model over a whole text"),
     "finetune": ("gpt.finetune.__main__", "train a model to label texts, or to answer"),
     "weights": ("gpt.weights.__main__", "write a model for transformers or llama.cpp, or quantised"),
-    "inspect": ("gpt.inspect.__main__", "pages that show a training step op by op, or what a model computes"),
+    "inspect": ("gpt.inspect.__main__", "pages that show a training step or a model at work; where two runs diverge"),
     "compare": ("gpt.evaluate.compare", "compare training runs in a table and a plot"),
 }
 USAGE = "\n".join(

@@ -100,9 +100,9 @@ LAYERS = [
     ["gpt.finetune.classify", "gpt.finetune.instruct", "gpt.finetune.predict", "gpt.finetune.tasks"],
     ["gpt.inspect", "gpt.inspect.capture"],
     ["gpt.inspect.attribution"],
-    ["gpt.inspect.explore"],
+    ["gpt.inspect.explore", "gpt.inspect.trace"],
     ["gpt.inspect.explorer"],
-    ["gpt.inspect.model", "gpt.inspect.step"],
+    ["gpt.inspect.diverge", "gpt.inspect.model", "gpt.inspect.step"],
     [
         "gpt.data.__main__",
         "gpt.evaluate.__main__",

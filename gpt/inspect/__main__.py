@@ -10,6 +10,7 @@ from gpt.config import UserError, nearest
 COMMANDS = {  # the module, whose main(argv) returns the exit status, and what it does
     "step": ("gpt.inspect.step", "a page that shows a training step, forward and backward, op by op"),
     "model": ("gpt.inspect.model", "a page that shows what a model computes for a prompt"),
+    "diverge": ("gpt.inspect.diverge", "the first step, op and element at which two runs stop agreeing"),
 }
 USAGE = "\n".join(
     ["usage: python -m gpt inspect COMMAND ...", *(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())]

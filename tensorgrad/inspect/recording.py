@@ -73,8 +73,8 @@ class record(Observer):
         if name not in self.ops:
             self.ops[name] = formula_of(op)
         outputs = output if isinstance(output, list) else [output]
-        operand_names = _operand_names(op, len(operands))
-        described = [self._operand(n, x) for n, x in zip(operand_names, operands, strict=True)]
+        names = operand_names(op, len(operands))
+        described = [self._operand(n, x) for n, x in zip(names, operands, strict=True)]
         row = len(self.rows)
         for slot, y in enumerate(outputs):
             if y.edge is not None:
@@ -203,7 +203,7 @@ class _Memory:
         return {"values": self._sizes["values"], "gradients": self._sizes["gradients"]}
 
 
-def _operand_names(op: Any, n: int) -> list[str]:
+def operand_names(op: Any, n: int) -> list[str]:
     """x, weight, ...; for an op that takes any number of operands, arrays[0], arrays[1], ..."""
     parameters = list(inspect.signature(op.__wrapped__).parameters.values())[1:]
     names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
