@@ -37,8 +37,8 @@ EXAMPLES = """examples:
   python -m gpt inspect diverge checkpoints/RUN --threads 1 2
   python -m gpt inspect diverge checkpoints/RUN/step-001000 --backends numpy numba --steps 3
 
-Two runs are repeated from the newest checkpoint before their metrics differ. The exit status is 0 where they agree, and 1 where
-they do not."""
+Two runs are repeated from the newest checkpoint before their metrics differ. The exit status is 0 where they agree, and
+1 where they do not."""
 
 Metrics = dict[int, dict[str, Any]]  # by step, counted from 1
 
@@ -155,6 +155,8 @@ def sides_of(args: argparse.Namespace) -> tuple[tuple[Side, Side], int | None]:
     paths = [Path(os.path.expanduser(path)) for path in args.run]
     if len(paths) > 2 or (len(paths) == 2) == bool(args.backends or args.threads):
         raise UserError("inspect diverge compares two runs, or one with itself by --backends A B or --threads N M")
+    if args.steps < 1:
+        raise UserError(f"--steps {args.steps}: at least 1 is needed")
     step = step_of(paths[0]) if len(paths) == 1 else None
     folders = [newest_checkpoint(path.parent if step is not None else path).parent for path in paths]
     if len(paths) == 2:
@@ -206,7 +208,10 @@ def trace_step(sides: tuple[Side, Side], start: int, step: int, scratch: Path) -
         comparison = Comparison(b.run.model, trace, file)
         b.step(comparison)
     if comparison.first is None:
-        return [f"differs     step {step + 1}, but not when it is repeated: its results vary from one time to the next"]
+        return [
+            f"differs     step {step + 1}, but in no number when it is repeated: its results vary from one time to the",
+            "            next, or the sign of a zero or the bits of a NaN are all that differs",
+        ]
     first, *more = comparison.first.lines()
     lines = [f"differs     step {step + 1}, {first}", *_indented(more)]
     if comparison.beyond is None:

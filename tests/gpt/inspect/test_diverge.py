@@ -195,6 +195,7 @@ def test_what_cannot_be_repeated_is_said(capsys: pytest.CaptureFixture[str]) -> 
     [
         (["a"], "compares two runs, or one with itself by --backends A B or --threads N M"),
         (["a", "a", "--threads", "1", "1"], "compares two runs, or one with itself"),
+        (["a", "--threads", "1", "1", "--steps", "0"], "--steps 0: at least 1 is needed"),
         (["a", "nowhere"], "nowhere: no such folder"),
         (["a", "--threads", "1", "5000"], "threads: 5000 is not a number from 1 to"),
         (["a/step-000009", "--threads", "1", "1"], "is the end of its run"),
