@@ -29,6 +29,7 @@ BACKENDS = ("numpy", "numba")
 SETTINGS = [
     "--n-layer=2", "--n-head=2", "--n-embd=64", "--block-size=32", "--batch-size=4", "--grad-accum=2", "--dropout=0.1",
     "--eval-interval=40", "--eval-iters=2", "--checkpoint-interval=5", "--warmup-iters=20", "--lr=1e-2",
+    "--tokenizer=char",
 ]  # fmt: skip
 ENDLESS = 1_000_000  # steps: a run never ends by itself before it is killed, however busy the machine is
 MORE_STEPS = 10  # after the last kill

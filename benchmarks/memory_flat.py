@@ -28,7 +28,7 @@ EVERY = 50  # steps between two readings, validations and checkpoints
 ALLOWED = 0.01
 TINY: dict[str, Any] = {
     "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "batch_size": 4, "grad_accum": 2, "dropout": 0.1,
-    "eval_interval": EVERY, "eval_iters": 2, "checkpoint_interval": EVERY,
+    "eval_interval": EVERY, "eval_iters": 2, "checkpoint_interval": EVERY, "tokenizer": "char",
 }  # fmt: skip
 TEXT = "".join(f"{i} times {j} is {i * j}.\n" for i in range(100) for j in range(20))
 

@@ -11,7 +11,7 @@ from benchmarks.kill_resume import MOMENTS, Killed, compare, line_of
 
 TINY = [
     "--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=8", "--batch-size=2", "--grad-accum=2", "--dropout=0.1",
-    "--eval-interval=4000", "--eval-iters=1", "--checkpoint-interval=25", "--threads=1",
+    "--eval-interval=4000", "--eval-iters=1", "--checkpoint-interval=25", "--threads=1", "--tokenizer=char",
 ]  # fmt: skip
 
 

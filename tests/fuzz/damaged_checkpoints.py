@@ -25,7 +25,7 @@ FILES = [MODEL, OPTIMIZER, STATE, TOKENIZER, MANIFEST]
 STEPS = ("step-000010", "step-000020")
 CONFIG: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 4, "batch_size": 2,
-    "max_iters": 100,
+    "max_iters": 100, "tokenizer": "char",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.shakespeare_char import NANOGPT_CPU_ROW
 from gpt.config import (
     GPT_CONFIG_124M,
     GPT_CONFIG_355M,
@@ -73,7 +74,8 @@ def test_the_defaults_of_training_are_the_small_shakespeare_model() -> None:
 
 def test_named_configurations_train_the_models_they_are_named_after() -> None:
     models = {name: TrainConfig.from_dict(values) for name, values in NAMED_CONFIGS.items()}
-    assert models["shakespeare-char-cpu"] == TrainConfig()
+    assert models["shakespeare-char-cpu"] == TrainConfig(**NANOGPT_CPU_ROW, max_iters=2000)
+    assert models["shakespeare-char-cpu"].model_config(65) == GPTConfig.from_dict(GPT_CONFIG_SHAKESPEARE_CHAR_CPU)
     assert models["shakespeare-char"].model_config(65) == GPTConfig.from_dict(GPT_CONFIG_SHAKESPEARE_CHAR)
     assert models["gpt2-124m"].model_config(50257) == GPTConfig.from_dict(GPT_CONFIG_124M)
     assert models["gpt2-1558m"].model_config(50257) == GPTConfig.from_dict(GPT_CONFIG_1558M)
@@ -128,7 +130,7 @@ def test_an_invalid_model_configuration_is_refused(values: dict[str, Any], messa
         ({"lr_decay_iters": 0}, "lr_decay_iters must be at least 1, not 0"),
         ({"seed": -1}, r"seed must be at least 0 and below 2\*\*64, not -1"),
         ({"seed": 2**64}, r"seed must be below 2\*\*64"),
-        ({"vocab_size": 300}, "vocab_size 300 is for tokenizer bpe; char determines its own vocabulary"),
+        ({"tokenizer": "char", "vocab_size": 300}, "vocab_size 300 is for tokenizer bpe; char determines its own"),
         ({"tokenizer": "bpe", "vocab_size": 0}, "vocab_size must be at least 1, not 0"),
         ({"learning_rat": 1}, "unknown key 'learning_rat' in a training configuration"),
         ({"max_iter": 1}, "unknown key 'max_iter' .*; did you mean max_iters?"),

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("numpy_backend")
 TEXT = "the quick  \nbrown fox  \n\n\n\njumps over the lazy dog \n" * 20
 SMALL: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "batch_size": 2,
-    "max_iters": 2, "eval_interval": 2, "eval_iters": 1, "plot": False,
+    "max_iters": 2, "eval_interval": 2, "eval_iters": 1, "plot": False, "tokenizer": "char",
 }  # fmt: skip
 
 

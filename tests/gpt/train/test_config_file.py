@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("numpy_backend")
 
 SMALL: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 4, "batch_size": 2,
-    "max_iters": 2, "eval_interval": 2, "eval_iters": 1, "plot": False,
+    "max_iters": 2, "eval_interval": 2, "eval_iters": 1, "plot": False, "tokenizer": "char",
 }  # fmt: skip
 
 

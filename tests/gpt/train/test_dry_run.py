@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("numpy_backend")
 ROOT = Path(__file__).parents[3]
 SMALL = [
     "--data=text.txt", "--backend=numpy", "--n-layer=2", "--n-head=2", "--n-embd=32", "--block-size=16",
-    "--batch-size=4", "--max-iters=4", "--eval-interval=2", "--eval-iters=1", "--plot=False",
+    "--batch-size=4", "--max-iters=4", "--eval-interval=2", "--eval-iters=1", "--plot=False", "--tokenizer=char",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 SETTINGS = [
     "--data=text.txt", "--backend=numpy", "--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=8", "--threads=1",
     "--batch-size=4", "--max-iters=40", "--eval-interval=5", "--eval-iters=1", "--keep-checkpoints=99",
-    "--out=disk/run",
+    "--out=disk/run", "--tokenizer=char",
 ]  # fmt: skip
 
 

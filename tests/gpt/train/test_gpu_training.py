@@ -28,6 +28,7 @@ SMALL: dict[str, Any] = {
     "data": "text.txt", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 2, "grad_accum": 2,
     "dropout": 0.1, "max_iters": 10, "warmup_iters": 2, "eval_interval": 10, "eval_iters": 1, "lr": 1e-2,
     "min_lr": 1e-3, "log_interval": 4, "async_save": False, "dtype": "float32", "cuda_graph": False,
+    "tokenizer": "char",
 }  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 SMALL: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 1, "n_head": 2, "n_embd": 16,
     "block_size": 8, "batch_size": 4, "max_iters": 20, "warmup_iters": 2, "eval_interval": 5, "plot": False,
-    "eval_iters": 2, "lr": 1e-2, "min_lr": 1e-3,
+    "eval_iters": 2, "lr": 1e-2, "min_lr": 1e-3, "tokenizer": "char",
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ HALVES = ["float16", "bfloat16"]
 SMALL: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16,
     "batch_size": 8, "max_iters": 20, "warmup_iters": 10, "eval_interval": 10, "eval_iters": 2, "lr": 3e-3,
-    "min_lr": 3e-4,
+    "min_lr": 3e-4, "tokenizer": "char",
 }  # fmt: skip
 
 

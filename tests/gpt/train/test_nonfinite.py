@@ -25,6 +25,7 @@ from gpt.train.saver import first_nonfinite
 SMALL: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.1,
     "block_size": 8, "batch_size": 4, "grad_accum": 2, "max_iters": 12, "eval_interval": 4, "eval_iters": 1,
+    "tokenizer": "char",
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("numpy_backend")
 
 SMALL: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 4, "batch_size": 2,
-    "max_iters": 6, "eval_interval": 3, "eval_iters": 1, "plot": False, "dropout": 0.1,
+    "max_iters": 6, "eval_interval": 3, "eval_iters": 1, "plot": False, "dropout": 0.1, "tokenizer": "char",
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from tests.processes import HANG_S, wait_until
 SMALL: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1,
     "block_size": 8, "batch_size": 4, "max_iters": 20, "eval_interval": 5, "eval_iters": 1, "keep_checkpoints": 99,
-    "plot": False,
+    "plot": False, "tokenizer": "char",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import tensorgrad as tg
 import train
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import run as run_program
-from gpt.config import CHOICES, NAMED_CONFIGS, TrainConfig, UserError
+from gpt.config import CHOICES, GPT_CONFIG_SHAKESPEARE_CHAR_CPU, NAMED_CONFIGS, GPTConfig, TrainConfig, UserError
 from gpt.train.config_file import read_config
 from gpt.train.flags import NEWEST, build_parser, parse
 from tests.processes import HANG_S, finish, wait_until
@@ -29,7 +29,7 @@ TEXT = "the quick brown fox jumps over the lazy dog\n" * 30
 SMALL = [
     "--data=text.txt", "--backend=numpy", "--n-layer=1", "--n-head=2", "--n-embd=16",
     "--block-size=8", "--batch-size=4", "--max-iters=6", "--eval-interval=3", "--eval-iters=1",
-    "--plot=False",
+    "--plot=False", "--tokenizer=char",
 ]  # fmt: skip
 
 
@@ -95,8 +95,8 @@ def test_the_cpu_command_of_nanogpt_is_accepted() -> None:
         "--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
     )
     config = config_of(*command.split())
-    assert config.model_config(65) == TrainConfig().model_config(65)
-    assert config.batch_size == 12
+    assert config.model_config(65) == GPTConfig.from_dict(GPT_CONFIG_SHAKESPEARE_CHAR_CPU)
+    assert (config.tokenizer, config.batch_size) == ("char", 12)
     assert config.max_iters == config.lr_decay_iters == 2000
     assert config.eval_iters == 20
     assert config.backend in ("numpy", "numba")
@@ -225,11 +225,11 @@ def test_the_error_for_a_bad_configuration_file_names_the_file(content: str | by
         ("--config xyz", "unknown configuration 'xyz': give a .toml file, or one of shakespeare-"),
         ("--lr 0", "lr must be above 0, not 0.0"),
         ("--n-embd 130", "n_embd 130 is not divisible by n_head 4"),
-        ("--vocab-size 300", "vocab_size 300 is for tokenizer bpe; char determines its own vocabulary"),
+        ("--tokenizer char --vocab-size 300", "vocab_size 300 is for tokenizer bpe; char determines its own"),
         ("--data missing.txt", "data 'missing.txt': no such file, folder or corpus"),
         ("--data empty.txt", "data 'empty.txt' is empty"),
         ("--data binary.dat", "data 'binary.dat' is not UTF-8: byte 0xff at offset 4"),
-        ("--data short.txt", "data 'short.txt' has 18 tokens, too few for block_size 64"),
+        ("--data short.txt --tokenizer char", "data 'short.txt' has 18 tokens, too few for block_size 64"),
         ("--data text.txt --block-size 2000", "too few for block_size 2000, which needs 2001"),
         ("--data text.txt --out text.txt/run", "text.txt is not a folder that can be written"),
         ("--data text.txt --out text.txt", "out text.txt is a file; a run needs a folder"),

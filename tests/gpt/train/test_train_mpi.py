@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[3]
 FLAGS = [
     "--data=text.txt", "--backend=numpy", "--n-layer=2", "--n-head=2", "--n-embd=16", "--block-size=8",
-    "--batch-size=4", "--max-iters=6", "--eval-interval=3", "--eval-iters=3", "--threads=1",
+    "--batch-size=4", "--max-iters=6", "--eval-interval=3", "--eval-iters=3", "--threads=1", "--tokenizer=char",
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ TEXT = "the quick brown fox jumps over the lazy dog\n" * 30
 SMALL: dict[str, Any] = {
     "data": "text.txt", "backend": "numpy", "n_layer": 2, "n_head": 2, "n_embd": 16, "bias": True,
     "block_size": 8, "batch_size": 4, "max_iters": 4, "eval_interval": 4, "eval_iters": 1, "plot": False,
+    "tokenizer": "char",
 }  # fmt: skip
 RUN = {"data": "text.txt", "backend": "numpy", "batch_size": 4, "max_iters": 2, "eval_iters": 1}
 
