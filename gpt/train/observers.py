@@ -132,13 +132,14 @@ def open_to_append(path: Path) -> io.FileIO:
     return io.FileIO(path, "a")
 
 
-def sample(run: Run, n_tokens: int) -> Iterator[str]:
+def sample(run: Run, n_tokens: int, temperature: float = 0.8) -> Iterator[str]:
     """Return pieces of a text that the model generates, the same at the same step of the same run."""
     # A tokenizer with an end-of-text token would begin with it, which this model has never seen.
     prompt = "" if run.tokenizer.eot is None else "\n"
     return stream_text(
-        run.model, run.tokenizer, prompt, max_new_tokens=n_tokens, temperature=0.8, top_k=200, seed=run.config.seed
-    )
+        run.model, run.tokenizer, prompt,
+        max_new_tokens=n_tokens, temperature=temperature, top_k=200, seed=run.config.seed,
+    )  # fmt: skip
 
 
 class TensorBoard:
