@@ -184,7 +184,7 @@ GPT_CONFIG_SHAKESPEARE_CHAR: dict[str, Any] = {
     **_SHAKESPEARE, "n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "dropout": 0.2,
 }  # fmt: skip
 
-BPE_VOCAB_SIZE = 4096  # unless vocab_size is given
+BPE_VOCAB_SIZE = 8192  # unless vocab_size is given
 HIDDEN_MULTIPLE = 32  # of which n_hidden is a multiple, unless it is given
 BACKENDS = ("auto", "numpy", "numba", "cupy")
 ENCODING_ERRORS = ("strict", "replace", "ignore")
@@ -219,7 +219,7 @@ class TrainConfig(_Config):
     encoding_errors: str = flag("strict", "data", "bytes that are not UTF-8: strict (an error), replace or ignore")
     normalize_whitespace: bool = flag(False, "data", "remove white space at line ends, and repeated blank lines")
     allow_special: bool = flag(False, "data", "read <|endoftext|> in the text as that token, of bpe or gpt2")
-    tokenizer: str = flag("char", "data", "char, bpe (trained on the text) or gpt2")
+    tokenizer: str = flag("bpe", "data", "bpe (trained on the text), char or gpt2")
     vocab_size: int | None = flag(None, "data", f"of --tokenizer bpe (default: {BPE_VOCAB_SIZE})")
 
     model: str = flag("gpt2", "model", "gpt2, or llama: rotary positions, RMSNorm, SwiGLU, shared key and value heads")
@@ -236,7 +236,7 @@ class TrainConfig(_Config):
     tied: bool = flag(True, "model", "llama: the output layer shares the weight of the token embeddings")
     norm_eps: float = flag(1e-5, "model", "added to the mean square in the norms")
 
-    max_iters: int = flag(2000, "training", "optimizer steps in total")
+    max_iters: int = flag(1800, "training", "optimizer steps in total")
     batch_size: int = flag(12, "training", "context windows per batch")
     grad_accum: int = flag(1, "training", "batches whose gradients are accumulated for one step")
     recompute: bool = flag(False, "training", "recompute blocks in backward: less memory, more time")

@@ -23,7 +23,7 @@ on an ordinary CPU. Writes checkpoints/<run>/ and prints a sample at the end."""
 EXAMPLES = """\
 examples:
   train.py                                         the default model on Shakespeare
-  train.py --data notes/ --tokenizer bpe           your own texts, and a tokenizer trained on them
+  train.py --data notes/                           your own texts, and a tokenizer trained on them
   train.py --config shakespeare-char --n-layer 4   a named configuration, one value changed
   train.py --config run.toml                       flags from a file: lines such as n_layer = 6
   train.py --config gpt2-124m --dry-run            how much memory and time does it take?

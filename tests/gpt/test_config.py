@@ -67,7 +67,7 @@ def test_the_defaults_of_training_are_the_small_shakespeare_model() -> None:
     config = TrainConfig()
     assert config.model_config(65) == GPTConfig.from_dict(GPT_CONFIG_SHAKESPEARE_CHAR_CPU)
     assert (config.data, config.tokenizer, config.batch_size, config.max_iters) == (
-        "shakespeare", "char", 12, 2000,
+        "shakespeare", "bpe", 12, 1800,
     )  # fmt: skip
     assert config.tokens_per_step == 12 * 64
 
