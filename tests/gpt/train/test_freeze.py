@@ -30,7 +30,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100)
     Path("general.txt").write_text("jumping dogs are lazy\n" * 40)
-    train(make_run(Arguments({**DATA, **SHAPE, "out": "base", "model": "llama", "max_iters": 2}, None)))
+    base = {"out": "base", "model": "llama", "tokenizer": "char", "max_iters": 2}
+    train(make_run(Arguments({**DATA, **SHAPE, **base}, None)))
 
 
 @pytest.mark.parametrize(
