@@ -345,15 +345,13 @@ _GPT2_RUN: dict[str, Any] = {
     "eval_interval": 1000, "eval_iters": 200,
 }  # fmt: skip
 
-_CPU_RUN: dict[str, Any] = {"tokenizer": "char", "max_iters": 2000}  # nanoGPT's on a CPU
+_CHAR: dict[str, Any] = {"tokenizer": "char"}
 
 # The values of `--config NAME`; flags take precedence over them.
 NAMED_CONFIGS: dict[str, dict[str, Any]] = {
-    "shakespeare-char-cpu": _preset(GPT_CONFIG_SHAKESPEARE_CHAR_CPU, **_CPU_RUN),
-    "llama-char": _preset(GPT_CONFIG_SHAKESPEARE_CHAR_CPU, **_CPU_RUN, model="llama", n_kv_head=2),
-    "shakespeare-char": _preset(
-        GPT_CONFIG_SHAKESPEARE_CHAR, tokenizer="char", batch_size=64, max_iters=5000, eval_iters=200
-    ),
+    "shakespeare-char-cpu": _preset(GPT_CONFIG_SHAKESPEARE_CHAR_CPU, **_CHAR, max_iters=2000),
+    "llama-char": _preset(GPT_CONFIG_SHAKESPEARE_CHAR_CPU, **_CHAR, max_iters=2000, model="llama", n_kv_head=2),
+    "shakespeare-char": _preset(GPT_CONFIG_SHAKESPEARE_CHAR, **_CHAR, batch_size=64, max_iters=5000, eval_iters=200),
     "gpt2-124m": _preset(GPT_CONFIG_124M, **_GPT2_RUN),
     "gpt2-355m": _preset(GPT_CONFIG_355M, **_GPT2_RUN),
     "gpt2-774m": _preset(GPT_CONFIG_774M, **_GPT2_RUN),
