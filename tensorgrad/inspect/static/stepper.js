@@ -157,7 +157,12 @@ function pathDetails(number) {
   const show = () => { if (!place.firstChild) place.append(pathTable(path, most)); };
   const grew = most.map(({ step, factor }) => `${title(steps[step])} (${format(factor)} times)`).join(", ");
   return el("details", { class: "path", ontoggle: show },
-    el("summary", {}, `How dy came here from the loss: through ${path.length - 1} ops; it grew most in ${grew}`), place);
+    el("summary", {}, `How dy came here from the loss: through ${opCount(path)}; it grew most in ${grew}`), place);
+}
+
+/** How many ops are on a way from the loss. */
+function opCount(path) {
+  return path.length === 2 ? "1 op" : `${path.length - 1} ops`;
 }
 
 function pathTable(path, most) {
@@ -279,7 +284,7 @@ function answer(largest) {
     el("dt", {}, "why here"), el("dd", {}, formula ? [el("b", {}, code(formula)), ", where "] : "",
       `dy has norm ${format(arrives)}${listed(factors(step, formula))}. ${name} is ${format(size / (arrives || 1))} times as large as dy.`),
     path.length < 2 ? null : [el("dt", {}, "why dy"), el("dd", {},
-      `It came from the loss through ${path.length - 1} ops. It grew most in the backward of `,
+      `It came from the loss through ${opCount(path)}. It grew most in the backward of `,
       growth(path).flatMap((place, i) => [i ? "; of " : "", `${title(steps[place.step])}, `,
         jump(place.step, `step ${place.step + 1}`), `: ${format(place.factor)} times`]), ".")]);
 }
