@@ -42,6 +42,7 @@ from tensorgrad.creation import skip_init
 from tensorgrad.distributed import Communicator, world
 
 FINETUNING_LR, LORA_LR = 1e-4, 1e-3
+MAX_LAYERS, MAX_PARAMETERS = 10_000, 2**40  # of a model whose shapes are listed before it is built
 FINETUNING_WINDOW = 256  # at most, unless --block-size is given: that of the weights may be thousands of tokens
 LOGGERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # the package of each, which is also an extra
 
@@ -219,7 +220,14 @@ def locked_folder(run: Run) -> Iterator[None]:
 
 
 def model_without_weights(task: Task, config: TrainConfig, vocab_size: int) -> Model:
-    """Return the model of a new run, with shapes alone: it takes no memory, however large it is."""
+    """Return the model of a new run, with shapes alone: it takes little memory, however large it is.
+
+    Raises UserError for more than MAX_LAYERS or MAX_PARAMETERS, which no machine holds.
+    """
+    if config.n_layer > MAX_LAYERS:
+        raise UserError(f"n_layer must be at most {MAX_LAYERS:,}, not {config.n_layer:,}")
+    if (total := config.model_config(vocab_size).count_parameters().total) > MAX_PARAMETERS:
+        raise UserError(f"a model may have {MAX_PARAMETERS:,} parameters, not {total:,}: give a smaller --n-embd")
     with skip_init():
         model = task.build_model(config, vocab_size, None)
     freeze_parts(model, config)
