@@ -12,7 +12,9 @@ from gpt.train.run import make_run
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 
-SMALL: dict[str, Any] = {"backend": "numpy", "n_layer": 1, "n_embd": 16, "block_size": 8, "max_iters": 20}
+SMALL: dict[str, Any] = {
+    "tokenizer": "char", "backend": "numpy", "n_layer": 1, "n_embd": 16, "block_size": 8, "max_iters": 20,
+}  # fmt: skip
 
 
 def test_a_new_run_prints_the_settings_that_differ_from_the_defaults(
@@ -25,8 +27,8 @@ def test_a_new_run_prints_the_settings_that_differ_from_the_defaults(
     assert lines[1] == "data     texts: 360 tokens for training, 40 for validation"
     assert lines[2] == "         in 1 file: texts/a.txt"
     assert lines[6:] == [
-        "config   n_layer 1, n_embd 16, block_size 8, max_iters 20, backend numpy; all settings are in",
-        "         run/config.toml",
+        "config   tokenizer char, n_layer 1, n_embd 16, block_size 8, max_iters 20, backend numpy; all",
+        "         settings are in run/config.toml",
     ]
 
 

@@ -165,7 +165,7 @@ def test_checkpoints_load_as_float32(dtype: str) -> None:
 
 
 def test_unsupported_dtypes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"unknown dtype 'half' \(one of float32, tf32, bfloat16, float16\)"):
+    with pytest.raises(ValueError, match=r"unknown dtype 'half' \(one of auto, float32, tf32, bfloat16, float16\)"):
         small(dtype="half")
     with pytest.raises(UserError, match="dtype tf32: a format of NVIDIA's tensor cores, and numpy is not on a GPU"):
         new_run(small(dtype="tf32", out="run"))
