@@ -329,7 +329,7 @@ def test_tokens_that_a_tokenizer_does_not_have_are_not_allowed() -> None:
     with pytest.raises(UserError, match="allow_special is for tokenizers with <|endoftext|>"):
         prepare_and_read("a.txt", tokenizer="char", vocab_size=None, allow_special=True)
     with pytest.raises(UserError, match="allow_special is for tokenizers bpe and gpt2: char has no"):
-        open_data(TrainConfig(data="a.txt", allow_special=True))
+        open_data(TrainConfig(data="a.txt", tokenizer="char", allow_special=True))
 
 
 SCRIPT = """

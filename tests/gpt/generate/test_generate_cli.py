@@ -221,12 +221,12 @@ def test_the_weights_file_of_a_checkpoint_stands_for_the_checkpoint(checkpoint: 
 
 
 def test_runs_are_listed_and_unfinished_runs_are_reported(checkpoint: Path, call: Callable) -> None:
-    assert call("--list")[1] == "checkpoints/run  step 5 of 2000, unfinished\n"
+    assert call("--list")[1] == "checkpoints/run  step 5 of 1800, unfinished\n"
     command = "python train.py --resume checkpoints/run"
-    assert f"checkpoints/run is unfinished, at step 5 of 2000: {command} continues it" in call()[2]
+    assert f"checkpoints/run is unfinished, at step 5 of 1800: {command} continues it" in call()[2]
     assert "unfinished" not in call("--checkpoint=checkpoints/run")[2]
-    save_model(Path("checkpoints/my run"), step=2000)
-    for folder, time in (("run/step-000005", 1), ("my run/step-002000", 2)):
+    save_model(Path("checkpoints/my run"), step=1800)
+    for folder, time in (("run/step-000005", 1), ("my run/step-001800", 2)):
         os.utime(f"checkpoints/{folder}", (time, time))
     assert "unfinished" not in call()[2]
     Path("checkpoints/new").mkdir()
@@ -235,7 +235,7 @@ def test_runs_are_listed_and_unfinished_runs_are_reported(checkpoint: Path, call
     Path("checkpoints/run/step-000005/state.json").write_text("{")
     assert call("--list")[1].splitlines() == [
         "checkpoints/run  step 5, damaged",
-        "checkpoints/my run  step 2000 of 2000",
+        "checkpoints/my run  step 1800 of 1800",
         "checkpoints/new  no checkpoint yet",
     ]
 
