@@ -4,7 +4,7 @@
     python benchmarks/memory_flat.py [--steps 10000] [--backend numba] [--plot]
 
 The run validates and saves every 50 steps, when the physical memory (VmRSS) is read. After the first tenth, which is
-the warm-up, the maximum may be at most 1 % above the minimum; otherwise the program exits with 1. With --plot the run
+the warm-up, the maximum may be at most 2 % above the minimum; otherwise the program exits with 1. With --plot the run
 also draws loss.png: matplotlib needs some 40 MB more, and its memory settles a few MB above its start.
 """
 
@@ -25,7 +25,7 @@ from gpt.train.run import new_run
 from tensorgrad.memory import keep_freed_memory
 
 EVERY = 50  # steps between two readings, validations and checkpoints
-ALLOWED = 0.01
+ALLOWED = 0.02
 TINY: dict[str, Any] = {
     "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "batch_size": 4, "grad_accum": 2, "dropout": 0.1,
     "eval_interval": EVERY, "eval_iters": 2, "checkpoint_interval": EVERY, "tokenizer": "char",

@@ -1,16 +1,12 @@
 """benchmarks/default_run.py trains candidates, measures their texts, and adds runs to those of earlier calls."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.default_run import known_words, longest_copy
-
-ROOT = Path(__file__).parents[2]
+from benchmarks import default_run
+from benchmarks.default_run import known_words, longest_copy, main
 
 
 def test_words_that_occur_in_the_training_text_are_known() -> None:
@@ -26,16 +22,16 @@ def test_the_longest_copied_run_is_found(text: str, copied: str) -> None:
     assert longest_copy(text, "abcdabcdabcd") == copied
 
 
-def test_runs_are_added_to_earlier_ones(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 200)
+def test_runs_are_added_to_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(default_run, "CHARACTERS", 40)
+    Path("text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 200)
+    flags = ["--data=text.txt", "--candidates", "char-64", "--max-iters=2", "--threads=1", "--out=runs.json"]
     for seed in ("1337", "5"):
-        command = [
-            sys.executable, str(ROOT / "benchmarks" / "default_run.py"), "--data=text.txt", "--candidates", "char-64",
-            "--seeds", seed, "--max-iters=2", "--threads=1", "--out=runs.json",
-        ]  # fmt: skip
-        subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "NUMBA_DISABLE_JIT": "1"})
-    runs = json.loads((tmp_path / "runs.json").read_text())["runs"]
+        monkeypatch.setattr("sys.argv", ["default_run.py", *flags, "--seeds", seed])
+        assert main() == 0
+    runs = json.loads(Path("runs.json").read_text())["runs"]
     assert [(run["candidate"], run["seed"], run["steps"], len(run["texts"]["0.8"]["text"])) for run in runs] == [
-        ("char-64", 1337, 2, 1000), ("char-64", 5, 2, 1000),
+        ("char-64", 1337, 2, 40), ("char-64", 5, 2, 40),
     ]  # fmt: skip
-    assert "## char-64, seed 5, temperature 0.8" in (tmp_path / "runs.md").read_text()
+    assert "## char-64, seed 5, temperature 0.8" in Path("runs.md").read_text()

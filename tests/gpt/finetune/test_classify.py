@@ -49,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("text.txt").write_text("a b c d meeting dinner report prize cash win\n" * 20)
         train(new_run(TrainConfig(
             data="text.txt", backend="numpy", n_layer=2, n_head=2, n_embd=16, block_size=32, batch_size=2, max_iters=1,
-            eval_interval=1, eval_iters=1, plot=False, out="base",
+            eval_interval=1, eval_iters=1, plot=False, out="base", tokenizer="char",
         )))  # fmt: skip
         assert main(["finetune", *FLAGS, "--out=run"]) == 0
         yield home
