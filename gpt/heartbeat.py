@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
-SILENCE_S = 4.0
+SILENCE_S = 2.5
 
 
 class Heartbeat:

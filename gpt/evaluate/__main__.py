@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {args.batch_size}")
-    backend = use_backend(args.backend, args.threads)
     with Heartbeat("loading model and data"):
+        backend = use_backend(args.backend, args.threads)
         weights = load_initial(args.checkpoint, args.n_head, args.quantize)
         model = weights.build_model()
         parts = open_tokens(args, weights.tokenizer)
