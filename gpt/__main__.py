@@ -1,11 +1,10 @@
 """`python -m gpt COMMAND ...`: every program besides train.py and generate.py."""
 
-import importlib
 import sys
 from collections.abc import Sequence
 
 from gpt.cli import run as run_program
-from gpt.config import UserError, nearest
+from gpt.cli import run_command
 
 COMMANDS = {  # the module, whose main(argv) returns the exit status, and what it does
     "data": ("gpt.data.__main__", "prepare texts of any size as shards of tokens, and verify them"),
@@ -29,20 +28,8 @@ USAGE = "\n".join(
 
 def main(argv: Sequence[str]) -> int:
     """Run the command that the first argument names, and return its exit status; without one, list the commands."""
-    command, *rest = argv or ["--help"]
-
-    def run_command() -> int:
-        if command in ("-h", "--help"):
-            print(USAGE)
-            return 0
-        if command not in COMMANDS:
-            hint = nearest(command, COMMANDS) or f" (one of {', '.join(COMMANDS)})"
-            raise UserError(f"unknown command {command!r}{hint}")
-        module = importlib.import_module(COMMANDS[command][0])
-        status: int = module.main(rest)
-        return status
-
-    return run_program(run_command, prog=f"python -m gpt {command}" if command in COMMANDS else "python -m gpt")
+    prog = f"python -m gpt {argv[0]}" if argv and argv[0] in COMMANDS else "python -m gpt"
+    return run_program(lambda: run_command(COMMANDS, USAGE, argv), prog=prog)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 import argparse
 import errno
+import importlib
 import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -156,6 +157,23 @@ def error_line(prog: str, message: str) -> str:
     """Return `prog: error: message` as exactly one line."""
     line = " ".join(message.split())
     return f"{prog}: error: {line}\n".encode(errors="backslashreplace").decode()  # of a file name that is not UTF-8
+
+
+def run_command(commands: Mapping[str, tuple[str, str]], usage: str, argv: Sequence[str]) -> int:
+    """Run the command that the first argument names, and return its exit status; without one, print the usage.
+
+    commands: of each the module, whose main(argv) returns the exit status, and what it does. Raises UserError for an
+    unknown command.
+    """
+    command, *rest = argv or ["--help"]
+    if command in ("-h", "--help"):
+        print(usage)
+        return 0
+    if command not in commands:
+        hint = nearest(command, commands) or f" (one of {', '.join(commands)})"
+        raise UserError(f"unknown command {command!r}{hint}")
+    status: int = importlib.import_module(commands[command][0]).main(rest)
+    return status
 
 
 def run(main: Callable[[], int], prog: str | None = None) -> int:

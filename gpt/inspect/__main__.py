@@ -1,11 +1,10 @@
 """`python -m gpt inspect COMMAND ...`."""
 
-import importlib
 import sys
 from collections.abc import Sequence
 
 from gpt.cli import run as run_program
-from gpt.config import UserError, nearest
+from gpt.cli import run_command
 
 COMMANDS = {  # the module, whose main(argv) returns the exit status, and what it does
     "step": ("gpt.inspect.step", "a page that shows a training step, forward and backward, op by op"),
@@ -19,15 +18,7 @@ USAGE = "\n".join(
 
 def main(argv: Sequence[str]) -> int:
     """Run the command that the first argument names, and return its exit status; without one, list the commands."""
-    command, *rest = argv or ["--help"]
-    if command in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    if command not in COMMANDS:
-        hint = nearest(command, COMMANDS) or f" (one of {', '.join(COMMANDS)})"
-        raise UserError(f"unknown command {command!r}{hint}")
-    status: int = importlib.import_module(COMMANDS[command][0]).main(rest)
-    return status
+    return run_command(COMMANDS, USAGE, argv)
 
 
 if __name__ == "__main__":
