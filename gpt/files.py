@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,6 +35,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_json(path: Path, values: Mapping[str, Any], *, indent: int = 2) -> None:
+    """Write a JSON object, all of it or nothing: see atomic_write."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(values, indent=indent).encode() + b"\n")
 
 
 def sync(path: Path) -> None:

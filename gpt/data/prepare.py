@@ -20,8 +20,8 @@ from gpt.config import BPE_VOCAB_SIZE, ENCODING_ERRORS, TOKENIZERS, UserError, n
 from gpt.data.documents import FIELD, PIECE_BYTES, Place, Source, find_sources, inspect, pieces
 from gpt.data.encoding import Encoded, Encoder, Settings, end_if_importing, ordered_map, separator_of
 from gpt.data.shards import DTYPES, FORMAT, MANIFEST, PROGRESS, SPLITS, TOKENIZER, VERSION, dtype_name, read_manifest
-from gpt.data.writing import ShardWriter, write_json
-from gpt.files import FolderLock, sha256_of
+from gpt.data.writing import ShardWriter
+from gpt.files import FolderLock, sha256_of, write_json
 from gpt.heartbeat import Heartbeat, progress_bar
 from gpt.tokenizer import (
     END_OF_TEXT,
@@ -265,7 +265,7 @@ class _Output:
         progress = self.progress
         for writer in self.writers:
             writer.sync()
-        write_json(self.folder / PROGRESS, {"format": UNFINISHED, "version": VERSION, **progress})
+        write_json(self.folder / PROGRESS, {"format": UNFINISHED, "version": VERSION, **progress}, indent=1)
 
     def close(self) -> None:
         for writer in self.writers:
@@ -283,7 +283,7 @@ class _Output:
         del manifest["place"]
         for split in manifest["splits"].values():
             del split["open"]
-        write_json(self.folder / MANIFEST, manifest)
+        write_json(self.folder / MANIFEST, manifest, indent=1)
         (self.folder / PROGRESS).unlink(missing_ok=True)
         return manifest
 

@@ -1,6 +1,5 @@
 """Writing prepared data: shards that can be truncated to what an earlier attempt finished."""
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,15 +9,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gpt.config import UserError
-from gpt.files import atomic_write, sha256_of
+from gpt.files import sha256_of
 
 PART = ".part"  # suffix of a shard that is not complete
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file, completely or not at all."""
-    with atomic_write(path) as file:
-        file.write(json.dumps(values, indent=1).encode() + b"\n")
 
 
 class ShardWriter:

@@ -1,6 +1,5 @@
 """`python -m gpt finetune classify`: a model that labels texts, from a file of texts and labels."""
 
-import json
 import math
 import shlex
 from argparse import Namespace
@@ -12,7 +11,7 @@ from gpt.cli import one_of
 from gpt.config import TrainConfig
 from gpt.data import Array
 from gpt.evaluate.plot import why_not
-from gpt.files import atomic_write
+from gpt.files import write_json
 from gpt.finetune.baseline import BagOfWords
 from gpt.finetune.classification import NAME, PARTS, TUNE, Classification, encode, task_of
 from gpt.finetune.classifier import Classifier, probabilities
@@ -141,8 +140,7 @@ def report(task: Classification, run: Run) -> None:
         results = {name: evaluate(task, method) for name, method in (("model", predict), ("words", baseline.predict))}
     scores = results["model"]["test"]
     written = {name: {part: one.to_dict() for part, one in parts.items()} for name, parts in results.items()}
-    with atomic_write(run.folder / RESULTS) as file:
-        file.write(json.dumps({"task": task.settings(), **written}, indent=2).encode() + b"\n")
+    write_json(run.folder / RESULTS, {"task": task.settings(), **written})
     print(format_results(results))
     print(f"\n{scores.table()}\n")
     try:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from gpt.checkpoint.files import BEFORE
 from gpt.cli import boolean
 from gpt.evaluate import evaluating
-from gpt.files import atomic_write
+from gpt.files import atomic_write, write_json
 from gpt.finetune.conversations import Conversation
 from gpt.finetune.instruction import NAME, Instruction, chat_template, task_of
 from gpt.finetune.packing import Examples
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     print(*describe(run), *describe_data(task, run), sep="\n", flush=True)
     if not run.step and not run.group.rank:
         with Heartbeat("measuring the model before the training"):
-            write_json(run, BEFORE, measure(task, run))
+            write_json(run.folder / BEFORE, measure(task, run))
     status = train_to_end(run, f"-m gpt finetune {NAME}")
     if status or run.group.rank:
         return status
@@ -156,7 +156,7 @@ def report(task: Instruction, run: Run) -> None:
     with Heartbeat("measuring"):
         after = measure(task, run)
     before = json.loads((run.folder / BEFORE).read_text(encoding="utf-8"))
-    write_json(run, RESULTS, {"task": task.settings(), "before": before, "after": after})
+    write_json(run.folder / RESULTS, {"task": task.settings(), "before": before, "after": after})
     shown = []
     for one, old, new in zip(task.conversations[1], before["answers"], after["answers"], strict=False):
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in one.prompt)
@@ -166,9 +166,3 @@ def report(task: Instruction, run: Run) -> None:
     print(f"held out  loss {before['loss']:.4f} before, {after['loss']:.4f} after")
     if n := after["n_short"]:
         print(f"exact     {before['n_exact']} of {n} short answers before, {after['n_exact']} after")
-
-
-def write_json(run: Run, name: str, values: dict[str, Any]) -> None:
-    """Write a file of the run."""
-    with atomic_write(run.folder / name) as file:
-        file.write(json.dumps(values, indent=2).encode() + b"\n")

@@ -1,12 +1,11 @@
 """What a finetuned model writes before and after the training, from the same prompts."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from gpt.checkpoint.files import BEFORE, MAX_JSON_BYTES
 from gpt.cli import user_errors
-from gpt.files import atomic_write, file_errors, read_json
+from gpt.files import atomic_write, file_errors, read_json, write_json
 from gpt.generate import generate_text
 from gpt.heartbeat import Heartbeat
 from gpt.train.run import Run
@@ -18,8 +17,7 @@ N_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 2, 32, 60  # of the text for validation, 
 def write_before(run: Run) -> None:
     """Keep what the model writes now, in the folder of the run, where a resumed run finds it."""
     texts = continued(run, prompts := list(choose_prompts(run)))
-    with atomic_write(run.folder / BEFORE) as file:
-        file.write(json.dumps({"prompts": prompts, "texts": texts}, indent=2).encode() + b"\n")
+    write_json(run.folder / BEFORE, {"prompts": prompts, "texts": texts})
 
 
 def compare(run: Run) -> str:
