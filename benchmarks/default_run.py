@@ -30,10 +30,10 @@ import tensorgrad as tg
 from benchmarks import common
 from gpt.cli import ArgumentParser, one_of, use_backend
 from gpt.cli import run as run_program
-from gpt.config import TrainConfig
 from gpt.data import load_text, split_text
 from gpt.evaluate import score
 from gpt.train.build import make_optimizer
+from gpt.train.config import TrainConfig
 from gpt.train.loop import train
 from gpt.train.observers import sample
 from gpt.train.run import Run, new_run

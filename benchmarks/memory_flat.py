@@ -18,7 +18,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 from benchmarks import common
-from gpt.config import TrainConfig
+from gpt.train.config import TrainConfig
 from gpt.train.loop import train
 from gpt.train.progress import Progress
 from gpt.train.run import new_run

@@ -23,10 +23,11 @@ import tensorgrad as tg
 from benchmarks import common
 from gpt.cli import ArgumentParser, one_of
 from gpt.cli import run as run_program
-from gpt.config import BACKENDS, TrainConfig
+from gpt.config import BACKENDS
 from gpt.data import load_text
 from gpt.data.corpora import TINY_SHAKESPEARE_SHA256
 from gpt.evaluate import evaluate
+from gpt.train.config import TrainConfig
 from gpt.train.loop import train
 from gpt.train.run import new_run
 from tensorgrad.memory import keep_freed_memory

@@ -37,9 +37,10 @@ from benchmarks import common
 from gpt.checkpoint import RunState, save_checkpoint
 from gpt.cli import ArgumentParser, one_of
 from gpt.cli import run as run_program
-from gpt.config import BACKENDS, GPTConfig, TrainConfig, UserError
+from gpt.config import BACKENDS, GPTConfig, UserError
 from gpt.finetune import classify
 from gpt.finetune.classification import TUNE
+from gpt.train.config import TrainConfig
 from gpt.train.program import train_to_end
 from gpt.weights import build_model
 from gpt.weights.initial import InitialWeights, load_initial

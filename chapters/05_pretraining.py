@@ -34,12 +34,13 @@ from exercises import pretraining as tests
 
 import tensorgrad as tg
 from gpt.checkpoint import Checkpoint, RunState
-from gpt.config import GPTConfig, TrainConfig
+from gpt.config import GPTConfig
 from gpt.data import DataLoader, load_text, make_loaders
 from gpt.evaluate import estimate_loss
 from gpt.model import GPT, residual_std
 from gpt.tokenizer import CharTokenizer
 from gpt.train.build import make_optimizer
+from gpt.train.config import TrainConfig
 from gpt.train.loop import learning_rate
 from gpt.train.step import TrainingStep
 from tensorgrad.backend.math import Math
@@ -845,10 +846,11 @@ exercise(stable_decay, tests.stable_decay)
 #
 # Later chapters use these names without explaining them again: `tg.optim` with `tg.optim.AdamW`,
 # `tg.optim.warmup_cosine` and `tg.optim.clip_grad_norm`, `tg.manual_seed`, `tg.use_backend`, `tg.no_grad`,
-# `gpt.model.GPT`, `gpt.model.residual_std`, `gpt.config.GPTConfig`, `gpt.config.TrainConfig`, `gpt.data.DataLoader`,
-# `gpt.data.load_text`, `gpt.data.make_loaders`, `gpt.tokenizer.CharTokenizer`, `gpt.train.step.TrainingStep`,
-# `gpt.train.build.make_optimizer`, `gpt.train.loop.learning_rate`, `gpt.evaluate.estimate_loss` (the mean loss of
-# some batches), `gpt.checkpoint.Checkpoint`, `gpt.checkpoint.RunState`, `tensorgrad.backend.math.Math`, and
+# `gpt.model.GPT`, `gpt.model.residual_std`, `gpt.config.GPTConfig`, `gpt.train.config.TrainConfig`,
+# `gpt.data.DataLoader`, `gpt.data.load_text`, `gpt.data.make_loaders`, `gpt.tokenizer.CharTokenizer`,
+# `gpt.train.step.TrainingStep`, `gpt.train.build.make_optimizer`, `gpt.train.loop.learning_rate`,
+# `gpt.evaluate.estimate_loss` (the mean loss of some batches), `gpt.checkpoint.Checkpoint`,
+# `gpt.checkpoint.RunState`, `tensorgrad.backend.math.Math`, and
 # `python train.py`.
 #
 # ## Sources

@@ -28,7 +28,7 @@ from course import differences, exercise, picture, same, show
 from exercises import finetuning as tests
 
 import tensorgrad as tg
-from gpt.config import GPTConfig, TrainConfig
+from gpt.config import GPTConfig
 from gpt.data import DataLoader, load_text
 from gpt.evaluate import estimate_loss
 from gpt.finetune.baseline import BagOfWords
@@ -43,6 +43,7 @@ from gpt.lora import LoRA, LoRALinear, MergedLinear, adapter_parameters, add_lor
 from gpt.model import causal_mask
 from gpt.tokenizer.byte_level import ByteLevelTokenizer
 from gpt.train.build import make_optimizer
+from gpt.train.config import TrainConfig
 from gpt.train.freeze import freeze
 from gpt.train.loop import learning_rate
 from gpt.train.step import TrainingStep

@@ -32,13 +32,14 @@ from exercises import evaluation as tests
 
 import tensorgrad as tg
 from gpt.checkpoint import RunState, save_checkpoint
-from gpt.config import GPTConfig, TrainConfig
+from gpt.config import GPTConfig
 from gpt.data import DataLoader, load_text
 from gpt.evaluate import Score, estimate_loss, evaluate, evaluating, score
 from gpt.evaluate.__main__ import bytes_per_token
 from gpt.model import GPT
 from gpt.tokenizer import BPETokenizer, CharTokenizer
 from gpt.train.build import make_optimizer
+from gpt.train.config import TrainConfig
 from gpt.train.loop import learning_rate
 from gpt.train.step import TrainingStep
 
@@ -578,7 +579,7 @@ exercise(longest_shared, tests.longest_shared)
 # `gpt.evaluate.evaluate` (its loss alone), `gpt.evaluate.estimate_loss`, `gpt.evaluate.evaluating`,
 # `gpt.evaluate.__main__.bytes_per_token`, `gpt.checkpoint.save_checkpoint`, `gpt.checkpoint.RunState`, and
 # `python -m gpt evaluate`. From earlier chapters we used `tg.manual_seed`, `tg.no_grad`, `tg.use_backend`, `tg.nn`,
-# `tg.nn.Dropout`, `gpt.config.GPTConfig`, `gpt.config.TrainConfig`, `gpt.data.DataLoader`, `gpt.data.load_text`,
+# `tg.nn.Dropout`, `gpt.config.GPTConfig`, `gpt.train.config.TrainConfig`, `gpt.data.DataLoader`, `gpt.data.load_text`,
 # `gpt.model.GPT`, `gpt.tokenizer.BPETokenizer`, `gpt.tokenizer.CharTokenizer`, `gpt.train.build.make_optimizer`,
 # `gpt.train.loop.learning_rate` and `gpt.train.step.TrainingStep`.
 #

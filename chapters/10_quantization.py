@@ -26,7 +26,7 @@ from course import exercise, picture, same, show
 from exercises import quantization as tests
 
 import tensorgrad as tg
-from gpt.config import LlamaConfig, TrainConfig, UserError
+from gpt.config import LlamaConfig, UserError
 from gpt.data import load_text, make_loaders
 from gpt.evaluate import estimate_loss
 from gpt.generate import generate_text
@@ -34,6 +34,7 @@ from gpt.generate.kvcache import KVCache
 from gpt.llama import Llama
 from gpt.tokenizer import CharTokenizer
 from gpt.train.build import make_optimizer
+from gpt.train.config import TrainConfig
 from gpt.train.loop import learning_rate
 from gpt.train.step import TrainingStep
 from gpt.weights import build_model

@@ -27,7 +27,7 @@ from course import differences, exercise, picture, same, show
 from exercises import modern as tests
 
 import tensorgrad as tg
-from gpt.config import GPT_CONFIG_124M, GPTConfig, LlamaConfig, TrainConfig, UserError
+from gpt.config import GPT_CONFIG_124M, GPTConfig, LlamaConfig, UserError
 from gpt.data import load_text, make_loaders
 from gpt.evaluate import estimate_loss
 from gpt.generate import generate_text
@@ -36,6 +36,7 @@ from gpt.llama import Llama, LlamaAttention, LlamaBlock, SwiGLU
 from gpt.model import GPT, INIT_STD, residual_std
 from gpt.tokenizer import CharTokenizer
 from gpt.train.build import make_optimizer
+from gpt.train.config import TrainConfig
 from gpt.train.loop import learning_rate
 from gpt.train.step import TrainingStep
 from gpt.weights.initial import load_initial

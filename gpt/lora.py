@@ -5,7 +5,7 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpt.config import TrainConfig
+from gpt.train.config import TrainConfig
 from gpt.weights import Model
 from tensorgrad import QuantizedArray, Tensor, nn
 from tensorgrad.backend import Array, backend_of

@@ -51,10 +51,11 @@ from gpt.checkpoint.steps import (
     step_of,
     temporary_folder,
 )
-from gpt.config import GPTConfig, LlamaConfig, TrainConfig, UserError, model_config_from_dict
+from gpt.config import GPTConfig, LlamaConfig, UserError, model_config_from_dict
 from gpt.files import file_errors, read_json, sync
 from gpt.lora import LoRA, adapter_parameters
 from gpt.tokenizer import Tokenizer, load_tokenizer
+from gpt.train.config import TrainConfig
 from gpt.weights import Model, build_model
 from gpt.weights.adapter import ADAPTER, ADAPTER_CONFIG, Base, config_entries, read_adapter, serialize
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from gpt.checkpoint.files import BEFORE, METRICS, SAMPLE_HEADING, SAMPLES, TIMING
 from gpt.checkpoint.steps import steps_after
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.files import atomic_write
+from gpt.train.config import TrainConfig
 
 CHECKPOINTS = "checkpoints"
 

@@ -11,7 +11,7 @@ import numpy as np
 from gpt.checkpoint import Checkpoint, RunState
 from gpt.checkpoint.files import MODEL
 from gpt.cli import user_errors
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.data import Array, Batches
 from gpt.files import file_errors
 from gpt.finetune.classifier import Classifier, LabelledTexts, balanced_weights
@@ -20,6 +20,7 @@ from gpt.finetune.tables import column, read_rows
 from gpt.lora import LoRA, add_lora
 from gpt.tokenizer import Tokenizer, TokenizerError
 from gpt.train.build import make_tokenizer
+from gpt.train.config import TrainConfig
 from gpt.train.task import Task
 from gpt.weights import Model, build_model
 from gpt.weights.initial import InitialWeights

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from gpt.cli import one_of
-from gpt.config import TrainConfig
 from gpt.data import Array
 from gpt.evaluate.plot import why_not
 from gpt.files import write_json
@@ -17,6 +16,7 @@ from gpt.finetune.classification import NAME, PARTS, TUNE, Classification, encod
 from gpt.finetune.classifier import Classifier, probabilities
 from gpt.finetune.scores import Scores
 from gpt.heartbeat import Heartbeat
+from gpt.train.config import TrainConfig
 from gpt.train.describe import describe
 from gpt.train.flags import Arguments, build_parser, to_arguments
 from gpt.train.program import train_to_end

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.checkpoint import RunState
-from gpt.config import GPTConfig, TrainConfig, UserError
+from gpt.config import GPTConfig, UserError
 from gpt.data import Batches
 from gpt.finetune.conversations import Conversation, Example, encode_conversation, read_conversations
 from gpt.finetune.packing import Examples
@@ -14,6 +14,7 @@ from gpt.finetune.split import split_examples
 from gpt.generate.template import ChatTemplate, TemplateError
 from gpt.lora import LoRA, add_lora
 from gpt.tokenizer import Tokenizer, TokenizerError
+from gpt.train.config import TrainConfig
 from gpt.train.task import Task
 from gpt.weights import Model
 from gpt.weights.initial import InitialWeights

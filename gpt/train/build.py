@@ -5,11 +5,12 @@ from typing import Any
 
 import tensorgrad as tg
 from gpt.cli import user_errors
-from gpt.config import BPE_VOCAB_SIZE, TOKENIZERS, TrainConfig, UserError
+from gpt.config import BPE_VOCAB_SIZE, TOKENIZERS, UserError
 from gpt.data import DataLoader, load_text, make_loaders
 from gpt.data.loaders import tokenize
 from gpt.data.shards import is_prepared, load_prepared
 from gpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError
+from gpt.train.config import TrainConfig
 from gpt.weights import Model
 from tensorgrad.distributed import world
 

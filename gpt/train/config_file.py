@@ -10,8 +10,9 @@ from typing import Any
 
 from gpt.checkpoint.files import CONFIG
 from gpt.cli import user_errors
-from gpt.config import NAMED_CONFIGS, TrainConfig, UserError, nearest
+from gpt.config import UserError, nearest
 from gpt.files import atomic_write
+from gpt.train.config import NAMED_CONFIGS, TrainConfig
 
 HEAD = "# The settings of this run; python train.py --config {} starts another one with the same settings.\n"
 NANOGPT_NAMES = {  # nanoGPT's names for our settings

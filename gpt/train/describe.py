@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from gpt.checkpoint.files import CONFIG
-from gpt.config import TrainConfig
 from gpt.data.documents import describe_files
+from gpt.train.config import TrainConfig
 from gpt.train.loop import learning_rate
 from gpt.train.run import FINETUNING_WINDOW, Run
 

@@ -19,7 +19,6 @@ from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.run_folder import CHECKPOINTS
 from gpt.checkpoint.steps import newest_checkpoint
 from gpt.cli import use_backend, user_errors
-from gpt.config import TrainConfig
 from gpt.data import Array, Batches
 from gpt.data.documents import describe_files
 from gpt.evaluate import evaluating
@@ -27,6 +26,7 @@ from gpt.evaluate.plot import History, draw_run, why_not
 from gpt.lora import LoRA, add_lora
 from gpt.tokenizer import Tokenizer
 from gpt.train.build import make_optimizer, make_scaler, open_data, resolve
+from gpt.train.config import TrainConfig
 from gpt.train.config_file import describe
 from gpt.train.flags import Arguments
 from gpt.train.footprint import (

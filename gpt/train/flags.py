@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt.cli import ArgumentParser, boolean, cpu_backend, one_of, user_errors
-from gpt.config import CHOICES, NAMED_CONFIGS, TrainConfig, UserError
+from gpt.config import UserError
+from gpt.train.config import CHOICES, NAMED_CONFIGS, TrainConfig
 from gpt.train.config_file import NANOGPT_NAMES, read_config
 
 GROUPS = ("data", "model", "training", "finetuning", "run")

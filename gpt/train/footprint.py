@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import tensorgrad as tg
-from gpt.config import GPTConfig, LlamaConfig, TrainConfig, UserError
+from gpt.config import GPTConfig, LlamaConfig, UserError
 from gpt.lora import LoRA, add_lora
+from gpt.train.config import TrainConfig
 from gpt.weights import Model, build_model
 from tensorgrad.autograd import Observer, saved_arrays
 from tensorgrad.autograd.context import MIN_RECOMPUTE_BYTES

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 
 import tensorgrad as tg
-from gpt.config import TrainConfig
 from gpt.evaluate import estimate_loss
+from gpt.train.config import TrainConfig
 from gpt.train.config_file import write_config
 from gpt.train.metrics import MetricsBuffer, StepMetrics
 from gpt.train.nonfinite import NonFiniteSteps

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import tensorgrad as tg
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
+from gpt.train.config import TrainConfig
 
 
 @dataclass

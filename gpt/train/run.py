@@ -25,12 +25,13 @@ from gpt.checkpoint.run_folder import (
     rewind_metrics,
 )
 from gpt.cli import use_backend, user_errors
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.data import Batches, DataLoader
 from gpt.files import FolderLock
 from gpt.lora import LoRA
 from gpt.tokenizer import Tokenizer
 from gpt.train.build import make_optimizer, make_scaler, open_general_data, resolve, with_prepared_settings
+from gpt.train.config import TrainConfig
 from gpt.train.flags import Arguments
 from gpt.train.footprint import require_memory
 from gpt.train.freeze import freeze

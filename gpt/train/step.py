@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import tensorgrad as tg
-from gpt.config import TrainConfig
+from gpt.train.config import TrainConfig
 from gpt.weights import IGNORED, Model
 from tensorgrad.backend import Array
 from tensorgrad.distributed import ALONE, GradientReducer

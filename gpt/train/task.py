@@ -3,11 +3,12 @@
 from typing import Any
 
 from gpt.checkpoint import Checkpoint, RunState
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.data.loaders import Batches
 from gpt.lora import LoRA, add_lora
 from gpt.tokenizer import Tokenizer
 from gpt.train.build import open_data
+from gpt.train.config import TrainConfig
 from gpt.weights import Model, build_model
 from gpt.weights.initial import InitialWeights, build_checkpoint
 

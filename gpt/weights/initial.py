@@ -11,10 +11,11 @@ from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.checkpoint.files import MANIFEST, MODEL
 from gpt.checkpoint.steps import newest_checkpoint
 from gpt.cli import user_errors
-from gpt.config import GPTConfig, LlamaConfig, TrainConfig, UserError
+from gpt.config import GPTConfig, LlamaConfig, UserError
 from gpt.files import file_errors, sha256_of
 from gpt.lora import LoRA, add_lora, load_adapters
 from gpt.tokenizer import Tokenizer
+from gpt.train.config import TrainConfig
 from gpt.weights import Model, build_model, gguf, huggingface
 from gpt.weights.adapter import ADAPTER, Base, is_adapter, read_adapter, read_base_path
 from gpt.weights.arrays import WeightArrays, converted

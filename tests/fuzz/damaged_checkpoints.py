@@ -16,8 +16,9 @@ from cases import failing
 import tensorgrad as tg
 from gpt.checkpoint import MODEL, OPTIMIZER, STATE, TOKENIZER, Checkpoint, load_checkpoint, load_newest, save_checkpoint
 from gpt.checkpoint.files import MANIFEST
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.train.build import make_optimizer
+from gpt.train.config import TrainConfig
 from gpt.train.run import new_run
 from gpt.train.saver import state_of
 

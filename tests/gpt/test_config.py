@@ -15,12 +15,11 @@ from gpt.config import (
     GPT_CONFIG_1558M,
     GPT_CONFIG_SHAKESPEARE_CHAR,
     GPT_CONFIG_SHAKESPEARE_CHAR_CPU,
-    NAMED_CONFIGS,
     GPTConfig,
-    TrainConfig,
     nearest,
 )
 from gpt.model import GPT
+from gpt.train.config import NAMED_CONFIGS, TrainConfig
 
 
 @pytest.mark.parametrize(

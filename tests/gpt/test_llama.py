@@ -10,10 +10,11 @@ import pytest
 
 import tensorgrad as tg
 from gpt.checkpoint import load_checkpoint
-from gpt.config import NAMED_CONFIGS, LlamaConfig
+from gpt.config import LlamaConfig
 from gpt.evaluate import score
 from gpt.generate import Generation
 from gpt.llama import Llama
+from gpt.train.config import NAMED_CONFIGS
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.run import Run, make_run

@@ -29,9 +29,10 @@ from gpt.checkpoint import (
 )
 from gpt.checkpoint.files import MANIFEST
 from gpt.checkpoint.steps import newest_checkpoint, steps_after
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
+from gpt.train.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 

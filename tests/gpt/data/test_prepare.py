@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.cli import run as run_program
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.data import documents as documents_module
 from gpt.data import prepare as prepare_module
 from gpt.data.__main__ import main as prepare_main
@@ -29,6 +29,7 @@ from gpt.data.shards import load_prepared
 from gpt.tokenizer import BPETokenizer, CharTokenizer
 from gpt.tokenizer.patterns import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN
 from gpt.train.build import open_data, with_prepared_settings
+from gpt.train.config import TrainConfig
 from tests.processes import HANG_S, finish, wait_until
 
 ROOT = Path(__file__).parents[3]

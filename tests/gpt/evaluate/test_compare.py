@@ -8,8 +8,8 @@ import pytest
 
 from gpt.checkpoint.files import METRICS, TIMING
 from gpt.cli import run as run_program
-from gpt.config import TrainConfig
 from gpt.evaluate import compare
+from gpt.train.config import TrainConfig
 from gpt.train.config_file import write_config
 
 

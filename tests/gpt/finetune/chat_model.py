@@ -4,9 +4,10 @@ from pathlib import Path
 
 import tensorgrad as tg
 from gpt.checkpoint import RunState, save_checkpoint
-from gpt.config import GPTConfig, LlamaConfig, TrainConfig
+from gpt.config import GPTConfig, LlamaConfig
 from gpt.tokenizer.bpe import SINGLE_BYTES
 from gpt.tokenizer.byte_level import ByteLevelTokenizer
+from gpt.train.config import TrainConfig
 from gpt.weights import build_model
 
 EOT, START, END = 256, 257, 258

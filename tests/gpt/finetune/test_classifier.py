@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import tensorgrad as tg
-from gpt.config import GPTConfig, LlamaConfig, TrainConfig
+from gpt.config import GPTConfig, LlamaConfig
 from gpt.finetune.classifier import Classifier, LabelledTexts, balanced_weights, in_epochs, padded, probabilities
 from gpt.train.build import make_optimizer
+from gpt.train.config import TrainConfig
 from gpt.train.footprint import memory
 from gpt.train.loop import gradient_ratios
 from gpt.weights import build_model

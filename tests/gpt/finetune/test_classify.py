@@ -17,9 +17,10 @@ import train as train_program
 from gpt.__main__ import main
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.finetune.classify import PICTURE, RESULTS
 from gpt.train import loop
+from gpt.train.config import TrainConfig
 from gpt.train.dry_run import dry_run
 from gpt.train.flags import Arguments
 from gpt.train.loop import train

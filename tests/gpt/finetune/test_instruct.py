@@ -17,9 +17,9 @@ from gpt.__main__ import main
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS
 from gpt.cli import run as run_program
-from gpt.config import TrainConfig
 from gpt.finetune.instruct import CONVERSATIONS, RESULTS
 from gpt.train import loop
+from gpt.train.config import TrainConfig
 from gpt.train.loop import train
 from gpt.train.run import new_run
 from tests.gpt.finetune.chat_model import CONFIG, make_tokenizer, save_base

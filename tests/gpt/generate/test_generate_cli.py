@@ -19,10 +19,10 @@ import generate as program
 import tensorgrad as tg
 from gpt.checkpoint import RunState, load_checkpoint, save_checkpoint
 from gpt.cli import run
-from gpt.config import TrainConfig
 from gpt.generate import generate_text
 from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer, Tokenizer
+from gpt.train.config import TrainConfig
 from tests.processes import HANG_S, finish
 
 SCRIPT = Path(program.__file__)

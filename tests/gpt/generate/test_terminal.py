@@ -19,13 +19,14 @@ import pytest
 import generate as program
 import tensorgrad as tg
 from gpt.checkpoint import RunState, save_checkpoint
-from gpt.config import LlamaConfig, TrainConfig, UserError
+from gpt.config import LlamaConfig, UserError
 from gpt.generate import terminal
 from gpt.generate.chat import Conversation
 from gpt.llama import Llama
 from gpt.tokenizer import CharTokenizer, Tokenizer
 from gpt.tokenizer.bpe import SINGLE_BYTES
 from gpt.tokenizer.byte_level import ByteLevelTokenizer
+from gpt.train.config import TrainConfig
 from tests.processes import HANG_S, wait_until
 
 SPECIAL = {"<|im_start|>": 256, "<|im_end|>": 257}

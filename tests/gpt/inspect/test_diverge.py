@@ -11,10 +11,10 @@ import pytest
 import tensorgrad as tg
 from gpt import __main__ as program
 from gpt.cli import run as run_program
-from gpt.config import TrainConfig
 from gpt.inspect import diverge
 from gpt.inspect.trace import Difference
 from gpt.train import loop
+from gpt.train.config import TrainConfig
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.run import new_run, resumed_run

@@ -12,9 +12,10 @@ import tensorgrad as tg
 from gpt import __main__ as program
 from gpt.checkpoint import RunState, save_checkpoint
 from gpt.cli import run as run_program
-from gpt.config import GPTConfig, TrainConfig
+from gpt.config import GPTConfig
 from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
+from gpt.train.config import TrainConfig
 from tensorgrad.inspect.recording import record
 from tests.browser import Browser
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from gpt.checkpoint import load_checkpoint
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.data.corpora import normalize_whitespace
 from gpt.data.prepare import Preparation, prepare
 from gpt.data.shards import load_prepared
 from gpt.fused import FusedGPT
 from gpt.model import GPT
+from gpt.train.config import TrainConfig
 from gpt.train.config_file import read_config
 from gpt.train.flags import Arguments
 from gpt.train.loop import train

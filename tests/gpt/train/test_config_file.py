@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from gpt import config as config_module
 from gpt.checkpoint.files import CONFIG
-from gpt.config import GPTConfig, LlamaConfig, TrainConfig, UserError
+from gpt.config import GPTConfig, LlamaConfig, UserError
+from gpt.train.config import TrainConfig
 from gpt.train.config_file import describe, read_config, to_toml, write_config
 from gpt.train.flags import Arguments, parse
 from gpt.train.loop import train

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gpt.config import TrainConfig
+from gpt.train.config import TrainConfig
 from gpt.train.describe import describe, describe_changes
 from gpt.train.flags import Arguments
 from gpt.train.run import make_run

@@ -14,11 +14,12 @@ import pytest
 import tensorgrad as tg
 import train
 from gpt.cli import run as run_program
-from gpt.config import NAMED_CONFIGS, GPTConfig, TrainConfig
+from gpt.config import GPTConfig
 from gpt.lora import LoRA, add_lora
 from gpt.model import GPT
 from gpt.train import dry_run as module
 from gpt.train.build import make_optimizer
+from gpt.train.config import NAMED_CONFIGS, TrainConfig
 from gpt.train.dry_run import Resident, duration, predicted_peak
 from gpt.train.footprint import checkpoint_bytes, disk_bytes, flops_per_token, memory
 from gpt.train.freeze import freeze

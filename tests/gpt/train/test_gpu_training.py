@@ -16,7 +16,8 @@ import pytest
 
 import tensorgrad as tg
 from gpt.checkpoint.files import METRICS
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
+from gpt.train.config import TrainConfig
 from gpt.train.config_file import read_config
 from gpt.train.describe import describe
 from gpt.train.flags import Arguments

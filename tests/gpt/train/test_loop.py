@@ -19,13 +19,14 @@ from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS, TIMING
 from gpt.checkpoint.run_folder import rewind_metrics
 from gpt.checkpoint.steps import steps_after
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.data import DataLoader
 from gpt.fused import FusedGPT
 from gpt.tokenizer import GPT2Tokenizer
 from gpt.train import loop as module
 from gpt.train import observers
 from gpt.train.build import make_optimizer
+from gpt.train.config import TrainConfig
 from gpt.train.flags import Arguments
 from gpt.train.loop import accumulate_gradients, learning_rate, train
 from gpt.train.progress import Progress

@@ -10,8 +10,9 @@ import pytest
 import generate
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import STATE
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.lora import adapter_parameters
+from gpt.train.config import TrainConfig
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.run import Run, make_run

@@ -14,7 +14,8 @@ import pytest
 import tensorgrad as tg
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
+from gpt.train.config import TrainConfig
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.progress import Progress

@@ -14,8 +14,9 @@ import tensorgrad as tg
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS
 from gpt.checkpoint.steps import steps_after
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.train import loop as trainer
+from gpt.train.config import TrainConfig
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.nonfinite import BATCH, find_cause, replay

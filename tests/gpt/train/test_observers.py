@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from gpt.checkpoint.files import METRICS
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.train import observers
 from gpt.train import run as run_module
+from gpt.train.config import TrainConfig
 from gpt.train.flags import Arguments
 from gpt.train.loop import gradient_ratios, train
 from gpt.train.observers import Plot, flatten

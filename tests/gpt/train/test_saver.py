@@ -15,9 +15,10 @@ from gpt import checkpoint as checkpoint_module
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS
 from gpt.checkpoint.steps import steps_after
-from gpt.config import TrainConfig, UserError
+from gpt.config import UserError
 from gpt.train import loop as trainer
 from gpt.train import saver as module
+from gpt.train.config import TrainConfig
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.metrics import JSONLines

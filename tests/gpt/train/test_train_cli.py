@@ -17,7 +17,8 @@ import tensorgrad as tg
 import train
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import run as run_program
-from gpt.config import CHOICES, GPT_CONFIG_SHAKESPEARE_CHAR_CPU, NAMED_CONFIGS, GPTConfig, TrainConfig, UserError
+from gpt.config import GPT_CONFIG_SHAKESPEARE_CHAR_CPU, GPTConfig, UserError
+from gpt.train.config import CHOICES, NAMED_CONFIGS, TrainConfig
 from gpt.train.config_file import read_config
 from gpt.train.flags import NEWEST, build_parser, parse
 from tests.processes import HANG_S, finish, wait_until

@@ -15,8 +15,9 @@ import numpy as np
 
 import tensorgrad as tg
 from gpt.checkpoint import RunState, save_checkpoint
-from gpt.config import GPTConfig, LlamaConfig, TrainConfig
+from gpt.config import GPTConfig, LlamaConfig
 from gpt.lora import LoRA, adapter_parameters, add_lora
+from gpt.train.config import TrainConfig
 from gpt.weights import Model, build_model
 from gpt.weights.__main__ import main as weights
 from gpt.weights.initial import load_initial

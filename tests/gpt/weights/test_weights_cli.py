@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from gpt.__main__ import main
-from gpt.config import NAMED_CONFIGS
+from gpt.train.config import NAMED_CONFIGS
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.run import make_run
