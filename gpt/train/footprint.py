@@ -95,7 +95,7 @@ def require_memory(config: TrainConfig, model: Model, n_processes: int = 1) -> N
 def _least_bytes(config: TrainConfig, model: Model) -> int:
     """Bytes that a step certainly needs: weights, gradients and moments, and the input of every block."""
     shape, parts = model.config, Parts(model)
-    tokens = config.batch_size * shape.block_size
+    tokens = config.batch_size * config.block_size
     inputs = 2 * tokens * shape.n_embd * sum(parts.passed)
     return weight_bytes(model) + 3 * FLOAT32 * parts.trained + inputs + BYTES_OF_A_PAIR * tokens * config.grad_accum
 
@@ -146,7 +146,7 @@ def memory(config: TrainConfig, model: Model, backend: str) -> Memory:
     When backward begins, all activations exist and few gradients; when it ends, all gradients. Where gradients are
     accumulated over several batches, those of the earlier batches always exist.
     """
-    shape, parts = model.config, Parts(model)
+    shape, parts = replace(model.config, block_size=config.block_size), Parts(model)  # a longer window costs nothing
     size = 2 if config.half else FLOAT32
     n = parts.trained
     weights = weight_bytes(model, size) + (FLOAT32 * n if config.half else 0)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gpt.train import dry_run as module
 from gpt.train.build import make_optimizer
 from gpt.train.config import NAMED_CONFIGS, TrainConfig
 from gpt.train.dry_run import Resident, duration, predicted_peak
-from gpt.train.footprint import checkpoint_bytes, disk_bytes, flops_per_token, memory
+from gpt.train.footprint import checkpoint_bytes, disk_bytes, flops_per_token, memory, require_memory
 from gpt.train.freeze import freeze
 from gpt.train.loop import train as train_run
 from gpt.train.run import new_run
@@ -187,6 +188,16 @@ def test_asynchronous_saving_needs_memory_for_a_copy() -> None:
     n = model.num_params()
     assert beside.peak - alone.peak == beside.snapshot == 12 * n
     assert alone.snapshot == 0
+
+
+def test_rows_shorter_than_the_model_s_window_need_less_memory() -> None:
+    """As those of conversations are, whose model keeps its window: SmolLM2's is 8192."""
+    config = TrainConfig(model="llama", batch_size=4, block_size=64, async_save=False)
+    long, short = (
+        build_model(replace(config, block_size=window).model_config(75)) for window in (8192, config.block_size)
+    )
+    assert memory(config, long, "numpy") == memory(config, short, "numpy")
+    require_memory(replace(config, batch_size=64), long)
 
 
 def test_the_predicted_peak_includes_the_memory_for_reading_the_data() -> None:
