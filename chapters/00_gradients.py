@@ -20,7 +20,7 @@
 import math
 
 import numpy as np
-from course import exercise, picture, same, show
+from course import exercise, page, picture, same, show
 from exercises import gradients as tests
 
 import tensorgrad as tg
@@ -323,6 +323,22 @@ same(w_t.grad, w.grad, "dL/dw")
 same(x_t.grad, x.grad, "dL/dx")
 
 # %% [markdown]
+# ### Watch it, step by step
+#
+# `tg.record()` records every operation, and `page` shows the record below. Press *Step* or the right arrow key. First
+# come the four operations forward, then the same four backward. Each step shows its formula, its numbers, and the
+# gradient that arrives and those that leave. All of this we have computed by hand. (GitHub hides such a page: run the
+# chapter, or open the website of the course.)
+#
+# At the top the page answers a question that one asks often: which operation made the largest gradient, and why?
+
+# %%
+w_t.grad = x_t.grad = None
+with tg.record() as steps:
+    ((tg.tanh(w_t * x_t) - 1) ** 2).backward()
+page(steps)
+
+# %% [markdown]
 # ## Mistakes that people make
 #
 # **Forgetting that gradients add up.** With `=` in place of `+=`, a value that is used twice gets one contribution
@@ -433,10 +449,24 @@ def newton(f, x, n_steps):
 exercise(newton, tests.newton)
 
 # %% [markdown]
+# **4.** *Which operation made the largest gradient?* The neuron has three that change the gradient: `pow`, `tanh` and
+# `multiply`. (The subtraction passes it on as it is.) Find out which one makes the largest gradient, without its sign.
+# The page above can check your answer. With $w = 0.05$ and $x = 10$ it is another one than with $w = 0.7$ and
+# $x = 1.5$. Do you see why?
+
+# %%
+def largest_gradient(w, x):
+    """Return the name of the operation and the size of the gradient, for L = (tanh(w x) - 1)²; w and x are numbers."""
+    ...
+
+
+exercise(largest_gradient, tests.largest_gradient)
+
+# %% [markdown]
 # ## What you can use now
 #
 # Later chapters use these names of the library without explaining them again: `tg.Tensor`, `tg.tanh`, `tg.exp`,
-# `tg.autograd`, and of tensors `backward()`, `grad`, `requires_grad`, `item()`.
+# `tg.autograd`, `tg.record` (a page of all steps), and of tensors `backward()`, `grad`, `requires_grad`, `item()`.
 #
 # ## Sources
 #

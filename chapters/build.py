@@ -90,12 +90,14 @@ def joined(outputs: list[Any]) -> list[Any]:
 
 
 def printed(cell: Any) -> str:
-    """Return the text of a cell's outputs; a picture is its place only."""
+    """Return the text of a cell's outputs; a picture or a page is its place only."""
     texts = []
     for output in cell.get("outputs", []):
         data = output.get("data", {})
         if "image/png" in data:
             texts.append("(picture)\n")
+        elif "text/html" in data:
+            texts.append("(page)\n")
         else:
             texts.append(output.get("text") or data.get("text/markdown") or data.get("text/plain", ""))
     return "".join(texts)

@@ -1,4 +1,4 @@
-"""What every chapter uses: to show code, to compare numbers and gradients, to draw, to check an exercise."""
+"""What every chapter uses: to show code and pages, to compare numbers and gradients, to draw, to check an exercise."""
 
 import ast
 import inspect
@@ -25,6 +25,14 @@ def show(*objects: Any) -> None:
             display(Markdown(f"[`{path}`](../{path})\n\n```python\n{source}\n```"))
         else:
             print(f"{path}\n\n{source}\n")
+
+
+def page(recorded: Any) -> None:
+    """Show the page of a recording or of the explorer below the cell; outside of a notebook, nothing."""
+    if "ipykernel" in sys.modules:
+        from IPython.display import display
+
+        display({"text/html": recorded._repr_html_()}, raw=True)
 
 
 def same(ours: Any, theirs: Any, what: str, tolerance: float = 1e-12) -> None:

@@ -29,3 +29,17 @@ def newton(answer: Callable[[Callable[[float], float], float, int], float]) -> N
     assert abs(got - math.sqrt(2)) < 1e-9, f"six steps from 1 lead to the square root of 2, 1.414213562, not to {got}"
     one = answer(lambda x: x**2 - 2, 1.0, 1)
     assert abs(one - 1.5) < 1e-6, f"one step from 1 leads to 1.5, not to {one}"
+
+
+def largest_gradient(answer: Callable[[float, float], tuple[str, float]]) -> None:
+    """Compare with differences of what comes after each operation."""
+    for w, x in [(0.7, 1.5), (0.05, 10.0), (-6.0, 0.05)]:
+        a, h = w * x, 1e-6
+        slope = (math.tanh(a + h) - math.tanh(a - h)) / (2 * h)
+        dc = 2 * (math.tanh(a) - 1)
+        sizes = {"pow": abs(dc), "tanh": abs(dc * slope), "multiply": abs(dc * slope) * max(abs(x), abs(w))}
+        expected = max(sizes, key=lambda name: sizes[name])
+        name, size = answer(w, x)
+        assert name == expected, f"with w = {w} and x = {x} it is {expected}, not {name}"
+        right = abs(abs(size) - sizes[name]) < 1e-6
+        assert right, f"with w = {w} and x = {x} the gradient has the size {sizes[name]:.6f}, not {size}"
