@@ -21,7 +21,7 @@
 import math
 
 import numpy as np
-from course import differences, exercise, picture, same, show
+from course import differences, exercise, page, picture, same, show
 from exercises import attention as tests
 
 import tensorgrad as tg
@@ -29,6 +29,8 @@ from gpt.config import GPTConfig
 from gpt.data import spawn_dataloader
 from gpt.evaluate import estimate_loss
 from gpt.fused import FusedCausalSelfAttention, FusedGPT
+from gpt.inspect.explore import explore
+from gpt.inspect.explorer import show_model
 from gpt.model import GPT, MLP, Block, CausalSelfAttention, causal_mask
 
 rng = np.random.default_rng(0)
@@ -391,6 +393,20 @@ for (layer, head), means in distance.items():
 # depend on the whole vector of a token and not only on its letter. After the first block, the vector at a space may
 # well contain the word before it.
 #
+# ### Inside the model, on one page
+#
+# The library's *explorer* shows the same maps and more, for any model and text. Choose a letter of the text. The page
+# shows what the model expects after it, from which letters each head reads, and the length of its vector in the
+# residual stream after each block. One of its parts is called the *logit lens*. It puts the vector into the last layer
+# norm and the output layer after every block, as if the model ended there. Go through the text, and see at which
+# letters the second block changes the guess of the first.
+
+# %%
+page(show_model(model, tokenizer, text, name="two blocks, trained on Shakespeare"))
+
+# %% [markdown]
+# For a run of `train.py`, `python -m gpt inspect model RUN --prompt "To be" --out inside.html` makes this page.
+#
 # ## The library's code
 #
 # The mask and the attention of [`gpt/model.py`](../gpt/model.py). `pos` has the positions of the tokens, and a token
@@ -447,6 +463,7 @@ plain.astype(np.float64)
 x, targets = val_loader.batch(0)
 logits_t, loss_t = plain(x, targets)
 same(logits_t, gpt(x, weights, 2, 4)[0], "the logits of 16 x 64 characters", 1e-10)
+same(explore(model, ids).attention, np.array(gpt(ids, weights, 2, 4)[1]), "the maps of the explorer", 1e-4)
 loss_t.backward()
 
 
@@ -578,9 +595,10 @@ exercise(mean_distance, tests.mean_distance)
 #
 # The model: `gpt.model.causal_mask`, `gpt.model.CausalSelfAttention`, `gpt.model.MLP`, `gpt.model.Block`,
 # `gpt.model.GPT`, `gpt.config.GPTConfig`, and its faster form: `gpt.fused.FusedGPT`,
-# `gpt.fused.FusedCausalSelfAttention`, `tg.attention`. Besides, without a closer look: `gpt.data.spawn_dataloader`
-# (chapter 03), `gpt.evaluate.estimate_loss` (chapter 08), `tg.optim.AdamW` (chapter 05), `tg.manual_seed`,
-# `tg.set_num_threads`, `tg.no_grad` and `tg.split`.
+# `gpt.fused.FusedCausalSelfAttention`, `tg.attention`. A look inside: `gpt.inspect.explorer.show_model`, and its
+# numbers, `gpt.inspect.explore.explore`. Besides, without a closer look: `gpt.data.spawn_dataloader` (chapter 03),
+# `gpt.evaluate.estimate_loss` (chapter 08), `tg.optim.AdamW` (chapter 05), `tg.manual_seed`, `tg.set_num_threads`,
+# `tg.no_grad` and `tg.split`.
 #
 # ## Sources
 #
