@@ -55,8 +55,8 @@ class Ourselves:
         def step(idx: Any, targets: Any) -> tuple[Any, Any]:
             loss = model.loss(idx, targets)
             loss.backward()
-            norm = tg.optim.clip_grad_norm(parameters, GRAD_CLIP)
-            optimizer.step()
+            norm, factor = tg.optim.norm_and_factor(parameters, GRAD_CLIP)
+            optimizer.step(grad_scale=factor)
             optimizer.zero_grad()
             return loss.data, norm
 

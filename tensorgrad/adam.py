@@ -3,7 +3,7 @@
 from typing import Any
 
 from tensorgrad.backend import Array
-from tensorgrad.optim import AdamW, Parameters
+from tensorgrad.optim import AdamW, Parameters, scaled
 
 
 class Adam(AdamW):
@@ -15,8 +15,11 @@ class Adam(AdamW):
     ) -> None:  # fmt: skip
         super().__init__(params, lr, betas, eps, weight_decay)
 
-    def update_group(self, members: list[Any], group: dict[str, Any], skip: bool | Array) -> None:
+    def update_group(
+        self, members: list[Any], group: dict[str, Any], skip: bool | Array, grad_scale: float | Array
+    ) -> None:
         """Add the decay to the gradients, and update as AdamW without decay does."""
         if decay := group["weight_decay"]:
-            members = [(p, grad + decay * p.data, state) for p, grad, state in members]
-        super().update_group(members, {**group, "weight_decay": 0.0}, skip)
+            members = [(p, scaled(grad, grad_scale) + decay * p.data, state) for p, grad, state in members]
+            grad_scale = 1.0
+        super().update_group(members, {**group, "weight_decay": 0.0}, skip, grad_scale)

@@ -72,20 +72,20 @@ class GradScaler:
             found = ~self._xp.isfinite(k.xp.asarray(k.global_norm(grads)))
         self._found[id(optimizer)] = found
 
-    def step(self, optimizer: Optimizer, skip: bool | Array = False) -> None:
-        """Call `optimizer.step`, which skips the update if `skip`, or if a gradient is not finite.
+    def step(self, optimizer: Optimizer, skip: bool | Array = False, grad_scale: float | Array = 1.0) -> None:
+        """Call `optimizer.step`, which skips the update if `skip`, or if a gradient is not finite; see there.
 
         Unscales the gradients first unless `unscale_` has. Raises RuntimeError for a second call without `update`.
         """
         if not self.enabled:
-            optimizer.step(skip)
+            optimizer.step(skip, grad_scale)
             return
         if id(optimizer) in self._stepped:
             raise RuntimeError("GradScaler: step was called a second time; call update in between")
         if id(optimizer) not in self._found:
             self.unscale_(optimizer)
         self._stepped.add(id(optimizer))
-        optimizer.step(self._found[id(optimizer)] | skip)
+        optimizer.step(self._found[id(optimizer)] | skip, grad_scale)
 
     def update(self) -> None:
         """Adapt the scale to the gradients since the last update. Raises RuntimeError before any step or unscale_."""

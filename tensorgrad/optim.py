@@ -65,22 +65,27 @@ class Optimizer:
         """The number of steps that were not skipped. On a GPU, reading it may wait for the last step."""
         return int(self._calls) - int(self._skipped)
 
-    def step(self, skip: bool | Array = False) -> None:
-        """Update every parameter that has a gradient, in place, unless `skip`, which may be a scalar array on a GPU."""
+    def step(self, skip: bool | Array = False, grad_scale: float | Array = 1.0) -> None:
+        """Update every parameter that has a gradient, in place, unless `skip`.
+
+        The gradients are multiplied by grad_scale first. Both may be scalar arrays on a GPU.
+        """
         skip = backend_of("optimizer", [self.params[0].data]).decide(skip)
         self._calls += 1  # in place if they are arrays
         self._skipped += skip
         states = iter(self.state)
         for group in self.param_groups:
             members = [(p, p.grad, next(states)) for p in group["params"]]
-            self.update_group([member for member in members if member[1] is not None], group, skip)
+            self.update_group([member for member in members if member[1] is not None], group, skip, grad_scale)
 
-    def update_group(self, members: list[Any], group: dict[str, Any], skip: bool | Array) -> None:
+    def update_group(
+        self, members: list[Any], group: dict[str, Any], skip: bool | Array, grad_scale: float | Array
+    ) -> None:
         """Update the parameters of a group. members: (parameter, gradient, state) of each."""
         if skip:
             return
         for p, grad, state in members:
-            self.update(p, grad, state, group)
+            self.update(p, scaled(grad, grad_scale), state, group)
             note_write(p.data)
 
     def update(self, p: Tensor, grad: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
@@ -186,7 +191,9 @@ class AdamW(Optimizer):
                 state["master_weight"] = p.data.astype("float32")
                 p.grad_dtype = "float32"
 
-    def update_group(self, members: list[Any], group: dict[str, Any], skip: bool | Array) -> None:
+    def update_group(
+        self, members: list[Any], group: dict[str, Any], skip: bool | Array, grad_scale: float | Array
+    ) -> None:
         """Update all parameters in one call of `Backend.adamw_group`."""
         if not members:
             return
@@ -196,7 +203,7 @@ class AdamW(Optimizer):
         backend_of("AdamW", [*arrays, *grads]).adamw_group(
             arrays, list(grads), first, second, masters, skip=skip, lr=group["lr"], beta1=group["betas"][0],
             beta2=group["betas"][1], eps=group["eps"], weight_decay=group["weight_decay"],
-            step=self._calls - self._skipped,
+            step=self._calls - self._skipped, grad_scale=grad_scale,
         )  # fmt: skip
         for array in arrays:
             note_write(array)
@@ -225,6 +232,11 @@ class SGD(Optimizer):
         p.data[...] = k.wide(p.data) - group["lr"] * direction
 
 
+def scaled(grad: Array, factor: float | Array) -> Array:
+    """A gradient times a number, at least float32; as it is if the number is 1."""
+    return grad if type(factor) is float and factor == 1 else backend_of("optimizer", [grad]).wide(grad) * factor
+
+
 def clip_grad_norm(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Any:
     """Scale all gradients by one factor so that the Euclidean norm of all their elements is at most max_norm.
 
@@ -232,13 +244,26 @@ def clip_grad_norm(parameters: Tensor | Iterable[Tensor], max_norm: float) -> An
     0.0 if there are no gradients: a float, or on a GPU a scalar array, for which the host has not waited. If the norm
     is not finite, the gradients stay as they are. Raises ValueError where there are no parameters.
     """
+    grads = _gradients("clip_grad_norm", parameters, max_norm)
+    return backend_of("clip_grad_norm", grads).clip_norm(grads, max_norm) if grads else 0.0
+
+
+def norm_and_factor(parameters: Tensor | Iterable[Tensor], max_norm: float) -> tuple[Any, Any]:
+    """The norm that `clip_grad_norm` returns, and the factor by which it multiplies the gradients, 1.0 if by none.
+
+    The gradients stay as they are: `optimizer.step(grad_scale=factor)` reads them once, and multiplies them on the way.
+    """
+    grads = _gradients("norm_and_factor", parameters, max_norm)
+    return backend_of("norm_and_factor", grads).norm_and_factor(grads, max_norm) if grads else (0.0, 1.0)
+
+
+def _gradients(name: str, parameters: Tensor | Iterable[Tensor], max_norm: float) -> list[Array]:
     if not max_norm > 0:
-        raise ValueError(f"clip_grad_norm: max_norm {max_norm} is not above 0")
+        raise ValueError(f"{name}: max_norm {max_norm} is not above 0")
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     if not parameters:
-        raise ValueError("clip_grad_norm: no parameters; a generator gives them only once: use a list")
-    grads = [p.grad for p in parameters if p.grad is not None]
-    return backend_of("clip_grad_norm", grads).clip_norm(grads, max_norm) if grads else 0.0
+        raise ValueError(f"{name}: no parameters; a generator gives them only once: use a list")
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def warmup_cosine(step: int, *, lr: float, min_lr: float, warmup_iters: int, lr_decay_iters: int) -> float:

@@ -64,9 +64,10 @@ class TrainingStep:
         scaler.unscale_(optimizer)
         if self.inspect is not None:
             self.inspected = self.inspect(self.model)
-        grad_norm = tg.optim.clip_grad_norm(self.parameters, self.config.grad_clip or math.inf)
+        grad_norm, factor = tg.optim.norm_and_factor(self.parameters, self.config.grad_clip or math.inf)
         finite = self.backend.xp.isfinite(loss if scaler.enabled else loss + grad_norm)
-        scaler.step(optimizer, skip=~finite)  # the scaler itself finds gradients that are too large for float16
+        # that gradients are too large for float16, the scaler finds by itself
+        scaler.step(optimizer, skip=~finite, grad_scale=factor)
         scaler.update()
         optimizer.zero_grad()
         return loss, grad_norm

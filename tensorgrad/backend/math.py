@@ -376,14 +376,14 @@ class Math:
     # --- optimizer ---
     def adamw(
         self, p: Array, g: Array, m: Array, v: Array, *,
-        lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
+        lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float = 1.0,
     ) -> None:  # fmt: skip
-        """One AdamW step on p, m and v in place. `step` counts from 1.
+        """One AdamW step on p, m and v in place. `step` counts from 1; g is multiplied by grad_scale first.
 
         m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; both divided by 1 - beta^step;
         p = (1 - lr weight_decay) p - lr mhat / (sqrt(vhat) + eps).
         """
-        g = self.wide(g)
+        g = self.wide(g) * grad_scale
         m[...] = beta1 * m + (1 - beta1) * g
         v[...] = beta2 * v + (1 - beta2) * g**2
         denominator = self.xp.sqrt(v) * (1 / math.sqrt(1 - beta2**step)) + eps

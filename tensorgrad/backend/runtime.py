@@ -131,10 +131,14 @@ class Backend(DecoderMath):
         flat = (self.wide(x).reshape(-1) / largest for x in arrays)
         return largest * math.sqrt(sum(float(self.xp.vdot(x, x)) for x in flat))
 
-    def clip_norm(self, arrays: list[Array], max_norm: float) -> Any:
-        """Scale all arrays down until their norm is at most max_norm, if it is finite; returns the norm before."""
+    def norm_and_factor(self, arrays: list[Array], max_norm: float) -> tuple[Any, Any]:
+        """The norm of all arrays, and what makes it max_norm: 1 if it is not larger, or not finite."""
         norm = self.global_norm(arrays)
-        if math.isfinite(norm) and norm > max_norm:
-            self.scale(arrays, max_norm / (norm + 1e-6))  # PyTorch's guard, kept so that results agree
-        return norm
+        return norm, max_norm / (norm + 1e-6) if max_norm < norm < math.inf else 1.0  # PyTorch's guard: results agree
 
+    def clip_norm(self, arrays: list[Array], max_norm: float) -> Any:
+        """Multiply all arrays by that factor; returns the norm before."""
+        norm, factor = self.norm_and_factor(arrays, max_norm)
+        if factor != 1:
+            self.scale(arrays, factor)
+        return norm

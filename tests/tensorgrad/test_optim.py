@@ -311,6 +311,47 @@ def test_one_tensor_is_clipped() -> None:
     np.testing.assert_allclose(p.grad, [0.6, 0.8], rtol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["AdamW", "Adam", "SGD"])
+@pytest.mark.parametrize("max_norm", [0.1, 1e6])
+def test_a_factor_given_to_the_step_equals_clipping_before_it(
+    max_norm: float, kind: str, dtype: str, backend: str
+) -> None:
+    """Bit by bit, and the gradients stay as they are."""
+    after = []
+    with tg.use_backend(backend):
+        for fused in (False, True):
+            params = parameters(dtype)
+            optimizer = getattr(optim, kind)(params, lr=0.1, weight_decay=0.1)
+            for seed in (0, 1):
+                given = gradients(seed, dtype)
+                set_gradients(params, given)
+                if fused:
+                    norm, factor = optim.norm_and_factor(params, max_norm)
+                    assert factor == pytest.approx(min(1, max_norm / norm), rel=1e-4)
+                    optimizer.step(grad_scale=factor)
+                    for p, g in zip(params, given, strict=True):
+                        assert p.grad is g
+                else:
+                    optim.clip_grad_norm(params, max_norm)
+                    optimizer.step()
+            state = optimizer.state_dict()["state"].items()
+            after.append([p.data.tobytes() for p in params] + [(name, x.tobytes()) for name, x in state])
+    assert after[0] == after[1]
+
+
+def test_the_factor_of_gradients_without_a_limit_and_without_a_finite_norm() -> None:
+    p = Tensor(np.ones(2), requires_grad=True)
+    assert optim.norm_and_factor(p, 1.0) == (0.0, 1.0)
+    p.grad = np.array([3.0, 4.0])
+    assert optim.norm_and_factor(p, math.inf) == (5.0, 1.0)
+    p.grad = np.array([3.0, math.nan])
+    assert optim.norm_and_factor(p, 1.0)[1] == 1.0
+    with pytest.raises(ValueError, match="norm_and_factor: max_norm 0 is not above 0"):
+        optim.norm_and_factor(p, 0)
+
+
 def test_a_used_generator_raises() -> None:
     p = Tensor(np.ones(2), requires_grad=True)
     p.grad = np.array([3.0, 4.0])

@@ -54,11 +54,12 @@ __device__ __forceinline__ void update(T* p, const G* g, Real* m, Real* v, Real*
 }
 
 // table (arrays, 5): addresses of parameter, gradient, moments, and master, which is 0 if there is none. lr and step
-// are read from memory if lr_at and step_at are given; gradients are multiplied by *scale; *skip skips the update.
+// are read from memory if lr_at and step_at are given, and so is scale, by which gradients are multiplied; *skip skips
+// the update.
 extern "C" __global__ void __launch_bounds__(256) adamw(
     const unsigned long long* __restrict__ table, const long long* __restrict__ sizes, const int* __restrict__ chunks,
     double lr, double beta1, double beta2, double eps, double decay, long long step, const double* lr_at,
-    const long long* step_at, const bool* skip, const Real* scale
+    const long long* step_at, const bool* skip, const double* scale_at, double scale
 ) {
     if (skip != nullptr && *skip) return;
     __shared__ Numbers shared;
@@ -68,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(256) adamw(
         shared.keep = 1 - rate * decay;
         shared.rate = rate / (1 - pow(beta1, t));
         shared.correction = 1 / sqrt(1 - pow(beta2, t));
-        shared.scale = scale == nullptr ? Real(1) : *scale;
+        shared.scale = scale_at == nullptr ? scale : *scale_at;
     }
     __syncthreads();
     const Numbers k = shared;

@@ -25,23 +25,17 @@ Table = tuple[Array, Array, Array]  # addresses, sizes, chunks
 class Optimization(Kernels):
     """The kernels of optimizer.cu."""
 
-    def adamw(
-        self, p: Array, g: Array, m: Array, v: Array, *,
-        lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
-    ) -> None:  # fmt: skip
-        self.adamw_group(
-            [p], [g], [m], [v], [None], skip=False, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
-            weight_decay=weight_decay, step=step,
-        )  # fmt: skip
+    def adamw(self, p: Array, g: Array, m: Array, v: Array, **options: Any) -> None:
+        self.adamw_group([p], [g], [m], [v], [None], skip=False, **options)
 
     def adamw_group(
         self, ps: list[Array], gs: list[Array], ms: list[Array], vs: list[Array], masters: list[Array | None], *,
-        skip: bool | Array, grad_scale: Array | None = None, **options: Any,
+        skip: bool | Array, grad_scale: float | Array = 1.0, **options: Any,
     ) -> None:  # fmt: skip
         """AdamW on all parameters of a group; a master copy, if any, is updated and then rounded to the parameter.
 
-        skip (bool), lr (float64) and step (int64) may be arrays of one element, which are read when the kernel runs;
-        grad_scale (float32, or float64 for float64 parameters) multiplies the gradients.
+        skip (bool), lr and grad_scale (float64) and step (int64) may be arrays of one element, which are read when the
+        kernel runs.
         """
         if skip is True:
             return
@@ -50,13 +44,14 @@ class Optimization(Kernels):
             if updatable(p, g, m, v, master):
                 by_type.setdefault((c_type(p.dtype), c_type(g.dtype)), []).append((p, self.contiguous(g), m, v, master))
             elif p.size:
-                self._plain_update(p, g, m, v, master, skip, grad_scale, options)
+                self._plain_update(p, g, m, v, master, skip, {**options, "grad_scale": grad_scale})
         rate, step = options["lr"], options["step"]
-        in_memory = [x if isinstance(x, self.array_type) else None for x in (rate, step, skip)]
+        in_memory = [x if isinstance(x, self.array_type) else None for x in (rate, step, skip, grad_scale)]
         given = [np.float64(options[name]) for name in ("beta1", "beta2", "eps", "weight_decay")]
         numbers = (
             np.float64(0 if isinstance(rate, self.array_type) else rate), *given,
-            np.int64(0 if isinstance(step, self.array_type) else step), *in_memory, grad_scale,
+            np.int64(0 if isinstance(step, self.array_type) else step), *in_memory,
+            np.float64(1 if isinstance(grad_scale, self.array_type) else grad_scale),
         )  # fmt: skip
         for (t, g_type), rows in by_type.items():
             self.launch_over("adamw", rows, {"T": t, "G": g_type}, *numbers)
@@ -66,7 +61,7 @@ class Optimization(Kernels):
 
     def clip_norm(self, arrays: list[Array], max_norm: float) -> Any:
         """Scale by a factor that is computed on the GPU; the norm stays there, too."""
-        norm, factor = self._norm_and_factor(arrays, max_norm)
+        norm, factor = self.norm_and_factor(arrays, max_norm)
         self.scale(arrays, factor)
         return norm
 
@@ -82,9 +77,10 @@ class Optimization(Kernels):
 
     def global_norm(self, arrays: list[Array]) -> Any:
         """The Euclidean norm of all elements of all arrays together: a scalar on the GPU, of float64."""
-        return self._norm_and_factor(arrays, math.inf)[0]
+        return self.norm_and_factor(arrays, math.inf)[0]
 
-    def _norm_and_factor(self, arrays: list[Array], max_norm: float) -> tuple[Array, Array]:
+    def norm_and_factor(self, arrays: list[Array], max_norm: float) -> tuple[Array, Array]:
+        """Both stay on the GPU: scalars of float64."""
         parts = [self.xp.zeros(1, np.float64)]
         for dtype, members in grouped(arrays, in_place=False).items():
             if dtype is None:
@@ -132,12 +128,11 @@ class Optimization(Kernels):
 
     def _plain_update(
         self, p: Array, g: Array, m: Array, v: Array, master: Array | None, skip: bool | Array,
-        grad_scale: Array | None, options: dict[str, Any],
+        options: dict[str, Any],
     ) -> None:  # fmt: skip
         """The update by `math.py`, for arrays that no kernel supports; waits for numbers that are on the GPU."""
         if skip:
             return
-        g = self.wide(g) if grad_scale is None else self.wide(g) * grad_scale
         numbers = {name: x.item() if hasattr(x, "item") else x for name, x in options.items()}
         super().adamw(p if master is None else master, g, m, v, **numbers)
         if master is not None:

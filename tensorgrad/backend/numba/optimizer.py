@@ -15,19 +15,21 @@ from tensorgrad.backend.runtime import Backend
 
 @kernel
 def adamw(
-    p: Any, g: Any, m: Any, v: Any, beta1: float, beta2: float, decay: float, rate: float, correction: float, eps: float
-) -> None:
+    p: Any, g: Any, m: Any, v: Any, beta1: float, beta2: float, decay: float, rate: float, correction: float,
+    eps: float, grad_scale: float,
+) -> None:  # fmt: skip
     """p = decay p - rate m / (correction sqrt(v) + eps), after g has updated m and v; one pass over the four arrays."""
     number = p.dtype.type
-    b1, b2, keep, step, root, small = (
-        number(beta1), number(beta2), number(decay), number(rate), number(correction), number(eps)
+    b1, b2, keep, step, root, small, by = (
+        number(beta1), number(beta2), number(decay), number(rate), number(correction), number(eps), number(grad_scale)
     )  # fmt: skip
     c1, c2 = number(1 - beta1), number(1 - beta2)
     for block in prange(n_blocks(p)):
         pb, gb, mb, vb = block_of(p, block), block_of(g, block), block_of(m, block), block_of(v, block)
         for i in range(pb.size):
-            mb[i] = b1 * mb[i] + c1 * gb[i]
-            vb[i] = b2 * vb[i] + c2 * (gb[i] * gb[i])
+            slope = by * gb[i]
+            mb[i] = b1 * mb[i] + c1 * slope
+            vb[i] = b2 * vb[i] + c2 * (slope * slope)
             pb[i] = keep * pb[i] - step * mb[i] / (root * np.sqrt(vb[i]) + small)
 
 
@@ -48,23 +50,23 @@ def scale(x: Any, factor: float) -> None:
             own[i] *= number
 
 
+def _numbers(
+    *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float = 1.0
+) -> tuple[float, ...]:
+    """The numbers of the kernel: beta1, beta2, decay, rate, correction, eps, grad_scale."""
+    rate, correction = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
+    return tuple(map(float, (beta1, beta2, 1 - lr * weight_decay, rate, correction, eps, grad_scale)))
+
+
 class Optimization(NumpyBackend):
     """The kernels above, for float32 and float64."""
 
-    def adamw(
-        self, p: Array, g: Array, m: Array, v: Array, *,
-        lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
-    ) -> None:  # fmt: skip
-        """One AdamW step on p, m and v in place. `step` counts from 1."""
+    def adamw(self, p: Array, g: Array, m: Array, v: Array, **options: Any) -> None:
+        """One AdamW step on p, m and v in place; see Math.adamw."""
         if not is_supported(p, g, m, v) or g.shape != p.shape or not all(x.flags.carray for x in (p, m, v)):
-            super().adamw(
-                p, g, m, v, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, step=step
-            )  # fmt: skip
-            return
-        adamw(
-            flat(p), flat(g), flat(m), flat(v), float(beta1), float(beta2), float(1 - lr * weight_decay),
-            float(lr / (1 - beta1**step)), 1 / math.sqrt(1 - beta2**step), float(eps),
-        )  # fmt: skip
+            super().adamw(p, g, m, v, **options)
+        else:
+            adamw(*map(flat, (p, g, m, v)), *_numbers(**options))
 
     adamw_group = Backend.adamw_group  # one call of the kernel per parameter
 

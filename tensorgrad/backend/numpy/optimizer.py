@@ -12,13 +12,15 @@ from tensorgrad.backend.numpy.blocks import Blocks
 
 def adamw(
     p: Array, g: Array, m: Array, v: Array, *,
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
+    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float = 1.0,
 ) -> None:  # fmt: skip
-    """The formula of `Backend.adamw`, in place, with a single temporary array.
+    """The formula of `Backend.adamw`, in place, with a single temporary array, or two to scale the gradient.
 
     lr mhat / (sqrt(vhat) + eps) is c lr mhat / (sqrt(v) + c eps), with c = sqrt(1 - beta2^step).
     """
     c = math.sqrt(1 - beta2**step)
+    if grad_scale != 1:
+        g = g * grad_scale
     part = (1 - beta1) * g
     m *= beta1
     m += part
@@ -42,15 +44,11 @@ def scale(x: Array, factor: float) -> None:
 class Optimization(Blocks):
     """The functions above, where all arrays have one dtype; parameters in half precision are updated one by one."""
 
-    def adamw(
-        self, p: Array, g: Array, m: Array, v: Array, *,
-        lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
-    ) -> None:  # fmt: skip
-        options = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+    def adamw(self, p: Array, g: Array, m: Array, v: Array, **options: Any) -> None:
         if is_half(p.dtype) or any(x.dtype != p.dtype for x in (g, m, v)):
-            super().adamw(p, g, m, v, **options, step=step)
+            super().adamw(p, g, m, v, **options)
         else:
-            self._in_blocks_of_each(functools.partial(adamw, **options, step=step), [p], [g], [m], [v])
+            self._in_blocks_of_each(functools.partial(adamw, **options), [p], [g], [m], [v])
 
     def adamw_group(
         self, ps: list[Array], gs: list[Array], ms: list[Array], vs: list[Array], masters: list[Array | None], *,

@@ -171,13 +171,13 @@ def test_each_accumulated_part_draws_its_own_dropout_masks() -> None:
 
 
 def test_the_gradient_norm_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits, clip = [], tg.optim.clip_grad_norm
+    limits, clip = [], tg.optim.norm_and_factor
 
-    def record_limit(parameters: Any, limit: float) -> float:
+    def record_limit(parameters: Any, limit: float) -> tuple[float, float]:
         limits.append(limit)
         return clip(parameters, limit)
 
-    monkeypatch.setattr(tg.optim, "clip_grad_norm", record_limit)
+    monkeypatch.setattr(tg.optim, "norm_and_factor", record_limit)
     train(new_run(small(grad_clip=0.25, max_iters=1, out="a")))
     train(new_run(small(grad_clip=0.0, max_iters=1, out="b")))  # no limit, but the norm is still recorded
     assert limits == [0.25, math.inf]

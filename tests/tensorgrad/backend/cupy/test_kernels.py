@@ -369,7 +369,7 @@ def test_options_of_adamw_may_be_on_the_gpu() -> None:
     plain_group(here[0], [g * np.float32(0.25) for g in here[1]], *here[2:], OPTIONS)
     there, k = states(np.float32, fake), backend_on_cpu()
     options = OPTIONS | {"lr": fake(np.array(0.1)), "step": fake(np.array(3))}
-    skip, scale = fake(np.array(True)), fake(np.array(0.25, np.float32))
+    skip, scale = fake(np.array(True)), fake(np.array(0.25))
     k.adamw_group(*there, skip=skip, grad_scale=scale, **options)
     for got, wanted in zip(flat(there), flat(states(np.float32)), strict=True):
         np.testing.assert_array_equal(got, wanted)

@@ -43,8 +43,8 @@ class Training:
         loss = self.model.loss(x, y)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = tg.optim.clip_grad_norm(self.model.parameters(), 1.0)
-        self.scaler.step(self.optimizer)
+        norm, factor = tg.optim.norm_and_factor(self.model.parameters(), 1.0)
+        self.scaler.step(self.optimizer, grad_scale=factor)
         self.scaler.update()
         self.optimizer.zero_grad()
         return loss.data, norm
@@ -80,6 +80,30 @@ def test_a_recorded_step_equals_the_eager_one_bit_by_bit(
     assert repr(results[0]) == repr(results[1])  # where nan is nan
     if dtype == "float16":
         assert 0 < training.optimizer.step_count < EAGER_RUNS + 5  # some were skipped
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_factor_inside_the_update_equals_gradients_that_were_clipped_before(gpu: Any, dtype: str) -> None:
+    """Bit by bit, and without a pass over the gradients: they stay as they are."""
+    pytest.importorskip("ml_dtypes")
+    states = []
+    for fused in (False, True):
+        training = Training(gpu, dtype, False)
+        parameters, optimizer = list(training.model.parameters()), training.optimizer
+        optimizer.set_lr(0.1)
+        tokens = np.random.default_rng(0).integers(0, 11, (3, 9))
+        training.model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        gpu.launcher.launches.clear()
+        if fused:
+            norm, factor = tg.optim.norm_and_factor(parameters, 0.01)
+            optimizer.step(grad_scale=factor)
+        else:
+            norm = tg.optim.clip_grad_norm(parameters, 0.01)
+            optimizer.step()
+        assert float(norm) > 0.01
+        assert [launch.kernel for launch in gpu.launcher.launches].count("scale") == (0 if fused else 1)
+        states.append(training.state())
+    assert repr(states[0]) == repr(states[1])
 
 
 def test_numbers_beside_half_precision_can_be_recorded(gpu: Any) -> None:
