@@ -325,12 +325,12 @@ same(x_t.grad, x.grad, "dL/dx")
 # %% [markdown]
 # ### Watch it, step by step
 #
-# `tg.record()` records every operation, and `page` shows the record below. Press *Step* or the right arrow key. First
-# come the four operations forward, then the same four backward. Each step shows its formula, its numbers, and the
-# gradient that arrives and those that leave. All of this we have computed by hand. (GitHub hides such a page: run the
-# chapter, or open the website of the course.)
+# `tg.record()` records every operation, and `page` shows the record below. Press *Step*. First come the four
+# operations forward, then the same four backward. Each step shows its formula, its numbers, the gradient that arrives
+# and those that leave. All of this we have computed by hand. (GitHub hides such a page: run the chapter, or build the
+# site with `python chapters/build.py site`.)
 #
-# At the top the page answers a question that one asks often: which operation made the largest gradient, and why?
+# At the top the page answers a question that one often has: which operation made the largest gradient, and why?
 
 # %%
 w_t.grad = x_t.grad = None

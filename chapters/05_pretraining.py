@@ -29,7 +29,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from course import ROOT, exercise, picture, same, show
+from course import ROOT, exercise, page, picture, same, show
 from exercises import pretraining as tests
 
 import tensorgrad as tg
@@ -37,6 +37,7 @@ from gpt.checkpoint import Checkpoint, RunState
 from gpt.config import GPTConfig
 from gpt.data import DataLoader, load_text, make_loaders
 from gpt.evaluate import estimate_loss
+from gpt.inspect.explorer import Page
 from gpt.model import GPT, residual_std
 from gpt.tokenizer import CharTokenizer
 from gpt.train.build import make_optimizer
@@ -536,9 +537,9 @@ print("all weights equal, bit for bit:", all((a.data == b.data).all() for a, b i
 # leave out of its output only what depends on the machine: paths, speeds and times.
 
 # %%
-def run_train(*flags):
-    """Run train.py in the folder; return what it prints."""
-    command = [sys.executable, str(ROOT / "train.py"), *flags]
+def run_program(*arguments):
+    """Run Python with a program and its flags in the folder; return what it prints."""
+    command = [sys.executable, *map(str, arguments)]
     environment = {**os.environ, "MPLBACKEND": "Agg"}
     done = subprocess.run(command, cwd=FOLDER.name, env=environment, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
@@ -546,7 +547,7 @@ def run_train(*flags):
 
 
 FOLDER = tempfile.TemporaryDirectory()
-output = run_train("--config", "shakespeare-char-cpu")
+output = run_program(ROOT / "train.py", "--config", "shakespeare-char-cpu", "--keep-checkpoints", 8)
 log, sample, _ = re.split(r"^-{80}$", output, flags=re.MULTILINE)
 for line in log.splitlines():
     if re.match("data|tokens|model|step.*validation", line):
@@ -564,6 +565,22 @@ print(sample.strip())
 # what letters a word may be made of. It has not learned to mean anything: it sees 64 characters at a time, and has
 # 0.8 million weights.
 #
+# ### Watch it learn
+#
+# The run kept a checkpoint every 250 steps. From these the library makes a page on which you can move through the
+# training. Choose a letter, then press `s` for the next checkpoint, or `p` to play. Look at what the model expects
+# after the letter, and at where its heads read.
+
+# %%
+(run_folder,) = Path(FOLDER.name, "checkpoints").iterdir()
+flags = ["--movie", "--prompt", "ROMEO:\nTo be, or", "--out", "movie.html"]
+run_program("-m", "gpt", "inspect", "model", run_folder, *flags)
+page(Page(Path(FOLDER.name, "movie.html").read_text(encoding="utf-8")))
+
+# %% [markdown]
+# A single step of training can be watched, too, as that of the neuron in chapter 00: `python -m gpt inspect step RUN
+# --text "To be, or"`.
+#
 # ## Reading a loss curve
 #
 # A run writes one line of JSON for each step into `metrics.jsonl`, from which its `loss.png` is drawn. We draw our
@@ -575,7 +592,6 @@ print(sample.strip())
 # - *knows the last character*: $-\sum_{b,c} p(b, c) \ln p(c \mid b)$ over all pairs of neighbours.
 
 # %%
-(run_folder,) = Path(FOLDER.name, "checkpoints").iterdir()
 rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 losses = np.array([row["loss"] for row in rows])
 validations = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
@@ -723,7 +739,7 @@ same(library.wte.weight.grad, clipped[0], "clipped gradients", tolerance=1e-5)
 # folder, to the end. The file of the weights must be the same, and so must every line of the metrics.
 
 # %%
-run_train("--resume", str(run_folder / "step-001750"), "--out", "again")
+run_program(ROOT / "train.py", "--resume", run_folder / "step-001750", "--out", "again")
 again = Path(FOLDER.name, "again")
 for name in ["step-002000/model.safetensors", "step-002000/optimizer.safetensors", "metrics.jsonl"]:
     digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (run_folder, again)]
@@ -850,8 +866,7 @@ exercise(stable_decay, tests.stable_decay)
 # `gpt.data.DataLoader`, `gpt.data.load_text`, `gpt.data.make_loaders`, `gpt.tokenizer.CharTokenizer`,
 # `gpt.train.step.TrainingStep`, `gpt.train.build.make_optimizer`, `gpt.train.loop.learning_rate`,
 # `gpt.evaluate.estimate_loss` (the mean loss of some batches), `gpt.checkpoint.Checkpoint`,
-# `gpt.checkpoint.RunState`, `tensorgrad.backend.math.Math`, and
-# `python train.py`.
+# `gpt.checkpoint.RunState`, `gpt.inspect.explorer.Page`, `tensorgrad.backend.math.Math`, and `python train.py`.
 #
 # ## Sources
 #
