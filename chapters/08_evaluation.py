@@ -593,4 +593,4 @@ exercise(longest_shared, tests.longest_shared)
 #   differences and clusters for language models. Tom Brown and others, [Language models are few-shot
 #   learners](https://arxiv.org/abs/2005.14165), 2020, whose appendix looks for contamination by shared n-grams.
 #
-# Next: [10 Quantisation](10_quantization.ipynb), where weights of 32 bits become integers of 8 and of 4.
+# Next: [09 Efficiency](09_efficiency.ipynb): why some programs take ten times as long as others.

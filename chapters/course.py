@@ -27,6 +27,19 @@ def show(*objects: Any) -> None:
             print(f"{path}\n\n{source}\n")
 
 
+def show_lines(file: str, first: str, n: int, language: str) -> None:
+    """Show n lines of a file of the library that is not Python, from the first one that begins with `first`."""
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(first))
+    source = "\n".join(lines[start : start + n])
+    if "ipykernel" in sys.modules:
+        from IPython.display import Markdown, display
+
+        display(Markdown(f"`{file}`\n\n```{language}\n{source}\n```"))
+    else:
+        print(f"{file}\n\n{source}\n")
+
+
 def page(recorded: Any) -> None:
     """Show the page of a recording or of the explorer below the cell; outside of a notebook, nothing."""
     if "ipykernel" in sys.modules:
