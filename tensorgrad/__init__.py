@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from tensorgrad.backend.quantization import QuantizedArray, quantize
     from tensorgrad.counting import Cost, count
     from tensorgrad.decoder import decode_block
+    from tensorgrad.inspect.levels import levels
     from tensorgrad.inspect.recording import record
+    from tensorgrad.inspect.roofline import roofline
     from tensorgrad.interchange import from_dlpack, load, save
     from tensorgrad.second_order import grad, gradients, higher_order, hvp, jvp, vjp
     from tensorgrad.shorthand import rand, randn
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 # What a first training step does without is imported when it is first used: name -> module.
 _LAZY = {
     "decode_block": "tensorgrad.decoder", "record": "tensorgrad.inspect.recording",
+    "levels": "tensorgrad.inspect.levels", "roofline": "tensorgrad.inspect.roofline",
     "NonFiniteError": "tensorgrad.anomaly", "detect_anomaly": "tensorgrad.anomaly",
     "checkpoint": "tensorgrad.autograd.recompute", "Cost": "tensorgrad.counting", "count": "tensorgrad.counting",
     **dict.fromkeys(("grad", "gradients", "higher_order", "hvp", "jvp", "vjp"), "tensorgrad.second_order"),

@@ -40,7 +40,7 @@ def _against_numpy(case: Case, example: Example, dtype: str, k: Backend) -> Diff
     if y.requires_grad:
         raise GradcheckError(f"{case.name}: the result requires a gradient, though the op has none")
     _check_dtype(case, y.dtype, np.dtype(dtype) if is_floating(expected.dtype) else expected.dtype)
-    return _largest("result", [k.to_numpy(y.data)], [expected], 0.0)
+    return largest_difference("result", [k.to_numpy(y.data)], [expected], 0.0)
 
 
 def _against_float64(case: Case, example: Example, dtype: str, k: Backend) -> Difference:
@@ -64,8 +64,8 @@ def _against_float64(case: Case, example: Example, dtype: str, k: Backend) -> Di
     for place, dx in zip(probe.places, got, strict=True):
         if dx.dtype != np.dtype(dtype):
             raise GradcheckError(f"{case.name}: the gradient of input {place} is {dx.dtype}, not {dtype}")
-    forward = _largest("result", recorded.arrays, exact.arrays, 0.0)
-    backward = _largest("gradient of input", got, expected, MIN_SHARE * _root_mean_square(host), probe.places)
+    forward = largest_difference("result", recorded.arrays, exact.arrays, 0.0)
+    backward = largest_difference("gradient of input", got, expected, MIN_SHARE * root_mean_square(host), probe.places)
     return max(forward, backward, key=lambda difference: difference.error)
 
 
@@ -85,10 +85,10 @@ def compare_composition(case: Case, example: Example, k: Backend) -> Difference:
         raise GradcheckError(f"{case.name}: the results are {results[0]}, its composition's {results[1]}")
     host = [Generator(1).normal(y.shape, dtype=y.dtype) for y in fused.outputs]
     dys = [k.asarray(dy) for dy in host]
-    size = MIN_SHARE * _root_mean_square(host)
+    size = MIN_SHARE * root_mean_square(host)
     worst = max(
-        _largest("result", fused.arrays, plain.arrays, 0.0),
-        _largest("gradient of input", fused.pull(dys), plain.pull(dys), size, probes[0].places),
+        largest_difference("result", fused.arrays, plain.arrays, 0.0),
+        largest_difference("gradient of input", fused.pull(dys), plain.pull(dys), size, probes[0].places),
         key=lambda difference: difference.error,
     )
     if worst.error > COMPOSITION_TOLERANCE:
@@ -109,7 +109,7 @@ def _check_dtype(case: Case, got: Any, expected: Any) -> None:
         raise GradcheckError(f"{case.name}: the result is {got}, not {expected}")
 
 
-def _largest(
+def largest_difference(
     what: str, got: list[Array], expected: list[Array], size: float, names: Sequence[int] | None = None
 ) -> Difference:
     """The largest error, relative to the element or, where that is smaller, to the root mean square of all."""
@@ -122,7 +122,7 @@ def _largest(
         a, b = a.astype(np.float64), b.astype(np.float64)
         a = np.where(np.isnan(a) & np.isnan(b), 0, a)  # NaN where NaN is expected
         b = np.where(np.isnan(b), 0, b)
-        errors = relative_error(a, b, max(size, _root_mean_square([b])))
+        errors = relative_error(a, b, max(size, root_mean_square([b])))
         at = np.unravel_index(np.argmax(errors), errors.shape)
         if errors[at] > worst.error:
             where = f"{what} {names[i] if names else i} {index_text(at)}".strip()
@@ -130,7 +130,7 @@ def _largest(
     return worst
 
 
-def _root_mean_square(arrays: list[Array]) -> float:
+def root_mean_square(arrays: list[Array]) -> float:
     values = np.concatenate([x.reshape(-1) for x in arrays])
     finite = values[np.isfinite(values)]
     return float(np.sqrt(np.mean(finite * finite))) if finite.size else 0.0
