@@ -10,6 +10,10 @@ from tensorgrad import cli
 COMMANDS = {
     "doctor": ("tensorgrad.doctor", "report what is installed and what works, and what to do where it does not"),
     "gradcheck": ("tensorgrad.gradcheck.__main__", "check the gradient of every op against finite differences"),
+    "roofline": (
+        "tensorgrad.inspect.roofline_command",
+        "time every op of a step beside what this machine can do at most",
+    ),
 }
 
 
