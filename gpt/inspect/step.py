@@ -14,6 +14,7 @@ from gpt.cli import run as run_program
 from gpt.config import BACKENDS, UserError
 from gpt.files import atomic_write
 from gpt.heartbeat import Heartbeat
+from gpt.inspect.explorer import token_text
 from gpt.tokenizer import TokenizerError
 from gpt.weights.initial import MODEL_HELP, load_initial
 
@@ -21,6 +22,8 @@ from gpt.weights.initial import MODEL_HELP, load_initial
 def main(argv: Sequence[str] | None = None) -> int:
     """Load the model, record the loss of the text and its backward, and write the page."""
     args = build_parser().parse_args(argv)
+    if args.confirm < 0:
+        raise UserError(f"--confirm: {args.confirm} is negative; 0 confirms no gradient")
     use_backend(args.backend, args.threads)
     with Heartbeat("loading the model"):
         weights = load_initial(args.model, quantize="none")
@@ -31,10 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 2 <= n <= window + 1:
         limits = f"at least 2 are needed, and the window of {args.model} takes {window + 1}"
         raise UserError(f"--text: {n} token{'' if n == 1 else 's'}: {limits}")
-    with Heartbeat("recording the step"), tg.record(model) as steps:
+    texts = [[token_text(weights.tokenizer, token) for token in tokens[0, :-1].tolist()]]
+    with Heartbeat("recording the step"), tg.record(model, texts=texts) as steps:
         model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
     out = Path(os.path.expanduser(args.out))
-    page = steps.page(f"A training step of {args.model} on {args.text!r}")
+    with Heartbeat("explaining the gradients"):
+        page = steps.page(f"A training step of {args.model} on {args.text!r}", confirm=args.confirm)
     with atomic_write(out) as file:
         file.write(page.encode())
     print(f"{len(steps.steps)} steps, {len(page) / 1e6:.1f} MB, in {args.out}: open it in a browser")
@@ -50,6 +55,8 @@ def build_parser() -> ArgumentParser:
     add("model", metavar="MODEL", help=MODEL_HELP)
     add("--text", required=True, metavar="TEXT", help="what to learn: every token is predicted from those before it")
     add("--out", default="step.html", metavar="FILE.html", help="the page (default: step.html)")
+    add("--confirm", type=int, default=10, metavar="N",
+        help="confirm the N largest gradients by finite differences (default: 10)")
     add("--fused", action="store_true", help="with the fused ops that training uses, in place of plain ones")
     add("--backend", type=one_of(*BACKENDS), default="auto", metavar="NAME",
         help="numpy, numba, cupy or auto (default)")

@@ -10,7 +10,7 @@ from tensorgrad.autograd import Edge, Leaf, Node, Observer, SparseGradient
 from tensorgrad.backend import Array, backend_of
 from tensorgrad.gradcheck.differences import index_text, relative_error
 from tensorgrad.gradcheck.precision import TOLERANCE
-from tensorgrad.inspect.recording import operand_names
+from tensorgrad.inspect.formulas import operand_names
 from tensorgrad.nn import Module, walk
 from tensorgrad.tensor import Tensor
 

@@ -34,6 +34,14 @@ def formula_of(op: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def operand_names(op: Any, n: int) -> list[str]:
+    """x, weight, ...; for an op that takes any number of operands, arrays[0], arrays[1], ..."""
+    parameters = list(inspect.signature(op.__wrapped__).parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "operand")
+    return [names[i] if i < len(names) else f"{rest}[{i - len(names)}]" for i in range(n)]
+
+
 def _docstring(op: Any) -> str:
     """Its docstring; `_concat`, the op inside the function `concat`, has that function's."""
     return inspect.getdoc(op) or inspect.getdoc(getattr(ops, op.__name__.lstrip("_"), None)) or ""

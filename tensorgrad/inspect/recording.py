@@ -1,10 +1,10 @@
 """`record`: what every op of a computation got and gave, forward and backward, as a page that steps through it."""
 
-import inspect
 import linecache
 import os
 import sys
 import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,18 @@ import numpy as np
 from tensorgrad import ops
 from tensorgrad.autograd import Edge, Leaf, Node, Observer, SparseGradient, saved_arrays
 from tensorgrad.autograd.inplace import owner
-from tensorgrad.backend import Array
+from tensorgrad.autograd.mode import mode
+from tensorgrad.backend import Array, Backend
 from tensorgrad.backend.quantization import QuantizedArray
 from tensorgrad.inspect.arrays import heat_map
-from tensorgrad.inspect.formulas import formula_of
+from tensorgrad.inspect.explainer import Explainer
+from tensorgrad.inspect.explanation import Explanation
+from tensorgrad.inspect.formulas import formula_of, operand_names
 from tensorgrad.inspect.page import STATIC, build_page, inline
+from tensorgrad.inspect.replay import Program, on_host
 from tensorgrad.nn import Module, walk
+from tensorgrad.random import default_generator
+from tensorgrad.second_order import gradients
 from tensorgrad.tensor import Tensor
 
 PACKAGE = str(Path(__file__).parents[1])  # the folder of tensorgrad: who calls an op is the first frame outside of it
@@ -32,11 +38,12 @@ class record(Observer):
             model.loss(x, y).backward()
         steps.save("step.html")  # in a notebook, `steps` as the last line of a cell shows the page
 
-    model: names its modules and parameters; without it, those are named that are called. Arrays are copied, of large
-    ones a sample, and a step takes a few times as long inside the context. Results and gradients are the same.
+    model: names its modules and parameters; without it, those are named that are called. texts: of the tokens, (B, T),
+    which name the positions. What is computed from is copied, of other large arrays a sample, and a step takes a few
+    times as long inside the context. Results and gradients are the same.
     """
 
-    def __init__(self, model: Module | None = None) -> None:
+    def __init__(self, model: Module | None = None, *, texts: Sequence[Sequence[str]] | None = None) -> None:
         self.steps: list[Data] = []  # in the order in which they ran
         self.rows: list[Data] = []  # the nodes of the graph: one for each op that ran forward
         self.ops: dict[str, Data] = {}  # name -> formula and source
@@ -50,6 +57,13 @@ class record(Observer):
         self._memory = _Memory()
         self._backward: Data | None = None  # the step whose backward is running
         self._waiting: list[int] = []  # the operands whose gradients it has not sent yet
+        self.texts = None if texts is None else checked_texts(texts)
+        self.program = Program()  # which can run again
+        self.gradients: dict[int, Any] = {}  # of leaves, by sequence number: what this recording has sent to them
+        self.sent_to: dict[int, dict[int, bool]] = {}  # the steps that have sent them, and whether what was sent is 0
+        self._state: Any = None  # of the generator before an op
+        self._root: Edge | None = None  # where backward begins
+        self._explainer: Explainer | None = None
         if model is not None:
             self._name_parts(model)
 
@@ -68,6 +82,11 @@ class record(Observer):
     def leave_module(self, module: Any) -> None:
         self._modules.pop()
 
+    def before_op(self, name: str, k: Backend, arrays: list[Any]) -> tuple[Backend, list[Any]]:
+        """Remember the state of the generator."""
+        self._state = default_generator.state_dict()
+        return k, arrays
+
     def after_op(self, name: str, operands: tuple[Any, ...], output: Any, op: Any, options: Data) -> None:
         """Record what the op got and gave."""
         if name not in self.ops:
@@ -76,6 +95,8 @@ class record(Observer):
         names = operand_names(op, len(operands))
         described = [self._operand(n, x) for n, x in zip(names, operands, strict=True)]
         row = len(self.rows)
+        if self._backward is None:
+            self.program.add(op, operands, outputs, options, self._state, row)
         for slot, y in enumerate(outputs):
             if y.edge is not None:
                 self._made[y.edge[0].sequence, slot] = row
@@ -94,6 +115,9 @@ class record(Observer):
 
     def arrived(self, node: Node, dys: list[Array | None]) -> None:
         """Begin the backward of a node."""
+        if self._root is not None:
+            self.program.begin(self._root, dys[self._root[1]])
+            self._root = None
         row = self._made.get((node.sequence, 0))
         if row is None:  # of a computation before the context, or of `checkpoint`, which is no op
             row = self._made[node.sequence, 0] = len(self.rows)
@@ -116,10 +140,17 @@ class record(Observer):
         operand = self._waiting.pop(0) if self._waiting else None  # recomputed nodes send to where others did
         sent = {"operand": operand, "array": self._array(gradient), "slot": edge[1], **self._place(edge)}
         step["outgoing"].append(sent)
+        if isinstance(leaf := edge[0], Leaf):
+            part = on_host(gradient).astype(leaf.dtype)
+            total = self.gradients.get(leaf.sequence)
+            self.gradients[leaf.sequence] = part if total is None else total + part
+            self.sent_to.setdefault(leaf.sequence, {})[len(self.steps) - 1] = not part.any()
         step["memory"] = self._memory.sizes()
 
     def added(self, node: Node | None, edge: Edge) -> None:
-        """Record the sum of all gradients so far, where it is a leaf's."""
+        """Record where backward begins, and the sum of all gradients so far, where it is a leaf's."""
+        if node is None:
+            self._root = edge
         leaf = edge[0]
         if node is not None and self._backward is not None and isinstance(leaf, Leaf) and leaf.grad is not None:
             self._memory.hold(leaf.grad, "gradients")
@@ -128,16 +159,63 @@ class record(Observer):
     def finished(self) -> None:
         self._backward = None
 
-    def page(self, title: str = "A computation, step by step") -> str:
-        """Return the page as HTML."""
-        data = {"title": title, "steps": self.steps, "rows": self.rows, "ops": self.ops, "arrays": self.arrays}
+    def explain(self, parameter: Tensor, entries: int = 3) -> Explanation:
+        """Explain the gradient that this recording gave to a parameter; see `tg.explain`."""
+        if not isinstance(parameter, Tensor):
+            parts = ", ".join(dict(parameter.named_parameters())) if isinstance(parameter, Module) else ""
+            hint = f": give one of its parameters: {parts}" if parts else ", not a Tensor"
+            raise TypeError(f"explain: the parameter is a {type(parameter).__name__}{hint}")
+        if mode.observers.count(self):
+            raise RuntimeError("explain: call it after the `with` that records")
+        node = parameter.node
+        key = id(parameter) if node is None else node.sequence
+        name = self._names.get(key) or f"the tensor {parameter.shape}"
+        if node is None:
+            raise ValueError(f"explain: {name} requires no gradient")
+        if not isinstance(node, Leaf):
+            raise ValueError(f"explain: {name} is the result of {node.name}: give a parameter, whose gradient is kept")
+        if node.sequence not in self.program.leaves:
+            raise ValueError(f"explain: {name} was not used in this recording")
+        if node.sequence not in self.gradients or not self.program.roots:
+            raise ValueError(f"explain: {name} got no gradient in this recording: call backward inside the context")
+        return self._explain(node.sequence, name, entries)
+
+    def _explain(self, leaf: int, name: str, entries: int) -> Explanation:
+        self._explainer = self._explainer or Explainer(self)
+        return self._explainer.explain(leaf, name, entries)
+
+    def _explanations(self, confirm: int) -> Data:
+        """What the page shows of all parameters, the largest gradient first, or why it shows nothing."""
+        by_size = sorted(self.gradients, key=lambda leaf: -float(np.linalg.norm(self.gradients[leaf])))
+        found = []
+        for i, leaf in enumerate(by_size):
+            name = self._names.get(leaf) or f"a given tensor, {i + 1}"
+            try:
+                found.append(self._explain(leaf, name, 3 if i < confirm else 0).data())
+            except (
+                Exception
+            ) as error:  # of any kind: the ops may be anyone's, and the rest of the page needs none of it
+                found.append({"name": name, "error": str(error)})
+        return {"found": found, "texts": self.texts}
+
+    def page(self, title: str = "A computation, step by step", *, confirm: int = 10) -> str:
+        """Return the page as HTML. confirm: of how many parameters finite differences confirm the gradient.
+
+        Those with the largest gradients come first. Three elements of each take six forward passes in float64.
+        """
+        data = {
+            "title": title, "steps": self.steps, "rows": self.rows, "ops": self.ops, "arrays": self.arrays,
+            "gradients": self._explanations(confirm),
+        }  # fmt: skip
         static = {kind: STATIC / f"stepper.{kind}" for kind in ("html", "css", "js")}
-        scripts = [STATIC / "graph.js", STATIC / "explain.js", static["js"]]
+        scripts = [STATIC / "graph.js", STATIC / "explain.js", STATIC / "parameters.js", static["js"]]
         return build_page(title, data, body=static["html"], styles=[static["css"]], scripts=scripts)
 
-    def save(self, path: str | os.PathLike[str], title: str = "A computation, step by step") -> None:
-        """Write the page to a file."""
-        Path(path).write_text(self.page(title), encoding="utf-8")
+    def save(
+        self, path: str | os.PathLike[str], title: str = "A computation, step by step", *, confirm: int = 10
+    ) -> None:  # fmt: skip
+        """Write the page to a file; see `page`."""
+        Path(path).write_text(self.page(title, confirm=confirm), encoding="utf-8")
 
     def _repr_html_(self) -> str:
         return inline(self.page())
@@ -203,12 +281,26 @@ class _Memory:
         return {"values": self._sizes["values"], "gradients": self._sizes["gradients"]}
 
 
-def operand_names(op: Any, n: int) -> list[str]:
-    """x, weight, ...; for an op that takes any number of operands, arrays[0], arrays[1], ..."""
-    parameters = list(inspect.signature(op.__wrapped__).parameters.values())[1:]
-    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "operand")
-    return [names[i] if i < len(names) else f"{rest}[{i - len(names)}]" for i in range(n)]
+def explain(
+    parameter: Tensor, compute: Callable[[], Tensor], *, model: Module | None = None, entries: int = 3,
+    texts: Sequence[Sequence[str]] | None = None,
+) -> Explanation:  # fmt: skip
+    """Explain the gradient of a parameter: which ops, examples and positions made it, and whether it is right.
+
+        print(tg.explain(model.wte.weight, lambda: model.loss(x, y), model=model))
+
+    compute: returns the loss, a tensor with one element, of which backward is called; every `.grad` stays what it was.
+    After a recording, `steps.explain(parameter)` explains what that computed. The computation runs again in float64, as
+    plain ops with the same random draws; of the `entries` largest elements, central differences are taken.
+    model: names its parts. texts: of the tokens, (B, T). Raises ValueError for a parameter that the loss does not use.
+    """
+    with record(model, texts=texts) as steps:
+        loss = compute()
+        if not isinstance(loss, Tensor) or loss.edge is None or loss.size != 1:
+            got = f"{loss.dtype} {loss.shape}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"explain: compute returned {got}: a loss of one element with a gradient is needed")
+        gradients(loss, [])  # which leaves every `.grad` alone
+    return steps.explain(parameter, entries)
 
 
 def _caller() -> Data | None:
@@ -228,6 +320,14 @@ def _short(file: str) -> str:
         if file.startswith(folder.rstrip(os.sep) + os.sep):
             return os.path.relpath(file, folder).replace(os.sep, "/")
     return os.path.basename(file)
+
+
+def checked_texts(texts: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the texts of tokens (B, T) as lists. Raises ValueError for rows of different lengths."""
+    rows = [[str(text) for text in row] for row in texts]
+    if isinstance(texts, str) or any(isinstance(row, str) for row in texts) or len({len(row) for row in rows}) != 1:
+        raise ValueError("record: texts have to be (B, T): for every example a list with a text for every token")
+    return rows
 
 
 def _text(value: Any) -> str:

@@ -128,8 +128,9 @@ export function indexOf(shape, row, column) {
  *
  * The number under the mouse, or at the cell that the arrow keys move, stands below it, and all of them in a table that
  * is made when it is opened. label: what a screen reader calls it. limit: of the colours, by default the largest number.
+ * nameOf: returns the name of an index, or "".
  */
-export function heatMap(map, label, { limit, cellSize } = {}) {
+export function heatMap(map, label, { limit, cellSize, nameOf = () => "" } = {}) {
   const numbers = decode(map.values);
   const [rows, columns] = map.values.shape;
   const scale = limit ?? largestOf(numbers);
@@ -137,7 +138,7 @@ export function heatMap(map, label, { limit, cellSize } = {}) {
   const at = (row, column) => {
     const value = numbers[row * columns + column];
     const index = indexOf(map.shape, map.rows ? map.rows[row] : row, map.columns ? map.columns[column] : column);
-    return `[${index.join(", ")}] = ${format(isBoolean ? Boolean(value) : value)}`;
+    return `[${index.join(", ")}]${nameOf(index)} = ${format(isBoolean ? Boolean(value) : value)}`;
   };
   const size = cellSize ?? Math.max(2, Math.min(18, Math.floor(256 / Math.max(rows, columns, 1))));
   const summary = `${label}: ${formatShape(map.shape)} ${map.dtype}, colours to ${format(scale)}`;

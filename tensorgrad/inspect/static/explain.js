@@ -64,9 +64,9 @@ export function pathFromLoss(recorded, from, number, last) {
   return path;
 }
 
-/** The places on a path, before its last, where the gradient grew most: at most three that doubled it, or the largest. */
+/** The places on a path, before its last, where the gradient grew most: at most three that doubled it, or the largest, if any. */
 export function growth(path) {
-  const inside = path.slice(0, -1).sort((a, b) => b.factor - a.factor);
+  const inside = path.slice(0, -1).filter((place) => place.factor > 1).sort((a, b) => b.factor - a.factor);
   const doubled = inside.filter((place) => place.factor > 2).slice(0, 3);
   return (doubled.length ? doubled : inside.slice(0, 1)).sort((a, b) => a.step - b.step);
 }

@@ -2,6 +2,7 @@
 import { el, format, formatBytes, formatShape, heatMap, onKeys, pageData, themeButton } from "./base.js";
 import { growth, incomingSize, largestGradients, pathFromLoss, senders, sizeOf } from "./explain.js";
 import { Graph, layerOf } from "./graph.js";
+import { whyGradient } from "./parameters.js";
 
 const recorded = pageData();
 const { steps, rows, ops, arrays } = recorded;
@@ -103,7 +104,7 @@ function incomingCards(step, number) {
 function outgoingCards(step) {
   return step.outgoing.flatMap((sent) => {
     const to = sent.to !== null ? ["to ", stepLink(backwardOf.get(sent.to))]
-      : [`the gradient of ${sent.leaf ? `parameter ${sent.leaf}` : "a tensor that was given"}`];
+      : [`the gradient of ${sent.leaf ? `parameter ${sent.leaf}` : "a tensor that was given"}`, whyButton(sent.leaf)];
     const name = gradientName(step, sent);
     const cards = [card("outgoing", name, sent.array, el("span", {}, to), times(step, sent))];
     if (sent.sum !== undefined && sent.sum !== sent.array) {
@@ -155,9 +156,10 @@ function pathDetails(number) {
   const most = growth(path);
   const place = el("div", { class: "scroll" });
   const show = () => { if (!place.firstChild) place.append(pathTable(path, most)); };
-  const grew = most.map(({ step, factor }) => `${title(steps[step])} (${format(factor)} times)`).join(", ");
+  const places = most.map(({ step, factor }) => `${title(steps[step])} (${format(factor)} times)`).join(", ");
+  const grew = places ? `grew most in ${places}` : "grew nowhere";
   return el("details", { class: "path", ontoggle: show },
-    el("summary", {}, `How dy came here from the loss: through ${opCount(path)}; it grew most in ${grew}`), place);
+    el("summary", {}, `How dy came here from the loss: through ${opCount(path)}; it ${grew}`), place);
 }
 
 /** How many ops are on a way from the loss. */
@@ -258,9 +260,42 @@ function drawTimeline(largest) {
   });
 }
 
+// ---------------------------------------------------------------------------------------------- a parameter's gradient
+
+const gradients = recorded.gradients;
+
+/** Where an op stands that used a parameter, and the way of the gradient from the loss. */
+function placeOf(use) {
+  const { module, caller } = rows[steps[use.step].row];
+  return [
+    el("p", {}, jump(use.step, `step ${use.step + 1}`), module ? ` in ${module}` : "",
+      caller ? [", called at ", el("code", {}, `${caller.file}:${caller.line}`)] : ""),
+    pathDetails(use.step),
+  ];
+}
+
+function showParameter() {
+  const found = gradients.found[find("parameter").selectedIndex];
+  find("why").replaceChildren(
+    ...(found ? whyGradient(found, gradients.texts, placeOf) : [el("p", {}, "No parameter got a gradient.")]));
+}
+
+/** A button that opens the explanation of a parameter's gradient. */
+function whyButton(name) {
+  const number = gradients.found.findIndex((found) => found.name === name);
+  if (number < 0) return "";
+  return [" ", el("button", { type: "button", class: "link", onclick: () => {
+    find("parameter").selectedIndex = number;
+    find("parameters").open = true;
+    showParameter();
+    find("parameters").scrollIntoView();
+    find("parameter").focus();
+  } }, "why?")];
+}
+
 // ---------------------------------------------------------------------------------------------- the summary
 
-const owner = (sent) => (sent.to === null && sent.leaf ? `, the gradient of ${sent.leaf}` : "");
+const owner = (sent) => (sent.to === null && sent.leaf ? [`, the gradient of ${sent.leaf}`, whyButton(sent.leaf)] : "");
 
 /** The part of a formula that says what one gradient is, such as "dweight = dy^T x" of "dx = dy weight, dweight = dy^T x". */
 function clauseOf(formula, name) {
@@ -280,11 +315,11 @@ function answer(largest) {
   const path = pathFromLoss(recorded, from, number);
   return el("dl", {},
     el("dt", {}, "which"), el("dd", {}, el("b", {}, opOf(step)), `${inModule(rows[step.row])}, whose backward is `,
-      jump(number, `step ${number + 1}`), `: it made ${name}${owner(sent)}, with norm `, el("b", {}, format(size)), "."),
+      jump(number, `step ${number + 1}`), `: it made ${name}`, owner(sent), ", with norm ", el("b", {}, format(size)), "."),
     el("dt", {}, "why here"), el("dd", {}, formula ? [el("b", {}, code(formula)), ", where "] : "",
       `dy has norm ${format(arrives)}${listed(factors(step, formula))}. ${name} is ${format(size / (arrives || 1))} times as large as dy.`),
     path.length < 2 ? null : [el("dt", {}, "why dy"), el("dd", {},
-      `It came from the loss through ${opCount(path)}. It grew most in the backward of `,
+      `It came from the loss through ${opCount(path)}. It grew `, growth(path).length ? "most in the backward of " : "nowhere",
       growth(path).flatMap((place, i) => [i ? "; of " : "", `${title(steps[place.step])}, `,
         jump(place.step, `step ${place.step + 1}`), `: ${format(place.factor)} times`]), ".")]);
 }
@@ -330,6 +365,10 @@ if (steps.length) {
   find("slider").max = String(steps.length - 1);
   find("slider").addEventListener("input", () => go(Number(find("slider").value)));
   find("measure").addEventListener("change", showRanking);
+  find("parameter").append(...gradients.found.map(({ name, norm }) =>
+    el("option", {}, norm === undefined ? name : `${name}, norm ${format(norm)}`)));
+  find("parameter").addEventListener("change", showParameter);
+  find("parameters").addEventListener("toggle", () => { if (!find("why").firstChild) showParameter(); });
   let isFolded = graph.isFolded;
   const fold = find("fold");
   fold.textContent = isFolded ? "Unfold all" : "Fold all";

@@ -13,9 +13,12 @@ from gpt import __main__ as program
 from gpt.checkpoint import RunState, save_checkpoint
 from gpt.cli import run as run_program
 from gpt.config import GPTConfig
+from gpt.fused import fuse
 from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
 from gpt.train.config import TrainConfig
+from tensorgrad.inspect.contributions import contributions
+from tensorgrad.inspect.explainer import Explainer
 from tensorgrad.inspect.recording import record
 from tests.browser import Browser
 
@@ -136,13 +139,51 @@ def test_every_gradient_on_the_page_is_pytorchs(browser: Browser, tmp_path: Path
     np.testing.assert_allclose(np.float64(sums[0]), replay.leaves["wte.weight"].grad.reshape(-1), rtol=5.1e-4)
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_the_parts_of_an_example_are_pytorchs_gradient_of_that_example(fused: bool) -> None:
+    """Of every parameter: the contributions of an example, through all ops that used it, and their shares."""
+    torch = pytest.importorskip("torch")
+    model, tokens = small_model(), np.random.default_rng(1).integers(11, size=(3, 6))
+    x, y = tokens[:, :-1], tokens[:, 1:]
+    with record(model) as plain:
+        model.loss(x, y).backward()
+    replay = Replay(torch, model, plain)  # of PyTorch: its logits are those of all examples
+    logits = replay.results[len(plain.rows) - 2][0]
+    steps = plain
+    if fused:
+        fuse(model)
+        with record(model) as steps:
+            model.loss(x, y).backward()
+    explainer, whole = Explainer(steps), {name: p.grad for name, p in model.named_parameters()}
+    parts = {name: [] for name in whole}
+    names = {p.node.sequence: name for name, p in model.named_parameters() if p.node is not None}
+    for part in explainer.replay.parts:
+        parts[names[part.leaf]].append(contributions(part))
+    explained = {name: explainer.explain(leaf, name, 0) for leaf, name in names.items()}
+    for b in range(3):
+        one = torch.nn.functional.cross_entropy(logits[b], torch.tensor(y[b]), reduction="sum") / y.size
+        gradients = torch.autograd.grad(one, list(replay.leaves.values()), retain_graph=True)
+        for name, expected in zip(replay.leaves, gradients, strict=True):
+            expected = expected.numpy()
+            found = sum(part.gradient(b) for part in parts[name])
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-14)
+            share = sum(use.shares[b].sum() for use in explained[name].uses)  # type: ignore[index]
+            gradient = sum(part.gradient() for part in parts[name])
+            assert share == pytest.approx(np.sum(expected * gradient) / np.sum(gradient**2), rel=1e-8)
+            if len(parts[name]) == 1:
+                examples: Any = explained[name].uses[0].examples
+                assert examples[b] == pytest.approx(np.linalg.norm(expected), rel=1e-8)
+    ops = {use.op for found in explained.values() for use in found.uses}
+    assert ("linear of mlp" in ops) == ("layer_norm of add_layer_norm" in ops) == fused
+
+
 def test_the_page_of_four_layers_is_small() -> None:
     model = GPT(GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128))
     tokens = np.random.default_rng(0).integers(65, size=(4, 65))
     with record(model) as steps:
         model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
     assert len(steps.steps) > 250
-    assert len(steps.page()) < 15e6
+    assert len(steps.page(confirm=0)) < 15e6
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +220,13 @@ def test_the_command_writes_a_page(flags: list[str], home: Path, call: Any, brow
     browser.open(home / "page.html")
     assert browser.text("h1") == f"A training step of run on {TEXT!r}"
     assert ("add_layer_norm" in browser.text("#rows")) == bool(flags)
+    browser.click("#parameters summary")
+    assert browser.text("#why .tokens") == TEXT[:-1]  # of one parameter, of which every row is a token
+    assert browser.run("return document.querySelectorAll('#why tr td.wrong').length") == 0
+    assert "confirmed" in browser.text("#why")
+    browser.run("const s = document.getElementById('parameter'); s.selectedIndex = s.length - 1; "
+                "s.dispatchEvent(new Event('change'))")  # fmt: skip
+    assert "Not confirmed by finite differences" in browser.text("#why")
     assert browser.messages() == []
 
 
@@ -188,6 +236,7 @@ def test_the_command_writes_a_page(flags: list[str], home: Path, call: Any, brow
         (["step", "run", "--text", "t"], "--text: 1 token: at least 2 are needed, and the window of run takes 17"),
         (["step", "run", "--text", "to" * 9], "--text: 18 tokens: at least 2 are needed"),
         (["step", "run", "--text", "z"], "--text: "),
+        (["step", "run", "--text", TEXT, "--confirm", "-1"], "--confirm: -1 is negative; 0 confirms no gradient"),
         (["step", "nowhere", "--text", TEXT], "nowhere"),
         (["step", "run", "--text", TEXT, "--out", "no/such/folder.html"], "no/such/folder.html: No such file"),
         (["stepp"], "unknown command 'stepp'"),

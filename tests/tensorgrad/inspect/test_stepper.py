@@ -1,5 +1,6 @@
 """The stepper in Chromium: every control, hostile names, answers and numbers that are those of the recording."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -137,19 +138,87 @@ def test_the_answer_names_the_largest_gradient_and_its_reason(page: Browser, ste
     assert page.messages() == []
 
 
+def open_parameters(page: Browser) -> None:
+    page.click("#parameters summary")
+    page.run("document.querySelectorAll('#why details').forEach(x => { x.open = true })")
+
+
+def table(page: Browser, selector: str) -> list[list[str]]:
+    rows = "return [...document.querySelectorAll(arguments[0])].map(x => [...x.cells].map(cell => cell.textContent))"
+    return page.run(rows, f"{selector} tbody tr")
+
+
+def test_why_a_parameter_has_its_gradient(page: Browser, steps: record) -> None:
+    """Every number, of every parameter, is the one that `explain` gives."""
+    open_parameters(page)
+    by_size = sorted(steps.gradients.values(), key=lambda gradient: -np.linalg.norm(gradient))
+    names = page.run("return [...document.querySelectorAll('#parameter option')].map(x => x.textContent)")
+    assert [name.split(", norm ")[0] for name in names] != [] and len(names) == len(by_size) == 8
+    model_parameters = {found.name: found for found in map(steps.explain, parameters_of(steps))}
+    for i, name in enumerate(names):
+        found = model_parameters[name.split(", norm ")[0]]
+        assert float(name.split(", norm ")[1]) == pytest.approx(np.linalg.norm(by_size[i]), rel=1e-3)
+        select = "const s = document.getElementById('parameter'); s.selectedIndex = arguments[0];"
+        page.run(select + "s.dispatchEvent(new Event('change'))", i)
+        text = page.text("#why dl")
+        assert f"{found.ratio:.4g}" == f"{float(re.search(r', ([^ ]+) times', text)[1]):.4g}"  # type: ignore[index]
+        assert float(re.search(r"by ([^ ]+) % with SGD", text)[1]) == pytest.approx(
+            100 * found.sgd_change(1e-3), rel=1e-3
+        )  # type: ignore[index]
+        assert float(re.search(r"by ([^ ]+) % with Adam", text)[1]) == pytest.approx(
+            100 * found.adam_change(1e-3), rel=1e-3
+        )  # type: ignore[index]
+        entries = table(page, "#why > .scroll")
+        assert [row[0] for row in entries] == [str(list(entry.index)) for entry in found.entries]
+        numbers = [[entry.recorded, entry.float64, entry.difference] for entry in found.entries]
+        np.testing.assert_allclose(np.float64([row[1:4] for row in entries]), numbers, rtol=5.1e-4)
+        assert {row[5] for row in entries} == {"confirmed"}
+        (use,) = found.uses
+        assert f"{100 * use.share:.1f} % through linear, as {use.operand}" in page.text("#why h3")
+        assert f"step {use.step + 1}" in page.text("#why .uses")
+        rows = table(page, "#why .uses > section > .scroll")
+        assert [row[0] for row in rows] == [str(list(row)) for row in use.largest(3)]
+        shares: Any = use.shares
+        assert [row[1] for row in rows] == [f"{100 * shares[row]:.1f} %" for row in use.largest(3)]
+    assert page.messages() == []
+
+
+def parameters_of(steps: record) -> list[tg.Tensor]:
+    model = steps._models[0]
+    return list(model.parameters())
+
+
+def test_a_gradient_leads_to_its_explanation(page: Browser) -> None:
+    page.click("#answer button:nth-of-type(2)")  # why?
+    assert page.run("return document.getElementById('parameters').open")
+    assert page.run("return document.activeElement.id") == "parameter"
+    largest = page.text("#parameter").splitlines()[0]
+    assert largest.split(", norm ")[0] in page.text("#answer")
+    page.press("ARROW_DOWN")  # in the list of parameters, and not a step
+    assert here(page) == 1
+    page.click("#why .uses button.link")
+    assert page.text("#detail h2") == "Backward of linear"
+    page.run("document.querySelector('#detail .card.gradient button.link:last-of-type').focus()")
+    assert page.run("return [...document.querySelectorAll('#detail .card button')].some(x => x.textContent === 'why?')")
+    assert page.messages() == []
+
+
 HOSTILE = "<img src=x onerror='window.hacked=1'></script><script>window.hacked=1</script>"
 
 
 def test_hostile_names_are_shown_and_never_run(browser: Browser, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     model.parts = {HOSTILE: nn.Linear(2, 2)}
-    source = f'y = model.parts[name](model(x)).sum()  # {HOSTILE}\ny.backward()'
+    source = f"y = model.parts[name](model(x)).sum()  # {HOSTILE}\ny.backward()"
     path = tmp_path / "<img src=x onerror=hacked=1>.py"
     path.write_text(source, encoding="utf-8")
-    with record(model) as steps:
-        exec(compile(source, str(path), "exec"), {"model": model, "name": HOSTILE, "x": tg.ones((1, 2))})
+    with record(model, texts=[[HOSTILE] * 2]) as steps:
+        exec(compile(source, str(path), "exec"), {"model": model, "name": HOSTILE, "x": tg.ones((1, 2, 2))})
     steps.save(tmp_path / "page.html", HOSTILE)
     browser.open(tmp_path / "page.html")
+    open_parameters(browser)
+    assert f"parts.{HOSTILE}.weight" in browser.text("#parameter") and HOSTILE in browser.text("#why .tokens")
+    assert json.dumps(HOSTILE) in browser.text("#why .uses > section > .scroll")
     for _ in steps.steps:
         browser.press("ARROW_RIGHT")
     browser.click("#first")
@@ -168,6 +237,7 @@ def test_no_step_is_wider_than_the_window(
 ) -> None:
     steps.save(tmp_path / "step.html")
     browser.open(tmp_path / "step.html", width, theme)
+    open_parameters(browser)
     for _ in steps.steps:
         assert browser.too_wide() <= 0
         browser.press("ARROW_RIGHT")
@@ -186,6 +256,8 @@ def test_nothing_recorded(browser: Browser, tmp_path: Path) -> None:
     steps.save(tmp_path / "forward.html")
     browser.open(tmp_path / "forward.html")
     assert "No backward was recorded" in browser.text("#answer")
+    browser.click("#parameters summary")
+    assert browser.text("#why") == "No parameter got a gradient."
     assert browser.messages() == []
 
 
