@@ -568,13 +568,13 @@ print(sample.strip())
 # ### Watch it learn
 #
 # The run kept a checkpoint every 250 steps. From these the library makes a page on which you can move through the
-# training. Choose a letter, then press `s` for the next checkpoint, or `p` to play. Look at what the model expects
-# after the letter, and at where its heads read.
+# training. Choose a letter, and move the slider or press *Play*. Look at what the model expects after the letter, and
+# at where its heads read.
 
 # %%
 (run_folder,) = Path(FOLDER.name, "checkpoints").iterdir()
 flags = ["--movie", "--prompt", "ROMEO:\nTo be, or", "--out", "movie.html"]
-run_program("-m", "gpt", "inspect", "model", run_folder, *flags)
+run_program("-m", "gpt", "inspect", "model", run_folder.relative_to(FOLDER.name), *flags)
 page(Page(Path(FOLDER.name, "movie.html").read_text(encoding="utf-8")))
 
 # %% [markdown]
