@@ -406,7 +406,7 @@ def test_contributions_of_an_unknown_gradient_are_none() -> None:
 
 
 def test_contributions_that_cancel_are_not_called_wrong() -> None:
-    """The bias of the keys adds the same to all scores of a query: its gradient is 0, of which float32 leaves rounding."""
+    """The bias of the keys adds the same to all scores of a query: its gradient is 0, and float32 leaves rounding."""
     bias = normal(4, dtype=np.float32)
     q, k, v = (tg.Tensor(RNG.normal(size=(2, 50, 4)).astype(np.float32)) for _ in range(3))
     with record() as steps:
