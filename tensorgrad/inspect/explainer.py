@@ -25,6 +25,13 @@ class Explainer:
         self.steps = steps
         self.replay = Replay(steps.program)
         self._senders = dict(_senders(steps.steps))
+        texts, rows = (
+            np.shape(steps.texts or []),
+            {part.dy.shape[:-1] for part in self.replay.parts if part.dy is not None},
+        )
+        if steps.texts is not None and texts not in rows:
+            known = ", ".join(map(str, sorted(rows)))
+            raise ValueError(f"explain: texts are {texts}, but the rows of what used a parameter are {known}")
         for made, _ in steps.program.roots:
             row = steps.program.calls[made.call].row
             recorded = next(s for s in steps.steps if s["phase"] == "forward" and s["row"] == row)

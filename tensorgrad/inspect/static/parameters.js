@@ -34,10 +34,10 @@ function entries(found) {
     return el("p", { class: "dim" }, "Not confirmed by finite differences, as the largest gradients are: ask for more when "
       + "the page is made, or use tg.explain.");
   }
-  const head = ["largest elements", "gradient", "in float64", "finite difference", "relative error", ""];
+  const head = ["largest elements", "", "gradient", "in float64", "finite difference", "relative error"];
   return table(head, found.entries.map((entry) => el("tr", {}, el("td", {}, `[${entry.index.join(", ")}]`),
-    cells([entry.recorded, entry.float64, entry.difference, entry.error].map((x) => format(x ?? NaN))),
-    el("td", { class: entry.confirmed ? "" : "wrong" }, entry.confirmed ? "confirmed" : "wrong"))));
+    el("td", { class: entry.confirmed ? "" : "wrong" }, entry.confirmed ? "confirmed" : "wrong"),
+    cells([entry.recorded, entry.float64, entry.difference, entry.error].map((x) => format(x ?? NaN))))));
 }
 
 function examples(use) {

@@ -171,8 +171,8 @@ def test_why_a_parameter_has_its_gradient(page: Browser, steps: record) -> None:
         entries = table(page, "#why > .scroll")
         assert [row[0] for row in entries] == [str(list(entry.index)) for entry in found.entries]
         numbers = [[entry.recorded, entry.float64, entry.difference] for entry in found.entries]
-        np.testing.assert_allclose(np.float64([row[1:4] for row in entries]), numbers, rtol=5.1e-4)
-        assert {row[5] for row in entries} == {"confirmed"}
+        np.testing.assert_allclose(np.float64([row[2:5] for row in entries]), numbers, rtol=5.1e-4)
+        assert {row[1] for row in entries} == {"confirmed"}
         (use,) = found.uses
         assert f"{100 * use.share:.1f} % through linear, as {use.operand}" in page.text("#why h3")
         assert f"step {use.step + 1}" in page.text("#why .uses")
