@@ -32,6 +32,8 @@ from exercises import efficiency as tests
 from matplotlib.patches import Rectangle
 
 import tensorgrad as tg
+from gpt.config import GPTConfig
+from gpt.fused import FusedGPT
 from tensorgrad.backend.numba.macrokernel import macrokernel
 from tensorgrad.backend.numba.mathematics import exp
 
@@ -94,8 +96,8 @@ same(flops(tg.matmul, square, square), 2 * side**3, "operations of a product, co
 same(flops(tg.softmax, x), rows * (5 * n - 2), "softmax", 0)
 same(flops(tg.layer_norm, x, w, b), rows * (7 * n + 3), "layer norm", 0)
 same(2 * side**3 / (4 * 3 * side**2), side / 6, "the intensity of a square product")
-print(f"operations for each byte: a product of 512 x 512 {side / 6:.0f}, a matrix times a vector "
-      f"{2 * side**2 / (4 * (side**2 + 2 * side)):.2f}, softmax {5 / 8:.2f}, layer norm {7 / 8:.2f}")
+print(f"operations for each byte: product of 512 x 512 {side / 6:.1f}, matrix times vector "
+      f"{2 * side**2 / (4 * (side**2 + 2 * side)):.1f}")
 
 # %% [markdown]
 # ## Measure the machine
@@ -189,7 +191,7 @@ show_lines("tensorgrad/backend/cupy/softmax.cu", "// The maximum of a row", 26, 
 # %% [markdown]
 # Is it right? With an NVIDIA GPU, `tg.use_backend("cupy")` runs it. Without one, the tests of the library compile
 # this same file with an ordinary C++ compiler, and run its threads one after the other. That says nothing about its
-# speed, but that the numbers are the same. We do that here.
+# speed, but it shows whether the numbers are right:
 
 # %% tags=["varies"]
 sys.path.insert(0, str(ROOT / "tests" / "tensorgrad" / "backend" / "cupy"))
@@ -305,8 +307,8 @@ def pack(block, nr):
 def microkernel(rows, panel):
     """MR rows of a times a panel."""
     sums = np.zeros((len(rows), panel.shape[1]))
-    for k in range(len(panel)):
-        sums += np.outer(rows[:, k], panel[k])  # MR + NR numbers are read, MR x NR products made of them
+    for k in range(len(panel)):  # of MR + NR numbers, MR x NR products are made
+        sums += np.outer(rows[:, k], panel[k])
     return sums
 
 
@@ -314,17 +316,19 @@ def product(a, b, mr=4, nr=8, kc=32, nc=32):
     c = np.zeros((len(a), b.shape[1]))
     for left in range(0, b.shape[1], nc):
         for first in range(0, len(b), kc):
-            panels = pack(b[first : first + kc, left : left + nc], nr)  # stays in the second cache
+            panels = pack(b[first : first + kc, left : left + nc], nr)  # second cache
             for top in range(0, len(a), mr):
-                rows = a[top : top + mr, first : first + kc]  # stays in the first cache, as does a panel
+                rows = a[top : top + mr, first : first + kc]  # first cache
                 for p, panel in enumerate(panels):
-                    c[top : top + mr, left + p * nr : left + (p + 1) * nr] += microkernel(rows, panel)
+                    column = left + p * nr
+                    c[top : top + mr, column : column + nr] += microkernel(rows, panel)
     return c
 
 
 a, b = rng.normal(size=(64, 96)), rng.normal(size=(96, 64))
 same(product(a, b), a @ b, "a product in blocks")
 
+# %%
 figure, (left, right) = picture(10, 3.4, columns=2, width_ratios=[2.2, 1])
 for x_place, y_place, width, height, name in ((0, 0, 96, 64, "a"), (120, 0, 64, 96, "b"), (208, 0, 64, 64, "c")):
     left.add_patch(Rectangle((x_place, y_place), width, height, facecolor="#f2f2f2", edgecolor="#777777"))
@@ -494,12 +498,30 @@ for name, (plain, fused) in pairs.items():
 show(macrokernel)
 
 # %% [markdown]
+# `tg.levels` runs an operation at all levels that your machine has, forward and backward, and compares the results.
+# `tg.roofline` does for all operations of a training step what we did by hand: it counts, and measures the times and
+# the roof. The column `roof` says what limits an operation, and `of roof` how near it comes to this limit. Here is a
+# step of a small GPT, with the slowest operations. (The dashed line is the roof for arrays that stay in a cache.)
+
+# %% tags=["varies"]
+print(tg.levels(tg.softmax, large[:512]), end="\n\n")
+model = FusedGPT(GPTConfig(vocab_size=512, block_size=64, n_layer=2, n_head=4, n_embd=64))
+tokens = rng.integers(512, size=(2, 4, 64))
+found = tg.roofline(lambda: model.loss(*tokens).backward(), rounds=5)
+print(found.table(6))
+found.plot(picture(8, 4.5)[1], n_labels=6)
+
+# %% [markdown]
+# From a terminal, `python -m tensorgrad roofline` shows both.
+#
 # ## The same numbers
 #
 # Softmax at all levels, and the products, in 64 bits. The compiled backend multiplies in blocks, and the plain one
-# leaves it to NumPy.
+# leaves it to NumPy. Then what the library's roofline counts.
 
 # %%
+(row,) = tg.roofline(lambda: tg.softmax(tg.Tensor(x)), rounds=1).rows
+same([row.flops, row.bytes], [rows * (5 * n - 2), 8 * rows * n], "operations and bytes of a softmax", 0)
 x, out = rng.normal(size=(50, 300)), np.empty((50, 300))
 softmax_rows(x, out)
 for backend in ("numpy", "numba"):
@@ -589,9 +611,9 @@ exercise(mean_and_variance, tests.mean_and_variance)
 # %% [markdown]
 # ## What you can use now
 #
-# `tg.checkpoint` (recompute a part of the graph in backward), `tg.linear`, `tg.linear_cross_entropy`, and the parts
-# of the compiled product: `tensorgrad.backend.numba.macrokernel.macrokernel`,
-# `tensorgrad.backend.numba.mathematics.exp`.
+# `tg.roofline`, `tg.levels`, `tg.checkpoint` (recompute a part of the graph in backward), `tg.linear`,
+# `tg.linear_cross_entropy`, and the parts of the compiled product:
+# `tensorgrad.backend.numba.macrokernel.macrokernel`, `tensorgrad.backend.numba.mathematics.exp`.
 #
 # ## Sources
 #
