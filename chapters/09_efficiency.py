@@ -179,11 +179,11 @@ def softmax_rows(x, y):
 # %% [markdown]
 # ### Level 3: a GPU
 #
-# A GPU has thousands of small processors, and its programs are written in CUDA, a kind of C++. The function below, a
-# **kernel**, is run by every **thread**. The threads come in **blocks**. Here a block of threads has one row, number
-# `blockIdx.x`. Each thread takes some numbers of the row (`visit` hands them out), and finds their maximum.
-# `block_max` then makes one maximum of those of all threads. The sum goes the same way. `T` is the type of the
-# numbers, `Real` that of the sums.
+# A GPU has thousands of small processors, and its programs are written in CUDA, a kind of C++. The function `softmax`
+# below, a **kernel**, is run by many **threads** at the same time. The threads come in **blocks**. Here each block
+# has one row, number `blockIdx.x`. Each of its threads takes some numbers of the row (`visit` hands them out), and
+# finds their maximum. `block_max` then makes one maximum of those of all threads. The sum goes the same way. `T` is
+# the type of the numbers, `Real` that of the sums.
 
 # %%
 show_lines("tensorgrad/backend/cupy/softmax.cu", "// The maximum of a row", 26, "cuda")

@@ -27,6 +27,7 @@ HEADINGS = [
     "Exercises", "What you can use now", "Sources",
 ]  # fmt: skip
 LONGEST_COPY = 4  # lines
+LARGEST_NOTEBOOK = 1_000_000  # bytes, with the pages inside it
 
 each = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 
@@ -85,6 +86,7 @@ def test_the_notebook_is_that_of_the_chapter_and_was_executed(path: Path) -> Non
     kept = json.loads(path.with_suffix(".ipynb").read_text())
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in kept["cells"]]
     assert sources == cells(path), f"run: python chapters/build.py run {path.stem.split('_')[0]}"
+    assert path.with_suffix(".ipynb").stat().st_size < LARGEST_NOTEBOOK
     outputs = [output for cell in kept["cells"] for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 1
     assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
@@ -294,3 +296,10 @@ def test_outputs_of_another_processor_may_differ_in_their_last_digits() -> None:
     assert not alike("loss 2.514\n", "loss 2.614\n")
     assert not alike("loss 2.514\n", "Loss 2.514\n")
     assert not alike("1,000 steps\n", "2,000 steps\n")
+
+
+def test_of_a_page_only_its_place_is_compared() -> None:
+    build = load(FOLDER / "build.py")
+    first, other = ({"outputs": [{"data": {"text/html": f"<iframe srcdoc='{text}'></iframe>"}}]} for text in "ab")
+    assert build.printed(first) == build.printed(other)
+    assert build.printed(first) != build.printed({"outputs": []})
