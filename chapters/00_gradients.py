@@ -327,8 +327,9 @@ same(x_t.grad, x.grad, "dL/dx")
 #
 # `tg.record()` records every operation, and `page` shows the record below. Press *Step*. First come the four
 # operations forward, then the same four backward. Each step shows its formula, its numbers, the gradient that arrives
-# and those that leave. All of this we have computed by hand. (GitHub hides such a page: run the chapter, or build the
-# site with `python chapters/build.py site`.)
+# and those that leave. All of this we have computed by hand. (On the page, `a` and `b` are the two operands of an
+# operation, not the $a$ and $b$ of our formula. GitHub hides such a page: run the chapter, or build the site with
+# `python chapters/build.py site`.)
 #
 # At the top the page answers a question that one often has: which operation made the largest gradient, and why?
 
