@@ -186,7 +186,6 @@ class _Run:
         stack.enter_context(use_backend(self.k.name))
         if self.level == "plain":
             blas.use_threads(getattr(self.k, "threads", 1))
-            stack.callback(self.k.activate)
             stack.enter_context(_On(_Plain()))
         return stack
 

@@ -64,6 +64,16 @@ def test_layer_norm() -> None:
     assert backward.bytes == 8 * (20 + 20 + 5 + 5 + 4 + 20 + 4 + 4)  # dy, x, mean, 1/std, weight; dx, dweight, dbias
 
 
+def test_a_gradient_that_two_operands_share_is_written_once() -> None:
+    with tg.count() as c:
+        total, y = tg.add_layer_norm(leaf(5, 4), leaf(5, 4), leaf(4), leaf(4))
+        tg.multiply(total, y).backward(np.ones((5, 4)))
+    # x, residual, weight and bias; the sum, y, mean and 1/std
+    assert c.forward["add_layer_norm"].bytes == 8 * (20 + 20 + 4 + 4 + 20 + 20 + 5 + 5)
+    # dy of both, the sum, mean, 1/std and weight; dx, which is dresidual, dweight and dbias
+    assert c.backward["add_layer_norm"].bytes == 8 * (20 + 20 + 20 + 5 + 5 + 4 + 20 + 4 + 4)
+
+
 def test_integers_and_comparisons_have_no_flops_and_views_no_bytes() -> None:
     x = leaf(3, 4)
     with tg.count() as c:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import tensorgrad as tg
+from gpt.config import GPTConfig, LlamaConfig
+from gpt.fused import FusedGPT, FusedLlama
 from tensorgrad.backend import use_backend
 from tensorgrad.inspect import roofline_command
 from tensorgrad.inspect.roofline import roofline
@@ -73,6 +75,19 @@ def test_fused_and_plain_steps_compute_the_same(kind: str) -> None:
     assert losses[0] == pytest.approx(2.398, abs=0.1)  # ln 11
     for fused, plain in zip(*gradients, strict=True):
         assert abs(fused - plain).max() < 1e-6
+
+
+def test_the_steps_are_those_of_the_models() -> None:
+    """As many FLOPs as those of gpt/, of every op that has them."""
+    shared = {"vocab_size": 11, "block_size": 4, "n_layer": 2, "n_head": 2, "n_embd": 8}
+    llama = LlamaConfig(**shared, n_kv_head=2, n_hidden=8 * 8 // 3, tied=True)
+    for kind, model in (("gpt", FusedGPT(GPTConfig(**shared, dropout=0.0))), ("llama", FusedLlama(llama))):
+        costs = []
+        for compute in (Transformer(SIZES, kind), model.loss):
+            with tg.count() as counted:
+                compute(*random_batch(SIZES)).backward()
+            costs.append({name: cost.flops for name, cost in counted.forward.items() if cost.flops})
+        assert costs[0] == costs[1]
 
 
 def test_without_matplotlib_there_is_no_picture(
