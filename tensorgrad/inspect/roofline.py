@@ -10,6 +10,7 @@ cache that its arrays fit into (Williams, Waterman and Patterson 2009, doi:10.11
 the plain mathematics, by `tg.count`; bytes are those of the arrays that an op gets, returns and saves, each once.
 """
 
+import base64
 import dataclasses
 import html
 import importlib.util
@@ -32,6 +33,10 @@ from tensorgrad.inspect.stopwatch import Key, Stopwatch, faster_half
 # The arithmetic of an update for one element of a parameter, in the plain mathematics.
 UPDATE_FLOPS = {"AdamW": 15, "Adam": 15, "SGD": 4}
 HTML_ROWS = 15
+HEADINGS = [
+    "", "op", "phase", "operands", "calls", "ms", "of step", "MFLOP", "MB", "GFLOP/s", "GB/s", "roof", "of roof",
+]  # fmt: skip
+TEXTS = ("op", "phase", "operands", "roof")  # columns that begin at the left
 
 
 @dataclass
@@ -77,7 +82,7 @@ class Roofline:
     peak: float
     bandwidth: dict[int, float]
     backend: str
-    threads: int
+    threads: int  # of the CPU; 0 on a GPU
     dtype: str
 
     @property
@@ -89,22 +94,17 @@ class Roofline:
         """The n rows with the most time as text, the others in one line, and views in one; all of them without n."""
         cells = [HEADINGS, *self._cells(n)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(HEADINGS))]
-        text = {1, 2, 3, 11}  # columns that begin at the left
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i in text else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in cells
-        ]
+        align = [str.ljust if heading in TEXTS else str.rjust for heading in HEADINGS]
+        lines = ["  ".join(f(cell, w) for f, cell, w in zip(align, line, widths, strict=True)) for line in cells]
         return "\n".join([*(line.rstrip() for line in lines), "", self.describe()])
 
     def describe(self) -> str:
         """The roofs, and how long the step took as a whole, in two lines."""
         cache, memory = max(self.bandwidth.values()), self.roof.memory
         slower = self.median_seconds / self.step_seconds - 1
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
         return (
-            f"{self.backend}, {self.threads} thread{'s' * (self.threads != 1)}, {self.dtype}: at most "
+            f"{self.backend}{threads}, {self.dtype}: at most "
             f"{self.peak / 1e9:,.1f} GFLOP/s in a product, {memory / 1e9:,.1f} GB/s from memory, "
             f"{cache / 1e9:,.1f} GB/s from a cache\nThe median of whole steps is {self.median_seconds * 1e3:,.3f} ms, "
             f"{abs(slower):.0%} {'more' if slower >= 0 else 'less'} than this sum of the faster halves"
@@ -136,8 +136,6 @@ class Roofline:
         rows = "".join(f"<tr>{line}" for line in lines)
         picture = ""
         if importlib.util.find_spec("matplotlib") is not None:
-            import base64
-
             self.save(file := BytesIO(), format="png", dpi=90)
             picture = f'<img alt="roofline" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
         return f"{picture}<table><tr>{head}{rows}</table><p>{html.escape(self.describe())}</p>"
@@ -170,23 +168,6 @@ class Roofline:
         return cells
 
 
-HEADINGS = [
-    "",
-    "op",
-    "phase",
-    "operands",
-    "calls",
-    "ms",
-    "of step",
-    "MFLOP",
-    "MB",
-    "GFLOP/s",
-    "GB/s",
-    "roof",
-    "of roof",
-]
-
-
 def _number(x: float) -> str:
     """Three digits or more: 0.012, 3.45, 123, 12,345."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
@@ -211,7 +192,8 @@ def roofline(
     costs = _count(run)
     if not costs:
         raise ValueError("roofline: the step calls no op")
-    dtype = max(costs, key=lambda key: costs[key].flops).dtype
+    floats = [key for key in costs if "float" in key.dtype]
+    dtype = max(floats, key=lambda key: costs[key].flops).dtype if floats else "float32"
     measurement = Measurement(k, dtype, largest_bytes)
     rounds_seconds = []
     for _ in range(rounds):
@@ -227,7 +209,7 @@ def roofline(
     return Roofline(
         rows, between + sum(row.seconds for row in rows), between,
         median(sum(found.values()) for found in rounds_seconds), roof.peak, roof.bandwidth, k.name,
-        getattr(k, "threads", 1), dtype,
+        getattr(k, "threads", 0), dtype,
     )  # fmt: skip
 
 

@@ -131,8 +131,8 @@ def _print_step(options: argparse.Namespace, step: Callable[[], None], optimizer
     """Measure and print a step, and draw its picture."""
     n, sizes = sum(p.size for p in optimizer.params), options.sizes
     print(
-        f"A training step of a {options.model} with {n:,} parameters: {sizes.n_layer} layers, {sizes.n_head} heads, "
-        f"width {sizes.n_embd}; batch {sizes.batch_size} x {sizes.block_size}\n",
+        f"A training step of a {options.model} with {n:,} parameters: n_layer {sizes.n_layer}, n_head {sizes.n_head}, "
+        f"n_embd {sizes.n_embd}; batch {sizes.batch_size} x {sizes.block_size}\n",
         flush=True,
     )
     found = roofline(step, optimizer, rounds=options.rounds)

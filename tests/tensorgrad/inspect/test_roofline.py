@@ -396,9 +396,17 @@ def test_on_a_gpu_the_counts_are_the_same(gpu: Any) -> None:
 
     found, expected = step("cupy"), step("numpy")
     costs = [{(row.op, row.phase): (row.flops, row.calls) for row in each.rows} for each in (found, expected)]
-    assert found.backend == "cupy" and costs[0] == costs[1]
+    assert found.describe().startswith("cupy, float32: at most ") and costs[0] == costs[1]
+    assert expected.describe().startswith("numpy, ") and " thread" in expected.describe()
     linear = row_of(found, "linear")
     assert linear.seconds == pytest.approx(1e-3)
+
+
+def test_a_backward_of_what_was_recorded_before_has_its_time_and_no_shapes() -> None:
+    loss = tg.exp(leaf(3, 4)).sum()
+    found = roofline(lambda: loss.backward(retain_graph=True), rounds=1, largest_bytes=2**18)
+    row = row_of(found, "exp", "backward")
+    assert (row.shapes, row.calls, found.dtype) == ("", 1, "float32") and row.seconds > 0
 
 
 def test_mistakes() -> None:

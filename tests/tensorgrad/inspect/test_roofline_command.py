@@ -39,7 +39,9 @@ def test_it_prints_the_step_the_levels_and_writes_both(capsys: pytest.CaptureFix
     assert main([*SMALL, "--json", "found.json"]) == 0
     text = capsys.readouterr().out
     # tokens 11 x 8, positions 4 x 8; two layers: norms 32, qkv 24 x 9, proj 8 x 9, up 32 x 9, down 8 x 33; norm 16
-    assert text.startswith("A training step of a gpt with 1,880 parameters: 2 layers, 2 heads, width 8; batch 2 x 4\n")
+    assert text.startswith(
+        "A training step of a gpt with 1,880 parameters: n_layer 2, n_head 2, n_embd 8; batch 2 x 4\n"
+    )
     for op in ("linear_cross_entropy", "mlp", "attention", "add_layer_norm", "AdamW", "between the ops"):
         assert re.search(rf"^ *\d* +{op} ", text, re.M), op
     assert Path("roofline.png").read_bytes().startswith(b"\x89PNG")
