@@ -51,6 +51,11 @@ class Browser:
         """Click on the first element that matches a CSS selector."""
         self.driver.find_element("css selector", selector).click()
 
+    def open_details(self, selector: str) -> None:
+        """Open a `<details>` by a click on its summary; what that shows is there when this returns."""
+        self.click(f"{selector} > summary")
+        self.run("document.querySelector(arguments[0]).dispatchEvent(new Event('toggle'))", selector)
+
     def point_at(self, element: Any) -> None:
         """Move the mouse to the middle of an element."""
         from selenium.webdriver import ActionChains

@@ -157,7 +157,7 @@ class record(Observer):
             self._backward["outgoing"][-1]["sum"] = self._array(leaf.grad)
 
     def finished(self) -> None:
-        self._backward = None
+        self._backward = self._explainer = None
 
     def explain(self, parameter: Tensor, entries: int = 3) -> Explanation:
         """Explain the gradient that this recording gave to a parameter; see `tg.explain`."""
@@ -178,7 +178,7 @@ class record(Observer):
             raise ValueError(f"explain: {name} was not used in this recording")
         if node.sequence not in self.gradients or not self.program.roots:
             raise ValueError(f"explain: {name} got no gradient in this recording: call backward inside the context")
-        return self._explain(node.sequence, name, entries)
+        return self._explain(node.sequence, self._names.get(key) or "the tensor", entries)
 
     def _explain(self, leaf: int, name: str, entries: int) -> Explanation:
         self._explainer = self._explainer or Explainer(self)
@@ -187,15 +187,15 @@ class record(Observer):
     def _explanations(self, confirm: int) -> Data:
         """What the page shows of all parameters, the largest gradient first, or why it shows nothing."""
         by_size = sorted(self.gradients, key=lambda leaf: -float(np.linalg.norm(self.gradients[leaf])))
-        found = []
+        found: list[Data] = []
         for i, leaf in enumerate(by_size):
             name = self._names.get(leaf) or f"a given tensor, {i + 1}"
             try:
                 found.append(self._explain(leaf, name, 3 if i < confirm else 0).data())
-            except (
-                Exception
-            ) as error:  # of any kind: the ops may be anyone's, and the rest of the page needs none of it
+            except Exception as error:  # of any kind: the ops may be anyone's, and the rest of the page stands
                 found.append({"name": name, "error": str(error)})
+                if self._explainer is None:  # the recording cannot run again at all
+                    break
         return {"found": found, "texts": self.texts}
 
     def page(self, title: str = "A computation, step by step", *, confirm: int = 10) -> str:
@@ -294,6 +294,9 @@ def explain(
     plain ops with the same random draws; of the `entries` largest elements, central differences are taken.
     model: names its parts. texts: of the tokens, (B, T). Raises ValueError for a parameter that the loss does not use.
     """
+    if not callable(compute):
+        hint = "give a function that computes the loss, such as lambda: model.loss(x, y), so that it can be recorded"
+        raise TypeError(f"explain: compute is a {type(compute).__name__}: {hint}")
     with record(model, texts=texts) as steps:
         loss = compute()
         if not isinstance(loss, Tensor) or loss.edge is None or loss.size != 1:

@@ -220,7 +220,7 @@ def test_the_command_writes_a_page(flags: list[str], home: Path, call: Any, brow
     browser.open(home / "page.html")
     assert browser.text("h1") == f"A training step of run on {TEXT!r}"
     assert ("add_layer_norm" in browser.text("#rows")) == bool(flags)
-    browser.click("#parameters summary")
+    browser.open_details("#parameters")
     assert browser.text("#why .tokens") == TEXT[:-1]  # of one parameter, of which every row is a token
     assert browser.run("return document.querySelectorAll('#why tr td.wrong').length") == 0
     assert "confirmed" in browser.text("#why")

@@ -358,6 +358,7 @@ def refused() -> Iterator[tuple[Callable[[], Any], str]]:
         "explain: the parameter is a Linear: give one of its parameters: weight, bias",
     )  # type: ignore[arg-type]
     yield lambda: whole.explain(np.ones(3)), "explain: the parameter is a ndarray, not a Tensor"  # type: ignore[arg-type]
+    yield lambda: explain(weight, loss), "explain: compute is a Tensor: give a function"  # type: ignore[arg-type]
     yield lambda: explain(weight, lambda: 3.0), "explain: compute returned float: a loss of one element"  # type: ignore[arg-type,return-value]
     yield (
         lambda: explain(weight, lambda: net.table(IDX)),

@@ -139,7 +139,7 @@ def test_the_answer_names_the_largest_gradient_and_its_reason(page: Browser, ste
 
 
 def open_parameters(page: Browser) -> None:
-    page.click("#parameters summary")
+    page.open_details("#parameters")
     page.run("document.querySelectorAll('#why details').forEach(x => { x.open = true })")
 
 
@@ -256,8 +256,26 @@ def test_nothing_recorded(browser: Browser, tmp_path: Path) -> None:
     steps.save(tmp_path / "forward.html")
     browser.open(tmp_path / "forward.html")
     assert "No backward was recorded" in browser.text("#answer")
-    browser.click("#parameters summary")
+    browser.open_details("#parameters")
     assert browser.text("#why") == "No parameter got a gradient."
+    assert browser.messages() == []
+
+
+def test_the_page_says_why_a_gradient_is_not_explained(browser: Browser, tmp_path: Path) -> None:
+    weight, x = tg.ones((2,), requires_grad=True), tg.ones((2,), requires_grad=True)
+    with record() as steps, np.errstate(invalid="ignore"):
+        (weight * (x * float("inf")) + x).sum().backward()
+    steps.save(tmp_path / "page.html")
+    browser.open(tmp_path / "page.html")
+    browser.open_details("#parameters")
+    assert "is not finite: tg.detect_anomaly() finds the op" in browser.text("#why")
+    y = weight * 2  # before the recording
+    with record() as steps:
+        (weight * y).sum().backward()
+    steps.save(tmp_path / "page.html")
+    browser.open(tmp_path / "page.html")
+    browser.open_details("#parameters")
+    assert "2 ops sent a gradient to a given tensor, 1, and 1 when replayed" in browser.text("#why")
     assert browser.messages() == []
 
 
