@@ -60,6 +60,7 @@ def linear_cross_entropy(
     dy (Hsu et al. 2024, arXiv:2410.10989). Saves the operands and a gradient of each. With "none", where every row has
     its own dy, and in half precision, where gradients must be multiplied by the loss scale before they are rounded,
     it saves all logits instead, and backward computes their gradient for a block at a time.
+    With dlogits of `cross_entropy`: dx = dlogits weight, dweight = dlogits^T x over all rows.
     """
     if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"linear_cross_entropy: x {x.shape} does not fit weight {weight.shape}: (..., n) and (V, n)")
