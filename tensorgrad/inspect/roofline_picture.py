@@ -1,6 +1,7 @@
 """The picture of a roofline: every op as a point below the roofs. Needs Matplotlib (extra `plot`)."""
 
 import importlib
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"forward": "#0072b2", "backward": "#d55e00", "update": "#009e73"}
 GREY = "#444444"
-LARGEST_AREA = 700  # square points, of an op that takes the whole step
+SMALLEST_AREA, LARGEST_AREA = 6.0, 700.0  # square points; the largest is that of an op that takes the whole step
 # Where a label may stand, in points from its op: near first, then further away with a line to it.
 DISTANCES, DIRECTIONS = (9, 20, 34, 50, 68, 90), ((1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (-1, 0))
 
@@ -21,25 +22,23 @@ def draw(found: "Roofline", ax: Any, n_labels: int) -> Any:
         ax = figure.add_subplot()
     points = [row for row in found.rows if row.flops and row.bytes and row.seconds]
     ax.set(xscale="log", yscale="log", xlabel="FLOPs for each byte", ylabel="GFLOP/s")
-    _roofs(ax, found, points)
-    for phase, colour in COLOURS.items():
-        of_phase = [row for row in points if row.phase == phase]
-        if of_phase:
-            areas = [max(6.0, LARGEST_AREA * row.seconds / found.step_seconds) for row in of_phase]
-            at = [row.intensity for row in of_phase], [row.flops / row.seconds / 1e9 for row in of_phase]
-            ax.scatter(*at, s=areas, c=colour, alpha=0.7, linewidths=0, label=phase)
     share = sum(row.seconds for row in points) / found.step_seconds
     ax.set_title(
         f"A step of {found.step_seconds * 1e3:,.1f} ms on {found.backend}, {found.dtype}: {share:.0%} of its time is "
         "in these ops\n(area: time; numbers: lines of the table)", loc="left", fontsize=10,
     )  # fmt: skip
-    for handle in ax.legend(loc="upper left", frameon=False, fontsize=9).legend_handles:
-        handle.set_sizes([40])
     ax.grid(True, color="#dddddd", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    working = [row for row in found.rows if row.share is not None]  # the lines of the table
-    _label(ax, [(i, row) for i, row in enumerate(working, 1) if row.flops and row.bytes][:n_labels])
+    _roofs(ax, found, points)
+    for phase, colour in COLOURS.items():
+        of_phase = [row for row in points if row.phase == phase]
+        if of_phase:
+            areas = [_area(row, found) for row in of_phase]
+            ax.scatter(*zip(*map(_at, of_phase), strict=True), s=areas, c=colour, alpha=0.7, linewidths=0, label=phase)
+    for handle in ax.legend(loc="upper left", frameon=False, fontsize=9).legend_handles:
+        handle.set_sizes([40])
+    _label(ax, found, points, n_labels)
     return ax
 
 
@@ -52,7 +51,7 @@ def _roofs(ax: Any, found: "Roofline", points: "list[Row]") -> None:
     ax.set(xlim=(left, right), ylim=(min(speeds) / 3, max(*speeds, peak) * 3))
     ax.plot([peak / cache, right], [peak, peak], color=GREY, linewidth=1.2)
     ax.text(right, peak * 1.08, f"product, {peak:,.1f} GFLOP/s", fontsize=8, ha="right", color=GREY)
-    ax.figure.draw_without_rendering()  # so that the axes have their size
+    ax.figure.draw_without_rendering()  # so that the axes have their size: what follows stands inside
     for bandwidth, style, name in ((memory, "-", "memory"), (cache, "--", "cache")):
         ridge = peak / bandwidth
         ax.plot([left, ridge], [left * bandwidth, peak], style, color=GREY, linewidth=1.2)
@@ -64,39 +63,45 @@ def _roofs(ax: Any, found: "Roofline", points: "list[Row]") -> None:
         )  # fmt: skip
 
 
-def _label(ax: Any, rows: "list[tuple[int, Row]]") -> None:
-    """Name the ops where their names cover neither each other nor the points."""
-    scale = ax.figure.dpi / 72
-    centres = [ax.transData.transform((row.intensity, row.flops / row.seconds / 1e9)) for _, row in rows]
-    taken: list[Any] = [text.get_window_extent() for text in ax.texts]
-    taken.append(ax.get_legend().get_window_extent())
-    for (i, row), centre in zip(rows, centres, strict=True):
+def _label(ax: Any, found: "Roofline", points: "list[Row]", n: int) -> None:
+    """Name the n ops with the most time, where their names cover neither each other nor a point."""
+    boxes = importlib.import_module("matplotlib.transforms").Bbox
+    scale, frame = ax.figure.dpi / 72, ax.get_window_extent()
+    taken = [text.get_window_extent() for text in ax.texts] + [ax.get_legend().get_window_extent()]
+    places = {id(row): ax.transData.transform(_at(row)) for row in points}
+    for row in points:
+        (x, y), radius = places[id(row)], scale * (_area(row, found) / math.pi) ** 0.5
+        taken.append(boxes.from_extents(x - radius, y - radius, x + radius, y + radius))
+    working = [row for row in found.rows if row.share is not None]  # the lines of the table
+    for i, row in [(i, row) for i, row in enumerate(working, 1) if id(row) in places][:n]:
         label = ax.annotate(
-            f"{i} {row.op}", (row.intensity, row.flops / row.seconds / 1e9), (0, 0), textcoords="offset points",
-            fontsize=8, va="center", arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6},
+            f"{i} {row.op}", _at(row), (0, 0), textcoords="offset points", fontsize=8, va="center",
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6},
         )  # fmt: skip
         label.set_in_layout(False)
-        for distance in DISTANCES:
-            if any(_place(ax, label, centres, centre, taken, distance, way, scale) for way in DIRECTIONS):
-                taken.append(_extent(label))
+        size, (x, y) = _extent(label), places[id(row)]
+        for distance, (right, up) in itertools.product(DISTANCES, DIRECTIONS):
+            left, bottom = x + right * distance * scale - (1 - right) / 2 * size.width, y + up * distance * scale
+            box = boxes.from_bounds(left, bottom - size.height / 2, size.width, size.height)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                label.set_position((distance * right, distance * up))
+                label.set_horizontalalignment(("right", "center", "left")[right + 1])
                 label.arrow_patch.set_visible(distance > DISTANCES[0])
+                taken.append(box)
                 break
         else:
             label.remove()
 
 
-def _place(
-    ax: Any, label: Any, centres: list[Any], centre: Any, taken: list[Any], distance: float, way: tuple[int, int],
-    scale: float,
-) -> bool:  # fmt: skip
-    """Put the label there; whether it is free there."""
-    label.set_position((distance * way[0], distance * way[1]))
-    label.set_horizontalalignment(("right", "center", "left")[way[0] + 1])
-    box, frame = _extent(label), ax.get_window_extent()
-    inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-    around = box.padded(3 * scale)
-    on_point = any(around.contains(*other) for other in centres)
-    return inside and not on_point and not any(box.overlaps(other) for other in taken)
+def _at(row: "Row") -> tuple[float, float]:
+    """FLOPs for each byte, and GFLOP/s."""
+    return row.flops / row.bytes, row.flops / row.seconds / 1e9
+
+
+def _area(row: "Row", found: "Roofline") -> float:
+    """Square points."""
+    return max(SMALLEST_AREA, LARGEST_AREA * row.seconds / found.step_seconds)
 
 
 def _extent(label: Any) -> Any:

@@ -339,7 +339,7 @@ def test_in_a_notebook_it_is_a_table_and_a_picture_and_text_stays_text() -> None
     assert "<script>" not in text and "&lt;script&gt;" in text
 
 
-def test_no_label_covers_another_or_leaves_the_picture(tmp_path: Any) -> None:
+def test_no_label_covers_another_or_a_point_or_leaves_the_picture(tmp_path: Any) -> None:
     pytest.importorskip("matplotlib")
     ax = example().plot(n_labels=12)
     ax.figure.draw_without_rendering()
@@ -349,9 +349,12 @@ def test_no_label_covers_another_or_leaves_the_picture(tmp_path: Any) -> None:
     boxes = [Text.get_window_extent(text) for text in labels]
     assert len(boxes) >= 8
     frame = ax.get_window_extent()
+    points = [point for dots in ax.collections for point in ax.transData.transform(dots.get_offsets())]
+    assert len(points) == 30
     for i, box in enumerate(boxes):
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
         assert not any(box.overlaps(other) for other in boxes[:i])
+        assert not any(box.contains(*point) for point in points)
     example().save(tmp_path / "roofline.svg")
     assert (tmp_path / "roofline.svg").stat().st_size > 1000
 
