@@ -37,7 +37,7 @@ BYTES_OF_A_PAIR = 2 * 8  # a token and the one that follows it, as int64; a step
 PREDICTION_ERROR = 0.1
 MOST_OF_A_GPU = 10**13  # bytes: the memory of a GPU is known when it runs out
 DROPPING = 7  # of an array, in float32: what dropout needs for its random bits
-COPIES = 800_000  # bytes a thread of compiled kernels needs for blocks of a product's operands
+BLOCK_A, BLOCK_B = (144, 384), (384, 1536)  # of a product's operands, which compiled kernels pack
 
 
 @dataclass(frozen=True)
@@ -183,11 +183,19 @@ def memory(config: TrainConfig, model: Model, backend: str) -> Memory:
     ]
     batches = BYTES_OF_A_PAIR * tokens * config.grad_accum
     snapshot = checkpoint_bytes(config, model) if config.async_save else 0
-    copies = COPIES * threads if backend == "numba" else 0
+    copies = _packed(shape, threads) if backend == "numba" else 0
     return Memory(
         weights, moments, gradients, kept + recomputed + WORKING * stream,
         logits + max(before_head, beside_head), snapshot, weights + moments + max(peaks) + batches + copies + snapshot,
     )  # fmt: skip
+
+
+def _packed(shape: GPTConfig | LlamaConfig, threads: int) -> int:
+    """Bytes of the packed blocks of a product's operands, which every thread of compiled kernels has."""
+    width = getattr(shape, "n_hidden", 4 * shape.n_embd)
+    (a_rows, a_columns), (b_rows, b_columns) = BLOCK_A, BLOCK_B
+    block_a, block_b = a_rows * min(width, a_columns), min(shape.n_embd, b_rows) * min(width, b_columns)
+    return FLOAT32 * threads * (block_a + block_b)
 
 
 class _Saved(Observer):

@@ -47,7 +47,7 @@ ROWS_READ = {1: (0,), 2: (0, 1), 3: (0, 1, 2, 2), 4: (0, 1, 2, 3)}
 # cache before it is used. Otherwise the same rows are prefetched, so many bytes ahead.
 MAX_GROUP_PREFETCH_BYTES = 2**18
 ROW_PREFETCH_BYTES = 2**12
-BAND_ROWS = 32  # rows of the weights whose products are transposed together
+BAND_ROWS = 4 * MR  # rows of the weights whose products are transposed together
 MAX_PACKED_X_ELEMENTS = 2**18  # a megabyte of float32: the packed panels of x stay in the second-level cache
 MAX_DX_ELEMENTS = 2**17  # the sums of dx stay there beside the packed panels of dy
 
@@ -232,6 +232,8 @@ def unpacked_product_backward(dy: Any, weight: Any, dx: Any, parts: int) -> None
                 for p in range(n_panels):
                     column, row = min(group * MR, n - MR), (group - first) * MR  # the last group may overlap
                     microkernel(columns, column, 0, bottom - top, panels, p, sums, row, p * nr, top > 0)
-        for group in range(first, last):
-            column, row = min(group * MR, n - MR), (group - first) * MR
-            pack_transposed(sums[row : row + MR, :n_rows].T, dx[:, column : column + MR])
+        whole = min(last, n // MR)  # groups that do not overlap
+        pack_transposed(sums[: (whole - first) * MR, :n_rows].T, dx[:, first * MR : whole * MR])
+        if whole < last:
+            row = (whole - first) * MR
+            pack_transposed(sums[row : row + MR, :n_rows].T, dx[:, n - MR :])

@@ -1,9 +1,15 @@
 """Matrix products: the loops around the microkernel, and the split of a product over threads.
 
-The blocking is that of BLIS (Van Zee and van de Geijn 2015; Goto and van de Geijn 2008, "Anatomy of High-Performance
-Matrix Multiplication"). A block of b, KC rows by NC columns, is packed into panels of NR columns, and stays in the
-second-level cache while all rows of a pass by, MR at a time. The microkernel multiplies MR rows of a by one packed
-panel and keeps the MR x NR results in registers. Unlike BLIS, this packs a only where its rows are not contiguous.
+The five loops are those of BLIS (Van Zee and van de Geijn 2015; Goto and van de Geijn 2008, "Anatomy of
+High-Performance Matrix Multiplication"), from the outside:
+
+    columns of c, NC at a time
+      depth, KC at a time            a block of b is packed into panels of NR columns: it stays in the third-level cache
+        rows of a, MC at a time      a block of a is packed where its rows are not contiguous: second-level cache
+          panels of b                a panel stays in the first-level cache while all rows of the block pass by
+            MR rows of a             the microkernel: MR x NR results in registers
+
+The two inner loops are the macrokernel.
 """
 
 from typing import Any
@@ -17,9 +23,9 @@ from tensorgrad.backend.numba.pack import PANEL_PADDING, ROW_PADDING, aligned, p
 from tensorgrad.backend.numba.strided import array, contiguous_row, strided
 
 MIN_PARALLEL_MULTIPLICATIONS = 2**19  # in a smaller product, waking the other threads costs more than they save
-MC = 128  # rows of a that are packed at a time, where a has to be packed
-KC = 384  # rows of a packed block of b, and
-NC = 384  # its columns: half a megabyte of float32, which stays in the second-level cache
+MC = 144  # rows of a block of a, a multiple of MR, and
+KC = 384  # its columns: 0.2 megabytes of float32. So high is a panel of b, too: 24 KB, with AVX-512 48 KB
+NC = 1536  # columns of a block of b: at most 2.4 megabytes
 
 
 @inline
@@ -46,18 +52,34 @@ overload(pack_block)(
 
 
 @noinline
-def macrokernel(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
+def macrokernel(a: Any, panels: Any, c: Any, edge: Any, add: bool) -> None:
+    """c (m, n) = a (m, k) @ panels (n / nr, k, nr), or += with `add`, where m and n are rounded up to MR and nr.
+
+    Rows of a are contiguous. edge (MR, nr): where results go that c has no room for.
+    """
+    (m, n), k, nr = c.shape, a.shape[1], panels.shape[2]
+    for column in range(0, n, nr):
+        for row in range(0, m, MR):
+            if row + MR <= m and column + nr <= n:
+                microkernel(a, row, 0, k, panels, column // nr, c, row, column, add)
+            else:
+                microkernel(a, row, 0, k, panels, column // nr, edge, 0, 0, False)
+                store(edge, c[row : row + MR, column : column + nr], add)
+
+
+@noinline
+def gemm(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
     """c = a @ b, or c += a @ b with `add`, plus bias (n) on every row unless it is empty; on one thread.
 
-    a (m, k) and b (k, n) may have any strides; the rows of c (m, n) must be contiguous. The microkernel reads
-    contiguous rows of a in place. Other rows, and the last ones if they are fewer than MR, are copied first.
+    a (m, k) and b (k, n) may have any strides; the rows of c (m, n) must be contiguous. Contiguous rows of a are read
+    in place, but for the last ones if they are fewer than MR.
     """
     m, k = a.shape
     n, nr = c.shape[1], nr_of(c)
     kc, nc, mc = min(KC, k), min(NC, round_up(n, nr)), min(MC, round_up(m, MR))
     b_panels = aligned(nc * (kc + PANEL_PADDING), c).reshape(nc // nr, kc + PANEL_PADDING, nr)
     a_block = aligned(mc * (kc + ROW_PADDING), c).reshape(mc, kc + ROW_PADDING)
-    edge = aligned(MR * nr, c).reshape(MR, nr)  # results at the edges of c, where fewer than MR x NR are needed
+    edge = aligned(MR * nr, c).reshape(MR, nr)
     in_place = a.strides[1] == a.itemsize
     for left in range(0, n, NC):
         right = min(left + NC, n)
@@ -65,23 +87,14 @@ def macrokernel(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
             last = min(first + KC, k)
             adds = add or first > 0
             pack_block(b, first, last, left, right, b_panels)
-            for top in range(0, m, MR):
-                bottom = min(top + MR, m)
-                rows = a[top:bottom, first:last]
-                if not in_place and top % MC == 0:
-                    pack_transposed(a[top : min(top + MC, m), first:last], a_block)
-                if in_place and bottom - top < MR:
-                    pack_transposed(rows, a_block)
-                if not in_place or bottom - top < MR:
-                    start = 0 if in_place else top % MC
-                    rows = a_block[start : start + MR, : last - first]
-                for column in range(left, right, nr):
-                    p = (column - left) // nr
-                    if top + MR <= m and column + nr <= n:
-                        microkernel(rows, 0, 0, last - first, b_panels, p, c, top, column, adds)
-                    else:
-                        microkernel(rows, 0, 0, last - first, b_panels, p, edge, 0, 0, False)
-                        store(edge, c[top:bottom, column : min(column + nr, n)], adds)
+            for top in range(0, m, MC):
+                bottom = min(top + MC, m)
+                packed = top + (bottom - top) // MR * MR if in_place else top  # from this row on
+                if packed > top:
+                    macrokernel(a[top:packed, first:last], b_panels, c[top:packed, left:right], edge, adds)
+                if packed < bottom:
+                    pack_transposed(a[packed:bottom, first:last], a_block)
+                    macrokernel(a_block[:, : last - first], b_panels, c[packed:bottom, left:right], edge, adds)
                 if bias.size > 0 and last == k:
                     for i in range(top, bottom):
                         ci = contiguous_row(c[i, left:right])
@@ -91,7 +104,7 @@ def macrokernel(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
 
 @strided(lambda real: (array(real, 2),) * 3 + (array(real, 1), types.boolean, types.int64))
 def parallel_product(a: Any, b: Any, c: Any, bias: Any, add: bool, parts: int) -> None:
-    """`macrokernel` on threads: c is split along its longer side into equal parts, one per thread.
+    """`gemm` on threads: c is split along its longer side into equal parts, one per thread.
 
     So a thread mostly keeps the rows that it computed before. Which products are summed for an element, and in which
     order, does not depend on the number of parts: any number of threads gives the same bits.
@@ -102,14 +115,14 @@ def parallel_product(a: Any, b: Any, c: Any, bias: Any, add: bool, parts: int) -
     for part in prange(parts):
         if m > n:
             start, stop = n_row_groups * part // parts * MR, min(n_row_groups * (part + 1) // parts * MR, m)
-            macrokernel(a[start:stop], b, c[start:stop], bias, add)
+            gemm(a[start:stop], b, c[start:stop], bias, add)
         else:
             start, stop = n_panels * part // parts * nr, min(n_panels * (part + 1) // parts * nr, n)
-            macrokernel(a, b[:, start:stop], c[:, start:stop], bias[start:stop], add)
+            gemm(a, b[:, start:stop], c[:, start:stop], bias[start:stop], add)
 
 
 @strided(lambda real: (array(real, 3), array(real, 3), array(real, 3)))
 def batched_product(a: Any, b: Any, c: Any) -> None:
     """c[i] = a[i] @ b[i] for stacks of matrices (s, m, k), (s, k, n), (s, m, n)."""
     for i in prange(len(c)):
-        macrokernel(a[i], b[i], c[i], c[0, 0, :0], False)
+        gemm(a[i], b[i], c[i], c[0, 0, :0], False)

@@ -17,7 +17,7 @@ from tensorgrad.backend.numba.compile import has_instructions, inline, noinline
 from tensorgrad.backend.numba.reductions import spread
 
 AVX512 = has_instructions("avx512f")
-MR = 8 if AVX512 else 4  # the results take 8 x 2 of 32 vector registers, or 4 x 2 of 16
+MR = 8 if AVX512 else 6  # the results take 8 x 2 of 32 vector registers, or 6 x 2 of 16
 NR_VECTORS = 2
 VECTOR_BYTES = 64 if AVX512 else 32
 I64 = ir.IntType(64)
@@ -89,15 +89,11 @@ def _microkernel(
         row, first, last, p, c_row, c_column, add = (arguments[i] for i in (1, 2, 3, 5, 7, 8, 9))
         scalar = c_view.data.type.pointee
         a_strides = cgutils.unpack_tuple(builder, a_view.strides)
-        # While MR rows of a are multiplied by all panels, the next MR rows are prefetched: each call prefetches some.
         size = context.get_abi_sizeof(scalar)
-        offset = builder.and_(builder.mul(p, number(iterations_per_line(size))), number(MR - 1))
-        next_row = builder.add(builder.add(row, number(MR)), offset)
         arguments = [
             element(builder, a_view, scalar, row, first),
             a_strides[0],
-            a_strides[1] if a.layout == "F" else number(context.get_abi_sizeof(scalar)),
-            element(builder, a_view, scalar, next_row, first),
+            a_strides[1] if a.layout == "F" else number(size),
             element(builder, panel_view, scalar, p, first, number(0)),
             element(builder, c_view, scalar, c_row, c_column),
             cgutils.unpack_tuple(builder, c_view.strides)[0],
@@ -118,7 +114,7 @@ def microkernel_function(module: Any, scalar: Any, size: int, transposed: bool) 
     `step` is the distance in bytes between the elements of a row of a. Rows of a are contiguous, or, if `transposed`,
     its columns are.
     """
-    kind = ir.FunctionType(ir.VoidType(), [I64] * 8 + [ir.IntType(1)])
+    kind = ir.FunctionType(ir.VoidType(), [I64] * 7 + [ir.IntType(1)])
     name = f"tensorgrad_microkernel_{size}_{int(transposed)}"
     if name in module.globals:
         return module.globals[name]
@@ -126,7 +122,7 @@ def microkernel_function(module: Any, scalar: Any, size: int, transposed: bool) 
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block())
-    a, a_stride, step, next_row, panel, c, c_stride, n, add = function.args
+    a, a_stride, step, panel, c, c_stride, n, add = function.args
     vector = ir.VectorType(scalar, VECTOR_BYTES // size)
     fma = cgutils.get_or_insert_function(
         module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{vector.count}f{size * 8}"
@@ -156,13 +152,6 @@ def microkernel_function(module: Any, scalar: Any, size: int, transposed: bool) 
     def add_products(count: int) -> None:
         """Multiply the next `count` elements of every row of a by as many rows of the panel."""
         along, address = opaque(builder, builder.load(distance_done)), opaque(builder, builder.load(panel_row))
-        if count == UNROLL:
-            prefetched = builder.add(next_row, along)
-            if not transposed:  # a cache line of one row, then the same of the next row
-                turn = builder.udiv(along, number(UNROLL * size))
-                turn = builder.and_(turn, number(iterations_per_line(size) - 1))
-                prefetched = builder.add(prefetched, builder.mul(turn, a_stride))
-            prefetch(builder, pointer(prefetched, scalar), to_write=False)
         distance = step if transposed else number(size)
         for k in range(count):
             rights = [after(address, number(VECTOR_BYTES), k * NR_VECTORS + v) for v in range(NR_VECTORS)]
@@ -192,11 +181,6 @@ def microkernel_function(module: Any, scalar: Any, size: int, transposed: bool) 
         builder.store(builder.load(total), address, align=size)
     builder.ret_void()
     return function
-
-
-def iterations_per_line(size: int) -> int:
-    """How many iterations of the unrolled loop read one cache line (64 bytes), for elements of `size` bytes."""
-    return 64 // (UNROLL * size)
 
 
 def number(n: int) -> Any:

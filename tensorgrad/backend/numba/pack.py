@@ -12,13 +12,14 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from tensorgrad.backend.numba.compile import inline, noinline
-from tensorgrad.backend.numba.microkernel import MR, VECTOR_BYTES, element, nr_of, number, round_up
+from tensorgrad.backend.numba.microkernel import VECTOR_BYTES, element, nr_of, number, round_up
 from tensorgrad.backend.numba.strided import contiguous_row
 
 # Rows at a distance of a power of two fall into a few sets of the cache and evict each other. So there is a gap between
 # rows that are read side by side, and between panels.
 ROW_PADDING = 16  # elements
 PANEL_PADDING = 2  # rows of a panel
+BLOCK = 8  # rows and columns of what is transposed in registers: a vector of AVX2 in float32, and divides NR
 
 
 @inline
@@ -62,7 +63,7 @@ def pack_panels(x: Any, panels: Any) -> None:
         for i in range(k):  # row after row, in the order of memory
             row = contiguous_row(x[i])
             for p in range(n_full):
-                for lane in range(0, nr, MR):
+                for lane in range(0, nr, BLOCK):
                     copy(row, p * nr + lane, panels[p, i], lane)
     else:
         for p in range(n_full):
@@ -78,14 +79,14 @@ def pack_panels(x: Any, panels: Any) -> None:
 def pack_transposed(x: Any, y: Any) -> None:
     """y[:m, :n] = x for x (m, n) of any strides and contiguous rows of y; the rest of y is left as it is.
 
-    It is fastest if the columns of x are contiguous: then blocks of MR x MR elements are transposed in registers.
+    It is fastest if the columns of x are contiguous: then blocks of BLOCK x BLOCK elements are transposed in registers.
     """
     m, n = x.shape
     m_blocked, n_blocked = 0, 0
     if x.strides[0] == x.itemsize:
-        m_blocked, n_blocked = m // MR * MR, n // MR * MR
-    for j in range(0, n_blocked, MR):
-        for i in range(0, m_blocked, MR):
+        m_blocked, n_blocked = m // BLOCK * BLOCK, n // BLOCK * BLOCK
+    for j in range(0, n_blocked, BLOCK):
+        for i in range(0, m_blocked, BLOCK):
             copy_transposed(x, y, i, j)
     for i in range(m):
         for j in range(n_blocked if i < m_blocked else 0, n):
@@ -93,13 +94,13 @@ def pack_transposed(x: Any, y: Any) -> None:
 
 
 def copy(row: Any, start: int, other: Any, other_start: int) -> None:
-    """other[other_start : other_start + MR] = row[start : start + MR], for contiguous rows."""
-    other[other_start : other_start + MR] = row[start : start + MR]
+    """other[other_start : other_start + BLOCK] = row[start : start + BLOCK], for contiguous rows."""
+    other[other_start : other_start + BLOCK] = row[start : start + BLOCK]
 
 
 def copy_transposed(x: Any, y: Any, i: int, j: int) -> None:
-    """y[i : i + MR, j : j + MR] = x[i : i + MR, j : j + MR], for contiguous columns of x and contiguous rows of y."""
-    y[i : i + MR, j : j + MR] = x[i : i + MR, j : j + MR]
+    """Copy BLOCK x BLOCK elements from (i, j) on, for contiguous columns of x and contiguous rows of y."""
+    y[i : i + BLOCK, j : j + BLOCK] = x[i : i + BLOCK, j : j + BLOCK]
 
 
 @noinline
@@ -126,7 +127,7 @@ def _copy(context: Any, row: Any, start: Any, other: Any, other_start: Any) -> A
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, target = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2))
-        vector = ir.VectorType(source.data.type.pointee, MR)
+        vector = ir.VectorType(source.data.type.pointee, BLOCK)
         size = context.get_abi_sizeof(vector.element)
         pointers = [
             builder.bitcast(builder.gep(array.data, [index]), vector.as_pointer())
@@ -144,19 +145,19 @@ def _copy_transposed(context: Any, x: Any, y: Any, i: Any, j: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, target = (context.make_array(signature.args[n])(context, builder, arguments[n]) for n in (0, 1))
-        vector = ir.VectorType(source.data.type.pointee, MR)
-        numbers = ir.VectorType(ir.IntType(32), MR)
+        vector = ir.VectorType(source.data.type.pointee, BLOCK)
+        numbers = ir.VectorType(ir.IntType(32), BLOCK)
         size = context.get_abi_sizeof(vector.element)
         i, j = arguments[2:]
 
         def after(start: Any, n: int) -> Any:
             return builder.add(start, number(n))
 
-        rows = [builder.load(element(builder, source, vector, i, after(j, n)), align=size) for n in range(MR)]
-        for block in (2**n for n in range(MR.bit_length() - 1)):
-            upper = [n if n & block == 0 else MR + n - block for n in range(MR)]
-            lower = [n + block if n & block == 0 else MR + n for n in range(MR)]
-            for n in range(MR):
+        rows = [builder.load(element(builder, source, vector, i, after(j, n)), align=size) for n in range(BLOCK)]
+        for block in (2**n for n in range(BLOCK.bit_length() - 1)):
+            upper = [n if n & block == 0 else BLOCK + n - block for n in range(BLOCK)]
+            lower = [n + block if n & block == 0 else BLOCK + n for n in range(BLOCK)]
+            for n in range(BLOCK):
                 if n & block == 0:
                     pair = rows[n], rows[n + block]
                     rows[n] = builder.shuffle_vector(*pair, ir.Constant(numbers, upper))

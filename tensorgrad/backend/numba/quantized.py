@@ -18,7 +18,7 @@ from tensorgrad.backend.numba import NumbaBackend
 from tensorgrad.backend.numba.arrays import contiguous, flat
 from tensorgrad.backend.numba.compile import inline, noinline, prange
 from tensorgrad.backend.numba.decoder import decode_block, operand, products, run, signature, supports
-from tensorgrad.backend.numba.macrokernel import macrokernel, pack_block
+from tensorgrad.backend.numba.macrokernel import gemm, pack_block
 from tensorgrad.backend.numba.microkernel import nr_of, round_up
 from tensorgrad.backend.numba.pack import ROW_PADDING, aligned, pack_transposed
 from tensorgrad.backend.numba.quantized_blocks import dequantize_row, dots, round_block
@@ -80,7 +80,7 @@ def dequantizing_product(x: Any, blocks: Any, bias: Any, y: Any, parts: int) -> 
     n_panels, b = round_up(m, nr) // nr, blocks.reshape(m, n_blocks, blocks.shape[1] // n_blocks)
     for part in prange(parts):
         first, last = n_panels * part // parts * nr, min(n_panels * (part + 1) // parts * nr, m)
-        macrokernel(x, b[first:last], y[:, first:last], bias[first:last], False)
+        gemm(x, b[first:last], y[:, first:last], bias[first:last], False)
 
 
 @noinline

@@ -233,7 +233,7 @@ def test_nan_and_infinity_stay_in_their_row_and_column() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_products_run_as_python(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("macrokernel", "store", "pack_transposed", "pack_panels"):
+    for name in ("gemm", "macrokernel", "store", "pack_transposed", "pack_panels"):
         monkeypatch.setattr(macrokernel, name, getattr(macrokernel, name).py_func)
     monkeypatch.setattr(pack, "pack_transposed", pack.pack_transposed.py_func)
     a, b = normal(9, 4, dtype=np.float64), normal(4, 35, dtype=np.float64)

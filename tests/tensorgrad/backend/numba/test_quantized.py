@@ -162,11 +162,11 @@ def test_every_scale_of_float16(type: str) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @of_every_type
 def test_they_run_as_python(type: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("macrokernel", "store", "pack_transposed", "pack_panels"):
+    for name in ("gemm", "macrokernel", "store", "pack_transposed", "pack_panels"):
         monkeypatch.setattr(macrokernel, name, getattr(macrokernel, name).py_func)
     for module, name in ((pack, "pack_transposed"), (quantized, "pack_transposed"), (quantized, "aligned")):
         monkeypatch.setattr(module, name, getattr(module, name).py_func)
-    monkeypatch.setattr(quantized, "macrokernel", macrokernel.macrokernel)
+    monkeypatch.setattr(quantized, "gemm", macrokernel.gemm)
     monkeypatch.setattr(macrokernel, "pack_block", lambda *arguments: quantized.pack_dequantized.py_func(*arguments))
     x, q, bias = x_of(3, 2 * BLOCK), weight_of(37, 2 * BLOCK, type), normal(37, dtype=np.float32)
     x[1, BLOCK:] = 1e-35
