@@ -5,6 +5,7 @@ for the operands. All matrix products are made of it, those of attention and of 
 2008, "Anatomy of High-Performance Matrix Multiplication"; Van Zee and van de Geijn 2015, "BLIS").
 """
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from numba.extending import intrinsic, overload
 from tensorgrad.backend.numba.compile import has_instructions, inline, noinline
 from tensorgrad.backend.numba.reductions import spread
 
-AVX512 = has_instructions("avx512f")
-MR = 8 if AVX512 else 6  # the results take 8 x 2 of 32 vector registers, or 6 x 2 of 16
+AVX512, NEON = has_instructions("avx512f"), platform.machine().lower() in ("arm64", "aarch64")
+# The results take 8 x 2 of 32 vector registers, 6 x 2 of 16, or, in pairs of NEON's registers of 16 bytes, 4 x 4 of 32.
+MR = 8 if AVX512 else 4 if NEON else 6
 NR_VECTORS = 2
 VECTOR_BYTES = 64 if AVX512 else 32
 I64 = ir.IntType(64)

@@ -1,6 +1,7 @@
 """Matrix products of the numba backend against the plain array code, value by value."""
 
 import importlib
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from tensorgrad.backend import load
 from tests.tensorgrad.backend.numba.reference import DTYPES, TOLERANCE, Plain, normal
 
 numba = pytest.importorskip("numba")
+ir = pytest.importorskip("llvmlite.ir")
+llvm = pytest.importorskip("llvmlite.binding")
 
 linear = importlib.import_module("tensorgrad.backend.numba.linear")
 linear_skinny = importlib.import_module("tensorgrad.backend.numba.linear_skinny")
@@ -288,6 +291,38 @@ def test_microkernels_make_up_a_product(
     expected = a[:, first:last] @ b[first:last] + add * c[:, :n_columns]
     (multiply if compiled else multiply.py_func)(np.asfortranarray(a) if fortran else a, first, last, given, c, add)
     np.testing.assert_allclose(c[:, :n_columns], expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize(("scalar", "size"), [(ir.FloatType(), 4), (ir.DoubleType(), 8)])
+@pytest.mark.parametrize(
+    ("target", "cpu", "height", "vector_bytes", "registers"),
+    [
+        ("x86_64-unknown-linux-gnu", "haswell", 6, 32, 1),  # AVX2
+        ("x86_64-unknown-linux-gnu", "skylake-avx512", 8, 64, 1),
+        ("aarch64-unknown-linux-gnu", "neoverse-n1", 4, 32, 2),  # NEON: a vector takes two registers
+    ],
+)
+def test_all_sums_stay_in_registers(
+    target: str, cpu: str, height: int, vector_bytes: int, registers: int, scalar: Any, size: int, transposed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In the machine code of the inner loop, also for processors that this one is not."""
+    monkeypatch.setattr(microkernel, "MR", height)
+    monkeypatch.setattr(microkernel, "VECTOR_BYTES", vector_bytes)
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    module = ir.Module()
+    microkernel.microkernel_function(module, scalar, size, transposed).linkage = "external"
+    machine = llvm.Target.from_triple(target).create_target_machine(cpu=cpu, features="-prefer-256-bit", opt=3)
+    compiled = llvm.parse_assembly(str(module))
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(compiled, passes)
+    loops = re.split(r"\n(?=\.L\w+:)", machine.emit_assembly(compiled))
+    counts = [len(re.findall(r"\b(?:vfmadd|fmla)", loop)) for loop in loops]
+    assert max(counts) == microkernel.UNROLL * height * microkernel.NR_VECTORS * registers
+    to_stack = r"[xyz]mm\d+, \S*\(%rsp\)|\(%rsp\), %[xyz]mm|(?:ld|st)[rp]\s+q.*\[sp"
+    assert re.findall(to_stack, loops[np.argmax(counts)]) == []
 
 
 @numba.njit
