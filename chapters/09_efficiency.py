@@ -34,7 +34,7 @@ from matplotlib.patches import Rectangle
 import tensorgrad as tg
 from gpt.config import GPTConfig
 from gpt.fused import FusedGPT
-from tensorgrad.backend.numba.macrokernel import macrokernel
+from tensorgrad.backend.numba import macrokernel as products
 from tensorgrad.backend.numba.mathematics import exp
 
 rng = np.random.default_rng(0)
@@ -296,7 +296,8 @@ print(f"{plain:,} misses become {in_blocks:,}: {plain / in_blocks:.0f} times few
 # - To **pack** is to copy a block of $b$ in the order in which the microkernel reads it. It then reads memory from
 #   beginning to end, and every line is used as a whole.
 # - A **panel** is the part of the packed block for one piece: NR columns.
-# - The **macrokernel** is all loops around the microkernel. It chooses the blocks so that each stays in its cache.
+# - The **macrokernel** goes through a block of $c$, piece by piece: the two loops around the microkernel. Three more
+#   loops around it choose the blocks so that each stays in its cache.
 
 # %%
 def pack(block, nr):
@@ -312,16 +313,20 @@ def microkernel(rows, panel):
     return sums
 
 
-def product(a, b, mr=4, nr=8, kc=32, nc=32):
+def macrokernel(block, panels, c, mr, nr):
+    for p, panel in enumerate(panels):  # stays in the first cache while all rows of the block pass by
+        for top in range(0, len(block), mr):
+            c[top : top + mr, p * nr : (p + 1) * nr] += microkernel(block[top : top + mr], panel)
+
+
+def product(a, b, mr=4, nr=8, mc=16, kc=32, nc=32):
     c = np.zeros((len(a), b.shape[1]))
     for left in range(0, b.shape[1], nc):
         for first in range(0, len(b), kc):
-            panels = pack(b[first : first + kc, left : left + nc], nr)  # second cache
-            for top in range(0, len(a), mr):
-                rows = a[top : top + mr, first : first + kc]  # first cache
-                for p, panel in enumerate(panels):
-                    column = left + p * nr
-                    c[top : top + mr, column : column + nr] += microkernel(rows, panel)
+            panels = pack(b[first : first + kc, left : left + nc], nr)  # stays in the third cache
+            for top in range(0, len(a), mc):
+                block = a[top : top + mc, first : first + kc]  # stays in the second cache
+                macrokernel(block, panels, c[top : top + mc, left : left + nc], mr, nr)
     return c
 
 
@@ -333,9 +338,10 @@ figure, (left, right) = picture(10, 3.4, columns=2, width_ratios=[2.2, 1])
 for x_place, y_place, width, height, name in ((0, 0, 96, 64, "a"), (120, 0, 64, 96, "b"), (208, 0, 64, 64, "c")):
     left.add_patch(Rectangle((x_place, y_place), width, height, facecolor="#f2f2f2", edgecolor="#777777"))
     left.text(x_place + width / 2, -5, name, ha="center")
-colors = {"MR rows of a: first cache": "#e69f00", "packed block of b: second cache": "#9fd0ee",
-          "one panel: first cache": "#0072b2", "a piece of c: registers": "#d55e00"}  # fmt: skip
-parts = ((32, 20, 32, 4), (152, 32, 32, 32), (160, 32, 8, 32), (248, 20, 8, 4))
+colors = {"block of a: second cache": "#f6d68c", "MR rows of a": "#e69f00",
+          "packed block of b: third cache": "#9fd0ee", "one panel of b: first cache": "#0072b2",
+          "a piece of c: registers": "#d55e00"}  # fmt: skip
+parts = ((32, 16, 32, 16), (32, 20, 32, 4), (152, 32, 32, 32), (160, 32, 8, 32), (248, 20, 8, 4))
 for (name, color), (x_place, y_place, width, height) in zip(colors.items(), parts, strict=True):
     left.add_patch(Rectangle((x_place, y_place), width, height, facecolor=color, label=name))
 left.set(xlim=(-5, 280), ylim=(135, -14), aspect="equal")
@@ -351,9 +357,9 @@ right.grid(False)
 
 # %% [markdown]
 # On the left, the parts that are in use at one moment. The piece of $c$ stays in registers while the microkernel goes
-# along the rows of $a$ and down the panel. Then comes the next panel, with the same rows, and after all panels the
-# next rows, with the same block. On the right, a block of 4 x 16 with NR = 8: the numbers say in which order it is
-# packed.
+# along the rows of $a$ and down the panel. Then come the next rows, with the same panel; after the last rows of the
+# block, its first rows with the next panel. On the right, a block of 4 x 16 with NR = 8: the numbers say in which order
+# it is packed.
 #
 # Does the order matter on your machine? Here are the three loops of the definition, compiled, and the library's
 # product. Both do the same multiplications.
@@ -491,11 +497,12 @@ for name, (plain, fused) in pairs.items():
 #
 # ## The library's code
 #
-# The macrokernel. Its loops are those of our `product`; the rest is for edges, where fewer than MR rows or NR columns
-# are left, and for matrices whose rows do not lie side by side in memory:
+# The product on one thread, and its macrokernel. The loops are those of our `product`; the rest is for edges, where
+# fewer than MR rows or NR columns are left, and for matrices whose rows do not lie side by side in memory:
 
 # %%
-show(macrokernel)
+show(products.gemm)
+show(products.macrokernel)
 
 # %% [markdown]
 # `tg.levels` runs an operation at all levels that your machine has, forward and backward, and compares the results.
@@ -613,7 +620,7 @@ exercise(mean_and_variance, tests.mean_and_variance)
 #
 # `tg.roofline`, `tg.levels`, `tg.checkpoint` (recompute a part of the graph in backward), `tg.linear`,
 # `tg.linear_cross_entropy`, and the parts of the compiled product:
-# `tensorgrad.backend.numba.macrokernel.macrokernel`, `tensorgrad.backend.numba.mathematics.exp`.
+# `tensorgrad.backend.numba.macrokernel`, `tensorgrad.backend.numba.mathematics.exp`.
 #
 # ## Sources
 #
