@@ -97,6 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tune", type=one_of(*ROWS), nargs="+", default=["last-block"], help="what is trained")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1, 2], help="one run each")
     parser.add_argument("--epochs", type=common.at_least(1), default=5, help="times that each message is seen")
+    parser.add_argument("--lr", type=float, help="the highest learning rate (default: that of the command)")
     parser.add_argument("--block-size", type=common.at_least(1), default=128, help="tokens of a message that are read")
     parser.add_argument("--per-label", type=common.at_least(1), default=PER_LABEL, help="messages of each label")
     parser.add_argument("--backend", type=one_of(*BACKENDS), default="auto", help="the kernels")
@@ -171,7 +172,7 @@ def measure(tune: str, seed: int, folder: Path, known: Known, options: argparse.
         f"--data={folder / 'messages.csv'}", "--text-column=text", "--label-column=label", "--plot=False",
         *flags_of(tune, seed, folder, options.init_from), f"--seed={seed}", f"--epochs={options.epochs}",
         f"--block-size={options.block_size}", f"--backend={options.backend}", f"--threads={options.threads}",
-        f"--out={folder / f'{tune}-{seed}'}",
+        *([f"--lr={options.lr}"] if options.lr else []), f"--out={folder / f'{tune}-{seed}'}",
     ])  # fmt: skip
     run = classify.start(own, arguments)
     print(f"\n{tune}, seed {seed}", *classify.describe_data(run.task, run), sep="\n", flush=True)

@@ -12,7 +12,7 @@ from gpt.data import Array
 from gpt.evaluate.plot import why_not
 from gpt.files import write_json
 from gpt.finetune.baseline import BagOfWords
-from gpt.finetune.classification import NAME, PARTS, TUNE, Classification, encode, task_of
+from gpt.finetune.classification import NAME, PARTS, TUNE, Classification, encode, first_and_last, task_of
 from gpt.finetune.classifier import Classifier, probabilities
 from gpt.finetune.scores import Scores
 from gpt.heartbeat import Heartbeat
@@ -122,7 +122,9 @@ def describe_data(task: Classification, run: Run) -> list[str]:
         f"trained  {trained:,} parameters: {task.tune}",
     ]
     if n_cut:
-        lines.append(f"cut      {n_cut:,} of {len(texts):,} texts to their first {run.config.block_size:,} tokens")
+        n_first, n_last = first_and_last(run.config.block_size)
+        kept = f"their {n_first:,} first and {n_last:,} last tokens"
+        lines.append(f"cut      {n_cut:,} of {len(texts):,} texts to {kept}")
     return lines
 
 

@@ -18,7 +18,9 @@ from gpt.__main__ import main
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS
 from gpt.config import UserError
+from gpt.finetune.classification import encode
 from gpt.finetune.classify import PICTURE, RESULTS
+from gpt.tokenizer import CharTokenizer
 from gpt.train import loop
 from gpt.train.config import TrainConfig
 from gpt.train.dry_run import dry_run
@@ -76,13 +78,20 @@ def test_the_report_of_another_run(call: Any, tmp_path: Path) -> None:
     assert "data     data.csv: 42 texts for training, 6 for validation" in lines
     assert "labels   40 ham, 20 spam; 12 texts for a test" in lines
     cut = [line for line in lines if line.startswith("cut      ")]
-    assert len(cut) == 1 and cut[0].endswith(" of 60 texts to their first 12 tokens")
+    assert len(cut) == 1 and cut[0].endswith(" of 60 texts to their 6 first and 6 last tokens")
     assert [line.split()[:2] for line in lines if line.endswith("F1")] == [["true", "\\"]]
     assert sum(line.startswith(("this model ", "logistic regression ")) for line in lines) == 2
     base, tuned = (load_checkpoint(path, optimizer=False).weights for path in ("base", tmp_path / "run"))
     tuned = {name.removeprefix("model."): array for name, array in tuned.items()}
     changed = {name for name, array in base.items() if (tuned[name] != array[: len(tuned[name])]).any()}
     assert changed and all(name.startswith(("h.1.", "ln_f.")) for name in changed)
+
+
+@pytest.mark.parametrize(("block_size", "kept"), [(1, "a"), (4, "abgh"), (5, "abcgh"), (7, "abcdfgh"), (8, "abcdefgh")])
+def test_a_long_text_keeps_how_it_begins_and_ends(block_size: int, kept: str) -> None:
+    tokenizer = CharTokenizer.train("abcdefgh")
+    (tokens,) = encode(["abcdefgh"], tokenizer, block_size, "a text")
+    assert tokenizer.decode(tokens) == kept
 
 
 def test_predict_labels_new_texts(call: Any) -> None:
