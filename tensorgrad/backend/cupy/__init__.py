@@ -10,16 +10,13 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend.arrays import Array, is_half
-from tensorgrad.backend.cupy.activation import Activation
-from tensorgrad.backend.cupy.attention import Attention
 from tensorgrad.backend.cupy.cross_entropy import CrossEntropy
+from tensorgrad.backend.cupy.decoder import Decoder
 from tensorgrad.backend.cupy.driver import Allocator, first_line, why_no_gpu
 from tensorgrad.backend.cupy.embedding import Embedding
 from tensorgrad.backend.cupy.graph import Graphs
 from tensorgrad.backend.cupy.launcher import CudaLauncher, Launcher
-from tensorgrad.backend.cupy.linear import Linear
-from tensorgrad.backend.cupy.normalization import Normalization
-from tensorgrad.backend.cupy.rotary_embedding import RotaryEmbedding
+from tensorgrad.backend.cupy.sampling import Sampling
 from tensorgrad.backend.cupy.softmax import Softmax
 from tensorgrad.backend.cupy.transfer import Transfer
 from tensorgrad.backend.runtime import Backend, BackendUnavailable
@@ -27,9 +24,7 @@ from tensorgrad.backend.runtime import Backend, BackendUnavailable
 EXTRAS = 'pip install -e ".[cuda13]" (cuda12 for a driver of CUDA 12)'
 
 
-class CupyBackend(
-    Activation, Attention, CrossEntropy, Embedding, Graphs, Linear, Normalization, RotaryEmbedding, Softmax, Transfer
-):
+class CupyBackend(CrossEntropy, Decoder, Embedding, Graphs, Sampling, Softmax, Transfer):
     """Kernels over CuPy arrays."""
 
     name = "cupy"

@@ -22,17 +22,21 @@ class RotaryEmbedding(Kernels):
         rows, half, shape = n_rows(x), x.shape[-1] // 2, x.shape[:-1]
         if positions.size not in (1, shape[-1]) or (positions.ndim and positions.shape[-1] != positions.size):
             positions = self.xp.broadcast_to(positions, shape)  # each row has its own
-        key = half, float(base)
-        if key not in self._turns:
-            self._turns[key] = self.asarray(base ** (-np.arange(half) / half) / (2 * math.pi))
         y = self.xp.empty(x.shape, x.dtype)
         self.launcher.launch(
             "rotary_embedding", "rotary_embedding", (-(-rows * half // THREADS),), (THREADS,),
-            (self.contiguous(x), self.contiguous(positions), self._turns[key], y, np.int64(rows), np.int32(half),
+            (self.contiguous(x), self.contiguous(positions), self.turns(half, base), y, np.int64(rows), np.int32(half),
              np.int32(positions.size), np.int32(inverse)),
             defines={"T": c_type(x.dtype), "P": POSITIONS[positions.dtype.name]},
         )  # fmt: skip
         return y
+
+    def turns(self, half: int, base: float) -> Array:
+        """The turns per position of each of `half` pairs, (half,) float64."""
+        key = half, float(base)
+        if key not in self._turns:
+            self._turns[key] = self.asarray(base ** (-np.arange(half) / half) / (2 * math.pi))
+        return self._turns[key]
 
     @cached_property
     def _turns(self) -> dict[tuple[int, float], Array]:

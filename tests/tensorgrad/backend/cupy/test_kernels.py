@@ -476,12 +476,16 @@ ANY_T = [{"T": t} for t in C_TYPES.values()]
 BUILDS: dict[str, list[dict[str, str]]] = {
     "activation": ANY_T,
     "linear": [{"T": t, "O": o} for t in C_TYPES.values() for o in ("float", "double")],
+    "decoder": [
+        {**t, "ROWS": r, "NORM": n, "ACTIVATION": a} for t, r, n, a in zip(ANY_T[1:], "143", "021", "312", strict=True)
+    ],
     "cross_entropy": [{**t, "I": i} for t, i in zip(ANY_T, 2 * ["int", "long long"], strict=True)],
     "dropout": ANY_T,
     "embedding": [{**t, "I": i} for t, i in zip(ANY_T, 2 * ["long long", "int"], strict=True)],
     "normalization": [{**t, "W": w} for t in ANY_T for w in {t["T"], "float"} if (t["T"], w) != ("double", "float")],
     "optimizer": [*({**t, "G": t["T"]} for t in ANY_T), *({**t, "G": "float"} for t in ANY_T[2:])],
     "rotary_embedding": [{**t, "P": p} for t, p in zip(ANY_T, ("int", "long long", "float", "double"), strict=True)],
+    "sampling": ANY_T,
     "softmax": ANY_T,
 }
 SPILLS: dict[tuple[str, str], int] = {}  # (file, kernel): bytes of registers that may be kept in memory
