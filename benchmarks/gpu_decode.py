@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_decode CONTENDER INPUTS OUT [--stand-in]
 
-CONTENDER is `ours` or `torch`. Both read each token on the host before they compute the next one. Every token reads
-every weight once: the bound is their bytes over the bandwidth of the card's memory.
+CONTENDER is `ours` or `torch`. PyTorch's host reads each token before it asks for the next one; ours reads it some
+tokens later. Every token reads every weight once: the bound is their bytes over the bandwidth of the card's memory.
 """
 
 import argparse

@@ -7,13 +7,15 @@ stream_text(model, tokenizer, "To be", max_new_tokens=20)                pieces 
 
 import codecs
 import operator
-from collections.abc import Collection, Iterator, Sequence
+import warnings
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import Unpack
 
 import numpy as np
 
 import tensorgrad as tg
 from gpt.generate.kvcache import KVCache
+from gpt.generate.on_gpu import steps_on_gpu, why_on_host
 from gpt.generate.sampling import Sampling, SamplingOptions
 from gpt.tokenizer import Tokenizer
 from gpt.weights import Model
@@ -45,21 +47,42 @@ class Generation:
         self.active = list(range(len(prompts)))
         self.model, self.modules = model, list(model.modules())
         self.max_new_tokens, self.stop_ids = max_new_tokens, {eot, *stop_ids}
+        self.gpu_steps: Generator[dict[int, int]] | None = None  # the steps that a GPU is taking by itself
+        self.only_on_host = why_on_host(model)
+        if self.only_on_host:
+            warnings.warn(f"the host chooses every token, which is slower: {self.only_on_host}", stacklevel=2)
         self.cache = cache
         self.cached = list(self.active)  # the rows in the cache, in its order
         if cache is not None:
             cache.reserve(self.max_length)
 
     def __iter__(self) -> Iterator[dict[int, int]]:
-        for step in range(self.max_new_tokens):
-            if not self.active:
-                return
-            new = {}
-            for row, logits in self.next_logits().items():
-                new[row] = self.sampling.choose(logits, self.rows[row], self.generators[row], step)
-                self.rows[row].append(new[row])
-            self.active = [row for row in self.active if new[row] not in self.stop_ids]
-            yield {row: new[row] for row in self.active}
+        try:
+            for step in range(self.max_new_tokens):
+                if not self.active:
+                    return
+                new = self._on_gpu(step) or self._on_host(step)
+                for row in self.active:
+                    self.rows[row].append(new[row])
+                self.active = [row for row in self.active if new[row] not in self.stop_ids]
+                yield {row: new[row] for row in self.active}
+        finally:
+            if self.gpu_steps is not None:
+                self.gpu_steps.close()
+
+    def _on_host(self, step: int) -> dict[int, int]:
+        return {
+            row: self.sampling.choose(logits, self.rows[row], self.generators[row], step)
+            for row, logits in self.next_logits().items()
+        }
+
+    def _on_gpu(self, step: int) -> dict[int, int]:
+        """Return the tokens that a GPU has chosen; {} on a CPU, and for a step that the GPU cannot take by itself."""
+        new = None if self.gpu_steps is None else next(self.gpu_steps, None)
+        if new is None:
+            self.gpu_steps = steps_on_gpu(self, step)
+            new = {} if self.gpu_steps is None else next(self.gpu_steps)
+        return new
 
     def end(self, row: int) -> None:
         """Stop generating this row."""

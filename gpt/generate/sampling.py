@@ -24,6 +24,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | Sequence[int] | None
 
 
+NOT_FINITE = "the logits are nan or infinite: the model's training diverged"
 MOSTLY_ENOUGH = 256  # of the most likely tokens, for top-p
 
 
@@ -72,7 +73,7 @@ class Sampling:
         """
         logits = logits.astype(np.float64)  # a copy
         if not np.isfinite(logits).all():
-            raise FloatingPointError("the logits are nan or infinite: the model's training diverged")
+            raise FloatingPointError(NOT_FINITE)
         self._penalise(logits, seen)
         if self.temperature == 0:
             return int(logits.argmax())

@@ -72,13 +72,13 @@ class CudaGraph:
                     return self.fn(*self.inputs)
             if self.graph is None:
                 self._record()
-            else:
+            elif self.n_masks:
                 self.step_offset.fill((self.advance(self.n_masks) - self.first_mask) % 2**32)
             self.graph.launch(self.stream)
             return self.results
 
     def _copy_inputs(self, arrays: tuple[Array, ...]) -> None:
-        if not self.inputs:
+        if not self.inputs and arrays:
             self.inputs = tuple(x.copy() for x in arrays)
             self.k.xp.get_default_memory_pool().free_all_blocks()  # which the graph's own pool cannot use
             return

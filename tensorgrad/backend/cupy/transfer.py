@@ -1,5 +1,6 @@
 """Transfers between host and GPU that overlap with computation: pinned memory, and a separate stream."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -16,14 +17,16 @@ class Slot:
     """Pinned memory on the host, memory on the GPU, and the events after which they may be overwritten."""
 
     def __init__(self, cupy: Any, like: tuple[Any, ...]) -> None:
-        self.pinned = []
-        for x in like:
-            memory = cupy.cuda.alloc_pinned_memory(x.nbytes)
-            self.pinned.append(np.frombuffer(memory, x.dtype, x.size).reshape(x.shape))
+        self.pinned = [pinned_like(cupy, x) for x in like]
         self.arrays = tuple(cupy.empty(x.shape, x.dtype) for x in like)
         self.copied: Any = None  # event: the GPU has read the pinned memory
         # event: kernels that read the arrays, or earlier arrays at the same memory, have finished
         self.used: Any = cupy.cuda.get_current_stream().record()
+
+
+def pinned_like(cupy: Any, x: Any) -> Any:
+    """An array on the host of the shape and dtype of x, in memory that copies to and from the GPU need not wait for."""
+    return np.frombuffer(cupy.cuda.alloc_pinned_memory(x.nbytes), x.dtype, x.size).reshape(x.shape)
 
 
 class Transfer(Kernels):
@@ -56,6 +59,18 @@ class Transfer(Kernels):
 
     def number(self, x: Array) -> Any:
         return x
+
+    def start_reading(self, x: Array) -> Callable[[], Any]:
+        """Copy x to the host behind what is queued so far; the result waits for the copy, not for what follows."""
+        pinned = pinned_like(self.xp, x)
+        x.get(out=pinned, blocking=False)
+        copied = self.xp.cuda.get_current_stream().record()
+
+        def read() -> Any:
+            copied.synchronize()
+            return pinned
+
+        return read
 
     def stage(self, *arrays: Any) -> tuple[Array, ...]:
         """Copy while the step before is computed; valid until `stage` is called twice more for these shapes."""

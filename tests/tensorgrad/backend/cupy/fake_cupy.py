@@ -7,11 +7,13 @@ that do not wait for each other.
 import contextlib
 import operator
 import types
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from fake_memory import (
+    FREED,
     FakeCudaError,
     FakeEvent,
     FakeMemoryPool,
@@ -95,8 +97,11 @@ class FakeArray(np.ndarray):
         """The memory: an object with `ptr`, as in CuPy."""
         return types.SimpleNamespace(ptr=self.__array_interface__["data"][0])
 
-    def get(self, stream: Any = None, out: Any = None) -> Any:
-        """A copy on the host."""
+    def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> Any:
+        """A copy on the host; without `blocking`, what it is copied to is overwritten until the host waits for it."""
+        if not blocking:
+            copy_later(self, out, stream)
+            return out
         waits(self)
         return np.array(self.view(np.ndarray)) if out is None else np.copyto(out, self.view(np.ndarray))
 
@@ -206,6 +211,33 @@ def made(compute: Any, *operands: Any, **options: Any) -> Any:
     return result
 
 
+def copy_later(x: FakeArray, out: Any, stream: Any) -> None:
+    """Begin to copy to pinned memory of the host, which holds nothing of use until the host has waited for the copy."""
+    refuse_recorded(stream)
+    touch(reads=[x], stream=stream)
+    assert is_pinned(out)
+    assert (out.shape, out.dtype) == (x.shape, x.dtype)
+    copied = np.array(x.view(np.ndarray))
+    out.view(np.uint8)[...] = FREED
+    (stream or FakeStream.current).copy_to_host(lambda: np.copyto(out, copied))
+
+
+def alloc_pinned_memory(size: int) -> Any:
+    """Memory of the host for copies that the host need not wait for."""
+    memory = np.empty(size, np.uint8)
+    pinned.append(weakref.ref(memory))
+    return memory
+
+
+pinned: list[Any] = []
+
+
+def is_pinned(x: Any) -> bool:
+    """Whether an array lies in such memory: to any other, CUDA copies at once."""
+    pinned[:] = [found for found in pinned if found() is not None]
+    return any(np.may_share_memory(x, found()) for found in pinned)
+
+
 def waits(x: FakeArray) -> None:
     """The host reads numbers of the GPU, and waits for them."""
     read_on_host(x)
@@ -308,7 +340,7 @@ class FakeCupy(types.ModuleType):
             get_elapsed_time=lambda start, stop: 1.0,
             set_allocator=self.set_allocator,
             using_allocator=using_allocator,
-            alloc_pinned_memory=lambda size: np.empty(size, np.uint8),
+            alloc_pinned_memory=alloc_pinned_memory,
         )
 
     def count(self) -> int:

@@ -70,6 +70,8 @@ class FakeStream:
 
     by_ptr: "weakref.WeakValueDictionary[int, FakeStream]" = weakref.WeakValueDictionary()
 
+    to_host: "list[tuple[tuple[FakeStream, int], Any]]" = []  # copies, and after which work they are done
+
     recording: FakeGraph | None = None
 
     def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False) -> None:
@@ -98,7 +100,7 @@ class FakeStream:
     def synchronize(self) -> None:
         refuse_recorded(self)
         self.synchronized += 1
-        self.host.wait_for(self.clock)
+        self.host_waits_for(self.clock)
 
     def begin_capture(self, mode: Any = None) -> None:
         assert self is not FakeStream.null, "the default stream cannot be captured"
@@ -120,6 +122,19 @@ class FakeStream:
     def wait_event(self, event: "FakeEvent") -> None:
         self.waited_for.append(event)
         self.clock.wait_for(event.clock)
+
+    def copy_to_host(self, copy: Any) -> None:
+        """A copy whose result the host sees when it has waited for the work of this stream so far."""
+        FakeStream.to_host.append(((self, self.clock.done[self]), copy))
+
+    @classmethod
+    def host_waits_for(cls, clock: Clock) -> None:
+        """The host is sure of what another clock is sure of."""
+        cls.host.wait_for(clock)
+        for at, copy in cls.to_host:
+            if cls.host.knows(at):
+                copy()
+        cls.to_host[:] = [(at, copy) for at, copy in cls.to_host if not cls.host.knows(at)]
 
     def next_time(self) -> int:
         """The time of the next work on this stream, after all that it waits for."""
@@ -149,7 +164,7 @@ class FakeEvent:
     def synchronize(self) -> None:
         refuse_recorded(self.stream)
         self.synchronized += 1
-        FakeStream.host.wait_for(self.clock)
+        FakeStream.host_waits_for(self.clock)
 
 
 def refuse_recorded(stream: FakeStream | None = None) -> None:
@@ -312,10 +327,10 @@ def read_on_host(x: Any) -> None:
     """The host reads an array: it waits for the current stream."""
     refuse_recorded()
     touch(reads=[x])
-    FakeStream.host.wait_for(FakeStream.current.clock)
+    FakeStream.host_waits_for(FakeStream.current.clock)
 
 
 def reset() -> None:
     """Forget all memory, at the end of a stand-in for a GPU."""
-    for everything in (FakeMemoryPool.everything, graveyard, allocators):
+    for everything in (FakeMemoryPool.everything, graveyard, allocators, FakeStream.to_host):
         everything.clear()
