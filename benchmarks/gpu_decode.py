@@ -88,6 +88,7 @@ def main() -> int:
     Figures(options.out).add(
         contender=options.contender, prompt=prompt, new=new, first_ms=common.median([x[0] for x in rounds]) * 1e3,
         later_ms=common.median(later) * 1e3, spread=common.spread(later), tokens_per_s=1 / common.median(later),
+        whole_tokens_per_s=new / common.median([sum(x) for x in rounds]),  # with the prompt, and recording the step
         weight_bytes=2 * setup.n_params(), memory_gib=card.used_gib(),
     )  # fmt: skip
     return 0

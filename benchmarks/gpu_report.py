@@ -149,8 +149,9 @@ def decoding_table(parts: Parts) -> str:
             share = share_of_bandwidth(parts, row)
             of_bound = "" if share is None else f"{share:.2f}"
             expected = f"{PREDICTED_TOKEN_MS[row['contender']]:.3f}"
-            cells.append([row["contender"], f"{row['tokens_per_s']:.0f}", f"{row['later_ms']:.3f}", expected, of_bound])
-    header = ["decoding, one sequence", "tokens/s", "ms a token", "predicted", "of bound"]
+            speeds = (f"{row[name]:.0f}" for name in ("tokens_per_s", "whole_tokens_per_s"))
+            cells.append([row["contender"], *speeds, f"{row['later_ms']:.3f}", expected, of_bound])
+    header = ["decoding, one sequence", "tokens/s", "with the prompt", "ms a token", "predicted", "of bound"]
     return common.table(header, cells) if cells else ""
 
 
