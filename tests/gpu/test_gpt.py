@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import tensorgrad as tg
-from gpt.config import GPTConfig
-from gpt.fused import FusedGPT
+from gpt.config import GPTConfig, LlamaConfig
+from gpt.fused import FusedGPT, FusedLlama
 from gpt.generate import generate
 from gpt.model import GPT
 from tensorgrad.random import Stream, default_generator
@@ -94,16 +94,25 @@ def test_training_is_reproducible_bit_by_bit_and_equals_a_cuda_graph(place: Any,
     assert trained(place, dtype, recorded=True) == first
 
 
-def test_generated_text_equals_that_of_the_cpu(place: Any) -> None:
-    """Prompts of different lengths, with a cache; the likeliest token each time."""
-    c = config(place, dropout=0.0)
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "seed": [1, 2, 3]}], ids=str
+)
+@pytest.mark.parametrize("make", [FusedGPT, FusedLlama])
+def test_generated_text_equals_that_of_the_cpu(place: Any, make: Any, options: Any) -> None:
+    """Prompts of different lengths, with a cache; a step recorded once and replayed."""
+    c: Any = config(place, dropout=0.0)
+    if make is FusedLlama:
+        c = LlamaConfig(
+            vocab_size=c.vocab_size, block_size=c.block_size, n_layer=c.n_layer, n_head=c.n_head, n_kv_head=1,
+            n_embd=c.n_embd, n_hidden=2 * c.n_embd,
+        )  # fmt: skip
     tg.manual_seed(2)
-    model = FusedGPT(c)
+    model = make(c)
     weights = {name: place.k.to_numpy(p.data) for name, p in model.named_parameters()}
     prompts = [[1, 2, 3, 4], [5], [6, 7]]
     n = place.size(100, 8)
-    there = generate(model, prompts, max_new_tokens=n, temperature=0.0)
+    there = generate(model, prompts, max_new_tokens=n, **options)
     with tg.use_backend("numpy"):
-        same = FusedGPT(c)
+        same = make(c)
         same.load_state_dict(weights)
-        assert generate(same, prompts, max_new_tokens=n, temperature=0.0) == there
+        assert generate(same, prompts, max_new_tokens=n, **options) == there
