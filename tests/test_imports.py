@@ -77,6 +77,7 @@ LAYERS = [
     ["gpt.data.encoding"],
     ["gpt.data.prepare"],
     ["gpt.generate.kvcache", "gpt.generate.sampling"],
+    ["gpt.generate.on_gpu"],
     ["gpt.generate.jinja"],
     ["gpt.generate"],
     ["gpt.generate.template"],

@@ -8,7 +8,7 @@ tokens are the same. What is computed beyond the end of a row is dropped.
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,6 @@ from gpt.generate.sampling import NOT_FINITE, Sampling
 from gpt.weights import Model
 from tensorgrad import QuantizedArray, nn
 from tensorgrad.backend import Array, backend_of
-
-if TYPE_CHECKING:
-    from gpt.generate import Generation
 
 AHEAD = 4  # steps that are queued when the host reads the token of the first
 PARTS = {
@@ -54,8 +51,8 @@ def why_on_host(model: Model) -> str | None:
     return reason
 
 
-def steps_on_gpu(generation: "Generation", step: int) -> Generator[dict[int, int]] | None:
-    """The next steps of a generation, as its `_on_host` would take them one by one: {row: token}, of the active rows.
+def steps_on_gpu(generation: Any, step: int) -> Generator[dict[int, int]] | None:
+    """The next steps of a Generation, as its `_on_host` would take them one by one: {row: token}, of the active rows.
 
     They end where a row reaches the end of the window. None on a CPU, and while the cache lacks more than the last
     token of every row: the host evaluates prompts.
@@ -77,7 +74,7 @@ def steps_on_gpu(generation: "Generation", step: int) -> Generator[dict[int, int
     return _of_active(g, StepsOnGPU(g.model, g.cache, rows, g.sampling, generators, step, n_steps))
 
 
-def _of_active(g: "Generation", steps: "StepsOnGPU") -> Generator[dict[int, int]]:
+def _of_active(g: Any, steps: "StepsOnGPU") -> Generator[dict[int, int]]:
     with closing(iter(steps)) as chosen:
         for tokens in chosen:
             new = {row: token for row, token in zip(g.cached, tokens, strict=True) if row in g.active}
