@@ -423,7 +423,7 @@ show(causal_mask, CausalSelfAttention)
 # at the beginning (chapter 05).
 
 # %%
-show(MLP, Block, GPT.hidden_states)
+show(MLP, Block, GPT.hidden_states, GPT.run_blocks)
 
 # %% [markdown]
 # The plain model keeps the weights of all pairs of tokens for its backward: B x H x T x T numbers for each block. The

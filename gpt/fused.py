@@ -1,6 +1,6 @@
 """gpt/model.py and gpt/llama.py with fused operations: equal losses and gradients in less time and memory.
 
-Every class here has the parameters of its plain parent and overrides `forward` or `loss` alone, so that weights and
+Every class here has the parameters of its plain parent and overrides methods alone, so that weights and
 checkpoints serve both. tests/gpt/test_fused.py compares the two.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 import tensorgrad as tg
 from gpt.config import GPTConfig, LlamaConfig
 from gpt.llama import Llama, LlamaAttention, LlamaBlock, SwiGLU
-from gpt.model import GPT, MLP, Block, CausalSelfAttention, LayerCache, causal_mask
+from gpt.model import GPT, MLP, Block, Cache, CausalSelfAttention, LayerCache, causal_mask
 from tensorgrad import Tensor, nn
 
 
@@ -42,12 +42,17 @@ class FusedMLP(MLP):
 
 
 class FusedBlock(Block):
-    """The sum and its layer norm in one operation: on a GPU one pass over the stream less."""
+    """Both sums, each in one operation with the layer norm that reads it: on a GPU fewer passes over the stream."""
 
-    def forward(self, x: Tensor, pos: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """See Block."""
-        x, normalised = self.ln_2.add(x, self.attn(self.ln_1(x), pos, cache))  # x + attn, and ln_2 of that
-        return x + self.mlp(normalised)
+    def forward(
+        self, x: Tensor, pos: Tensor, cache: LayerCache | None = None, normalised: Tensor | None = None,
+        next_norm: nn.LayerNorm | None = None,
+    ) -> Any:  # fmt: skip
+        """See Block. normalised: ln_1 of x, if it is known. next_norm: return the result and next_norm of it."""
+        normalised = self.ln_1(x) if normalised is None else normalised
+        x, normalised = self.ln_2.add(x, self.attn(normalised, pos, cache))  # x + attn, and ln_2 of that
+        branch = self.mlp(normalised)
+        return x + branch if next_norm is None else next_norm.add(x, branch)
 
 
 class FusedLlamaAttention(LlamaAttention):
@@ -73,14 +78,19 @@ class FusedSwiGLU(SwiGLU):
 
 
 class FusedLlamaBlock(LlamaBlock):
-    """The sum and its norm in one operation; for one token of generated text, the whole block."""
+    """Sums and norms as in FusedBlock; for one token of generated text, the whole block in one operation."""
 
-    def forward(self, x: Tensor, pos: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """See LlamaBlock."""
+    def forward(
+        self, x: Tensor, pos: Tensor, cache: LayerCache | None = None, normalised: Tensor | None = None,
+        next_norm: nn.RMSNorm | None = None,
+    ) -> Any:  # fmt: skip
+        """See FusedBlock."""
         if cache is not None and x.shape[:2] == (1, 1) and (matrices := self.matrices()):
             return self.decode(x, matrices, cache)
-        x, normalised = self.norm_2.add(x, self.attn(self.norm_1(x), pos, cache))  # x + attn, and norm_2 of that
-        return x + self.mlp(normalised)
+        normalised = self.norm_1(x) if normalised is None else normalised
+        x, normalised = self.norm_2.add(x, self.attn(normalised, pos, cache))  # x + attn, and norm_2 of that
+        branch = self.mlp(normalised)
+        return x + branch if next_norm is None else next_norm.add(x, branch)
 
     def matrices(self) -> list[Tensor]:
         """The weights of the block's products, in the order of their use; none if one is more than a plain product."""
@@ -114,12 +124,26 @@ def fuse(model: nn.Module) -> None:
         module.__class__ = FUSED.get(type(module), type(module))
 
 
+def run_fused_blocks(blocks: list[Any], norms: list[Any], x: Tensor, pos: Tensor) -> Tensor:
+    """All blocks, each with the norm that reads its result. norms: the first of every block, and the last one."""
+    normalised = norms[0](x)
+    for block, next_norm in zip(blocks, norms[1:], strict=True):
+        x, normalised = block(x, pos, None, normalised, next_norm)
+    return normalised
+
+
 class FusedGPT(GPT):
     """A GPT whose parts are the fused ones."""
 
     def __init__(self, config: GPTConfig | dict[str, Any]) -> None:
         super().__init__(config)
         fuse(self)
+
+    def run_blocks(self, x: Tensor, pos: Tensor, cache: Cache | None = None) -> Tensor:
+        """See GPT; a block that is recomputed, generates text, or was replaced, is run by itself."""
+        if cache is not None or self.recompute or not all(isinstance(block, FusedBlock) for block in self.h):
+            return super().run_blocks(x, pos, cache)
+        return run_fused_blocks(self.h, [*(block.ln_1 for block in self.h), self.ln_f], x, pos)
 
     def loss(self, idx: Any, targets: Any, pos: Any = None) -> Tensor:
         """The mean loss alone, without holding all logits: V numbers a token, they can be most of the memory."""
@@ -132,6 +156,12 @@ class FusedLlama(Llama):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
         fuse(self)
+
+    def run_blocks(self, x: Tensor, pos: Tensor, cache: Cache | None = None) -> Tensor:
+        """See FusedGPT."""
+        if cache is not None or self.recompute or not all(isinstance(block, FusedLlamaBlock) for block in self.h):
+            return super().run_blocks(x, pos, cache)
+        return run_fused_blocks(self.h, [*(block.norm_1 for block in self.h), self.norm_f], x, pos)
 
     def loss(self, idx: Any, targets: Any, pos: Any = None) -> Tensor:
         """The mean loss alone; see FusedGPT."""

@@ -126,7 +126,10 @@ class Llama(nn.Module):
         T = idx.shape[1]
         if pos is None:
             pos = tg.arange(T) if cache is None else cache.advance(T)  # (T,), or (B, T) where rows differ in length
-        x = self.wte(idx)  # (B, T, C): positions enter in attention
+        return self.run_blocks(self.wte(idx), pos, cache)  # positions enter in attention
+
+    def run_blocks(self, x: Tensor, pos: Tensor, cache: Cache | None = None) -> Tensor:
+        """All blocks, then the last norm: x (B, T, C) of the tokens at the positions pos -> (B, T, C)."""
         for i, block in enumerate(self.h):
             layer = None if cache is None else cache.layers[i]
             x = tg.checkpoint(block, x, pos, layer) if self.recompute else block(x, pos, layer)  # (B, T, C)

@@ -144,6 +144,10 @@ class GPT(nn.Module):
         if pos is None:
             pos = tg.arange(T) if cache is None else cache.advance(T)  # (T,), or (B, T) where rows differ in length
         x = self.drop(tok_emb + self.wpe(pos))  # (B, T, C): the positions are (T, C) or (B, T, C)
+        return self.run_blocks(x, pos, cache)
+
+    def run_blocks(self, x: Tensor, pos: Tensor, cache: "Cache | None" = None) -> Tensor:
+        """All blocks, then the last norm: x (B, T, C) of the tokens at the positions pos -> (B, T, C)."""
         for i, block in enumerate(self.h):
             layer = None if cache is None else cache.layers[i]
             x = tg.checkpoint(block, x, pos, layer) if self.recompute else block(x, pos, layer)  # (B, T, C)

@@ -17,6 +17,7 @@ from gpt.generate import Generation
 from gpt.llama import Llama
 from gpt.model import GPT
 from tensorgrad import nn, ops
+from tensorgrad.autograd import Observer
 
 pytest.importorskip("ml_dtypes")  # bfloat16
 P, F = TypeVar("P", bound=nn.Module), TypeVar("F", bound=nn.Module)
@@ -162,14 +163,40 @@ def test_a_replaced_module_is_not_fused() -> None:
 # The structure of the two models
 
 
-def test_the_fused_classes_override_only_forward_and_loss() -> None:
+def test_the_fused_classes_override_few_methods() -> None:
     classes = [*fused.FUSED.values(), FusedGPT]
     for cls in classes:
         assert issubclass(cls, (GPT, *fused.FUSED)) and len(cls.__mro__) == len(cls.__bases__[0].__mro__) + 1
     defined = {cls.__name__: {name for name, value in vars(cls).items() if callable(value)} for cls in classes}
-    assert defined.pop("FusedGPT") == {"__init__", "loss"}  # it fuses the parts and computes the loss, and nothing else
+    assert defined.pop("FusedGPT") == {"__init__", "loss", "run_blocks"}
     assert defined.pop("FusedLlamaBlock") == {"forward", "decode", "matrices"}
     assert set(map(frozenset, defined.values())) == {frozenset({"forward"})}
+
+
+class Names(Observer):
+    """The names of all ops, in order."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def after_op(self, name: str, *rest: object) -> None:
+        self.names.append(name)
+
+
+@pytest.mark.parametrize(("make", "norm", "sums"), [(pair, "layer_norm", 1), (llamas, "rms_norm", 0)])
+def test_every_residual_sum_is_computed_with_the_norm_that_reads_it(make: Callable, norm: str, sums: int) -> None:
+    """Only the first norm has no sum before it, and only the embeddings are added by themselves."""
+    model = make()[1]
+
+    def count() -> list[int]:
+        with Names() as seen:
+            model.loss(*batch())
+        return [seen.names.count(name) for name in (f"add_{norm}", norm, "add")]
+
+    assert count() == [4, 1, sums]
+    block = model.h[1]
+    model.h[1] = lambda x, *more: block(x, *more)  # what is no fused block gets and returns the stream itself
+    assert count() == [2, 3, sums + 2]
 
 
 def called_ops(model: GPT, monkeypatch: pytest.MonkeyPatch) -> set[str]:
