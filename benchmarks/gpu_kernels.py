@@ -101,15 +101,14 @@ class Bench:
         """Kernels that read and write every array once."""
         s, k = self.s, self.k
         n, c = s.B * s.T, s.H * s.D
-        x, dy, weight, bias = self.draw(n, c), self.draw(n, c), self.draw(c), self.draw(c)
+        x, dy, dsum, weight, bias = *(self.draw(n, c) for _ in range(3)), self.draw(c), self.draw(c)
         wide, dwide = self.draw(n, 4 * c), self.draw(n, 4 * c)
         _, mean, rstd = k.layer_norm(x, weight, bias, 1e-5)
         one = 2 * n * c
         yield Kernel("layer_norm", lambda: k.layer_norm(x, weight, bias, 1e-5), bytes=2 * one)
-        yield Kernel("layer_norm_backward_x", lambda: k.layer_norm_backward_x(dy, x, weight, mean, rstd), bytes=3 * one)
-        yield Kernel(
-            "layer_norm_backward_weight", lambda: k.layer_norm_backward_weight(dy, x, mean, rstd), bytes=2 * one
-        )
+        yield Kernel("add_layer_norm", lambda: k.add_layer_norm(x, dy, weight, bias, 1e-5), bytes=4 * one)
+        given, needs = (dy, x, weight, mean, rstd, dsum), (True, True, True)
+        yield Kernel("layer_norm_backward", lambda: k.layer_norm_backward(*given, needs), bytes=4 * one)
         yield Kernel("rms_norm", lambda: k.rms_norm(x, weight, 1e-6), bytes=2 * one)
         yield Kernel("gelu_tanh", lambda: k.gelu_tanh(wide), bytes=8 * one)
         yield Kernel("gelu_tanh_backward", lambda: k.gelu_tanh_backward(dwide, wide), bytes=12 * one)

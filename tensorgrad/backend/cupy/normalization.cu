@@ -7,7 +7,8 @@
 //
 // and for RMS the same without mean(x), mean(g) and bias. One warp per row, which is read from memory in the first
 // pass and from the cache in the others. The gradients of weight and bias are sums over blocks of rows here and then
-// over the blocks, in a fixed order (linear.cu): they are reproducible bit by bit.
+// over the blocks, in a fixed order (linear.cu): they are reproducible bit by bit. layer_norm_backward computes them
+// together with dx, from the same reading of dy and x; the other kernels compute one of them.
 #include "common.cuh"
 
 using Real = Wide<T>;
@@ -92,10 +93,12 @@ extern "C" __global__ void __launch_bounds__(256, 4) rms_norm(
         forward<1, false>(x + at, residual, sum, weight, no_bias, y + at, no_mean, rrms + row, n, eps);
 }
 
-// `dsum`, if not null, is a further gradient of x + residual, which is added.
-template <int N, bool CENTERED>
+// `dsum`, if not null, is a further gradient of x + residual, which is added. With SUMS, dy xhat and dy are added to the
+// warp's own sums for dweight and dbias: (2, n) in shared memory, of which every lane uses the columns that it reads.
+template <int N, bool CENTERED, bool SUMS = false>
 __device__ void backward(
-    const T* dy, const T* x, const W* weight, Real middle, Real scale, const T* dsum, T* dx, int n
+    const T* dy, const T* x, const W* weight, Real middle, Real scale, const T* dsum, T* dx, int n,
+    Real* sums = nullptr
 ) {
     const int lane = threadIdx.x % WARP;
     Real g[N], xhat[N], other[N], total = 0, along = 0;
@@ -104,12 +107,15 @@ __device__ void backward(
         load<N>(dy + i, g);
         load<N>(x + i, xhat);
         for (int j = 0; j < N; ++j) xhat[j] = (xhat[j] - middle) * scale;
+    };
+    const auto weigh = [&](int i) {
         if (weight == nullptr) return;
         load<N>(weight + i, column);
         for (int j = 0; j < N; ++j) g[j] *= Real(column[j]);
     };
     for (int i = lane * N; i < n; i += WARP * N) {
         read(i);
+        weigh(i);
         for (int j = 0; j < N; ++j) {
             total += g[j];
             along += g[j] * xhat[j];
@@ -119,6 +125,13 @@ __device__ void backward(
     along = warp_sum(along) / n;
     for (int i = lane * N; i < n; i += WARP * N) {
         read(i);
+        if constexpr (SUMS) {
+            for (int j = 0; j < N; ++j) {
+                sums[i + j] += g[j] * xhat[j];
+                sums[n + i + j] += g[j];
+            }
+        }
+        weigh(i);
         for (int j = 0; j < N; ++j) g[j] = scale * (g[j] - mean_g - xhat[j] * along);
         if (dsum != nullptr) {
             load<N>(dsum + i, other);
@@ -139,6 +152,35 @@ extern "C" __global__ void __launch_bounds__(256, 2) layer_norm_backward_x(
         backward<PER_16_BYTES<T>, true>(dy + at, x + at, weight, mean[row], rstd[row], dsum, dx + at, n);
     else
         backward<1, true>(dy + at, x + at, weight, mean[row], rstd[row], dsum, dx + at, n);
+}
+
+// dx, and partial (blocks, 2, n): the sums of dy xhat and of dy over each block of rows. Dynamic shared memory: 2 n
+// numbers for each warp.
+extern "C" __global__ void __launch_bounds__(256, 2) layer_norm_backward(
+    const T* __restrict__ dy, const T* __restrict__ x, const W* __restrict__ weight, const Real* __restrict__ mean,
+    const Real* __restrict__ rstd, const T* __restrict__ dsum, T* __restrict__ dx, Real* __restrict__ partial,
+    long long rows, int rows_per_block, int n
+) {
+    DYNAMIC_SHARED(Real, sums);
+    const int warps = blockDim.x / WARP, warp = threadIdx.x / WARP;
+    for (int i = threadIdx.x; i < warps * 2 * n; i += blockDim.x) sums[i] = 0;
+    __syncthreads();
+    const long long first = (long long)blockIdx.x * rows_per_block;
+    const long long last = first + rows_per_block < rows ? first + rows_per_block : rows;
+    const bool wide = aligned(n * sizeof(T), dy, x, weight, dsum, dx);
+    Real* own = sums + warp * 2 * n;
+    for (long long row = first + warp; row < last; row += warps) {
+        const long long at = row * n;
+        const T* more = dsum == nullptr ? dsum : dsum + at;
+        if (wide) backward<PER_16_BYTES<T>, true, true>(dy + at, x + at, weight, mean[row], rstd[row], more, dx + at, n, own);
+        else backward<1, true, true>(dy + at, x + at, weight, mean[row], rstd[row], more, dx + at, n, own);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 2 * n; i += blockDim.x) {
+        Real total = 0;
+        for (int w = 0; w < warps; ++w) total += sums[w * 2 * n + i];
+        partial[(long long)blockIdx.x * 2 * n + i] = total;
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) rms_norm_backward_x(

@@ -11,6 +11,8 @@ from tensorgrad.backend.cupy.kernels import (  # isort: skip
 )  # fmt: skip
 from tensorgrad.backend.cupy.launcher import c_type
 
+SHARED_BYTES = 64 << 10  # of a block, for the sums of its warps: what every GPU since Turing has
+
 
 def has_kernel(x: Array, like_x: Array | None = None, per_row: tuple[Array, ...] = (), *vectors: Array | None) -> bool:
     """Whether kernels support x (..., n), an array of its shape, arrays of one number per row, and vectors (n)."""
@@ -46,6 +48,26 @@ class Normalization(Kernels):
             return super().add_layer_norm(x, residual, weight, bias, eps)
         total = self.xp.empty(x.shape, x.dtype)
         return total, *self._normalize("layer_norm", 2, x, residual, total, eps, weight, bias)
+
+    def layer_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None,
+        needs: tuple[bool, ...],
+    ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
+        """dx plus dsum, dweight and dbias, in one pass over dy and x; one kernel each where few are needed."""
+        n, wide = x.shape[-1], wide_dtype(x.dtype)
+        warps = min(WARPS, SHARED_BYTES // (2 * n * wide.itemsize))  # each has its own sums in shared memory
+        has_kernels = has_kernel(x, dy, (mean, rstd), weight) and has_kernel(x, dsum)
+        if not (has_kernels and warps and needs[0] and any(needs[1:])):
+            return super().layer_norm_backward(dy, x, weight, mean, rstd, dsum, needs)
+        blocks, rows_per_block = blocks_of_rows(n_rows(x))
+        dx, partial = self.xp.empty(x.shape, x.dtype), self.xp.empty((blocks, 2 * n), wide)
+        self.launcher.launch(
+            "normalization", "layer_norm_backward", (blocks,), (32 * warps,),
+            (*map(self.contiguous, (dy, x, weight, mean, rstd, dsum)), dx, partial, np.int64(n_rows(x)),
+             np.int32(rows_per_block), np.int32(n)), shared=warps * 2 * n * wide.itemsize, defines=defines(x, weight),
+        )  # fmt: skip
+        sums = self.column_sums(partial, wide)
+        return dx, sums[:n] if needs[1] else None, sums[n:] if needs[2] else None
 
     def layer_norm_backward_x(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, dsum: Array | None = None

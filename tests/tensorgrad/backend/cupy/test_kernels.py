@@ -119,6 +119,15 @@ CALLS: dict[str, Call] = {
         a.dy, a.x, None, a.rows("mean"), a.rows("rstd")
     ),
     "layer_norm_backward_weight": lambda k, a: k.layer_norm_backward_weight(a.dy, a.x, a.rows("mean"), a.rows("rstd")),
+    "layer_norm_backward": lambda k, a: k.layer_norm_backward(
+        a.dy, a.x, a.W, a.rows("mean"), a.rows("rstd"), a.y, (True, True, True)
+    ),
+    "layer_norm_backward, no weight": lambda k, a: k.layer_norm_backward(
+        a.dy, a.x, None, a.rows("mean"), a.rows("rstd"), None, (True, True, True)
+    ),
+    "layer_norm_backward, wide weight": lambda k, a: k.layer_norm_backward(
+        a.dy, a.x, a.W.astype(a.wide), a.rows("mean"), a.rows("rstd"), None, (True, True, True)
+    ),
     "add_layer_norm": lambda k, a: k.add_layer_norm(a.x, a.y, a.W, a.B, 1e-5),
     "add_layer_norm, no weight": lambda k, a: k.add_layer_norm(a.x, a.y, None, None, 1e-5),
     "layer_norm_backward_x, plus": lambda k, a: k.layer_norm_backward_x(
@@ -250,6 +259,29 @@ def test_a_sum_over_many_rows_uses_several_blocks() -> None:
         assert_near(dweight.view(np.ndarray), exact, 1e-6)
         assert_near(k.linear_backward_bias(fake(dy)).view(np.ndarray), dy.sum(axis=0, dtype=np.float64), 1e-6)
         assert max(launch.grid[1] for launch in k.launcher.launches) > 50
+
+
+@emulated
+@pytest.mark.parametrize(("rows", "n", "warps"), [(5000, 16, 8), (40, 1600, 5), (9, 8192, 1), (9, 8200, 0)])
+def test_the_backward_of_layer_norm_reads_its_operands_once(rows: int, n: int, warps: int) -> None:
+    """As many warps as fit into shared memory; where none does, a kernel for each gradient."""
+    rng = np.random.default_rng(0)
+    dy, x, dsum = (rng.standard_normal((rows, n)).astype(ml_dtypes.bfloat16) for _ in range(3))
+    mean, rstd = rng.random((2, rows, 1)).astype(np.float32)
+    weight = rng.random(n).astype(ml_dtypes.bfloat16)
+    k = backend_on_cpu()
+    given = (dy, x, weight, mean, rstd, dsum)
+    got = k.layer_norm_backward(*map(fake, given), (True, True, True))
+    exact = (x.astype(np.float64) for x in given)
+    for a, b in zip(got, PLAIN.layer_norm_backward(*exact, (True, True, True)), strict=True):
+        assert_near(a.view(np.ndarray), b, 1.2e-2 if a.ndim == 2 else 1e-6)
+    first = k.launcher.launches[0]
+    assert (first.kernel, first.block[0]) == (
+        ("layer_norm_backward", 32 * warps) if warps else ("layer_norm_backward_x", 256)
+    )
+    assert first.grid[0] == min(-(-rows // 16), 250) or not warps
+    only = k.layer_norm_backward(*map(fake, given), (True, False, False))
+    assert only[1:] == (None, None) and k.launcher.launches[-1].kernel == "layer_norm_backward_x"
 
 
 @emulated
