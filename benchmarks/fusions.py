@@ -92,7 +92,7 @@ def recomputable_gelu() -> Any:
             (k.gelu_tanh, k.gelu_tanh_backward) if approximate == "tanh" else (k.gelu, k.gelu_backward)
         )  # fmt: skip
         y = forward(x)
-        return y, ctx.recomputable(lambda dy: backward(dy, x), y, lambda: forward(x))
+        return y, ctx.recomputable(k, lambda dy: backward(dy, x), y, lambda: forward(x))
 
     return gelu
 

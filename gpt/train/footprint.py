@@ -20,7 +20,6 @@ from gpt.lora import LoRA, add_lora
 from gpt.train.config import TrainConfig
 from gpt.weights import Model, build_model
 from tensorgrad.autograd import Observer, saved_arrays
-from tensorgrad.autograd.context import MIN_RECOMPUTE_BYTES
 from tensorgrad.autograd.inplace import owner
 from tensorgrad.backend import load
 from tensorgrad.backend.numpy.blocks import BLOCK_ELEMENTS as NUMPY_BLOCK
@@ -229,13 +228,15 @@ def _saved_in_a_block(
     """Return the bytes that a block saves; trained: names of parameters; has_gradient: whether its input has one.
 
     Observed in a block of a small model, at two values of T, since only the weights of plain attention grow with its
-    square. It has enough tokens for results to be recomputed that are recomputed in the large one.
+    square. It has enough tokens for NumPy to recompute what the backend recomputes in the large one.
     """
-    least = MIN_RECOMPUTE_BYTES // (2 if config.half else FLOAT32)
+    stream = (2 if config.half else FLOAT32) * config.batch_size * shape.block_size * shape.n_embd
+    share = min(1.0, stream / load(backend).min_recompute_bytes)
+    numbers = share * load("numpy").min_recompute_bytes / (2 if config.half else FLOAT32)
     dtype = "float16" if config.half else "float32"
     small = _narrow(shape, keep_dropout=backend == "numpy" or config.plain)  # other kernels keep no dropped weights
     C = small.n_embd
-    tokens = math.ceil(min(config.batch_size * shape.block_size * shape.n_embd, least) / C)
+    tokens = math.ceil(numbers / C)
     state = tg.random.default_generator.state_dict()
     of_a_token = []
     with tg.use_backend("numpy"):  # the others save the same, and their kernels would have to be compiled here

@@ -7,9 +7,7 @@ A layer norm's result is as large as its operand, and computing it takes a tenth
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tensorgrad.backend import Array
-
-MIN_RECOMPUTE_BYTES = 2**20  # a smaller result is kept: recomputing it would cost more than its memory is worth
+from tensorgrad.backend import Array, Backend
 
 
 class Recomputable:
@@ -39,7 +37,7 @@ class Context:
         return offer.recompute if type(offer) is Recomputable and offer.slot == edge[1] else lambda: array
 
     def recomputable(
-        self, backward: Callable[[Any], Any], output: Array, recompute: Callable[[], Array], slot: int = 0
+        self, k: Backend, backward: Callable[[Any], Any], output: Array, recompute: Callable[[], Array], slot: int = 0
     ) -> Callable[[Any], Any]:
-        """Return `backward` with the offer to recompute `output`, which is output number `slot`, if it is large."""
-        return Recomputable(backward, slot, recompute) if output.nbytes >= MIN_RECOMPUTE_BYTES else backward
+        """Return `backward` with the offer to recompute `output`, output number `slot`, if that is large on k."""
+        return Recomputable(backward, slot, recompute) if output.nbytes >= k.min_recompute_bytes else backward

@@ -19,6 +19,7 @@ class Math:
 
     xp: Any
     logits_block = 2**24  # elements of the logits that `linear_cross_entropy` has in memory at a time
+    min_recompute_bytes = 2**20  # smaller results are kept: recomputing them would cost more than their memory is worth
 
     def wide(self, x: Array) -> Array:
         """Half precision as float32, anything else as it is."""

@@ -30,4 +30,4 @@ def swiglu(k: Backend, gate: Array, up: Array, *, ctx: Context) -> tuple[Array, 
         raise ValueError(f"swiglu: gate {shape_of(gate)} does not have the shape of up, {shape_of(up)}")
     gate, up = k.floating(gate), k.floating(up)
     y = k.swiglu(gate, up)
-    return y, ctx.recomputable(lambda dy: k.swiglu_backward(dy, gate, up), y, lambda: k.swiglu(gate, up))
+    return y, ctx.recomputable(k, lambda dy: k.swiglu_backward(dy, gate, up), y, lambda: k.swiglu(gate, up))

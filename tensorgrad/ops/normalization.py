@@ -27,6 +27,7 @@ def layer_norm(
     y, mean, rstd = k.layer_norm(x, weight, bias, eps)
     needs = ctx.needs_grad
     return y, ctx.recomputable(
+        k,
         lambda dy: k.layer_norm_backward(dy, x, weight, mean, rstd, None, needs),
         y,
         lambda: k.layer_norm(x, weight, bias, eps)[0],
@@ -79,7 +80,7 @@ def add_layer_norm(
         dtotal, dweight, dbias = k.layer_norm_backward(dy, total, weight, mean, rstd, dsum, needs)
         return *_for_both(dtotal), dweight, dbias
 
-    return [total, y], ctx.recomputable(backward, y, lambda: k.layer_norm(total, weight, bias, eps)[0], slot=1)
+    return [total, y], ctx.recomputable(k, backward, y, lambda: k.layer_norm(total, weight, bias, eps)[0], slot=1)
 
 
 def plain_add_rms_norm(x: Any, residual: Any, weight: Any = None, *, eps: float = 1e-6) -> Any:

@@ -1,5 +1,6 @@
 """Layer normalization and RMS normalization: one warp per row."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ def defines(x: Array, *vectors: Array | None) -> dict[str, str]:
 
 class Normalization(Kernels):
     """The kernels of normalization.cu; its partial sums are added by linear.cu."""
+
+    @cached_property
+    def min_recompute_bytes(self) -> int:  # type: ignore[override]
+        """A 256th of the GPU's memory: what is smaller is kept, and not computed once more in backward."""
+        return int(self.xp.cuda.runtime.memGetInfo()[1]) // 256
 
     def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
         if not has_kernel(x, None, (), weight, bias):

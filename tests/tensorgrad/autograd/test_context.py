@@ -15,7 +15,7 @@ N = 8  # rows and columns
 
 @pytest.fixture(autouse=True)
 def every_result_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context, "MIN_RECOMPUTE_BYTES", 0)
+    monkeypatch.setattr(tg.get_backend(), "min_recompute_bytes", 0)
 
 
 def normal(*shape: int) -> Tensor:
@@ -58,7 +58,7 @@ def test_a_recomputable_result_is_freed_and_gradients_are_the_same(
 ) -> None:
     alive, found = [], []
     for smallest in (0, 2**40):
-        monkeypatch.setattr(context, "MIN_RECOMPUTE_BYTES", smallest)
+        monkeypatch.setattr(tg.get_backend(), "min_recompute_bytes", smallest)
         t = operands()
         rows = make(t)
         array = weakref.ref(rows.data)
@@ -73,7 +73,7 @@ def test_a_recomputable_result_is_freed_and_gradients_are_the_same(
 
 def test_small_results_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert context.MIN_RECOMPUTE_BYTES > N * N * 4
+    assert tg.get_backend().min_recompute_bytes > N * N * 4
     assert not isinstance(normalised(operands()).node.backward, context.Recomputable)
 
 

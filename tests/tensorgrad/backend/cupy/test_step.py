@@ -106,6 +106,24 @@ def test_a_factor_inside_the_update_equals_gradients_that_were_clipped_before(gp
     assert repr(states[0]) == repr(states[1])
 
 
+@pytest.mark.parametrize(("kib", "recomputed"), [(6, 0), (3, 2)])
+def test_norms_are_kept_where_they_take_less_than_a_256th_of_the_memory(
+    kib: int, recomputed: int, gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.__dict__.pop("min_recompute_bytes", None)
+    monkeypatch.setattr(gpu.xp.cuda.runtime, "memGetInfo", lambda: (0, 256 * kib * 2**10))
+    x, scale, weight = (
+        tg.Tensor(gpu.asarray(np.ones(shape, np.float32)), requires_grad=True) for shape in ((16, 64), (64,), (64, 64))
+    )  # 4 KiB each
+    total, y = tg.add_layer_norm(tg.linear(tg.layer_norm(x, scale), weight), x, scale)
+    loss = tg.linear(y, weight).sum() + total.sum()
+    gpu.launcher.launches.clear()
+    loss.backward()
+    kernels = [launch.kernel for launch in gpu.launcher.launches]
+    assert kernels.count("layer_norm") == recomputed and kernels.count("layer_norm_backward") == 2
+    gpu.__dict__.pop("min_recompute_bytes", None)
+
+
 def test_numbers_beside_half_precision_can_be_recorded(gpu: Any) -> None:
     """The scale of LoRA, for example: a number that is copied from the host could not."""
     pytest.importorskip("ml_dtypes")
