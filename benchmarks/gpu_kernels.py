@@ -142,6 +142,12 @@ class Bench:
             yield Kernel(f"linear {name}", lambda x=x, w=weight: k.linear(x, w, None), flop=flop)
             yield Kernel(f"dx {name}", lambda dy=dy, w=weight: k.linear_backward_x(dy, w), flop=flop)
             yield Kernel(f"dweight {name}", lambda dy=dy, x=x: k.linear_backward_weight(dy, x), flop=flop)
+        x, dy, h, bias = self.draw(n, c), self.draw(n, c), self.draw(n, 4 * c), self.draw(4 * c)
+        first, second = self.draw(4 * c, c), self.draw(c, 4 * c)
+        flop = 2.0 * n * c * 4 * c
+        yield Kernel("linear c_fc, GELU", lambda: k.linear_gelu_tanh(x, first, bias), flop=flop)
+        back = lambda: k.linear_gelu_tanh_backward(dy, second, h, h, True)  # noqa: E731
+        yield Kernel("dx mlp.c_proj, GELU", back, flop=flop)
 
     def whole_model(self) -> Iterator[Kernel]:
         """The update of all parameters: those of GPT-2's embedding and of one block."""

@@ -161,7 +161,8 @@ def memory(config: TrainConfig, model: Model, backend: str) -> Memory:
     if config.lora_rank:  # by then, the adapter after the GELU has freed its input
         inside = max(0, inside - hidden)
     dropping = DROPPING * hidden if config.lora_dropout and backend != "numba" else 0
-    saved = saved_in_blocks(config, parts, shape, backend)
+    kept_gelu = hidden if _keeps_gelu(config, shape, backend, hidden) else 0
+    saved = [n + kept_gelu for n in saved_in_blocks(config, parts, shape, backend)]
     recomputed = max(saved) + scores if config.recompute else 0
     kept = stream * sum(parts.passed) if config.recompute else sum(saved)
     predicted = tokens if parts.predicts_tokens else config.batch_size
@@ -284,6 +285,12 @@ def _logits(tokens: int, vocab_size: int, size: int, backend: str, threads: int)
         working = 2 * min(block, FLOAT32 * threads * NUMPY_BLOCK)
         return 0, block + working, block + (working if several else 0)
     return 0, 3 * block, (3 if several else 1) * block
+
+
+def _keeps_gelu(config: TrainConfig, shape: GPTConfig | LlamaConfig, backend: str, hidden: int) -> bool:
+    """Whether a GPU keeps GELU's result; hidden: its bytes."""
+    fused = backend == "cupy" and config.half and not (config.plain or config.lora_rank)
+    return fused and getattr(shape, "gelu", "") == "tanh" and hidden < load(backend).min_recompute_bytes
 
 
 def _attention_weights(config: TrainConfig, shape: GPTConfig | LlamaConfig, backend: str, stream: int) -> int:

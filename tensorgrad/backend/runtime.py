@@ -7,6 +7,7 @@ from typing import Any
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.decoder import DecoderMath
+from tensorgrad.backend.mlp import MLPMath
 
 Function = Callable[..., tuple[Array, ...]]
 Advance = Callable[[int], int]
@@ -16,7 +17,7 @@ class BackendUnavailable(RuntimeError):
     """A backend that cannot run here; the message says what is missing and what to do, in one line."""
 
 
-class Backend(DecoderMath):
+class Backend(DecoderMath, MLPMath):
     """A device: the kernels of `Math`, and the transfer of arrays and numbers. Subclasses override both."""
 
     name = "base"

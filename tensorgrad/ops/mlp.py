@@ -28,28 +28,37 @@ def mlp(
     """gelu(x @ weight1^T + bias1) @ weight2^T + bias2, with `approximate` as gelu has it.
 
     x (..., n), weight1 (m, n), bias1 (m), weight2 (p, m), bias2 (p) -> (..., p). Saves h = x @ weight1^T + bias1, but
-    not gelu(h), which backward recomputes together with the gradient of h, overwriting h. A second backward, through a
-    retained graph, recomputes h as well.
+    not gelu(h), unless a GPU has room for it: backward recomputes it together with the gradient of h, overwriting h. A
+    second backward, through a retained graph, recomputes h as well.
     With dh = (dy weight2) gelu'(h): dx = dh weight1, dweight1 = dh^T x, dbias1 = sum of dh, dweight2 = dy^T gelu(h),
     dbias2 = sum of dy.
     """
     _check(x, weight1, bias1, weight2, bias2, approximate)
     tanh, saved_x = approximate == "tanh", ctx.saved(0)
     needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2 = ctx.needs_grad
-    saved_h = [k.linear(x, weight1, bias1)]
-    y = k.linear(k.gelu_tanh(saved_h[0]) if tanh else k.gelu(saved_h[0]), weight2, bias2)
+    if tanh:
+        result, h = k.linear_gelu_tanh(x, weight1, bias1)
+    else:
+        h = k.linear(x, weight1, bias1)
+        result = k.gelu(h)
+    y = k.linear(result, weight2, bias2)
+    saved = [(h, result if tanh and k.keeps_activation(result) else None)]
+    del h, result
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        h = saved_h.pop() if saved_h else k.linear(saved_x(), weight1, bias1)
-        dactivation = k.linear_backward_x(dy, weight2)
-        dh, activation = k.gelu_tanh_recompute(dactivation, h) if tanh else (k.gelu_backward(dactivation, h), k.gelu(h))
+        h, activation = saved.pop() if saved else (k.linear(saved_x(), weight1, bias1), None)
+        if tanh:
+            dh, activation, dbias1 = k.linear_gelu_tanh_backward(dy, weight2, h, activation, needs_bias1)
+        else:
+            dh, activation = k.gelu_backward(k.linear_backward_x(dy, weight2), h), k.gelu(h)
+            dbias1 = k.linear_backward_bias(dh) if needs_bias1 else None
         dweight2 = k.linear_backward_weight(dy, activation) if needs_weight2 else None
-        del h, dactivation, activation  # frees the largest arrays before the next products need memory
+        del h, activation  # frees the largest arrays before the next products need memory
         dweight1 = k.linear_backward_weight(dh, saved_x()) if needs_weight1 else None
         return (
             k.linear_backward_x(dh, weight1) if needs_x else None,
             dweight1,
-            k.linear_backward_bias(dh) if needs_bias1 else None,
+            dbias1,
             dweight2,
             k.linear_backward_bias(dy) if needs_bias2 else None,
         )

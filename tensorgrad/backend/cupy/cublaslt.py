@@ -18,6 +18,7 @@ COMPUTE = {"float32": 68, "tf32": 77, "float64": 70}  # cublasComputeType: the t
 # Attributes with the types of their values. Of a product:
 COMPUTE_TYPE, SCALE_TYPE, TRANSA, TRANSB = ((i, c_int32) for i in (0, 1, 3, 4))
 EPILOGUE, BIAS_POINTER, BIAS_DATA_TYPE = (7, c_int32), (8, c_void_p), (26, c_int32)
+AUX_POINTER, AUX_LD = (11, c_void_p), (12, c_int64)
 # Of a layout:
 TYPE, ORDER, ROWS, COLS, LD = (0, c_int32), (1, c_int32), (2, c_uint64), (3, c_uint64), (4, c_int64)
 BATCH_COUNT, STRIDED_BATCH_OFFSET = (5, c_int32), (6, c_int64)
@@ -26,7 +27,15 @@ MAX_WORKSPACE_BYTES, REDUCTION_SCHEME_MASK = (1, c_uint64), (3, c_int32)
 MIN_ALIGNMENT = [(i, c_int32) for i in (5, 6, 7, 8)]  # bytes, of A, B, C and D
 IN_COMPUTE_TYPE = 2  # reduction scheme: where the inner axis is split, partial sums are added in the compute type
 TRANSPOSED = 1
-WITH_BIAS = 4  # epilogue
+# What is computed of a product while it is in registers. Its GELU is the approximation by tanh.
+EPILOGUES = {
+    "": 1,
+    "bias": 4,  # d += bias
+    "gelu": 32 | 128,  # aux = d, d = gelu(d)
+    "bias_gelu": 32 | 128 | 4,  # d += bias first
+    "dgelu": 64 | 128,  # d *= gelu'(aux)
+    "dgelu_dbias": 64 | 128 | 16,  # and the bias becomes the sum of d
+}
 NOT_SUPPORTED = 15
 
 WORKSPACE_BYTES = 32 << 20  # NVIDIA's recommendation for Hopper
@@ -54,7 +63,10 @@ class Matrix(NamedTuple):
 
 
 class Product(NamedTuple):
-    """d = op(a) op(b) + beta d, plus a bias (rows of d) on every column; the key of a plan."""
+    """d = op(a) op(b) + beta d, and an epilogue; the key of a plan.
+
+    A bias has the rows of d, and is added to every column, or is a sum over the columns. An aux has the layout of d.
+    """
 
     a: Matrix
     b: Matrix
@@ -62,12 +74,23 @@ class Product(NamedTuple):
     transpose_a: bool
     transpose_b: bool
     compute: str
-    bias: bool = False
+    epilogue: str = ""  # of EPILOGUES
+
+    @property
+    def bias(self) -> bool:
+        """Whether the epilogue reads or writes a bias."""
+        return "bias" in self.epilogue
+
+    @property
+    def aux(self) -> bool:
+        """Whether the epilogue reads or writes the argument of a GELU."""
+        return "gelu" in self.epilogue
 
     def __str__(self) -> str:
         ops = (f"{m.rows}x{m.cols} {m.dtype}{'^T' * t}" for m, t in zip(self[:2], self[3:5], strict=True))
         stack = f", {self.d.batch} of them" if self.d.batch > 1 else ""
-        return f"{' @ '.join(ops)} -> {self.d.dtype} by {self.compute}{' + bias' * self.bias}{stack}"
+        epilogue = f" + {self.epilogue}" if self.epilogue else ""
+        return f"{' @ '.join(ops)} -> {self.d.dtype} by {self.compute}{epilogue}{stack}"
 
 
 class Algorithm(ctypes.Structure):
@@ -127,37 +150,48 @@ class CublasLt:
         return int(self.library.cublasLtGetVersion())
 
     def multiply(
-        self, product: Product, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int
+        self, product: Product, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int,
+        aux: int = 0,
     ) -> None:  # fmt: skip
-        """Run the product on a stream, planned at the first call; a, b, d, bias and workspace are addresses."""
-        plan = self.plans.get(product) or self._keep(self.plan(product))
-        self.run(plan, a, b, d, bias, beta, workspace, stream)
+        """Run the product on a stream, planned at the first call; all but beta are addresses."""
+        plan = self.plans.get(product) or self._keep(self.plan(product, bias, aux))
+        self.run(plan, a, b, d, bias, beta, workspace, stream, aux)
 
     def tune(
         self, product: Product, a: int, b: int, d: int, bias: int, workspace: int, stream: int, stopwatch: Stopwatch,
-        count: int = 8,
+        aux: int = 0, count: int = 8,
     ) -> None:  # fmt: skip
         """Plan the product with the fastest of `count` candidates, as timed by the stopwatch; overwrites d."""
         described = self.describe(product)
+        self.point(described, bias, aux)
 
         def time(candidate: Plan) -> float:
-            return stopwatch(lambda: self.run(candidate, a, b, d, bias, 0.0, workspace, stream))
+            return stopwatch(lambda: self.run(candidate, a, b, d, bias, 0.0, workspace, stream, aux))
 
         self._keep(min((described._replace(algorithm=x) for x in self.candidates(described, count)), key=time))
 
-    def run(self, plan: Plan, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int) -> None:
+    def run(
+        self, plan: Plan, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int, aux: int = 0
+    ) -> None:
         """Run a plan on a stream."""
-        if plan.product.bias:
-            self.set(plan.operation, "MatmulDesc", BIAS_POINTER, bias)
+        self.point(plan, bias, aux)
         real = c_double if plan.product.compute == "float64" else c_float
         self._call(
             "Matmul", self.handle, plan.operation, byref(real(1)), a, plan.a, b, plan.b, byref(real(beta)), d, plan.d,
             d, plan.d, byref(plan.algorithm), workspace, WORKSPACE_BYTES, stream, product=plan.product,
         )  # fmt: skip
 
-    def plan(self, product: Product) -> Plan:
+    def point(self, plan: Plan, bias: int, aux: int) -> None:
+        """Set the addresses that the epilogue uses; the heuristic looks at their alignment, too."""
+        if plan.product.bias:
+            self.set(plan.operation, "MatmulDesc", BIAS_POINTER, bias)
+        if plan.product.aux:
+            self.set(plan.operation, "MatmulDesc", AUX_POINTER, aux)
+
+    def plan(self, product: Product, bias: int = 0, aux: int = 0) -> Plan:
         """Describe the product, and choose the first algorithm that the heuristic proposes."""
         described = self.describe(product)
+        self.point(described, bias, aux)
         return described._replace(algorithm=self.candidates(described, 1)[0])
 
     def describe(self, product: Product) -> Plan:
@@ -166,9 +200,12 @@ class CublasLt:
         operation = self._create("MatmulDescCreate", COMPUTE[product.compute], scale)
         self.set(operation, "MatmulDesc", TRANSA, TRANSPOSED * product.transpose_a)
         self.set(operation, "MatmulDesc", TRANSB, TRANSPOSED * product.transpose_b)
+        if product.epilogue:
+            self.set(operation, "MatmulDesc", EPILOGUE, EPILOGUES[product.epilogue])
         if product.bias:
-            self.set(operation, "MatmulDesc", EPILOGUE, WITH_BIAS)
             self.set(operation, "MatmulDesc", BIAS_DATA_TYPE, TYPES[product.d.dtype])
+        if product.aux:
+            self.set(operation, "MatmulDesc", AUX_LD, product.d.ld)
         a, b, d = (self.layout(matrix) for matrix in (product.a, product.b, product.d))
         return Plan(product, operation, a, b, d, Algorithm())
 

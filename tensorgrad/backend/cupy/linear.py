@@ -1,4 +1,4 @@
-"""Matrix products by cuBLASLt, which adds the bias in the same kernel, and sums over rows.
+"""Matrix products by cuBLASLt, which adds the bias and computes GELU in the same kernel, and sums over rows.
 
 cuBLASLt is column-major: it reads a row-major matrix as its transpose. So d = a @ b is computed as d^T = b^T @ a^T. The
 operands are swapped, a transpose is a flag, and nothing is copied.
@@ -6,6 +6,7 @@ operands are swapped, a transpose is a flag, and nothing is copied.
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 from tensorgrad.backend.arrays import Array, as_rows, is_half
 from tensorgrad.backend.cupy import cublaslt
@@ -14,6 +15,7 @@ from tensorgrad.backend.cupy.kernels import Kernels, supported, wide_dtype
 
 AMPERE = 80  # compute capability, times ten, of the first tensor cores for bfloat16 and TF32
 ROW_BYTES = 16  # cuBLASLt's fast kernels need the distance of rows to be a multiple
+AUX_MULTIPLE = 8  # of which the length of a row must be a multiple for GELU in the same kernel
 TIMED_RUNS = 5  # of a candidate, when a plan is autotuned
 
 
@@ -38,7 +40,7 @@ class Linear(Kernels):
 
     @cached_property
     def unfused(self) -> set[Product]:
-        """Products whose bias has to be added by a separate kernel."""
+        """Products for which cuBLASLt has no kernel with their epilogue."""
         return set()
 
     def lacks(self, what: str) -> str | None:
@@ -85,10 +87,50 @@ class Linear(Kernels):
         else:
             y = self.xp.empty((*x.shape[:-1], len(weight)), x.dtype)
         if bias is not None:
-            bias = self.xp.ascontiguousarray(bias, dtype=x.dtype)
-            bias = bias if bias.data.ptr % 16 == 0 else bias.copy()  # cuBLASLt has no attribute for its alignment
-        self._multiply(as_rows(x), weight.T, as_rows(y), bias=bias)
+            bias = self._readable_bias(bias, x.dtype)
+            if self._multiply(as_rows(x), weight.T, as_rows(y), bias=bias, epilogue="bias"):
+                return y
+        self._multiply(as_rows(x), weight.T, as_rows(y))
+        if bias is not None:  # no algorithm adds a bias to such matrices, for example to a single row
+            y += bias
         return y
+
+    def linear_gelu_tanh(self, x: Array, weight: Array, bias: Array | None) -> tuple[Array, Array]:
+        """In half precision one kernel, which has an approximation of tanh that is too coarse for float32."""
+        if not self._has_gelu(x, weight, len(weight)):
+            return super().linear_gelu_tanh(x, weight, bias)
+        y, h = (self.xp.empty((*x.shape[:-1], len(weight)), x.dtype) for _ in range(2))
+        given = {} if bias is None else {"bias": self._readable_bias(bias, x.dtype)}
+        epilogue = "bias_gelu" if given else "gelu"
+        if self._multiply(as_rows(x), weight.T, as_rows(y), aux=as_rows(h), epilogue=epilogue, **given):
+            return y, h
+        return super().linear_gelu_tanh(x, weight, bias)
+
+    def linear_gelu_tanh_backward(
+        self, dy: Array, weight: Array, h: Array, activation: Array | None, needs_bias: bool
+    ) -> tuple[Array, Array, Array | None]:
+        """The same; cuBLASLt sums the gradient of the bias in float32 and rounds it to the dtype of dh."""
+        if not self._has_gelu(dy, weight, h.shape[-1]) or h.dtype != dy.dtype or not h.flags.c_contiguous:
+            return super().linear_gelu_tanh_backward(dy, weight, h, activation, needs_bias)
+        dh, dbias = self.xp.empty(h.shape, h.dtype), self.xp.empty(h.shape[-1], h.dtype) if needs_bias else None
+        epilogue = "dgelu_dbias" if needs_bias else "dgelu"
+        if not self._multiply(as_rows(dy), weight, as_rows(dh), bias=dbias, aux=as_rows(h), epilogue=epilogue):
+            return super().linear_gelu_tanh_backward(dy, weight, h, activation, needs_bias)
+        activation = self.gelu_tanh(h) if activation is None else activation
+        return dh, activation, None if dbias is None else self.wide(dbias)
+
+    def keeps_activation(self, activation: Array) -> bool:
+        return is_half(activation.dtype) and bool(activation.nbytes < self.min_recompute_bytes)
+
+    def _has_gelu(self, x: Array, weight: Array, n: int) -> bool:
+        """Whether a product of x and weight with rows of n numbers may have a GELU in the same kernel."""
+        arrays = isinstance(weight, self.array_type) and self._supports(x, weight)
+        return arrays and is_half(x.dtype) and n % AUX_MULTIPLE == 0
+
+    def _readable_bias(self, bias: Array, dtype: Any) -> Array:
+        """A bias as cuBLASLt reads it: there is no attribute for its alignment."""
+        bias = self.xp.ascontiguousarray(bias, dtype=dtype)
+        return bias if bias.data.ptr % 16 == 0 else bias.copy()
 
     def linear_backward_weight(self, dy: Array, x: Array) -> Array:
         dy, x = self._same_dtype(as_rows(dy), as_rows(x))
@@ -121,30 +163,38 @@ class Linear(Kernels):
         """x (..., m, n) -> (s, m, n): a view where the leading axes can be joined, else a copy."""
         return self.xp.broadcast_to(x, (*leading, *x.shape[-2:])).reshape(-1, *x.shape[-2:])
 
-    def _multiply(self, a: Array, b: Array, d: Array, beta: float = 0.0, bias: Array | None = None) -> None:
-        """d = a @ b + beta d, plus bias on every row; (m, k), (k, n), (m, n), or stacks of them (s, ...)."""
+    def _multiply(
+        self, a: Array, b: Array, d: Array, beta: float = 0.0, bias: Array | None = None, aux: Array | None = None,
+        epilogue: str = "",
+    ) -> bool:  # fmt: skip
+        """d = a @ b + beta d with an epilogue; (m, k), (k, n), (m, n), or stacks of them (s, ...).
+
+        bias (n) and aux (m, n) are what the epilogue reads or writes. False where there is no kernel with it.
+        """
         a, b = self._readable(a), self._readable(b)
         (left, transpose_left), (right, transpose_right), (result, _) = map(column_major, (b, a, d))
-        product = Product(left, right, result, transpose_left, transpose_right, self._compute(a), bias is not None)
+        product = Product(left, right, result, transpose_left, transpose_right, self._compute(a), epilogue)
         if product in self.unfused:
-            self._multiply(a, b, d, beta)
-            d += bias
-            return
+            return False
         stream = self.xp.cuda.get_current_stream().ptr
         space = self._workspace(stream)
-        bias_address = 0 if bias is None else bias.data.ptr
+        bias_address, aux_address = (0 if x is None else x.data.ptr for x in (bias, aux))
         try:
             if self.autotune and product not in self.cublaslt.plans:
                 scratch = self.xp.empty((result.batch, result.cols, result.ld), d.dtype)  # the candidates write there
                 self.cublaslt.tune(
-                    product, b.data.ptr, a.data.ptr, scratch.data.ptr, bias_address, space, stream, self._milliseconds
-                )
-            self.cublaslt.multiply(product, b.data.ptr, a.data.ptr, d.data.ptr, bias_address, beta, space, stream)
+                    product, b.data.ptr, a.data.ptr, scratch.data.ptr, bias_address, space, stream, self._milliseconds,
+                    aux_address,
+                )  # fmt: skip
+            self.cublaslt.multiply(
+                product, b.data.ptr, a.data.ptr, d.data.ptr, bias_address, beta, space, stream, aux_address
+            )
         except CublasLtError as error:
-            if bias is None or error.status != cublaslt.NOT_SUPPORTED:
+            if not epilogue or error.status != cublaslt.NOT_SUPPORTED:
                 raise
-            self.unfused.add(product)  # no algorithm adds a bias to such matrices, for example to a single row
-            self._multiply(a, b, d, beta, bias)
+            self.unfused.add(product)
+            return False
+        return True
 
     def _readable(self, x: Array) -> Array:
         """x, or a contiguous copy where cuBLASLt cannot read its layout."""

@@ -45,6 +45,21 @@ def test_training_equals_training_on_numpy(gpu: Any, dtype: str, tolerance: floa
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * norm)
 
 
+@pytest.mark.parametrize("gib", [80, 0])
+def test_gelu_is_computed_inside_the_products_of_the_mlp(gpu: Any, gib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its result is kept where there is room, else computed again."""
+    monkeypatch.setattr(gpu.xp.cuda.runtime, "memGetInfo", lambda: (0, gib * 2**30))
+    gpu.__dict__.pop("min_recompute_bytes", None)
+    gpu.cublaslt.requested.clear()
+    gpu.launcher.launches.clear()
+    train(gpu, "bfloat16", 1)
+    gpu.__dict__.pop("min_recompute_bytes", None)
+    used = [product.epilogue for product in gpu.cublaslt.requested]
+    assert used.count("bias_gelu") == used.count("dgelu_dbias") == CONFIG.n_layer
+    kernels = [launch.kernel for launch in gpu.launcher.launches if "gelu" in launch.kernel]
+    assert kernels == ([] if gib else ["gelu_tanh"] * CONFIG.n_layer)
+
+
 def test_a_step_of_the_plain_model_equals_one_of_the_fused_model(gpu: Any) -> None:
     (loss, norm), grads = train(gpu, "float32", 1, GPT)
     (fused_loss, fused_norm), fused_grads = train(gpu, "float32", 1)

@@ -17,6 +17,7 @@ from tensorgrad.backend.cupy.cublaslt import NOT_SUPPORTED, CublasLtError, Matri
 INVALID_VALUE = 7  # CUBLAS_STATUS_INVALID_VALUE
 WORKSPACE_ALIGNMENT = 256  # bytes
 TENSOR_CORE_ALIGNMENT = 16  # bytes: of addresses, and from a column to the next, for the fast kernels
+AUX_LD_MULTIPLE = 8  # CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD with a GELU
 
 
 class FakeCublasLt:
@@ -31,23 +32,25 @@ class FakeCublasLt:
         self.requested: list[Product] = []
         self.unaligned: list[Product] = []
         self.streams: set[int] = set()
-        self.refuse_bias = False
+        self.refused: set[str] = set()  # epilogues for which there is no algorithm
 
     def multiply(
-        self, product: Product, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int
+        self, product: Product, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int,
+        aux: int = 0,
     ) -> None:  # fmt: skip
-        require(product, a, b, d, bias, workspace)
+        require(product, a, b, d, bias, workspace, aux)
         self.requested.append(product)
         self.streams.add(stream)
         half, matrices = np.dtype(product.a.dtype).itemsize == 2, zip((a, b, d), product[:3], strict=True)
         if half and not all(aligned(address, matrix) for address, matrix in matrices):
             self.unaligned.append(product)
-        if product.bias and self.refuse_bias:
+        if product.epilogue in self.refused or (product.aux and product.d.dtype == "float64"):
             raise CublasLtError("cublasLtMatmulAlgoGetHeuristic: refused", NOT_SUPPORTED)
-        touch((a, b, bias), (d, workspace))
-        run(lambda: self.now(product, a, b, d, bias, beta))
+        backward = product.epilogue.startswith("d")
+        touch((a, b, *((aux,) if backward else (bias,))), (d, workspace, *((bias,) if backward else (aux,))))
+        run(lambda: self.now(product, a, b, d, bias, beta, aux))
 
-    def now(self, product: Product, a: int, b: int, d: int, bias: int, beta: float) -> None:
+    def now(self, product: Product, a: int, b: int, d: int, bias: int, beta: float, aux: int = 0) -> None:
         """Multiply at once, even while a graph is recorded."""
         wide = np.float64 if product.compute == "float64" else np.float32
         left = turned(at(a, product.a), product.transpose_a).astype(wide)
@@ -56,19 +59,34 @@ class FakeCublasLt:
         value = left @ right
         if beta:
             value = value + beta * result.astype(wide)
-        if product.bias:
-            row = Matrix(product.d.dtype, product.d.rows, 1, product.d.rows)
+        row = Matrix(product.d.dtype, product.d.rows, 1, product.d.rows)
+        if product.epilogue in ("bias", "bias_gelu"):
             value = value + at(bias, row).astype(wide)
+        if product.epilogue in ("gelu", "bias_gelu"):
+            at(aux, product.d)[...] = value.astype(result.dtype)
+            value = gelu(value)[0]
+        if product.epilogue in ("dgelu", "dgelu_dbias"):
+            value = value * gelu(at(aux, product.d).astype(wide))[1]
+        if product.epilogue == "dgelu_dbias":
+            at(bias, row)[...] = value.sum(axis=-1, keepdims=True).astype(result.dtype)
         result[...] = value.astype(result.dtype)
 
     def tune(
-        self, product: Product, a: int, b: int, d: int, bias: int, workspace: int, stream: int, stopwatch: Any
+        self, product: Product, a: int, b: int, d: int, bias: int, workspace: int, stream: int, stopwatch: Any,
+        aux: int = 0,
     ) -> None:  # fmt: skip
-        assert stopwatch(lambda: self.multiply(product, a, b, d, bias, 0.0, workspace, stream)) > 0
+        assert stopwatch(lambda: self.multiply(product, a, b, d, bias, 0.0, workspace, stream, aux)) > 0
         self.plans[product] = True
 
 
-def require(product: Product, a: int, b: int, d: int, bias: int, workspace: int) -> None:
+def gelu(x: Any) -> tuple[Any, Any]:
+    """GELU's approximation by tanh, and its derivative, by the formulas of the paper (arXiv:1606.08415)."""
+    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    slope = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+    return x * (1 + np.tanh(inner)) / 2, (1 + np.tanh(inner)) / 2 + x * slope / (2 * np.cosh(inner) ** 2)
+
+
+def require(product: Product, a: int, b: int, d: int, bias: int, workspace: int, aux: int = 0) -> None:
     """Raise the error of a product that breaks a documented rule."""
     for name, address, matrix in zip("abd", (a, b, d), product[:3], strict=True):
         size = np.dtype(matrix.dtype).itemsize
@@ -82,6 +100,10 @@ def require(product: Product, a: int, b: int, d: int, bias: int, workspace: int)
         raise invalid(product, "the numbers of matrices")
     if product.bias != bool(bias) or bias % TENSOR_CORE_ALIGNMENT:
         raise invalid(product, "the bias")
+    if product.aux != bool(aux) or aux % TENSOR_CORE_ALIGNMENT:
+        raise invalid(product, "the aux")
+    if product.aux and product.d.ld % AUX_LD_MULTIPLE:  # it has the layout of d
+        raise invalid(product, "the leading dimension of the aux")
     if not workspace or workspace % WORKSPACE_ALIGNMENT:
         raise invalid(product, "the workspace")
 

@@ -34,9 +34,12 @@ def products(dtype: str, compute: str) -> dict[str, Product]:
     for name, n_in, n_out in (("c_attn", C, 3 * C), ("c_proj", C, C), ("c_fc", C, 4 * C), ("head", C, V)):
         x, y = matrix(dtype, n_in, B * T), matrix(dtype, n_out, B * T)
         weight = matrix(dtype, n_in, n_out)
-        found[f"{name} forward"] = Product(weight, x, y, True, False, compute, name != "head")
+        found[f"{name} forward"] = Product(weight, x, y, True, False, compute, "" if name == "head" else "bias")
         found[f"{name} dx"] = Product(weight, y, x, False, False, compute)
         found[f"{name} dweight"] = Product(x, y, weight._replace(dtype=wide), False, True, compute)
+    weight, x, y = matrix(dtype, C, 4 * C), matrix(dtype, C, B * T), matrix(dtype, 4 * C, B * T)
+    found["c_fc and GELU"] = Product(weight, x, y, True, False, compute, "bias_gelu")
+    found["c_proj dx and GELU"] = Product(matrix(dtype, 4 * C, C), x, y, False, False, compute, "dgelu_dbias")
     heads = matrix(dtype, 64, T, 3 * C, batch=12, stride=64)  # of one sequence, inside its projection
     found["scores"] = Product(heads, heads, matrix(dtype, T, T, batch=12, stride=T * T), True, False, compute)
     found["odd address"] = Product(matrix(dtype, 3, 5, 7, alignment=4), x, y, False, False, compute)
@@ -66,7 +69,11 @@ def test_descriptors_have_the_given_attributes(dtype: str, compute: str) -> None
         assert get(plan.operation, "MatmulDesc", cublaslt.SCALE_TYPE) == (1 if compute == "float64" else 0)
         assert get(plan.operation, "MatmulDesc", cublaslt.TRANSA) == product.transpose_a
         assert get(plan.operation, "MatmulDesc", cublaslt.TRANSB) == product.transpose_b
-        assert get(plan.operation, "MatmulDesc", cublaslt.EPILOGUE) == (4 if product.bias else 1)
+        wanted = {"": 1, "bias": 4, "bias_gelu": 164, "dgelu_dbias": 208}[product.epilogue]  # of cublasLt.h
+        assert get(plan.operation, "MatmulDesc", cublaslt.EPILOGUE) == wanted
+        library.set(plan.operation, "MatmulDesc", cublaslt.AUX_POINTER, 0x7F0012345500)
+        assert get(plan.operation, "MatmulDesc", cublaslt.AUX_POINTER) == 0x7F0012345500
+        assert get(plan.operation, "MatmulDesc", cublaslt.AUX_LD) == (product.d.ld if product.aux else 0)
         library.set(plan.operation, "MatmulDesc", cublaslt.BIAS_POINTER, 0x7F0012345600)
         assert get(plan.operation, "MatmulDesc", cublaslt.BIAS_POINTER) == 0x7F0012345600
         if product.bias:
@@ -206,9 +213,19 @@ def test_float64_is_scaled_by_doubles(recorder: Recorder) -> None:
 def test_the_bias_is_set_before_every_run(recorder: Recorder) -> None:
     library = CublasLt(recorder)
     for address in (64, 128):
-        library.multiply(SMALL._replace(bias=True), 1, 2, 3, address, 0.0, 4, 5)
+        library.multiply(SMALL._replace(epilogue="bias"), 1, 2, 3, address, 0.0, 4, 5)
     given = [a[2]._obj.value for name, a in recorder.calls if name == "MatmulDescSetAttribute" and a[1] == 8]
-    assert given == [64, 128]
+    assert given == [64, 64, 128]  # and before the heuristic looks at its alignment
+
+
+def test_the_aux_is_set_before_every_run_and_before_the_heuristic_looks_at_its_alignment(recorder: Recorder) -> None:
+    library = CublasLt(recorder)
+    for aux in (64, 128):
+        library.multiply(SMALL._replace(epilogue="dgelu"), 1, 2, 3, 0, 0.0, 4, 5, aux)
+    names = [name if name != "MatmulDescSetAttribute" else a[2]._obj.value for name, a in recorder.calls
+             if name != "MatmulDescSetAttribute" or a[1] == 11]  # fmt: skip
+    wanted = [64, "MatmulAlgoGetHeuristic", 64, "Matmul", 128, "Matmul"]
+    assert [name for name in names if name in wanted] == wanted
 
 
 def test_tuning_keeps_the_fastest_candidate(recorder: Recorder) -> None:
@@ -238,7 +255,7 @@ def test_no_algorithm_is_an_error_that_describes_the_product(recorder: Recorder,
 def test_errors_describe_stacks_transposes_and_biases(recorder: Recorder) -> None:
     recorder.status["Matmul"] = 13
     stack = [m._replace(batch=5, stride=100, dtype="float16") for m in SMALL[:3]]
-    product = Product(*stack, True, False, "float32", True)
+    product = Product(*stack, True, False, "float32", "bias")
     wanted = "2x3 float16^T @ 3x4 float16 -> float16 by float32 + bias, 5 of them"
     with pytest.raises(CublasLtError, match=re.escape(f"cublasLtMatmul: CUBLAS_STATUS_13 (13) for {wanted}")):
         CublasLt(recorder).multiply(product, 1, 2, 3, 0, 0.0, 4, 5)

@@ -198,14 +198,54 @@ def test_tf32_is_used_only_for_float32_and_on_request(k: Any) -> None:
 
 
 def test_a_bias_that_cannot_be_fused_is_added_separately(k: Any) -> None:
-    k.cublaslt.refuse_bias = True
+    k.cublaslt.refused.add("bias")
     x, weight = memory(np.ones((1, 3), np.float32)), memory(np.ones((2, 3), np.float32))
-    y, bias = memory(np.empty((1, 2), np.float32)), memory(np.array([1, 2], np.float32))
+    bias = memory(np.array([1, 2], np.float32))
     for fused in ([True, False], [False]):
         before = len(k.cublaslt.requested)
-        k._multiply(x, weight.T, y, bias=bias)
-        assert y.tolist() == [[4, 5]]
+        assert k.linear(x, weight, bias).tolist() == [[4, 5]]
         assert [product.bias for product in k.cublaslt.requested[before:]] == fused
+
+
+@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("m", [64, 24, 20])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gelu_in_the_products_of_an_mlp(
+    k: Any, dtype: Any, m: int, bias: bool, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In half precision where 8 divides the length of a row; otherwise, and where it is refused, by other kernels."""
+    monkeypatch.setattr(k, "column_sums", lambda x, dtype: x.astype(dtype).sum(axis=0))  # a kernel of another file
+    rng = np.random.default_rng(0)
+    x, w1, b1, w2, dy = (
+        rng.standard_normal(shape).astype(dtype) for shape in ((3, 7, 16), (m, 16), (m,), (16, m), (3, 7, 16))
+    )
+    epilogues = ["bias_gelu" if bias else "gelu", "dgelu_dbias" if bias else "dgelu"]
+    if refused:
+        k.cublaslt.refused.update(epilogues)
+    plain, wide = Plain(), [a.astype(np.float64) for a in (x, w1, b1, w2, dy)]
+    wanted, wanted_h = plain.linear_gelu_tanh(wide[0], wide[1], wide[2] if bias else None)
+    for _ in range(2):
+        k.cublaslt.requested.clear()
+        y, h = k.linear_gelu_tanh(memory(x), memory(w1), memory(b1) if bias else None)
+        near(y, wanted, dtype)
+        near(h, wanted_h, dtype)
+        there = memory(np.array(h))
+        dh, activation, dbias = k.linear_gelu_tanh_backward(memory(dy), memory(w2), there, None, bias)
+        exact = plain.linear_gelu_tanh_backward(wide[4], wide[3], np.array(h).astype(np.float64), None, bias)
+        near(dh, exact[0], dtype)
+        near(activation, exact[1], dtype)
+        assert (dbias is None) == (not bias)
+        if bias:
+            assert dbias.dtype == (np.float32 if dtype.itemsize == 2 else dtype)
+            near(dbias, exact[2], dtype)
+    fused = dtype.itemsize == 2 and m % 8 == 0 and not refused
+    used = [product.epilogue for product in k.cublaslt.requested if product.aux]
+    assert used == (epilogues if fused else []), "what was refused once is not tried again"
+    if fused:
+        kept = memory(np.array(y))
+        again = k.linear_gelu_tanh_backward(memory(dy), memory(w2), memory(np.array(h)), kept, bias)
+        assert again[1] is kept and again[0].tobytes() == dh.tobytes()
 
 
 def test_other_errors_are_raised(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,13 +180,17 @@ def test_cublaslt_refuses_what_its_documentation_does_not_allow() -> None:
         (good._replace(b=matrix(16, 8, alignment=1)), "alignment of b"),
         (good._replace(d=matrix(8, 8)._replace(dtype="bfloat16")), "dtypes"),
         (good._replace(d=matrix(8, 8, batch=2)), "numbers of matrices"),
-        (good._replace(bias=True), "bias"),
+        (good._replace(epilogue="bias"), "bias"),
+        (good._replace(epilogue="dgelu"), "aux"),
     ):
         with pytest.raises(CublasLtError, match=f"INVALID_VALUE for .*: the {why}"):
             library.multiply(wrong, a, b, d, 0, 0.0, space, 0)
     for addresses, why in (((a + 2, b, d, 0, 0.0, space), "alignment of a"), ((a, b, d, 0, 0.0, 0), "workspace")):
         with pytest.raises(CublasLtError, match=f"the {why}"):
             library.multiply(good, *addresses, 0)  # type: ignore[arg-type]
+    matrices = {"a": matrix(8, 12), "d": matrix(12, 8)}  # of d, whose columns are 12 numbers from each other
+    with pytest.raises(CublasLtError, match="the leading dimension of the aux"):
+        library.multiply(good._replace(**matrices, epilogue="gelu"), a, b, d, 0, 0.0, space, 0, a)
     for slow in (good._replace(a=matrix(8, 16, ld=9)), good._replace(d=matrix(7, 8), a=matrix(7, 16))):
         library.multiply(slow, a, b, d, 0, 0.0, space, 0)
         assert library.unaligned.pop() is slow
