@@ -63,7 +63,7 @@ class Ourselves:
         run = step
         if mode == "graph":
             optimizer.capturable()
-            run = self.graph = k.record(step, lambda n: default_generator.next_step(Stream.DROPOUT, n))
+            run = self.graph = k.record(step, lambda n: default_generator.next_step(Stream.DROPOUT, n), tune=True)
         batches = batches_of(self.arrays["idx"], self.arrays["targets"], batch)
         return lambda: run(*k.stage(*next(batches)))[0]
 

@@ -40,7 +40,7 @@ class TrainingStep:
         if config.cuda_graph:
             optimizer.capturable()
             draw = partial(tg.random.default_generator.next_step, Stream.DROPOUT)
-            self._compute = self.backend.record(self._step, draw)
+            self._compute = self.backend.record(self._step, draw, tune=True)
 
     def __call__(self, x: Array, y: Array, lr: float, *more: Array) -> tuple[Any, Any]:
         """Take a step on the windows x, y (n, T); return the loss and the norm of the gradient.

@@ -69,11 +69,13 @@ class Backend(DecoderMath, MLPMath):
         """Copy host arrays to this backend; the results are valid until `stage` has been called twice more."""
         return tuple(self.asarray(x) for x in arrays)
 
-    def record(self, fn: Function, advance: Advance) -> Function:
+    def record(self, fn: Function, advance: Advance, tune: bool = False) -> Function:
         """`fn(*arrays)` as a CUDA graph: recorded in one of the first calls and then replayed, without calling fn.
 
         State that fn changes from call to call has to be in arrays. advance(n): count n dropout masks, and return how
-        many were drawn before. Raises BackendUnavailable where there is no GPU.
+        many were drawn before. tune: before the recording, time several algorithms for every product, and keep the
+        fastest on disk: the results depend on which it is, in their last digits. Raises BackendUnavailable where there
+        is no GPU.
         """
         raise BackendUnavailable(f"a CUDA graph: {self.lacks('cuda_graph')}")
 

@@ -6,12 +6,14 @@ is described once, in a plan that is cached; running a plan is one call. Names a
 """
 
 import ctypes
+import math
 from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from tensorgrad.backend.cupy.driver import first_line
+from tensorgrad.backend.cupy.tuned import TunedAlgorithms
 
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType
 COMPUTE = {"float32": 68, "tf32": 77, "float64": 70}  # cublasComputeType: the type of the sum
@@ -120,6 +122,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "MatrixLayoutCreate": [POINTER(c_void_p), c_int, c_uint64, c_uint64, c_int64],
     "MatmulPreferenceCreate": [POINTER(c_void_p)],
     "MatmulAlgoGetHeuristic": [*[c_void_p] * 7, c_int, c_void_p, POINTER(c_int)],
+    "MatmulAlgoCheck": [c_void_p] * 8,
     "Matmul": [*[c_void_p] * 14, c_size_t, c_void_p],
 }
 for _kind in ("MatmulDesc", "MatrixLayout", "MatmulPreference"):
@@ -129,10 +132,14 @@ for _kind in ("MatmulDesc", "MatrixLayout", "MatmulPreference"):
 
 
 class CublasLt:
-    """A cuBLASLt handle and a cache of plans. Every method raises CublasLtError if a call of the library fails."""
+    """A cuBLASLt handle and a cache of plans. Every method raises CublasLtError if a call of the library fails.
+
+    tuned: the algorithms that `tune` has found in earlier runs, and where it keeps those that it finds.
+    """
 
     def __init__(self, library: Any) -> None:
         self.library = library
+        self.tuned: TunedAlgorithms | None = None
         self.plans: dict[Product, Plan] = {}
         for name, arguments in SIGNATURES.items():
             function = getattr(library, f"cublasLt{name}")
@@ -161,14 +168,41 @@ class CublasLt:
         self, product: Product, a: int, b: int, d: int, bias: int, workspace: int, stream: int, stopwatch: Stopwatch,
         aux: int = 0, count: int = 8,
     ) -> None:  # fmt: skip
-        """Plan the product with the fastest of `count` candidates, as timed by the stopwatch; overwrites d."""
+        """Plan the product with the fastest of `count` candidates, as timed by the stopwatch; overwrites d.
+
+        Without timing where the fastest is known from an earlier run.
+        """
         described = self.describe(product)
         self.point(described, bias, aux)
 
         def time(candidate: Plan) -> float:
-            return stopwatch(lambda: self.run(candidate, a, b, d, bias, 0.0, workspace, stream, aux))
+            try:
+                return stopwatch(lambda: self.run(candidate, a, b, d, bias, 0.0, workspace, stream, aux))
+            except CublasLtError:
+                return math.inf  # not every candidate runs
 
-        self._keep(min((described._replace(algorithm=x) for x in self.candidates(described, count)), key=time))
+        fastest = self._known(described)
+        if fastest is None:
+            candidates = [described._replace(algorithm=x) for x in self.candidates(described, count)]
+            fastest = min(candidates, key=time)
+            if self.tuned is not None:
+                self.tuned.add(repr(product), list(fastest.algorithm.algo))
+        if product in self.plans:
+            self.forget(product)
+        self._keep(fastest)
+
+    def _known(self, described: Plan) -> Plan | None:
+        """The plan with the algorithm that was found in an earlier run, if cuBLASLt accepts it."""
+        words = None if self.tuned is None else self.tuned.find(repr(described.product))
+        if words is None:
+            return None
+        algorithm, checked = Algorithm(algo=tuple(words)), Algorithm()
+        status = self.library.cublasLtMatmulAlgoCheck(
+            self.handle, described.operation, described.a, described.b, described.d, described.d, byref(algorithm),
+            byref(checked),
+        )  # fmt: skip
+        fits = status == 0 and checked.state == 0 and checked.workspace <= WORKSPACE_BYTES
+        return described._replace(algorithm=algorithm) if fits else None
 
     def run(
         self, plan: Plan, a: int, b: int, d: int, bias: int, beta: float, workspace: int, stream: int, aux: int = 0
@@ -282,12 +316,17 @@ class CublasLt:
         return CublasLtError(message, status)
 
 
-def load() -> CublasLt:
-    """cuBLASLt from NVIDIA's packages or from the system. Raises CublasLtError if it cannot be loaded."""
+def load(card: str = "") -> CublasLt:
+    """cuBLASLt from NVIDIA's packages or from the system. Raises CublasLtError if it cannot be loaded.
+
+    card: what tells the GPU from others, on which other algorithms are the fastest; "" keeps none on disk.
+    """
     from cuda import pathfinder
 
     try:
         found = pathfinder.load_nvidia_dynamic_lib("cublasLt")
     except (pathfinder.DynamicLibNotFoundError, RuntimeError) as error:
         raise CublasLtError(f"libcublasLt is not found ({first_line(error)}): pip install nvidia-cublas") from error
-    return CublasLt(ctypes.CDLL(found.abs_path))
+    library = CublasLt(ctypes.CDLL(found.abs_path))
+    library.tuned = TunedAlgorithms(card, library.version()) if card else None
+    return library

@@ -16,8 +16,8 @@ EAGER_RUNS = 3  # before recording: they compile kernels, plan products and fill
 class Graphs(Dropout, Optimization):
     """Recording of CUDA graphs."""
 
-    def record(self, fn: Function, advance: Advance) -> Function:
-        return CudaGraph(self, fn, advance)
+    def record(self, fn: Function, advance: Advance, tune: bool = False) -> Function:
+        return CudaGraph(self, fn, advance, tune)
 
     @cached_property
     def graph_stream(self) -> Any:
@@ -36,8 +36,8 @@ class CudaGraph:
     of the graph's own: memory that fn freed while it was recorded stays reserved for every replay, until `close`.
     """
 
-    def __init__(self, k: Graphs, fn: Function, advance: Advance) -> None:
-        self.k, self.fn, self.advance = k, fn, advance
+    def __init__(self, k: Graphs, fn: Function, advance: Advance, tune: bool) -> None:
+        self.k, self.fn, self.advance, self.tune = k, fn, advance, tune
         self.stream, self.memory = k.graph_stream, Allocator(k.xp, k.xp.cuda.MemoryPool())
         self.runs = 0
         self.inputs: tuple[Array, ...] = ()
@@ -68,14 +68,22 @@ class CudaGraph:
             self._copy_inputs(arrays)
             if self.graph is None and self.runs < EAGER_RUNS:
                 self.runs += 1
-                with self.k.xp.cuda.using_allocator(self.memory):
-                    return self.fn(*self.inputs)
+                return self._run_eagerly()
             if self.graph is None:
                 self._record()
             elif self.n_masks:
                 self.step_offset.fill((self.advance(self.n_masks) - self.first_mask) % 2**32)
             self.graph.launch(self.stream)
             return self.results
+
+    def _run_eagerly(self) -> tuple[Array, ...]:
+        before = self.k.autotune
+        self.k.autotune = self.tune or before
+        try:
+            with self.k.xp.cuda.using_allocator(self.memory):
+                return self.fn(*self.inputs)
+        finally:
+            self.k.autotune = before
 
     def _copy_inputs(self, arrays: tuple[Array, ...]) -> None:
         if not self.inputs and arrays:

@@ -21,6 +21,7 @@ class Kernels(Backend):
     """A backend with CUDA kernels; arrays that they do not support are left to `math.py`."""
 
     launcher: Launcher
+    autotune = False  # time several algorithms for every new product, instead of using the heuristic's first choice
 
     @cached_property
     def copy_stream(self) -> Any:

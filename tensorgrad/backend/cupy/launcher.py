@@ -117,7 +117,7 @@ def cached_build(source: str, arch: str, defines: Defines = ()) -> bytes:
     cubin, _ = build(source, arch, defines)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, hashlib.sha256(cubin).digest() + cubin)
+        write_atomically(path, hashlib.sha256(cubin).digest() + cubin)
     return cubin
 
 
@@ -135,7 +135,7 @@ def _key(source: str, arch: str, defines: Defines) -> str:
     return digest.hexdigest()[:32]
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file atomically, even if other processes write it at the same time."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:

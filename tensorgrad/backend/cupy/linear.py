@@ -26,12 +26,18 @@ class Linear(Kernels):
     """
 
     tf32 = False  # round float32 to TF32, with 10 bits of mantissa, for the tensor cores
-    autotune = False  # time several algorithms for every new shape, instead of using the heuristic's first choice
 
     @cached_property
     def cublaslt(self) -> CublasLt:
         """The library, loaded at the first product."""
-        return cublaslt.load()
+        runtime = self.xp.cuda.runtime
+        found = runtime.getDeviceProperties(runtime.getDevice())
+        return cublaslt.load(f"{found['name'].decode()}, {found['multiProcessorCount']} multiprocessors")
+
+    @cached_property
+    def tuned(self) -> set[Product]:
+        """Products that were planned with the fastest of several algorithms."""
+        return set()
 
     @cached_property
     def workspaces(self) -> dict[int, Array]:
@@ -96,7 +102,7 @@ class Linear(Kernels):
         return y
 
     def linear_gelu_tanh(self, x: Array, weight: Array, bias: Array | None) -> tuple[Array, Array]:
-        """In half precision one kernel, which has an approximation of tanh that is too coarse for float32."""
+        """One kernel in half precision; how accurate its tanh is in float32 is not documented."""
         if not self._has_gelu(x, weight, len(weight)):
             return super().linear_gelu_tanh(x, weight, bias)
         y, h = (self.xp.empty((*x.shape[:-1], len(weight)), x.dtype) for _ in range(2))
@@ -180,7 +186,8 @@ class Linear(Kernels):
         space = self._workspace(stream)
         bias_address, aux_address = (0 if x is None else x.data.ptr for x in (bias, aux))
         try:
-            if self.autotune and product not in self.cublaslt.plans:
+            if self.autotune and product not in self.tuned:
+                self.tuned.add(product)
                 scratch = self.xp.empty((result.batch, result.cols, result.ld), d.dtype)  # the candidates write there
                 self.cublaslt.tune(
                     product, b.data.ptr, a.data.ptr, scratch.data.ptr, bias_address, space, stream, self._milliseconds,

@@ -27,7 +27,7 @@ class FakeCublasLt:
     because an address or a leading dimension is not a multiple of 16 bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, card: str = "") -> None:
         self.plans: dict[Product, Any] = {}
         self.requested: list[Product] = []
         self.unaligned: list[Product] = []

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tensorgrad.backend.cupy import cublaslt
 from tensorgrad.backend.cupy.cublaslt import CublasLt, CublasLtError, Matrix, Product
+from tensorgrad.backend.cupy.tuned import TunedAlgorithms
 
 try:
     from cuda import pathfinder
@@ -120,14 +122,18 @@ def test_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
         cublaslt.load()
 
 
-def test_an_installed_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = SimpleNamespace(
         load_nvidia_dynamic_lib=lambda name: SimpleNamespace(abs_path=f"lib{name}"), DynamicLibNotFoundError=OSError
     )
     monkeypatch.setitem(__import__("sys").modules, "cuda", SimpleNamespace(pathfinder=fake))
     library = Recorder()
     monkeypatch.setattr(ctypes, "CDLL", lambda path: library if path == "libcublasLt" else None)
-    assert cublaslt.load().library is library
+    assert cublaslt.load().library is library and cublaslt.load().tuned is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tuned = cublaslt.load("a card").tuned
+    assert tuned is not None and (tuned.card, tuned.version) == ("a card", 130100)
+    assert tuned.path == tmp_path / "tensorgrad" / "kernels" / "products-a-card.json"
 
 
 # --- running, with a library that only records calls ------------------------------------------------------
@@ -239,6 +245,40 @@ def test_tuning_keeps_the_fastest_candidate(recorder: Recorder) -> None:
     library.multiply(SMALL, 1, 2, 3, 0, 0.0, 4, 5)
     assert [algorithm for _, algorithm in recorder.ran] == [1, 2, 3, 2]
     assert recorder.count("MatmulDescCreate") == 1
+
+
+def test_a_candidate_that_does_not_run_is_not_chosen(recorder: Recorder) -> None:
+    library, times = CublasLt(recorder), iter([5.0, 4.0])
+
+    def stopwatch(run: Any) -> float:
+        recorder.status["Matmul"] = 14 if len(recorder.ran) == 1 else 0
+        run()
+        return next(times)
+
+    library.tune(SMALL, 1, 2, 3, 0, 4, 5, stopwatch)
+    library.multiply(SMALL, 1, 2, 3, 0, 0.0, 4, 5)
+    assert [algorithm for _, algorithm in recorder.ran] == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_an_earlier_run_has_tuned_is_not_timed_again(refused: bool, tmp_path: Path) -> None:
+    """Unless cuBLASLt does not accept it."""
+    for earlier in (True, False):
+        recorder = Recorder()
+        recorder.status["MatmulAlgoCheck"] = 15 * refused
+        library, times = CublasLt(recorder), iter([3.0, 1.0, 2.0])
+        library.tuned = TunedAlgorithms("a card", 130100, tmp_path)
+
+        def stopwatch(run: Any, times: Any = times) -> float:
+            run()
+            return next(times)
+
+        library.multiply(SMALL, 1, 2, 3, 0, 0.0, 4, 5)  # planned by the heuristic, which is forgotten
+        library.tune(SMALL, 1, 2, 3, 0, 4, 5, stopwatch)
+        library.multiply(SMALL, 1, 2, 3, 0, 0.0, 4, 5)
+        timed = [1, 2, 3] if earlier or refused else []
+        assert [algorithm for _, algorithm in recorder.ran] == [1, *timed, 2]
+        assert recorder.count("MatmulDescDestroy") == 1 and len(library.plans) == 1
 
 
 @pytest.mark.parametrize(("candidates", "state"), [(0, 0), (1, 15)])

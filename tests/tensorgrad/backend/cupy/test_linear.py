@@ -295,8 +295,9 @@ def test_autotuning_times_a_new_shape_once_and_does_not_overwrite_the_result(k: 
 
 def test_the_library_is_loaded_at_the_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
     products = linear.Linear()
-    monkeypatch.setattr(linear.cublaslt, "load", lambda: "loaded")
-    assert products.cublaslt == "loaded"
+    products.xp = FakeCupy()
+    monkeypatch.setattr(linear.cublaslt, "load", lambda card: f"loaded for {card}")
+    assert products.cublaslt == "loaded for Stand-in, 132 multiprocessors"
 
 
 def test_dtypes_that_an_old_gpu_does_not_support(k: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,20 @@ def test_numbers_beside_half_precision_can_be_recorded(gpu: Any) -> None:
         np.testing.assert_array_equal(y.get(), np.array([1, 2], "bfloat16") * np.array(0.3, "bfloat16"))
 
 
+@pytest.mark.parametrize("tune", [False, True])
+def test_products_are_tuned_before_a_recording(gpu: Any, tune: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+    monkeypatch.setattr(gpu, "_milliseconds", lambda run: timed.append(run()) or 1.0)
+    gpu.tuned.clear()
+    a, b = (gpu.asarray(np.ones((6, n), np.float32)) for n in (5, 4))
+    graph = gpu.record(lambda x: (gpu.matmul(x.T, b), gpu.matmul(x.T, x)), draws, tune=tune)
+    for _ in range(EAGER_RUNS + 2):
+        assert [float(y.sum()) for y in graph(a)] == [5 * 4 * 6, 5 * 5 * 6]
+    assert len(timed) == len(gpu.tuned) == (2 if tune else 0)
+    assert not gpu.autotune
+    graph.close()
+
+
 def test_the_function_is_not_called_after_the_recording(gpu: Any) -> None:
     calls, state = [], gpu.xp.zeros(2, np.float32)
 
