@@ -72,9 +72,11 @@ def attention(k: Any, draw: Any, size: tuple[int, int, int], dropout: Any = None
 
 
 def normalization(k: Any, draw: Any, rows: int, n: int) -> Any:
-    x, dy, weight, bias = draw(rows, n), draw(rows, n), draw(n), draw(n)
+    x, dy, dsum, weight, bias = *(draw(rows, n) for _ in range(3)), draw(n), draw(n)
     y, mean, rstd = k.layer_norm(x, weight, bias, 1e-5)
-    return y, mean, rstd, k.layer_norm_backward_x(dy, x, weight, mean, rstd), k.rms_norm(x, weight, 1e-6)[0]
+    gradients = k.layer_norm_backward(dy, x, weight, mean, rstd, dsum, (True, True, True))
+    dx = k.layer_norm_backward_x(dy, x, weight, mean, rstd)
+    return y, mean, rstd, *gradients, dx, k.rms_norm(x, weight, 1e-6)[0]
 
 
 def cross_entropy(k: Any, draw: Any, below: Any, rows: int, n: int) -> Any:
@@ -90,6 +92,13 @@ def products(k: Any, draw: Any, rows: int, n_in: int, n_out: int) -> Any:
     return y, k.linear_backward_x(dy, weight), k.linear_backward_weight(dy, x), k.linear_backward_bias(dy)
 
 
+def gelu_in_products(k: Any, draw: Any, rows: int, n: int) -> Any:
+    """By cuBLASLt in half precision."""
+    x, dy, first, second, bias = draw(rows, n), draw(rows, n), draw(4 * n, n), draw(n, 4 * n), draw(4 * n)
+    y, h = k.linear_gelu_tanh(x, first, bias)
+    return y, h.copy(), *k.linear_gelu_tanh_backward(dy, second, draw(rows, 4 * n), None, True)
+
+
 CALLS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
     "attention": lambda k, draw, below, at: attention(k, draw, at.size((12, 1024, 64), (2, 70, 64))),
     "attention, large head": lambda k, draw, below, at: attention(k, draw, at.size((3, 777, 128), (1, 33, 128))),
@@ -103,6 +112,8 @@ CALLS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
     ),
     "dropout": lambda k, draw, below, at: k.dropout(draw(at.size(4096, 5), 769), DROP),
     "products": lambda k, draw, below, at: products(k, draw, *at.size((4096, 768, 3072), (20, 24, 40))),
+    "GELU in products": lambda k, draw, below, at: gelu_in_products(k, draw, *at.size((4096, 768), (20, 24))),
+    "GELU in products, odd": lambda k, draw, below, at: gelu_in_products(k, draw, *at.size((1021, 765), (7, 9))),
     "products, odd": lambda k, draw, below, at: products(k, draw, *at.size((1021, 765, 2305), (7, 9, 5))),
 }
 
@@ -132,7 +143,7 @@ def test_the_optimizer_step_and_the_norm(place: Any) -> None:
     there = [[place.k.asarray(x) for x in group] for group in host]
     norm = float(place.k.to_numpy(place.k.xp.asarray(place.k.global_norm(there[1]))))
     assert norm == pytest.approx(math.sqrt(sum(float((x.astype(np.float64) ** 2).sum()) for x in host[1])), rel=1e-5)
-    options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 3}
+    options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 3, "grad_scale": 0.25}
     plain = Plain()
     for arrays, mine in zip(zip(*host, strict=True), zip(*there, strict=True), strict=True):
         exact = [x.astype(np.float64) for x in arrays]
