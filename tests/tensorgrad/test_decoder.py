@@ -127,7 +127,8 @@ def test_weights_in_another_order_in_memory_are_left_to_the_plain_mathematics() 
 def test_the_kernel_runs_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "contiguous_row", lambda row: row)
     monkeypatch.setattr(decoder, "exp", np.exp)
-    for name in ("share", "normalized", "rotate_heads", "attend", "float_products"):
+    inlined = "share", "normalized", "rotate_heads", "attend", "float_products"
+    for name in (*inlined, "project", "attend_heads", "multiply", "gated_product"):
         monkeypatch.setattr(decoder, name, getattr(decoder, name).py_func)
     monkeypatch.setattr(decoder, "DECODE_BLOCK", decoder.DECODE_BLOCK.py_func)
     with tg.use_backend("numba"):

@@ -8,8 +8,8 @@ import numpy as np
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.math import GELU_CUBIC, GELU_SCALE
 from tensorgrad.backend.numba.arrays import block_of, elementwise, flat, is_supported, n_blocks
-from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import HALF, ONE, erf, exp, gelu_tanh_at, gelu_tanh_slope, logistic
+from tensorgrad.backend.numba.parallel import ALONE, kernel, prange
 from tensorgrad.backend.numpy import NumpyBackend
 
 ROOT_HALF = math.sqrt(0.5)
@@ -17,27 +17,27 @@ DENSITY = 1 / math.sqrt(2 * math.pi)
 
 
 @kernel
-def sigmoid(x: Any, y: Any) -> None:
+def sigmoid(x: Any, y: Any, thread: Any = ALONE) -> None:
     """y = 1 / (1 + e^-x)."""
-    for block in prange(n_blocks(x)):
+    for block in prange(n_blocks(x), thread):
         xb, yb = block_of(x, block), block_of(y, block)
         for i in range(xb.size):
             yb[i] = logistic(xb[i])
 
 
 @kernel
-def silu(x: Any, y: Any) -> None:
+def silu(x: Any, y: Any, thread: Any = ALONE) -> None:
     """y = x sigmoid(x)."""
-    for block in prange(n_blocks(x)):
+    for block in prange(n_blocks(x), thread):
         xb, yb = block_of(x, block), block_of(y, block)
         for i in range(xb.size):
             yb[i] = xb[i] * logistic(xb[i])
 
 
 @kernel
-def silu_backward(dy: Any, x: Any, dx: Any) -> None:
+def silu_backward(dy: Any, x: Any, dx: Any, thread: Any = ALONE) -> None:
     """dx = dy s (1 + x (1 - s)), with s = sigmoid(x)."""
-    for block in prange(n_blocks(x)):
+    for block in prange(n_blocks(x), thread):
         dyb, xb, dxb = block_of(dy, block), block_of(x, block), block_of(dx, block)
         for i in range(xb.size):
             s = logistic(xb[i])
@@ -45,18 +45,18 @@ def silu_backward(dy: Any, x: Any, dx: Any) -> None:
 
 
 @kernel
-def swiglu(gate: Any, up: Any, y: Any) -> None:
+def swiglu(gate: Any, up: Any, y: Any, thread: Any = ALONE) -> None:
     """y = gate sigmoid(gate) up."""
-    for block in prange(n_blocks(gate)):
+    for block in prange(n_blocks(gate), thread):
         gb, ub, yb = block_of(gate, block), block_of(up, block), block_of(y, block)
         for i in range(gb.size):
             yb[i] = gb[i] * logistic(gb[i]) * ub[i]
 
 
 @kernel
-def swiglu_backward(dy: Any, gate: Any, up: Any, dgate: Any, dup: Any) -> None:
+def swiglu_backward(dy: Any, gate: Any, up: Any, dgate: Any, dup: Any, thread: Any = ALONE) -> None:
     """dgate = dy up s (1 + gate (1 - s)) and dup = dy gate s, with s = sigmoid(gate)."""
-    for block in prange(n_blocks(gate)):
+    for block in prange(n_blocks(gate), thread):
         dyb, gb, ub = block_of(dy, block), block_of(gate, block), block_of(up, block)
         dgb, dub = block_of(dgate, block), block_of(dup, block)
         for i in range(gb.size):
@@ -66,29 +66,29 @@ def swiglu_backward(dy: Any, gate: Any, up: Any, dgate: Any, dup: Any) -> None:
 
 
 @kernel
-def erf_of(x: Any, y: Any) -> None:
+def erf_of(x: Any, y: Any, thread: Any = ALONE) -> None:
     """y = erf(x)."""
-    for block in prange(n_blocks(x)):
+    for block in prange(n_blocks(x), thread):
         xb, yb = block_of(x, block), block_of(y, block)
         for i in range(xb.size):
             yb[i] = erf(xb[i])
 
 
 @kernel
-def gelu(x: Any, y: Any) -> None:
+def gelu(x: Any, y: Any, thread: Any = ALONE) -> None:
     """y = x (1 + erf(x / sqrt 2)) / 2."""
     root_half = x.dtype.type(ROOT_HALF)
-    for block in prange(n_blocks(x)):
+    for block in prange(n_blocks(x), thread):
         xb, yb = block_of(x, block), block_of(y, block)
         for i in range(xb.size):
             yb[i] = HALF * xb[i] * (ONE + erf(root_half * xb[i]))
 
 
 @kernel
-def gelu_backward(dy: Any, x: Any, dx: Any) -> None:
+def gelu_backward(dy: Any, x: Any, dx: Any, thread: Any = ALONE) -> None:
     """dx = dy (Phi(x) + x phi(x)), with the normal distribution function and density."""
     root_half, density = x.dtype.type(ROOT_HALF), x.dtype.type(DENSITY)
-    for block in prange(n_blocks(x)):
+    for block in prange(n_blocks(x), thread):
         dyb, xb, dxb = block_of(dy, block), block_of(x, block), block_of(dx, block)
         for i in range(xb.size):
             cumulative = HALF + HALF * erf(root_half * xb[i])
@@ -96,30 +96,30 @@ def gelu_backward(dy: Any, x: Any, dx: Any) -> None:
 
 
 @kernel
-def gelu_tanh(x: Any, y: Any) -> None:
+def gelu_tanh(x: Any, y: Any, thread: Any = ALONE) -> None:
     """y = x (1 + tanh u) / 2 = x sigmoid(2u). The second form avoids cancellation."""
     scale, cubic = x.dtype.type(2 * GELU_SCALE), x.dtype.type(GELU_CUBIC)
-    for block in prange(n_blocks(x)):
+    for block in prange(n_blocks(x), thread):
         xb, yb = block_of(x, block), block_of(y, block)
         for i in range(xb.size):
             yb[i] = gelu_tanh_at(xb[i], scale, cubic)
 
 
 @kernel
-def gelu_tanh_backward(dy: Any, x: Any, dx: Any) -> None:
+def gelu_tanh_backward(dy: Any, x: Any, dx: Any, thread: Any = ALONE) -> None:
     """dx = dy (s + x s (1 - s) d(2u)/dx), with s = sigmoid(2u)."""
     scale, cubic = x.dtype.type(2 * GELU_SCALE), x.dtype.type(GELU_CUBIC)
-    for block in prange(n_blocks(x)):
+    for block in prange(n_blocks(x), thread):
         dyb, xb, dxb = block_of(dy, block), block_of(x, block), block_of(dx, block)
         for i in range(xb.size):
             dxb[i] = dyb[i] * gelu_tanh_slope(xb[i], scale, cubic)
 
 
 @kernel
-def gelu_tanh_recompute(dy: Any, x: Any) -> None:
+def gelu_tanh_recompute(dy: Any, x: Any, thread: Any = ALONE) -> None:
     """dy becomes dx and x becomes gelu_tanh(x), with one exponential for both."""
     scale, cubic = x.dtype.type(2 * GELU_SCALE), x.dtype.type(GELU_CUBIC)
-    for block in prange(n_blocks(x)):
+    for block in prange(n_blocks(x), thread):
         dyb, xb = block_of(dy, block), block_of(x, block)
         for i in range(xb.size):
             number = xb[i]  # read once: LLVM cannot know that dy and x do not overlap

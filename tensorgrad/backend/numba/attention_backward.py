@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from numba import types
 
-from tensorgrad.backend.numba.compile import inline, noinline, prange
+from tensorgrad.backend.numba.compile import inline, noinline
 from tensorgrad.backend.numba.dropout import DRAW, fill_kept, words_for
 from tensorgrad.backend.numba.mathematics import NEVER, ONE, ZERO, exp_at_most_0
 from tensorgrad.backend.numba.microkernel import MR, microkernel, microkernel_transposed, nr_of, round_up
 from tensorgrad.backend.numba.pack import ROW_PADDING, matrix, pack_panels, pack_rows, pack_transposed
+from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.reductions import dot
 from tensorgrad.backend.numba.strided import array, as_panels, as_row, contiguous_row, strided
 
@@ -149,12 +150,12 @@ def differentiate(
 )  # fmt: skip
 def backward(
     dy: Any, q: Any, key: Any, v: Any, y: Any, lse: Any, dq: Any, dkey: Any, dv: Any, scale: float, causal: bool,
-    drop: bool, draw: Any, parts: int,
+    drop: bool, draw: Any, parts: int, thread: Any = ALONE,
 ) -> None:  # fmt: skip
     """dq (B, H, T, D), dkey and dv (B, G, S, D). Heads that share a key head are summed by one thread."""
     n_head, n_group, n_groups = q.shape[1], key.shape[1], key.shape[0] * key.shape[1]
     shared = n_head // n_group
-    for part in prange(parts):
+    for part in prange(parts, thread):
         workspace = backward_workspace(q[0, 0], v[0, 0], shared > 1, drop)
         for head in range(n_groups * part // parts * shared, n_groups * (part + 1) // parts * shared):
             b, h = head // n_head, head % n_head

@@ -6,8 +6,9 @@ import numpy as np
 from numba import types
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.compile import inline, prange
+from tensorgrad.backend.numba.compile import inline
 from tensorgrad.backend.numba.mathematics import ONE, exp
+from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.reductions import dot, largest, total
 from tensorgrad.backend.numba.strided import array, contiguous_row, strided, with_contiguous_rows
 
@@ -30,12 +31,14 @@ def mask_scores(scores: Any, mask: Any, b: int, h: int, row: int) -> None:
 
 
 @strided(lambda real: (array(real, 4),) * 4 + (array(real, 3), array(types.boolean, 4), types.float64, types.boolean))
-def decode(q: Any, key: Any, v: Any, y: Any, lse: Any, mask: Any, scale: float, causal: bool) -> None:
+def decode(
+    q: Any, key: Any, v: Any, y: Any, lse: Any, mask: Any, scale: float, causal: bool, thread: Any = ALONE
+) -> None:
     """y (B, H, T, D) and lse (B, H, T) from q (B, H, T, D) and key, v (B, G, S, D); an empty mask masks nothing."""
     n_batch, n_head, n_query, n_width = q.shape
     n_group, n_key = key.shape[1], key.shape[2]
     real = q.dtype.type
-    for head in prange(n_batch * n_head):
+    for head in prange(n_batch * n_head, thread):
         b, h = head // n_head, head % n_head
         g = h // (n_head // n_group)
         query, weights, sums = np.empty(n_width, q.dtype), np.empty(n_key, q.dtype), np.empty(v.shape[3], q.dtype)

@@ -18,11 +18,12 @@ from tensorgrad.backend.numba.attention_columns import (
     total_of_columns,
 )
 from tensorgrad.backend.numba.attention_decode import n_seen
-from tensorgrad.backend.numba.compile import inline, noinline, prange
+from tensorgrad.backend.numba.compile import inline, noinline
 from tensorgrad.backend.numba.dropout import DRAW, fill_kept, words_for
 from tensorgrad.backend.numba.mathematics import NEVER, ONE, ZERO, exp_at_most_0
 from tensorgrad.backend.numba.microkernel import MR, microkernel, microkernel_transposed, nr_of, round_up
 from tensorgrad.backend.numba.pack import ROW_PADDING, matrix, pack_panels, pack_rows, pack_transposed
+from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.strided import array, as_panels, as_row, strided
 
 
@@ -113,11 +114,12 @@ def attend_head(
     )
 )
 def forward(
-    q: Any, key: Any, v: Any, y: Any, lse: Any, scale: float, causal: bool, drop: bool, draw: Any, parts: int
-) -> None:
+    q: Any, key: Any, v: Any, y: Any, lse: Any, scale: float, causal: bool, drop: bool, draw: Any, parts: int, thread:
+    Any = ALONE,
+) -> None:  # fmt: skip
     """y (B, H, T, D) and lse (B, H, T) from q (B, H, T, D) and key, v (B, G, S, D)."""
     n_head, n_heads = q.shape[1], q.shape[0] * q.shape[1]
-    for part in prange(parts):
+    for part in prange(parts, thread):
         workspace = forward_workspace(q[0, 0], v[0, 0], drop)
         for head in range(n_heads * part // parts, n_heads * (part + 1) // parts):
             b, h = head // n_head, head % n_head

@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import os
-import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +21,6 @@ except Exception as error:  # a NumPy that is too new for it, or a variable such
     raise BackendUnavailable(f"numba cannot be imported: {' '.join(str(error).split())}") from error
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-prange: Any = numba.prange
-
-MIN_PARALLEL_ELEMENTS = 2**15  # with fewer, waking the other threads costs more than they save
 
 
 def use_whole_vectors() -> None:
@@ -48,59 +42,6 @@ def has_instructions(feature: str) -> bool:
         return f"+{feature}" in numba.config.CPU_FEATURES.split(",")
     has_it = llvm.get_host_cpu_features().get(feature, False)
     return bool(has_it and (numba.config.ENABLE_AVX or not feature.startswith("avx")))
-
-
-class Threads:
-    """When parallel kernels may run: one at a time, and not in every forked process.
-
-    Numba's workqueue layer, the one that needs no other library, ends a process in which two threads start kernels at
-    the same time; and kernels use all cores anyway. GNU's OpenMP ends a forked process that starts a parallel kernel
-    after its parent did: there the serial kernels compute the same bits.
-    """
-
-    def __init__(self) -> None:
-        self.may_start = True
-        self.lock = threading.RLock()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forked)
-
-    def _forked(self) -> None:
-        self.lock = threading.RLock()  # another thread of the parent may have held it
-        with contextlib.suppress(ValueError):  # no parallel kernel has run yet
-            self.may_start = self.may_start and numba.threading_layer() != "omp"
-
-
-threads = Threads()
-
-
-class Kernel:
-    """A loop over arrays, compiled twice from one function: parallel (`prange` over threads), and serial.
-
-    It is called with the arguments of the function; the size of the first one decides which version runs.
-
-    It is compiled without any of LLVM's fast-math flags. They would let LLVM round differently in the vectorised part
-    of a loop and in its last elements, and Numba optimises a parallel loop once more when it writes it to the cache.
-    Without them the first run and later ones, the parallel and the serial version, and any number of threads give the
-    same bits.
-    """
-
-    def __init__(self, fn: Callable[..., None]) -> None:
-        functools.update_wrapper(self, fn)
-        self.py_func = fn
-        self.serial = jit(fn, fn.__name__)
-        self.parallel = jit(fn, f"{fn.__name__}_parallel", parallel=True)
-
-    def __call__(self, first: Any, *rest: Any) -> None:
-        if first.size >= MIN_PARALLEL_ELEMENTS and threads.may_start:
-            with threads.lock:
-                self.parallel(first, *rest)
-        else:
-            self.serial(first, *rest)
-
-
-def kernel(fn: Callable[..., None]) -> Kernel:
-    """Decorator: compile a function that loops over arrays as a `Kernel`."""
-    return Kernel(fn)
 
 
 def inline(fn: Function) -> Function:
@@ -162,6 +103,7 @@ class Cache(FunctionCache):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Code compiled in an earlier run, or None if there is none that can be read."""
+        require_threads()  # the code may refer to functions of the threading layer
         try:
             return super().load_overload(sig, target_context)
         except Exception:
@@ -182,6 +124,7 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(b"\0".join(sources)).hexdigest()
 
 
+@functools.cache
 def require_threads() -> None:
     """Start Numba's threads; BackendUnavailable where it has none, or where NUMBA_DISABLE_JIT turns it off."""
     if numba.config.DISABLE_JIT:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tensorgrad.backend import load
 from tensorgrad.backend.numba.attention_backward import backward
-from tensorgrad.backend.numba.compile import MIN_PARALLEL_ELEMENTS
+from tensorgrad.backend.numba.parallel import MIN_PARALLEL_ELEMENTS
 from tensorgrad.backend.threads import cpu_count
 
 ROW_ELEMENTS = 128

@@ -6,20 +6,22 @@ import numpy as np
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import flat, is_supported, rows
-from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import ONE, exp
+from tensorgrad.backend.numba.parallel import ALONE, kernel, prange
 from tensorgrad.backend.numba.reductions import LANES, largest, n_row_blocks, rows_of, sum_exp, total_about
 from tensorgrad.backend.numpy import NumpyBackend
 
 
 @kernel
-def cross_entropy(logits: Any, targets: Any, losses: Any, lse: Any, ignore_index: int, smoothing: float) -> None:
+def cross_entropy(
+    logits: Any, targets: Any, losses: Any, lse: Any, ignore_index: int, smoothing: float, thread: Any = ALONE
+) -> None:
     """loss = (1 - s) (lse - logit of the target) + s (lse - mean logit), with lse = log sum exp(logits).
 
     lse (rows, 2): the maximum m of each row, and log sum exp(logits - m).
     """
     smooth, classes = logits.dtype.type(smoothing), logits.shape[1]
-    for block in prange(n_row_blocks(logits)):
+    for block in prange(n_row_blocks(logits), thread):
         lanes = np.empty(LANES, logits.dtype)
         for i in rows_of(block, logits):
             row = logits[i]
@@ -36,12 +38,13 @@ def cross_entropy(logits: Any, targets: Any, losses: Any, lse: Any, ignore_index
 
 @kernel
 def cross_entropy_backward(
-    logits: Any, dlosses: Any, targets: Any, lse: Any, dlogits: Any, ignore_index: int, smoothing: float
-) -> None:
+    logits: Any, dlosses: Any, targets: Any, lse: Any, dlogits: Any, ignore_index: int, smoothing: float,
+    thread: Any = ALONE,
+) -> None:  # fmt: skip
     """dlogits = dloss (softmax - s / V - (1 - s) onehot), and 0 where ignored."""
     smooth, classes = logits.dtype.type(smoothing), logits.shape[1]
     share = smooth / logits.dtype.type(classes)
-    for i in prange(logits.shape[0]):
+    for i in prange(logits.shape[0], thread):
         dloss = dlosses[i] if targets[i] != ignore_index else logits.dtype.type(0)
         top, log_sum = lse[i, 0], lse[i, 1]
         for j in range(classes):

@@ -12,10 +12,11 @@ from numba.extending import overload
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import is_supported
-from tensorgrad.backend.numba.compile import inline, prange
+from tensorgrad.backend.numba.compile import inline, noinline
 from tensorgrad.backend.numba.linear import Linear
 from tensorgrad.backend.numba.linear_skinny import MAX_GROUP_PREFETCH_BYTES, ROW_PREFETCH_BYTES, WEIGHT_ROWS, dots
 from tensorgrad.backend.numba.mathematics import ONE, exp, logistic
+from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.reductions import dot, largest, total
 from tensorgrad.backend.numba.rotary_embedding import RotaryEmbedding, rotations
 from tensorgrad.backend.numba.strided import Strided, array, contiguous_row
@@ -91,20 +92,58 @@ def attend(query: Any, keys: Any, values: Any, n_keys: int, y: Any) -> None:
             y[d] += weight * value[d]
 
 
+# The parallel loops: every thread has its own rows of the weights, or its own heads.
+
+
+@noinline
+def project(x: Any, q: Any, k: Any, v: Any, query: Any, key: Any, value: Any, parts: int, thread: Any = ALONE) -> None:
+    """query, key and value of one token, from an x that `operand` returned."""
+    for part in prange(parts, thread):
+        first, last = share(len(q), part, parts)
+        products(x, q, query, first, last)
+        first, last = share(len(k), part, parts)
+        products(x, k, key, first, last)
+        products(x, v, value, first, last)
+
+
+@noinline
+def attend_heads(query: Any, keys: Any, values: Any, n_keys: int, y: Any, thread: Any = ALONE) -> None:
+    """`attend` for every head of query and y (H D)."""
+    n_group, width = keys.shape[0], keys.shape[2]
+    n_head = query.size // width
+    for head in prange(n_head, thread):
+        g, start = head // (n_head // n_group), head * width
+        attend(query[start : start + width], keys[g], values[g], n_keys, y[start : start + width])
+
+
+@noinline
+def multiply(x: Any, weight: Any, y: Any, parts: int, thread: Any = ALONE) -> None:
+    """y = weight @ x, for an x that `operand` returned."""
+    for part in prange(parts, thread):
+        first, last = share(len(weight), part, parts)
+        products(x, weight, y, first, last)
+
+
+@noinline
+def gated_product(x: Any, gate: Any, up: Any, y: Any, passing: Any, parts: int, thread: Any = ALONE) -> None:
+    """y = silu(gate @ x) (up @ x), the second factor in `passing`, for an x that `operand` returned."""
+    for part in prange(parts, thread):
+        first, last = share(len(gate), part, parts)
+        products(x, gate, y, first, last)
+        products(x, up, passing, first, last)
+        for i in range(first, last):
+            y[i] = y[i] * logistic(y[i]) * passing[i]
+
+
 def decode_block(
     x: Any, y: Any, norm_1: Any, q: Any, k: Any, v: Any, o: Any, norm_2: Any, gate: Any, up: Any, down: Any,
-    keys: Any, values: Any, cos: Any, sin: Any, position: int, eps: float, parts: int,
+    keys: Any, values: Any, cos: Any, sin: Any, position: int, eps: float, parts: int, thread: Any = ALONE,
 ) -> None:  # fmt: skip
-    """y (C) from x (C): see `DecoderMath.decode_block`. Every thread has its own rows of the weights."""
+    """y (C) from x (C): see `DecoderMath.decode_block`."""
     n_group, width = keys.shape[0], keys.shape[2]
     query, key, value = np.empty(len(q), x.dtype), np.empty(len(k), x.dtype), np.empty(len(v), x.dtype)
     normed = operand(normalized(x, norm_1, eps), q)
-    for part in prange(parts):
-        first, last = share(len(q), part, parts)
-        products(normed, q, query, first, last)
-        first, last = share(len(k), part, parts)
-        products(normed, k, key, first, last)
-        products(normed, v, value, first, last)
+    project(normed, q, k, v, query, key, value, parts, thread)
     rotate_heads(query, cos, sin)
     rotate_heads(key, cos, sin)
     for g in range(n_group):
@@ -112,30 +151,17 @@ def decode_block(
             keys[g, position, d] = key[g * width + d]
             values[g, position, d] = value[g * width + d]
 
-    n_head = query.size // width
     attended = np.empty(query.size, x.dtype)
-    for head in prange(n_head):
-        g, start = head // (n_head // n_group), head * width
-        attend(query[start : start + width], keys[g], values[g], position + 1, attended[start : start + width])
-    heads = operand(attended, o)
-    for part in prange(parts):
-        first, last = share(len(o), part, parts)
-        products(heads, o, y, first, last)
+    attend_heads(query, keys, values, position + 1, attended, thread)
+    multiply(operand(attended, o), o, y, parts, thread)
     for i in range(x.size):
         y[i] += x[i]
 
     hidden, passing = np.empty(len(gate), x.dtype), np.empty(len(up), x.dtype)
     normed = operand(normalized(y, norm_2, eps), gate)
-    for part in prange(parts):
-        first, last = share(len(gate), part, parts)
-        products(normed, gate, hidden, first, last)
-        products(normed, up, passing, first, last)
-        for i in range(first, last):
-            hidden[i] = hidden[i] * logistic(hidden[i]) * passing[i]
-    activation, change = operand(hidden, down), np.empty(x.size, x.dtype)
-    for part in prange(parts):
-        first, last = share(len(down), part, parts)
-        products(activation, down, change, first, last)
+    gated_product(normed, gate, up, hidden, passing, parts, thread)
+    change = np.empty(x.size, x.dtype)
+    multiply(operand(hidden, down), down, change, parts, thread)
     for i in range(x.size):
         y[i] += change[i]
 

@@ -9,7 +9,8 @@ from tensorgrad.backend import philox as plain
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.arrays import Dropout as Draw
 from tensorgrad.backend.numba.arrays import BLOCK_ELEMENTS, block_of, flat, is_supported, n_blocks
-from tensorgrad.backend.numba.compile import inline, kernel, noinline, prange
+from tensorgrad.backend.numba.compile import inline, noinline
+from tensorgrad.backend.numba.parallel import ALONE, kernel, prange
 from tensorgrad.backend.numpy import NumpyBackend
 
 U = np.uint64
@@ -74,23 +75,24 @@ def fill_kept(row: Any, number: int, words: Any, draw: Any) -> None:
 
 
 @kernel
-def random_bits(words: Any, step: Any, stream: Any, seed: Any) -> None:
+def random_bits(words: Any, step: Any, stream: Any, seed: Any, thread: Any = ALONE) -> None:
     """words (n) = the first n words of a stream, as uint32; n is a multiple of 4."""
-    for block in prange(n_blocks(words)):
+    for block in prange(n_blocks(words), thread):
         fill_bits(block_of(words, block), U(block * (BLOCK_ELEMENTS // 4)), step, stream, seed)
 
 
 @kernel
-def drop(x: Any, y: Any, threshold: Any, scale: float, step: Any, stream: Any, seed: Any) -> None:
+def drop(x: Any, y: Any, threshold: Any, scale: float, step: Any, stream: Any, seed: Any, thread: Any = ALONE) -> None:
     """y = x scale where an element's word is >= threshold, otherwise x 0."""
     kept, lost = x.dtype.type(scale), x.dtype.type(0)
-    for block in prange(n_blocks(x)):
+    for block in prange(n_blocks(x), thread):
         first = U(block * (BLOCK_ELEMENTS // 4))
         drop_fours(block_of(x, block), block_of(y, block), threshold, kept, lost, first, step, stream, seed)
-    last = x.size // 4
-    words = philox(U(last), step, stream, seed)
-    for i in range(4 * last, x.size):
-        y[i] = x[i] * (kept if words[i - 4 * last] >= threshold else lost)
+        if block == n_blocks(x) - 1:  # up to three elements are left
+            last = x.size // 4
+            words = philox(U(last), step, stream, seed)
+            for i in range(4 * last, x.size):
+                y[i] = x[i] * (kept if words[i - 4 * last] >= threshold else lost)
 
 
 def rule(dropout: Draw | None) -> tuple[Any, float, Any, Any, Any]:

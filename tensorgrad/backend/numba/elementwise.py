@@ -6,14 +6,14 @@ import numpy as np
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import block_of, is_supported, n_blocks
-from tensorgrad.backend.numba.compile import MIN_PARALLEL_ELEMENTS, kernel, prange
+from tensorgrad.backend.numba.parallel import ALONE, MIN_PARALLEL_ELEMENTS, kernel, prange
 from tensorgrad.backend.numpy import NumpyBackend
 
 
 @kernel
-def add(a: Any, b: Any, y: Any) -> None:
+def add(a: Any, b: Any, y: Any, thread: Any = ALONE) -> None:
     """y = a + b; y may be one of the two."""
-    for block in prange(n_blocks(a)):
+    for block in prange(n_blocks(a), thread):
         ab, bb, yb = block_of(a, block), block_of(b, block), block_of(y, block)
         for i in range(ab.size):
             yb[i] = ab[i] + bb[i]

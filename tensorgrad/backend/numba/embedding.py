@@ -6,7 +6,8 @@ import numpy as np
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import flat, is_supported, rows
-from tensorgrad.backend.numba.compile import inline, kernel, prange
+from tensorgrad.backend.numba.compile import inline
+from tensorgrad.backend.numba.parallel import ALONE, kernel, prange
 from tensorgrad.backend.numpy import NumpyBackend
 
 
@@ -36,9 +37,9 @@ def sort_by_row(indices: Any, starts: Any, order: Any, distinct: Any) -> int:
 
 
 @kernel
-def add_rows(dy: Any, distinct: Any, starts: Any, order: Any, dweight: Any) -> None:
+def add_rows(dy: Any, distinct: Any, starts: Any, order: Any, dweight: Any, thread: Any = ALONE) -> None:
     """dweight[r] += the sum of dy at the positions of row r. One thread adds to a row, so no two write to the same."""
-    for d in prange(distinct.size):
+    for d in prange(distinct.size, thread):
         total = dweight[distinct[d]]
         for i in range(starts[distinct[d]], starts[distinct[d] + 1]):
             part = dy[order[i]]

@@ -13,7 +13,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.compile import prange
 from tensorgrad.backend.numba.macrokernel import KC
 from tensorgrad.backend.numba.microkernel import (
     AVX512,
@@ -35,6 +34,7 @@ from tensorgrad.backend.numba.pack import (
     pack_transposed,
     packed_panels,
 )
+from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.reductions import fold
 from tensorgrad.backend.numba.strided import Strided, array, contiguous_row, strided
 
@@ -95,7 +95,7 @@ def dots(x: Any, rows: Any, weight: Any, first: int, prefetch_bytes: int) -> Any
     return tuple((x[i] * weight[min(j, len(weight) - 1)]).sum() for i in rows for j in group)
 
 
-def skinny_product(x: Any, weight: Any, bias: Any, y: Any, rows: Any, parts: int) -> None:
+def skinny_product(x: Any, weight: Any, bias: Any, y: Any, rows: Any, parts: int, thread: Any = ALONE) -> None:
     """See `skinny_linear`. rows: the indices of the rows of x, the last repeated to a number that is compiled for.
 
     A core that reads one row after the other waits for memory. So it reads a group of rows side by side, which the
@@ -105,7 +105,7 @@ def skinny_product(x: Any, weight: Any, bias: Any, y: Any, rows: Any, parts: int
     n_groups = round_up(len(weight), group) // group
     group_bytes = group * weight.strides[0]
     prefetch_bytes = group_bytes if group_bytes <= MAX_GROUP_PREFETCH_BYTES else ROW_PREFETCH_BYTES
-    for part in prange(parts):
+    for part in prange(parts, thread):
         for g in range(n_groups * part // parts, n_groups * (part + 1) // parts):
             sums = dots(x, rows, weight, g * group, prefetch_bytes)
             for i in range(len(rows)):
@@ -183,7 +183,7 @@ def _dots(context: Any, x: Any, rows: Any, weight: Any, first: Any, prefetch_byt
 
 
 @strided(lambda real: (array(real, 2), array(real, 2), array(real, 1), array(real, 2), types.int64))
-def unpacked_product(x: Any, weight: Any, bias: Any, y: Any, parts: int) -> None:
+def unpacked_product(x: Any, weight: Any, bias: Any, y: Any, parts: int, thread: Any = ALONE) -> None:
     """See `skinny_linear`; weight and y have contiguous rows, and weight at least BAND_ROWS of them.
 
     It computes y^T = weight @ x^T: the microkernel reads MR rows of weight in place, and x^T is the right operand that
@@ -191,7 +191,7 @@ def unpacked_product(x: Any, weight: Any, bias: Any, y: Any, parts: int) -> None
     """
     (n_rows, n_inner), m = x.shape, len(weight)
     n_bands = round_up(m, BAND_ROWS) // BAND_ROWS
-    for part in prange(parts):
+    for part in prange(parts, thread):
         panels, nr = packed_panels(x.T), nr_of(x)
         n_panels = len(panels)
         sums = aligned(BAND_ROWS * (n_panels * nr + ROW_PADDING), x).reshape(BAND_ROWS, n_panels * nr + ROW_PADDING)
@@ -210,7 +210,7 @@ def unpacked_product(x: Any, weight: Any, bias: Any, y: Any, parts: int) -> None
 
 
 @strided(lambda real: (array(real, 2), array(real, 2, "C"), array(real, 2), types.int64))
-def unpacked_product_backward(dy: Any, weight: Any, dx: Any, parts: int) -> None:
+def unpacked_product_backward(dy: Any, weight: Any, dx: Any, parts: int, thread: Any = ALONE) -> None:
     """dx (r, n) = dy (r, m) @ weight (m, n), for a weight with at least MR columns: see `backward_reads_in_place`.
 
     It computes dx^T = weight^T @ dy^T: the microkernel reads MR columns of weight in place, and dy^T is packed. Every
@@ -218,7 +218,7 @@ def unpacked_product_backward(dy: Any, weight: Any, dx: Any, parts: int) -> None
     """
     (n_rows, m), n, nr = dy.shape, weight.shape[1], nr_of(dy)
     n_groups, n_panels = round_up(n, MR) // MR, round_up(n_rows, nr) // nr
-    for part in prange(parts):
+    for part in prange(parts, thread):
         first, last = n_groups * part // parts, n_groups * (part + 1) // parts
         panels = aligned(n_panels * (KC + PANEL_PADDING) * nr, dy).reshape(n_panels, KC + PANEL_PADDING, nr)
         sums = aligned((last - first) * MR * (n_panels * nr + ROW_PADDING), dy).reshape(

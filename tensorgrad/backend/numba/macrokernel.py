@@ -17,9 +17,10 @@ from typing import Any
 from numba import types
 from numba.extending import overload
 
-from tensorgrad.backend.numba.compile import inline, noinline, prange
+from tensorgrad.backend.numba.compile import inline, noinline
 from tensorgrad.backend.numba.microkernel import MR, microkernel, nr_of, round_up
 from tensorgrad.backend.numba.pack import PANEL_PADDING, ROW_PADDING, aligned, pack_panels, pack_transposed
+from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.strided import array, contiguous_row, strided
 
 MIN_PARALLEL_MULTIPLICATIONS = 2**19  # in a smaller product, waking the other threads costs more than they save
@@ -103,7 +104,7 @@ def gemm(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
 
 
 @strided(lambda real: (array(real, 2),) * 3 + (array(real, 1), types.boolean, types.int64))
-def parallel_product(a: Any, b: Any, c: Any, bias: Any, add: bool, parts: int) -> None:
+def parallel_product(a: Any, b: Any, c: Any, bias: Any, add: bool, parts: int, thread: Any = ALONE) -> None:
     """`gemm` on threads: c is split along its longer side into equal parts, one per thread.
 
     So a thread mostly keeps the rows that it computed before. Which products are summed for an element, and in which
@@ -112,7 +113,7 @@ def parallel_product(a: Any, b: Any, c: Any, bias: Any, add: bool, parts: int) -
     m, n = c.shape
     nr = nr_of(c)
     n_panels, n_row_groups = round_up(n, nr) // nr, round_up(m, MR) // MR
-    for part in prange(parts):
+    for part in prange(parts, thread):
         if m > n:
             start, stop = n_row_groups * part // parts * MR, min(n_row_groups * (part + 1) // parts * MR, m)
             gemm(a[start:stop], b, c[start:stop], bias, add)
@@ -122,7 +123,7 @@ def parallel_product(a: Any, b: Any, c: Any, bias: Any, add: bool, parts: int) -
 
 
 @strided(lambda real: (array(real, 3), array(real, 3), array(real, 3)))
-def batched_product(a: Any, b: Any, c: Any) -> None:
+def batched_product(a: Any, b: Any, c: Any, thread: Any = ALONE) -> None:
     """c[i] = a[i] @ b[i] for stacks of matrices (s, m, k), (s, k, n), (s, m, n)."""
-    for i in prange(len(c)):
+    for i in prange(len(c), thread):
         gemm(a[i], b[i], c[i], c[0, 0, :0], False)

@@ -6,8 +6,9 @@ import numpy as np
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import contiguous, flat, is_supported, rows
-from tensorgrad.backend.numba.compile import inline, kernel, prange
+from tensorgrad.backend.numba.compile import inline
 from tensorgrad.backend.numba.mathematics import ONE
+from tensorgrad.backend.numba.parallel import ALONE, kernel, prange
 from tensorgrad.backend.numba.reductions import dot, dot_about, squares_about, total
 from tensorgrad.backend.numpy import NumpyBackend
 
@@ -26,20 +27,21 @@ def normalize_row(x: Any, weight: Any, bias: Any, y: Any, small: Any) -> Any:
 
 
 @kernel
-def layer_norm(x: Any, weight: Any, bias: Any, y: Any, mean: Any, rstd: Any, eps: float) -> None:
+def layer_norm(x: Any, weight: Any, bias: Any, y: Any, mean: Any, rstd: Any, eps: float, thread: Any = ALONE) -> None:
     """y = (x - mean) rstd weight + bias, with rstd = 1 / sqrt(variance + eps)."""
     small = x.dtype.type(eps)
-    for i in prange(x.shape[0]):
+    for i in prange(x.shape[0], thread):
         mean[i], rstd[i] = normalize_row(x[i], weight, bias, y[i], small)
 
 
 @kernel
 def add_layer_norm(
-    x: Any, residual: Any, weight: Any, bias: Any, both: Any, y: Any, mean: Any, rstd: Any, eps: float
-) -> None:
+    x: Any, residual: Any, weight: Any, bias: Any, both: Any, y: Any, mean: Any, rstd: Any, eps: float,
+    thread: Any = ALONE,
+) -> None:  # fmt: skip
     """both = x + residual, and y = layer_norm(both)."""
     small = x.dtype.type(eps)
-    for i in prange(x.shape[0]):
+    for i in prange(x.shape[0], thread):
         xi, ri, bi = x[i], residual[i], both[i]
         for j in range(xi.size):
             bi[j] = xi[j] + ri[j]
@@ -48,14 +50,15 @@ def add_layer_norm(
 
 @kernel
 def layer_norm_backward(
-    dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, dsum: Any, dx: Any, dweight: Any, dbias: Any
-) -> None:
+    dy: Any, x: Any, weight: Any, mean: Any, rstd: Any, dsum: Any, dx: Any, dweight: Any, dbias: Any,
+    thread: Any = ALONE,
+) -> None:  # fmt: skip
     """dx = rstd (g - mean(g) - xhat mean(g xhat)) + dsum, with g = dy weight and xhat = (x - mean) rstd.
 
     dweight, dbias (blocks, n): the sums of dy xhat and dy over each block of rows. dsum and dbias may be empty.
     """
     per_element = ONE / x.dtype.type(x.shape[1])
-    for block in prange(dweight.shape[0]):
+    for block in prange(dweight.shape[0], thread):
         for i in range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, x.shape[0])):
             dyi, xi, dxi, mu, scale = dy[i], x[i], dx[i], mean[i], rstd[i]
             mean_g = dot(dyi, weight) * per_element
@@ -74,9 +77,9 @@ def layer_norm_backward(
 
 
 @kernel
-def layer_norm_backward_weight(dy: Any, x: Any, mean: Any, rstd: Any, partial: Any) -> None:
+def layer_norm_backward_weight(dy: Any, x: Any, mean: Any, rstd: Any, partial: Any, thread: Any = ALONE) -> None:
     """partial (blocks, n): the sum of dy (x - mean) rstd over each block of rows."""
-    for block in prange(partial.shape[0]):
+    for block in prange(partial.shape[0], thread):
         for i in range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, x.shape[0])):
             mu, scale = mean[i], rstd[i]
             for j in range(x.shape[1]):
@@ -84,19 +87,19 @@ def layer_norm_backward_weight(dy: Any, x: Any, mean: Any, rstd: Any, partial: A
 
 
 @kernel
-def column_sums(x: Any, partial: Any) -> None:
+def column_sums(x: Any, partial: Any, thread: Any = ALONE) -> None:
     """partial (blocks, n): the sum of each block of rows."""
-    for block in prange(partial.shape[0]):
+    for block in prange(partial.shape[0], thread):
         for i in range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, x.shape[0])):
             for j in range(x.shape[1]):
                 partial[block, j] += x[i, j]
 
 
 @kernel
-def rms_norm(x: Any, weight: Any, y: Any, rrms: Any, eps: float) -> None:
+def rms_norm(x: Any, weight: Any, y: Any, rrms: Any, eps: float, thread: Any = ALONE) -> None:
     """y = x rrms weight, with rrms = 1 / sqrt(mean(x^2) + eps)."""
     per_element, small = ONE / x.dtype.type(x.shape[1]), x.dtype.type(eps)
-    for i in prange(x.shape[0]):
+    for i in prange(x.shape[0], thread):
         xi, yi = x[i], y[i]
         scale = ONE / np.sqrt(dot(xi, xi) * per_element + small)
         for j in range(xi.size):
@@ -105,10 +108,10 @@ def rms_norm(x: Any, weight: Any, y: Any, rrms: Any, eps: float) -> None:
 
 
 @kernel
-def rms_norm_backward_x(dy: Any, x: Any, weight: Any, rrms: Any, dx: Any) -> None:
+def rms_norm_backward_x(dy: Any, x: Any, weight: Any, rrms: Any, dx: Any, thread: Any = ALONE) -> None:
     """dx = rrms (g - xhat mean(g xhat)), with g = dy weight and xhat = x rrms."""
     per_element = ONE / x.dtype.type(x.shape[1])
-    for i in prange(x.shape[0]):
+    for i in prange(x.shape[0], thread):
         dyi, xi, dxi, scale = dy[i], x[i], dx[i], rrms[i]
         along = dot_about(dyi, weight, xi, x.dtype.type(0)) * per_element * scale * scale
         for j in range(xi.size):

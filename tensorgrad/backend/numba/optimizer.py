@@ -7,7 +7,7 @@ import numpy as np
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import BLOCK_ELEMENTS, block_of, flat, is_supported, n_blocks
-from tensorgrad.backend.numba.compile import kernel, prange
+from tensorgrad.backend.numba.parallel import ALONE, kernel, prange
 from tensorgrad.backend.numba.reductions import squares
 from tensorgrad.backend.numpy import NumpyBackend
 from tensorgrad.backend.runtime import Backend
@@ -16,7 +16,7 @@ from tensorgrad.backend.runtime import Backend
 @kernel
 def adamw(
     p: Any, g: Any, m: Any, v: Any, beta1: float, beta2: float, decay: float, rate: float, correction: float,
-    eps: float, grad_scale: float,
+    eps: float, grad_scale: float, thread: Any = ALONE,
 ) -> None:  # fmt: skip
     """p = decay p - rate m / (correction sqrt(v) + eps), after g has updated m and v; one pass over the four arrays."""
     number = p.dtype.type
@@ -24,7 +24,7 @@ def adamw(
         number(beta1), number(beta2), number(decay), number(rate), number(correction), number(eps), number(grad_scale)
     )  # fmt: skip
     c1, c2 = number(1 - beta1), number(1 - beta2)
-    for block in prange(n_blocks(p)):
+    for block in prange(n_blocks(p), thread):
         pb, gb, mb, vb = block_of(p, block), block_of(g, block), block_of(m, block), block_of(v, block)
         for i in range(pb.size):
             slope = by * gb[i]
@@ -34,17 +34,17 @@ def adamw(
 
 
 @kernel
-def sums_of_squares(x: Any, sums: Any) -> None:
+def sums_of_squares(x: Any, sums: Any, thread: Any = ALONE) -> None:
     """sums (blocks): the sum of x^2 over each block, in float64."""
-    for block in prange(sums.size):
+    for block in prange(sums.size, thread):
         sums[block] = squares(block_of(x, block))
 
 
 @kernel
-def scale(x: Any, factor: float) -> None:
+def scale(x: Any, factor: float, thread: Any = ALONE) -> None:
     """x = factor x."""
     number = x.dtype.type(factor)
-    for block in prange(n_blocks(x)):
+    for block in prange(n_blocks(x), thread):
         own = block_of(x, block)
         for i in range(own.size):
             own[i] *= number

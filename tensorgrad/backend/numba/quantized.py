@@ -16,11 +16,12 @@ from numba.extending import overload
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba import NumbaBackend
 from tensorgrad.backend.numba.arrays import contiguous, flat
-from tensorgrad.backend.numba.compile import inline, noinline, prange
+from tensorgrad.backend.numba.compile import inline, noinline
 from tensorgrad.backend.numba.decoder import decode_block, operand, products, run, signature, supports
 from tensorgrad.backend.numba.macrokernel import gemm, pack_block
 from tensorgrad.backend.numba.microkernel import nr_of, round_up
 from tensorgrad.backend.numba.pack import ROW_PADDING, aligned, pack_transposed
+from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.quantized_blocks import dequantize_row, dots, round_block
 from tensorgrad.backend.numba.strided import Strided, array
 from tensorgrad.backend.quantization import BLOCK, QuantizedArray, QuantizedMath
@@ -34,14 +35,14 @@ FLOAT32 = np.dtype(np.float32)
 BLOCKS = types.Array(types.uint8, 2, "C", readonly=True)
 
 
-def product(x: Any, blocks: Any, bias: Any, y: Any, rows: Any, parts: int) -> None:
+def product(x: Any, blocks: Any, bias: Any, y: Any, rows: Any, parts: int, thread: Any = ALONE) -> None:
     """y (r, m) = x (r, n) @ weights (m, n)^T, plus bias (m) unless it is empty; all in C order.
 
     rows: as many as are multiplied at a time. Every thread has its own part of the weights.
     """
     (n_rows, n), m, n_blocks = x.shape, len(blocks), x.shape[1] // BLOCK
     padded = round_up(n_rows, len(rows))
-    for part in prange(parts):
+    for part in prange(parts, thread):
         values, scales = np.empty((padded, n), np.int16), np.empty((padded, n_blocks), np.float32)
         sums = np.empty((n_blocks, padded), np.float32)
         for i in range(n_rows):
@@ -74,11 +75,11 @@ def pack_dequantized(blocks: Any, first: int, last: int, left: int, right: int, 
         pack_transposed(rows[:, :n].T, panels[p])
 
 
-def dequantizing_product(x: Any, blocks: Any, bias: Any, y: Any, parts: int) -> None:
+def dequantizing_product(x: Any, blocks: Any, bias: Any, y: Any, parts: int, thread: Any = ALONE) -> None:
     """The same as `product`. Every thread has its own part of the weights here, too."""
     m, nr, n_blocks = len(blocks), nr_of(y), x.shape[1] // BLOCK
     n_panels, b = round_up(m, nr) // nr, blocks.reshape(m, n_blocks, blocks.shape[1] // n_blocks)
-    for part in prange(parts):
+    for part in prange(parts, thread):
         first, last = n_panels * part // parts * nr, min(n_panels * (part + 1) // parts * nr, m)
         gemm(x, b[first:last], y[:, first:last], bias[first:last], False)
 

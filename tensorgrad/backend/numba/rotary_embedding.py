@@ -7,17 +7,17 @@ import numpy as np
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import is_supported
-from tensorgrad.backend.numba.compile import MIN_PARALLEL_ELEMENTS, prange
+from tensorgrad.backend.numba.parallel import ALONE, MIN_PARALLEL_ELEMENTS, prange
 from tensorgrad.backend.numba.strided import array, contiguous_row, strided, with_contiguous_rows
 from tensorgrad.backend.numpy import NumpyBackend
 
 
 @strided(lambda real: (array(real, 4),) * 4, min_parallel=MIN_PARALLEL_ELEMENTS)
-def rotate(x: Any, y: Any, cos: Any, sin: Any) -> None:
+def rotate(x: Any, y: Any, cos: Any, sin: Any, thread: Any = ALONE) -> None:
     """y (B, H, T, D) from x; cos and sin (B, H, T, D/2), whose axes of length 1 broadcast."""
     n_batch, n_head, n_time, width = x.shape
     half = width // 2
-    for head in prange(n_batch * n_head):
+    for head in prange(n_batch * n_head, thread):
         b, h = head // n_head, head % n_head
         for t in range(n_time):
             place = min(b, cos.shape[0] - 1), min(h, cos.shape[1] - 1), min(t, cos.shape[2] - 1)

@@ -7,16 +7,16 @@ import numpy as np
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import is_supported, rows
-from tensorgrad.backend.numba.compile import kernel, prange
 from tensorgrad.backend.numba.mathematics import ONE, exp
+from tensorgrad.backend.numba.parallel import ALONE, kernel, prange
 from tensorgrad.backend.numba.reductions import dot, largest, total
 from tensorgrad.backend.numpy import NumpyBackend
 
 
 @kernel
-def softmax(x: Any, y: Any) -> None:
+def softmax(x: Any, y: Any, thread: Any = ALONE) -> None:
     """y = exp(x - max x) / sum."""
-    for i in prange(x.shape[0]):
+    for i in prange(x.shape[0], thread):
         xi, yi = x[i], y[i]
         top = largest(xi)
         for j in range(xi.size):
@@ -27,9 +27,9 @@ def softmax(x: Any, y: Any) -> None:
 
 
 @kernel
-def softmax_backward(dy: Any, y: Any, dx: Any) -> None:
+def softmax_backward(dy: Any, y: Any, dx: Any, thread: Any = ALONE) -> None:
     """dx = y (dy - sum(y dy))."""
-    for i in prange(y.shape[0]):
+    for i in prange(y.shape[0], thread):
         dyi, yi, dxi = dy[i], y[i], dx[i]
         common = dot(yi, dyi)
         for j in range(yi.size):
@@ -37,9 +37,9 @@ def softmax_backward(dy: Any, y: Any, dx: Any) -> None:
 
 
 @kernel
-def log_softmax(x: Any, y: Any) -> None:
+def log_softmax(x: Any, y: Any, thread: Any = ALONE) -> None:
     """y = x - max x - log(sum exp(x - max x))."""
-    for i in prange(x.shape[0]):
+    for i in prange(x.shape[0], thread):
         xi, yi = x[i], y[i]
         top = largest(xi)
         for j in range(xi.size):
@@ -50,9 +50,9 @@ def log_softmax(x: Any, y: Any) -> None:
 
 
 @kernel
-def log_softmax_backward(dy: Any, y: Any, dx: Any) -> None:
+def log_softmax_backward(dy: Any, y: Any, dx: Any, thread: Any = ALONE) -> None:
     """dx = dy - exp(y) sum(dy)."""
-    for i in prange(y.shape[0]):
+    for i in prange(y.shape[0], thread):
         dyi, yi, dxi = dy[i], y[i], dx[i]
         common = total(dyi)
         for j in range(yi.size):

@@ -8,7 +8,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.compile import inline, is_kept, jit, threads
+from tensorgrad.backend.numba.compile import inline, is_kept, jit
+from tensorgrad.backend.numba.parallel import ALONE, START, THREAD, threads
 
 
 def array(real: Any, ndim: int, layout: str = "A") -> Any:
@@ -17,9 +18,9 @@ def array(real: Any, ndim: int, layout: str = "A") -> Any:
 
 
 class Strided:
-    """A parallel loop, compiled for each dtype of its first argument.
+    """A loop on all threads, compiled for each dtype of its first argument.
 
-    It is serial where no threads may start, or where that argument has fewer than `min_parallel` elements.
+    It runs on one thread where no others may start, or where that argument has fewer than `min_parallel` elements.
     """
 
     def __init__(
@@ -28,29 +29,25 @@ class Strided:
         self.py_func = fn
         self.min_parallel = min_parallel
         self.signature = signature
-        self.compiled: dict[tuple[Any, bool], Any] = {}
+        self.compiled: dict[Any, Any] = {}
 
     def __call__(self, first: Any, *rest: Any) -> None:
-        parallel = threads.may_start and first.size >= self.min_parallel
-        run = self.compiled.get((first.dtype, parallel)) or self.compile(first.dtype, parallel)
+        run = self.compiled.get(first.dtype) or self.compile(first.dtype)
+        thread = START if threads.may_start and first.size >= self.min_parallel else ALONE
         with threads.lock:
-            run(first, *rest)
+            run(first, *rest, thread)
 
     def is_kept(self) -> bool:
         """Whether the cache on disk has it, for some dtype."""
-        return is_kept(self._jit(parallel=True))
+        return is_kept(jit(self.py_func, self.py_func.__name__))
 
-    def compile(self, dtype: Any, parallel: bool = True) -> Any:
+    def compile(self, dtype: Any) -> Any:
         """Compile for a dtype, or load it from the cache on disk."""
-        run = self._jit(parallel)
-        run.compile(self.signature(from_dtype(dtype)))
+        run = jit(self.py_func, self.py_func.__name__)
+        run.compile((*self.signature(from_dtype(dtype)), THREAD))
         run.disable_compile()
-        self.compiled[dtype, parallel] = run
+        self.compiled[dtype] = run
         return run
-
-    def _jit(self, parallel: bool) -> Any:
-        name = self.py_func.__name__
-        return jit(self.py_func, name, parallel=True) if parallel else jit(self.py_func, f"{name}_serial")
 
 
 def strided(

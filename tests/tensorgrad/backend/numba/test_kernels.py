@@ -30,6 +30,7 @@ from tensorgrad.backend.numba import (  # noqa: E402
     mathematics,
     normalization,
     optimizer,
+    parallel,
     reductions,
     softmax,
 )
@@ -39,9 +40,9 @@ PLAIN, FAST = Plain(), NumbaBackend()
 ROOT = Path(tg.__file__).parent.parent
 FAMILIES = (activation, cross_entropy, dropout, embedding, normalization, optimizer, softmax)
 KERNELS = {
-    name: value for module in FAMILIES for name, value in vars(module).items() if isinstance(value, compiling.Kernel)
+    name: value for module in FAMILIES for name, value in vars(module).items() if isinstance(value, parallel.Kernel)
 }
-SMALL, LARGE = (3, 4, 5), (9, 31, 130)  # for the serial and for the parallel version
+SMALL, LARGE = (3, 4, 5), (9, 31, 130)  # for one thread and for all
 TOLERANCE = {np.dtype(np.float32): 3e-6, np.dtype(np.float64): 1e-13}
 DROP = (0.3, 7, 1, 5)
 
@@ -226,7 +227,7 @@ class Exact:
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the kernels, and the functions they call, as Python."""
-    monkeypatch.setattr(compiling.Kernel, "__call__", lambda self, *arguments: self.py_func(*arguments))
+    monkeypatch.setattr(parallel.Kernel, "__call__", lambda self, *arguments: self.py_func(*arguments))
     for module in (arrays, mathematics, reductions, *FAMILIES):
         for name, value in list(vars(module).items()):
             if hasattr(value, "inspect_asm"):
@@ -262,7 +263,7 @@ def test_kernels_run_as_python(name: str) -> None:
 
 def test_every_kernel_has_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     called = set()
-    monkeypatch.setattr(compiling.Kernel, "__call__", lambda self, *_: called.add(self.__name__))
+    monkeypatch.setattr(parallel.Kernel, "__call__", lambda self, *_: called.add(self.__name__))
     for call in CASES.values():
         call(FAST, Inputs(SMALL))
     FAST.random_bits(5, 0, 0, 0)
@@ -485,13 +486,12 @@ def test_mathematics_runs_as_python(value: float) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
 @pytest.mark.skipif(not compiling.has_instructions("fma"), reason="without FMA, LLVM calls a function of the C library")
-@pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("name", ["gelu_backward", "softmax"])
-def test_loops_are_vectorised(name: str, parallel: bool) -> None:
+def test_loops_are_vectorised(name: str) -> None:
     """The fused multiply-adds of exp and erf are vector instructions."""
-    fresh = numba.njit(error_model="numpy", parallel=parallel)(KERNELS[name].py_func)
+    fresh = numba.njit(error_model="numpy")(KERNELS[name].py_func)
     a = Inputs((1, 4) if name == "softmax" else (4,))
-    fresh(*(a.x for _ in range(name.count("backward"))), a.x, a.y.copy())
+    fresh(*(a.x for _ in range(name.count("backward"))), a.x, a.y.copy(), parallel.ALONE)
     (assembly,) = fresh.inspect_asm().values()
     assert len(re.findall(r"\tvf\w+ps\t.*%[yz]mm", assembly)) >= 6
 
@@ -521,10 +521,10 @@ def test_any_number_of_threads_gives_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_serial_and_parallel_give_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_call_and_one_on_every_thread_give_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for min_parallel in (-1, 2**62):
-        monkeypatch.setattr(compiling, "MIN_PARALLEL_ELEMENTS", min_parallel)
+        monkeypatch.setattr(parallel, "MIN_PARALLEL_ELEMENTS", min_parallel)
         results.append(as_tuple(CASES[name](FAST, Inputs((33, 130)))))
     for x, y in zip(*results, strict=True):
         assert x.tobytes() == y.tobytes()
@@ -533,8 +533,8 @@ def test_serial_and_parallel_give_the_same_bits(name: str, monkeypatch: pytest.M
 BITS = """
 import hashlib
 import numpy as np
-from tensorgrad.backend.numba import NumbaBackend, compile
-compile.MIN_PARALLEL_ELEMENTS = 0
+from tensorgrad.backend.numba import NumbaBackend, parallel
+parallel.MIN_PARALLEL_ELEMENTS = 0
 k, x = NumbaBackend(), np.random.default_rng(0).standard_normal((300, 129)).astype(np.float32)
 row = np.abs(x[:, :1]) + 0.5
 results = k.gelu_backward(x, x), k.layer_norm_backward_x(x, x, x[0], row, row)
