@@ -58,6 +58,8 @@ class Ours(Finetuning):
         """See Training."""
         tg = import_tensorgrad(backend, threads)
         from gpt.lora import LoRA, adapter_parameters, add_lora
+        from gpt.train.config import TrainConfig
+        from gpt.train.kernels import kernels
         from gpt.weights.adapter import to_peft
         from gpt.weights.initial import load_initial
 
@@ -71,7 +73,9 @@ class Ours(Finetuning):
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = tg.optim.AdamW(decay_groups(self.parameters), lr=LR, betas=BETAS)
         self.clip_grad_norm = tg.optim.clip_grad_norm
-        tg.get_backend().compile_ahead()
+        names = kernels(TrainConfig(model="llama", tokenizer="gpt2"))
+        if (compilation := tg.get_backend().compile_ahead(names)) is not None:
+            compilation.wait()
 
     def split(self, batches: list[list[list[int]]]) -> list[tuple[Any, Any]]:
         """See Finetuning."""

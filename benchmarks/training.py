@@ -88,12 +88,15 @@ class Ours(Training):
         """Create the model and the optimiser."""
         import tensorgrad as tg
         from gpt.fused import FusedGPT
+        from gpt.train.config import TrainConfig
+        from gpt.train.kernels import kernels
 
         self.model = FusedGPT(setup.model())
         self.parameters = list(self.model.parameters())
         self.optimizer = tg.optim.AdamW(decay_groups(self.parameters), lr=LR, betas=BETAS)
         self.clip_grad_norm = tg.optim.clip_grad_norm
-        tg.get_backend().compile_ahead()
+        names = kernels(TrainConfig(tokenizer="char", bias=self.model.config.bias))
+        self.compilation = tg.get_backend().compile_ahead(names)
 
     def read_batches(self, inputs: str) -> list[tuple[Any, Any]]:
         """See Training."""
@@ -104,6 +107,9 @@ class Ours(Training):
 
     def step(self, idx: Any, targets: Any) -> float:
         """See Training."""
+        if self.compilation is not None:
+            self.compilation.wait()
+            self.compilation = None
         loss = self.model.loss(idx, targets)
         loss.backward()
         self.clip_grad_norm(self.parameters, GRAD_CLIP)

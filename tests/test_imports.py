@@ -87,7 +87,7 @@ LAYERS = [
     ["gpt.evaluate.compare"],
     ["gpt.train.build", "gpt.train.config_file", "gpt.train.footprint", "gpt.train.metrics"],
     ["gpt.train.freeze"],
-    ["gpt.train.flags", "gpt.train.progress", "gpt.train.signals", "gpt.train.step"],
+    ["gpt.train.flags", "gpt.train.kernels", "gpt.train.progress", "gpt.train.signals", "gpt.train.step"],
     ["gpt.train.task"],
     ["gpt.train.run"],
     ["gpt.train.observers", "gpt.train.saver"],

@@ -34,8 +34,6 @@ def train(run: Run) -> int:
     prepare_group(run)
     model.train()
     model.recompute = config.recompute
-    if not (group.rank or config.half):
-        tg.get_backend().compile_ahead()
     reducer = GradientReducer(model.parameters(), group)
     inspect = gradient_ratios if config.log_ratios else None
     take_step = TrainingStep(model, run.optimizer, config, scaler=run.scaler, reducer=reducer, inspect=inspect)
@@ -52,6 +50,8 @@ def train(run: Run) -> int:
         if not group.rank:
             write_config(run.folder, config)
             progress.observers = make_observers(run, progress.print, lambda: bool(signals.received))
+
+        wait_for_kernels(run, progress, signals)
 
         def flush() -> None:
             """Check and write the metrics in the buffer."""
@@ -85,6 +85,14 @@ def train(run: Run) -> int:
         saver.finish()
     group.barrier()  # mpirun ends all processes when one ends, and rank 0 may still be writing
     return 128 + signal if signal and run.step < config.max_iters else 0
+
+
+def wait_for_kernels(run: Run, progress: Progress, signals: StopSignals) -> None:
+    """Wait until the kernels of a step are compiled, all processes of a group for those of rank 0, or for a signal."""
+    if (compilation := run.compilation) is not None:
+        with progress.showing(lambda: f"compiling kernels {compilation.done}/{compilation.total} (first time only)"):
+            compilation.wait(until=lambda: signals.received)
+    run.group.barrier()
 
 
 def batch_of(run: Run, step: int) -> tuple[Array, ...]:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,8 +72,14 @@ class Progress:
     @contextmanager
     def activity(self, step: int, what: str) -> Iterator[None]:
         """Say what takes long at that step, where it does."""
+        with self.showing(lambda: f"{self._at(step)}  {what}"):
+            yield
+
+    @contextmanager
+    def showing(self, line: Callable[[], str]) -> Iterator[None]:
+        """Show this line for as long as nothing else is printed."""
         before = self.heartbeat.activity
-        self.heartbeat.activity = lambda: f"{self._at(step)}  {what}"
+        self.heartbeat.activity = line
         try:
             yield
         finally:

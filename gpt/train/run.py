@@ -35,6 +35,7 @@ from gpt.train.config import TrainConfig
 from gpt.train.flags import Arguments
 from gpt.train.footprint import require_memory
 from gpt.train.freeze import freeze
+from gpt.train.kernels import compile_ahead
 from gpt.train.task import Task, language_model
 from gpt.weights import Model
 from gpt.weights.adapter import Base
@@ -72,6 +73,7 @@ class Run:
     base: Base | None = None  # of a run with LoRA: the weights that stay as they are
     damaged: Damaged = field(default_factory=list)  # newer checkpoints, which cannot be loaded
     scaler: tg.amp.GradScaler = field(default_factory=lambda: tg.amp.GradScaler(enabled=False))
+    compilation: Any = None  # of kernels, in other processes: see Backend.compile_ahead
     # The processes that train together; rank 0 prints and writes.
     group: Communicator = field(default_factory=lambda: tg.get_backend().communicator(world()))
 
@@ -138,6 +140,7 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None, task: Ta
         FolderLock(Path(config.out)).check()
         require_unused(Path(config.out))
     require_writable(Path(config.out or CHECKPOINTS))
+    compilation = compile_ahead(config)
     tokenizer, train_loader, val_loader = task.open_data(config, None if initial is None else initial.tokenizer)
     tg.manual_seed(config.seed)
     if initial is None:  # otherwise its weights are in memory already
@@ -154,7 +157,7 @@ def new_run(config: TrainConfig, initial: InitialWeights | None = None, task: Ta
     folder = _new_folder(config)
     return Run(
         config, folder, tokenizer, train_loader, val_loader, model, optimizer, backend, task,
-        general_loader=general_loader, base=base, scaler=scaler,
+        general_loader=general_loader, base=base, scaler=scaler, compilation=compilation,
     )  # fmt: skip
 
 
@@ -176,6 +179,7 @@ def resumed_run(arguments: Arguments, task_of: Callable[[RunState], Task] = lang
     _require_newest(folder, checkpoint, damaged)
     require_writable(folder)
 
+    compilation = compile_ahead(config)
     model = task.restore_model(checkpoint, config)
     freeze_parts(model, config)
     require_memory(config, model, world().size)
@@ -189,7 +193,7 @@ def resumed_run(arguments: Arguments, task_of: Callable[[RunState], Task] = lang
         step=state.step, saved_step=state.step,
         best_val_loss=state.best_val_loss, best_step=state.best_step, skipped=state.skipped,
         resumed_from=checkpoint.path.parent, resumed_config=state.train_config, damaged=damaged,
-        general_loader=open_general_data(config, tokenizer), base=state.base, scaler=scaler,
+        general_loader=open_general_data(config, tokenizer), base=state.base, scaler=scaler, compilation=compilation,
     )  # fmt: skip
     if run.data_sha256 != state.data_sha256:
         raise UserError(f"data {config.data!r} is not the text that {folder} was trained on")

@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tensorgrad.backend.arrays import Array
@@ -46,8 +46,8 @@ class Backend(DecoderMath, MLPMath):
         """The same numbers as a NumPy array on the host."""
         return x
 
-    def compile_ahead(self) -> None:
-        """Start to compile, in the background, the kernels that a training step in float32 needs."""
+    def compile_ahead(self, kernels: Sequence[str]) -> Any:
+        """Start to compile kernels for float32, by their names, in other processes: what waits for them, or None."""
 
     def communicator(self, group: Any) -> Any:
         """The process group that exchanges arrays of this backend; group: the one that exchanges host arrays."""

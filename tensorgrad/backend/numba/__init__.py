@@ -6,6 +6,8 @@ not installed, and `create` where it cannot run.
 """
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 from tensorgrad.backend.numba.activation import Activation
 from tensorgrad.backend.numba.attention import Attention
@@ -29,11 +31,11 @@ class NumbaBackend(
 
     name = "numba"
 
-    def compile_ahead(self) -> None:
-        """Start a process that compiles the kernels for backward and the optimizer while this one compiles forward."""
+    def compile_ahead(self, kernels: Sequence[str]) -> Any:
+        """See `Backend.compile_ahead`; the names are those of compile_ahead.CALLS."""
         from tensorgrad.backend.numba import compile_ahead  # imported here: it imports this package
 
-        compile_ahead.start()
+        return compile_ahead.start(kernels)
 
     def activate(self) -> None:
         """Use all threads for kernels."""

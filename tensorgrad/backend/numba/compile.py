@@ -4,16 +4,17 @@ import contextlib
 import functools
 import hashlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tensorgrad.backend.runtime import BackendUnavailable
 
 try:
+    import llvmlite
     import llvmlite.binding as llvm
     import numba
-    from numba.core.caching import FunctionCache
+    from numba.core.caching import FunctionCache, IndexDataCacheFile
     from numba.extending import overload
 except ModuleNotFoundError as error:
     raise BackendUnavailable("numba is not installed: pip install numba") from error
@@ -78,36 +79,40 @@ def jit(fn: Callable[..., Any], name: str, **options: bool) -> Any:
     return dispatcher
 
 
-def is_kept(dispatcher: Any) -> bool:
-    """Whether the cache on disk has compiled code of the current sources; True, too, if nothing can be cached."""
-    return not isinstance(dispatcher._cache, Cache) or dispatcher._cache.is_filled()
+class NotCached(Exception):
+    """Inside `cached_only`: a function would have to be compiled."""
 
 
 class Cache(FunctionCache):  # type: ignore[misc]
     """Numba's cache on disk, invalidated by a change in any file of this package, and without errors.
 
-    Numba itself looks only at the file of the function, but kernels call functions of other files. After a failure to
-    read or write (a damaged file, a full disk) the function is compiled.
+    Numba itself looks only at the file of the function, but kernels call functions of other files. The code in a file
+    is that of one version of Numba and LLVM; a file has an entry for each processor. It is written under another name
+    and then renamed, so that none is ever half written. After a failure to read or write (a damaged file, a full disk)
+    the function is compiled.
     """
+
+    must_have = False  # raise NotCached where it has not
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__(fn)
-        self._cache_file._source_stamp = (self._cache_file._source_stamp, digest(Path(__file__).parent))
-
-    def is_filled(self) -> bool:
-        """Whether it has any compiled code of the current sources."""
-        try:
-            return bool(self._cache_file._load_index())
-        except Exception:
-            return False
+        # Versions are in the name: in the stamp, two that are used in turn would each time replace the other's files.
+        name = f"{self._impl.filename_base}-numba-{numba.__version__}-llvmlite-{llvmlite.__version__}"
+        stamp = self._impl.locator.get_source_stamp(), digest(Path(__file__).parent)
+        self._cache_file = IndexDataCacheFile(self._cache_path, name, stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Code compiled in an earlier run, or None if there is none that can be read."""
         require_threads()  # the code may refer to functions of the threading layer
+        code = None
         try:
-            return super().load_overload(sig, target_context)
-        except Exception:
-            return None
+            code = super().load_overload(sig, target_context)
+        except Exception:  # damaged: make room for what will be compiled
+            with contextlib.suppress(Exception):
+                self.flush()
+        if code is None and Cache.must_have:
+            raise NotCached
+        return code
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Write compiled code for later runs, if possible."""
@@ -115,6 +120,21 @@ class Cache(FunctionCache):  # type: ignore[misc]
             super().save_overload(sig, data)
         except Exception:
             self.disable()
+
+
+@contextlib.contextmanager
+def cached_only() -> Iterator[None]:
+    """In a `with`: a call of a function that is not in the cache raises NotCached, and nothing is compiled."""
+    Cache.must_have = True
+    try:
+        yield
+    finally:
+        Cache.must_have = False
+
+
+def can_cache(dispatcher: Any) -> bool:
+    """Whether there is a folder for the cache of a function, of this process or another."""
+    return isinstance(dispatcher._cache, Cache)
 
 
 @functools.cache

@@ -1,54 +1,138 @@
-"""A second process that compiles the kernels for backward and the optimizer, while the first one compiles forward.
+"""The kernels of a training step, compiled in several processes before they are needed.
 
-Compiling uses one core. The second process writes to the cache on disk, where the first one finds the kernels when it
-needs them. A kernel that is not there yet the first process compiles itself.
+Compiling uses one core, and a training step needs some twenty kernels. Each process compiles one kernel after another
+and writes it to the cache on disk, where the process that trains finds it. What is not there by then, it compiles
+itself.
 """
 
-import functools
 import os
+import queue
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from tensorgrad.backend import load
-from tensorgrad.backend.numba.attention_backward import backward
-from tensorgrad.backend.numba.parallel import MIN_PARALLEL_ELEMENTS
+from tensorgrad.backend.numba.compile import NotCached, cached_only, can_cache
+from tensorgrad.backend.numba.progress import show
+from tensorgrad.backend.numba.softmax import softmax
 from tensorgrad.backend.threads import cpu_count
 
-ROW_ELEMENTS = 128
+MAX_PROCESSES = 4
 
 
-@functools.cache
-def start() -> "subprocess.Popen[bytes] | None":
-    """Start the process, once; None if there is only one core, or if the kernels are in the cache already."""
-    if cpu_count() < 2 or backward.is_kept():
+def array(*shape: int) -> Any:
+    """New ones: float32, as a step computes in."""
+    return np.ones(shape, np.float32)
+
+
+# What calls each kernel, by the name of the backend's method: arrays for which it does not leave the work to NumPy.
+ROWS, COLUMN, VECTOR, MATRIX = array(128, 128), array(128, 1), array(128), array(128, 128)
+FEW_ROWS, TALL, HEADS = array(16, 128), array(1024, 128), array(2, 4, 64, 64)
+DROPOUT, INDICES = (0.5, 0, 0, 0), np.zeros(128, np.int64)
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "layer_norm": lambda k: k.layer_norm(ROWS, VECTOR, None, 1e-5),
+    "add_layer_norm": lambda k: k.add_layer_norm(ROWS, ROWS, VECTOR, None, 1e-5),
+    "rms_norm": lambda k: k.rms_norm(ROWS, VECTOR, 1e-5),
+    "linear": lambda k: k.linear(ROWS, MATRIX, None),
+    "linear of few rows": lambda k: k.linear(FEW_ROWS, TALL, None),
+    "attention": lambda k: k.attention(HEADS, HEADS, HEADS, True, None, None, 1.0),
+    "rotary_embedding": lambda k: k.rotary_embedding(HEADS, np.arange(64), 1e4),
+    "gelu_tanh": lambda k: k.gelu_tanh(ROWS),
+    "gelu": lambda k: k.gelu(ROWS),
+    "swiglu": lambda k: k.swiglu(ROWS, ROWS),
+    "dropout": lambda k: k.dropout(ROWS, DROPOUT),
+    "add": lambda k: k.add(array(256, 128), array(256, 128)),
+    "cross_entropy": lambda k: k.cross_entropy(ROWS, INDICES, -1, 0.0),
+    "cross_entropy_backward": lambda k: k.cross_entropy_backward(VECTOR, ROWS, INDICES, array(128, 2), -1, 0.0),
+    "linear_backward_x of few rows": lambda k: k.linear_backward_x(array(16, 1024), TALL),
+    "linear_backward_bias": lambda k: k.linear_backward_bias(ROWS),
+    "layer_norm_backward": lambda k: k.layer_norm_backward(ROWS, ROWS, VECTOR, COLUMN, COLUMN, None, (True,) * 3),
+    "rms_norm_backward": lambda k: (
+        k.rms_norm_backward_x(ROWS, ROWS, VECTOR, COLUMN), k.rms_norm_backward_weight(ROWS, ROWS, COLUMN)
+    ),
+    "gelu_tanh_recompute": lambda k: k.gelu_tanh_recompute(array(8), array(8)),
+    "gelu_backward": lambda k: k.gelu_backward(ROWS, ROWS),
+    "swiglu_backward": lambda k: k.swiglu_backward(ROWS, ROWS, ROWS),
+    "attention_backward": lambda k: k.attention_backward(
+        HEADS, HEADS, HEADS, HEADS, HEADS, HEADS[..., :1], True, None, None, 1.0
+    ),
+    "add_embedding_backward": lambda k: k.add_embedding_backward(array(8, 128), ROWS, INDICES),
+    "global_norm": lambda k: k.global_norm([ROWS]),
+    "adamw": lambda k: k.adamw(
+        *(array(8) for _ in range(4)), lr=0.0, beta1=0.9, beta2=0.9, eps=1.0, weight_decay=0.0, step=1
+    ),
+}  # fmt: skip
+
+
+class Compilation:
+    """Kernels that are being compiled: `done` of `total`."""
+
+    def __init__(self, names: Sequence[str], n_processes: int) -> None:
+        self.total, self.done = len(names), 0
+        self._names: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for name in names:
+            self._names.put(name)
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._drive, daemon=True) for _ in range(min(n_processes, self.total))]
+        for thread in self._threads:
+            thread.start()
+
+    def _drive(self) -> None:
+        """Start a process, and give it one name after another; where it ends early, the rest is for others."""
+        paths = os.pathsep.join(path for path in sys.path if path)
+        try:
+            with subprocess.Popen(
+                [sys.executable, "-m", __name__], env={**os.environ, "PYTHONPATH": paths}, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            ) as process:  # fmt: skip
+                assert process.stdin is not None and process.stdout is not None
+                while True:
+                    print(self._names.get_nowait(), file=process.stdin, flush=True)
+                    if not process.stdout.readline():
+                        return
+                    with self._lock:
+                        self.done += 1
+        except (OSError, queue.Empty):  # no further process is allowed, or nothing is left
+            return
+
+    def wait(self, until: Callable[[], object] = lambda: False) -> None:
+        """Wait for the processes, or until `until` returns something true."""
+        while any(thread.is_alive() for thread in self._threads) and not until():
+            time.sleep(0.02)
+
+
+def start(names: Sequence[str]) -> Compilation | None:
+    """Start to compile kernels, by their names in CALLS; None if all are in the cache, or if there is only one core."""
+    if cpu_count() < 2 or not can_cache(softmax.compiled) or not (missing := not_cached(names)):
         return None
-    paths = os.pathsep.join(path for path in sys.path if path)
-    quiet = subprocess.DEVNULL
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=quiet, stdout=quiet, stderr=quiet,
-            env={**os.environ, "PYTHONPATH": paths},
-        )  # fmt: skip
-    except OSError:  # no further process is allowed: this one compiles everything
-        return None
+    show(f"compiling {len(missing)} kernels, the first time only\n")
+    return Compilation(missing, min(cpu_count(), MAX_PROCESSES))
 
 
-def compile_backward() -> None:
-    """Run the kernels of backward and of the optimizer in float32, in the order in which a training step needs them."""
+def not_cached(names: Sequence[str]) -> list[str]:
+    """The names of those kernels that the cache on disk does not have; the others are loaded."""
+    k, missing = load("numba"), []
+    with cached_only():
+        for name in names:
+            try:
+                CALLS[name](k)
+            except NotCached:
+                missing.append(name)
+    return missing
+
+
+def main() -> None:
+    """Compile the kernels whose names come on stdin, a line each, and answer with a line."""
     k = load("numba")
-    for n_rows in (2 * MIN_PARALLEL_ELEMENTS // ROW_ELEMENTS, 8):  # the parallel and the serial version
-        x, row = np.ones((n_rows, ROW_ELEMENTS), np.float32), np.ones((n_rows, 1), np.float32)
-        k.layer_norm_backward(x, x, x[0], row, row, None, (True, True, False))
-        k.gelu_tanh_recompute(x.copy(), x.copy())
-        if n_rows > 8:
-            q = np.ones((4, 4, 64, 64), np.float32)
-            k.attention_backward(q, q, q, q, q, q[..., :1], True, None, None, 1.0)
-        k.global_norm([x])
-        k.scale([x], 1.0)
-        k.adamw(x, x, x.copy(), x.copy(), lr=0.0, beta1=0.9, beta2=0.9, eps=1.0, weight_decay=0.0, step=1)
+    for line in sys.stdin:
+        CALLS[line.strip()](k)
+        print(flush=True)
 
 
 if __name__ == "__main__":
-    compile_backward()
+    main()

@@ -8,7 +8,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.compile import inline, is_kept, jit
+from tensorgrad.backend.numba.compile import inline, jit
 from tensorgrad.backend.numba.parallel import ALONE, START, THREAD, threads
 
 
@@ -36,10 +36,6 @@ class Strided:
         thread = START if threads.may_start and first.size >= self.min_parallel else ALONE
         with threads.lock:
             run(first, *rest, thread)
-
-    def is_kept(self) -> bool:
-        """Whether the cache on disk has it, for some dtype."""
-        return is_kept(jit(self.py_func, self.py_func.__name__))
 
     def compile(self, dtype: Any) -> Any:
         """Compile for a dtype, or load it from the cache on disk."""

@@ -550,3 +550,28 @@ def test_a_run_is_saved_before_a_broken_pipe_ends_it(monkeypatch: pytest.MonkeyP
         train(new_run(small(out="run", eval_interval=7, checkpoint_interval=100)))
     assert load_checkpoint("run").state.step == 7
     assert [row["step"] for row in metrics("run")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+class Compilation:
+    """Kernels that are compiled after three questions; `line` is what was shown meanwhile."""
+
+    done, total, line = 1, 3, ""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def wait(self, until: Any) -> None:
+        assert not until()
+        activity = self.progress.heartbeat.activity
+        assert not isinstance(activity, str)
+        self.line = activity()
+
+
+def test_a_run_waits_for_its_kernels_and_shows_how_many_are_compiled() -> None:
+    run = new_run(small())
+    with StopSignals() as signals, module.make_progress(run) as progress:
+        before = progress.heartbeat.activity
+        run.compilation = Compilation(progress)
+        module.wait_for_kernels(run, progress, signals)
+        assert progress.heartbeat.activity is before
+    assert run.compilation.line == "compiling kernels 1/3 (first time only)"

@@ -104,6 +104,41 @@ def test_a_damaged_cache_is_ignored(cache_folder: Path) -> None:
     for path in (*cache_folder.rglob("*.nbi"), *cache_folder.rglob("*.nbc")):
         path.write_bytes(path.read_bytes()[:20])
     assert was_compiled(compile_double())
+    assert not was_compiled(compile_double())  # and replaced
+
+
+def test_another_version_of_the_compiler_has_files_of_its_own(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_double()
+    before = {path: path.read_bytes() for path in cache_folder.rglob("*.nb?")}
+    with monkeypatch.context() as patch:
+        patch.setattr(compiling.llvmlite, "__version__", "0.0.1")
+        assert was_compiled(compile_double())
+        assert not was_compiled(compile_double())
+    assert len(before) == 2 and before == {path: path.read_bytes() for path in before}
+    assert len(list(cache_folder.rglob("*.nb?"))) == 4
+    assert not was_compiled(compile_double())
+
+
+def test_another_processor_compiles_for_itself(monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> None:
+    compile_double()
+    codegen = type(compile_double().targetctx.codegen())
+    with monkeypatch.context() as patch:
+        patch.setattr(codegen, "magic_tuple", lambda self: ("x86_64-unknown-linux-gnu", "another", "+fast"))
+        assert was_compiled(compile_double())
+    assert not was_compiled(compile_double())
+    assert len(list(cache_folder.rglob("*.nbc"))) == 2
+
+
+def test_what_is_not_cached_is_not_compiled_where_that_is_asked(cache_folder: Path) -> None:
+    dispatcher = compiling.jit(double, "double")
+    with compiling.cached_only(), pytest.raises(compiling.NotCached):
+        dispatcher(2.5)
+    assert not list(cache_folder.rglob("*.nb?"))
+    assert dispatcher(2.5) == 5.0
+    with compiling.cached_only():
+        assert not was_compiled(compile_double())
 
 
 @pytest.mark.usefixtures("cache_folder")

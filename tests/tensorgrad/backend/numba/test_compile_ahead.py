@@ -1,8 +1,9 @@
-"""The second process, which compiles the kernels for backward and the optimizer."""
+"""Kernels compiled ahead in other processes."""
 
-import functools
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,76 +15,101 @@ from tests.processes import HANG_S
 numba = pytest.importorskip("numba")
 
 from tensorgrad.backend.numba import compile_ahead  # noqa: E402
+from tensorgrad.backend.numba.compile_ahead import Compilation  # noqa: E402
+
+ROOT = Path(__file__).parents[4]
+NAMES = ["add", "global_norm", "gelu_tanh_recompute"]
+
+PROGRAM = """
+import sys
+import tensorgrad as tg
+from numba.core.event import Listener, register
+from tensorgrad.backend.numba.compile_ahead import CALLS
+
+class Count(Listener):
+    n = 0
+    def on_start(self, event):
+        Count.n += 1
+    def on_end(self, event):
+        pass
+
+register("numba:compile", Count())
+names = sys.argv[1:]
+k = tg.use_backend("numba").backend
+compilation = k.compile_ahead(names)
+if compilation is not None:
+    compilation.wait()
+    print(compilation.done, compilation.total)
+for name in names:
+    CALLS[name](k)
+assert k.compile_ahead(names) is None
+print(Count.n)
+"""
+
+
+def test_other_processes_compile_everything_and_only_once(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "2"}
+    for answer in (["3", "3", "0"], ["0"]):
+        command = [sys.executable, "-c", PROGRAM, *NAMES]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == answer
+        assert done.stderr == ("compiling 3 kernels, the first time only\n" if len(answer) > 1 else "")
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """The commands that would have been started, with an empty cache and two cores."""
-    commands: list[Any] = []
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+def nothing_cached(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Two cores and an empty cache; the compilations that would have been started."""
+    started: list[Any] = []
     monkeypatch.setattr(compile_ahead, "cpu_count", lambda: 2)
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: commands.append(command))
-    # a start of its own: the process that an earlier test may have started stays referenced
-    monkeypatch.setattr(compile_ahead, "start", functools.cache(compile_ahead.start.__wrapped__))
-    return commands
+    monkeypatch.setattr(compile_ahead, "not_cached", list)
+    monkeypatch.setattr(compile_ahead, "Compilation", lambda *arguments: started.append(arguments))
+    return started
 
 
-def test_it_is_started_once(started: list[Any]) -> None:
+def test_as_many_processes_as_cores(nothing_cached: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     with tg.use_backend("numba") as use:
-        use.backend.compile_ahead()
-        use.backend.compile_ahead()
-    assert started == [[sys.executable, "-m", "tensorgrad.backend.numba.compile_ahead"]]
+        use.backend.compile_ahead(NAMES)
+    assert nothing_cached == [(NAMES, 2)]
+    assert capsys.readouterr().err == "compiling 3 kernels, the first time only\n"
 
 
-def test_other_backends_compile_nothing(started: list[Any]) -> None:
-    with tg.use_backend("numpy") as use:
-        use.backend.compile_ahead()
-    assert started == []
-
-
-def test_it_is_not_started_on_one_core(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_started_on_one_core(nothing_cached: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_ahead, "cpu_count", lambda: 1)
-    assert compile_ahead.start() is None and started == []
+    assert compile_ahead.start(NAMES) is None and nothing_cached == []
 
 
-def test_it_is_not_started_if_the_cache_has_the_kernels(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(compile_ahead.backward), "is_kept", lambda _: True)
-    assert compile_ahead.start() is None and started == []
+def test_nothing_is_started_without_a_folder_for_the_cache(
+    nothing_cached: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_ahead, "can_cache", lambda _: False)
+    assert compile_ahead.start(NAMES) is None and nothing_cached == []
 
 
-def test_a_process_that_cannot_be_started_is_no_error(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_be_started_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise BlockingIOError("Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", fail)
-    assert compile_ahead.start() is None
+    compilation = Compilation(NAMES, 2)
+    compilation.wait()
+    assert compilation.done == 0
 
 
-STEP = """
-import numpy as np
-import tensorgrad as tg
-from gpt.fused import FusedGPT
-from tensorgrad.backend.numba import activation, compile_ahead, normalization, optimizer
-from tensorgrad.backend.numba.attention_backward import backward
-
-compile_ahead.compile_backward()
-kernels = [activation.gelu_tanh_recompute, normalization.layer_norm_backward, optimizer.adamw, optimizer.scale,
-           optimizer.sums_of_squares]
-compiled = lambda: [set(fn.signatures) for kernel in kernels for fn in (kernel.compiled,)]
-before = compiled()
-assert all(before) and list(backward.compiled) == [np.float32]
-tg.use_backend("numba")
-config = {"n_layer": 1, "n_head": 4, "n_embd": 256, "block_size": 64, "vocab_size": 65, "dropout": 0.0, "bias": True}
-model = FusedGPT(config)
-adamw = tg.optim.AdamW(model.parameters())
-tokens = np.zeros((8, 64), np.int64)
-model.loss(tokens, tokens).backward()
-tg.optim.clip_grad_norm(model.parameters(), 1e-3)
-adamw.step()
-assert compiled() == before
-"""
+@pytest.mark.parametrize("program", ["import sys; sys.stdin.readline()", "pass"])
+def test_a_process_that_ends_early_is_no_error(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: original([sys.executable, "-c", program], **options))
+    compilation = Compilation(NAMES, 2)
+    compilation.wait()
+    assert compilation.done == 0
 
 
-def test_it_compiles_exactly_what_a_training_step_needs() -> None:
-    done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, timeout=HANG_S)
-    assert done.returncode == 0, done.stderr
+def test_waiting_ends_when_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = subprocess.Popen
+    program = "import time; time.sleep(1)"
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: original([sys.executable, "-c", program], **options))
+    asked: list[bool] = []
+    started = time.monotonic()
+    Compilation(NAMES, 1).wait(until=lambda: asked.append(True) or len(asked) > 2)
+    assert len(asked) == 3 and time.monotonic() - started < HANG_S / 2
