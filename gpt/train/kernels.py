@@ -16,8 +16,6 @@ def kernels(config: TrainConfig) -> list[str]:
         names += ["layer_norm", "add_layer_norm", "layer_norm_backward"]
         names += ["gelu_tanh", "gelu_tanh_recompute"] if config.gelu == "tanh" else ["gelu", "gelu_backward"]
         names += ["linear_backward_bias"] if config.bias else []
-    if config.tokenizer != "char":  # of its logits, fewer rows are computed at a time than there are tokens
-        names += ["linear of few rows", "linear_backward_x of few rows"]
     if config.dropout:
         names += ["dropout"]
     return [*names, "cross_entropy", "cross_entropy_backward", "add", "add_embedding_backward", "global_norm", "adamw"]

@@ -32,14 +32,13 @@ def array(*shape: int) -> Any:
 
 # What calls each kernel, by the name of the backend's method: arrays for which it does not leave the work to NumPy.
 ROWS, COLUMN, VECTOR, MATRIX = array(128, 128), array(128, 1), array(128), array(128, 128)
-FEW_ROWS, TALL, HEADS = array(16, 128), array(1024, 128), array(2, 4, 64, 64)
+HEADS = array(2, 4, 64, 64)
 DROPOUT, INDICES = (0.5, 0, 0, 0), np.zeros(128, np.int64)
 CALLS: dict[str, Callable[[Any], Any]] = {
     "layer_norm": lambda k: k.layer_norm(ROWS, VECTOR, None, 1e-5),
     "add_layer_norm": lambda k: k.add_layer_norm(ROWS, ROWS, VECTOR, None, 1e-5),
     "rms_norm": lambda k: k.rms_norm(ROWS, VECTOR, 1e-5),
     "linear": lambda k: k.linear(ROWS, MATRIX, None),
-    "linear of few rows": lambda k: k.linear(FEW_ROWS, TALL, None),
     "attention": lambda k: k.attention(HEADS, HEADS, HEADS, True, None, None, 1.0),
     "rotary_embedding": lambda k: k.rotary_embedding(HEADS, np.arange(64), 1e4),
     "gelu_tanh": lambda k: k.gelu_tanh(ROWS),
@@ -49,7 +48,6 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "add": lambda k: k.add(array(256, 128), array(256, 128)),
     "cross_entropy": lambda k: k.cross_entropy(ROWS, INDICES, -1, 0.0),
     "cross_entropy_backward": lambda k: k.cross_entropy_backward(VECTOR, ROWS, INDICES, array(128, 2), -1, 0.0),
-    "linear_backward_x of few rows": lambda k: k.linear_backward_x(array(16, 1024), TALL),
     "linear_backward_bias": lambda k: k.linear_backward_bias(ROWS),
     "layer_norm_backward": lambda k: k.layer_norm_backward(ROWS, ROWS, VECTOR, COLUMN, COLUMN, None, (True,) * 3),
     "rms_norm_backward": lambda k: (

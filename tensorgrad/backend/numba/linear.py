@@ -4,12 +4,7 @@ import numpy as np
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.arrays import is_supported
-from tensorgrad.backend.numba.linear_skinny import (
-    backward_reads_in_place,
-    reads_in_place,
-    skinny_linear,
-    unpacked_product_backward,
-)
+from tensorgrad.backend.numba.linear_skinny import reads_in_place, skinny_linear
 from tensorgrad.backend.numba.macrokernel import MIN_PARALLEL_MULTIPLICATIONS, batched_product, parallel_product
 from tensorgrad.backend.numpy import NumpyBackend
 
@@ -53,17 +48,6 @@ class Linear(NumpyBackend):
         y = np.empty((*x.shape[:-1], len(weight)), x.dtype)
         skinny_linear(rows, weight, writable(bias), y.reshape(-1, len(weight)), self.threads)
         return y
-
-    def linear_backward_x(self, dy: Array, weight: Array) -> Array:
-        """dx (..., n) = dy (..., m) @ weight (m, n)."""
-        if not self._supports(dy, weight):
-            return super().linear_backward_x(dy, weight)
-        rows = dy.reshape(-1, dy.shape[-1])
-        if not backward_reads_in_place(rows, weight):
-            return super().linear_backward_x(dy, weight)
-        dx = np.empty((*dy.shape[:-1], weight.shape[1]), dy.dtype)
-        unpacked_product_backward(writable(rows), weight, dx.reshape(-1, weight.shape[1]), self.threads)
-        return dx
 
     def _supports(self, *arrays: Array) -> bool:
         return is_supported(*arrays) and 0 not in [x.size for x in arrays]

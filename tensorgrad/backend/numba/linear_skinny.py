@@ -1,8 +1,7 @@
-"""Skinny products: few rows times a much larger weight matrix, as in generating text and in the loss.
+"""Skinny products: at most MAX_SKINNY_ROWS rows times a much larger weight matrix, as in generating text.
 
-The general product (macrokernel.py) packs its right operand. For few rows that would cost more than the product: all
-weights would be read, written and read again. Here the weights are read once and in place. With at most MAX_SKINNY_ROWS
-rows nothing is packed; with more, x is.
+The general product (macrokernel.py) packs its right operand. For so few rows that would cost more than the product: all
+weights would be read, written and read again. Here the weights are read once and in place, and nothing is packed.
 """
 
 from typing import Any
@@ -13,30 +12,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.macrokernel import KC
-from tensorgrad.backend.numba.microkernel import (
-    AVX512,
-    I64,
-    MR,
-    VECTOR_BYTES,
-    element,
-    microkernel,
-    nr_of,
-    number,
-    prefetch,
-    round_up,
-)
-from tensorgrad.backend.numba.pack import (
-    PANEL_PADDING,
-    ROW_PADDING,
-    aligned,
-    pack_panels,
-    pack_transposed,
-    packed_panels,
-)
+from tensorgrad.backend.numba.microkernel import AVX512, I64, VECTOR_BYTES, element, number, prefetch, round_up
 from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.reductions import fold
-from tensorgrad.backend.numba.strided import Strided, array, contiguous_row, strided
+from tensorgrad.backend.numba.strided import Strided, array
 
 MAX_SKINNY_ROWS = 4  # with more rows, computing takes longer than reading the weights
 # For so many rows of x, how many rows of the weights are read at a time: the sums have to fit into the registers.
@@ -47,37 +26,20 @@ ROWS_READ = {1: (0,), 2: (0, 1), 3: (0, 1, 2, 2), 4: (0, 1, 2, 3)}
 # cache before it is used. Otherwise the same rows are prefetched, so many bytes ahead.
 MAX_GROUP_PREFETCH_BYTES = 2**18
 ROW_PREFETCH_BYTES = 2**12
-BAND_ROWS = 4 * MR  # rows of the weights whose products are transposed together
-MAX_PACKED_X_ELEMENTS = 2**18  # a megabyte of float32: the packed panels of x stay in the second-level cache
-MAX_DX_ELEMENTS = 2**17  # the sums of dx stay there beside the packed panels of dy
 
 
 def reads_in_place(x: Array, weight: Array) -> bool:
-    """Whether `skinny_linear` supports x (r, n) and weight (m, n), and is faster than the general product."""
-    fits = x.size <= MAX_PACKED_X_ELEMENTS and BAND_ROWS <= len(weight) >= 2 * len(x)
-    return (len(x) <= MAX_SKINNY_ROWS or fits) and x.flags.carray and weight.flags.carray
-
-
-def backward_reads_in_place(dy: Array, weight: Array) -> bool:
-    """Whether `unpacked_product_backward` supports dy (r, m), weight (m, n) and is faster than the general product."""
-    m, n = weight.shape
-    return len(dy) * n <= MAX_DX_ELEMENTS and n >= MR and m >= 8 * max(len(dy), n) and weight.flags.carray
+    """Whether `skinny_linear` supports x (r, n) and weight (m, n)."""
+    return len(x) <= MAX_SKINNY_ROWS and x.flags.carray and weight.flags.carray
 
 
 def skinny_linear(x: Array, weight: Array, bias: Array, y: Array, threads: int) -> None:
     """y (r, m) = x (r, n) @ weight (m, n)^T, plus bias (m) unless it is empty; all in C order.
 
-    Any number of threads gives the same bits. Up to MAX_SKINNY_ROWS rows, a row of y has the same bits whatever the
-    other rows are.
+    Any number of threads gives the same bits, and a row of y has the same bits whatever the other rows are.
     """
-    if len(x) > MAX_SKINNY_ROWS:
-        unpacked_product(x, weight, bias, y, threads)
-    else:
-        rows = ROWS_READ[len(x)]
-        SKINNY_KERNELS[len(rows)](x, weight, bias, y, rows, threads)
-
-
-# --- at most MAX_SKINNY_ROWS rows: dot products, nothing is packed -------------------------------
+    rows = ROWS_READ[len(x)]
+    SKINNY_KERNELS[len(rows)](x, weight, bias, y, rows, threads)
 
 
 def group_size(rows: Any) -> int:
@@ -177,63 +139,3 @@ def _dots(context: Any, x: Any, rows: Any, weight: Any, first: Any, prefetch_byt
 
     result = types.UniTuple(x.dtype, len(rows) * group)
     return result(x, rows, weight, types.int64, types.int64), generate
-
-
-# --- more rows: the microkernel, with x packed and the weights in place ---------------------------
-
-
-@strided(lambda real: (array(real, 2), array(real, 2), array(real, 1), array(real, 2), types.int64))
-def unpacked_product(x: Any, weight: Any, bias: Any, y: Any, parts: int, thread: Any = ALONE) -> None:
-    """See `skinny_linear`; weight and y have contiguous rows, and weight at least BAND_ROWS of them.
-
-    It computes y^T = weight @ x^T: the microkernel reads MR rows of weight in place, and x^T is the right operand that
-    is packed, by every thread for itself.
-    """
-    (n_rows, n_inner), m = x.shape, len(weight)
-    n_bands = round_up(m, BAND_ROWS) // BAND_ROWS
-    for part in prange(parts, thread):
-        panels, nr = packed_panels(x.T), nr_of(x)
-        n_panels = len(panels)
-        sums = aligned(BAND_ROWS * (n_panels * nr + ROW_PADDING), x).reshape(BAND_ROWS, n_panels * nr + ROW_PADDING)
-        for band in range(n_bands * part // parts, n_bands * (part + 1) // parts):
-            new, first = band * BAND_ROWS, min(band * BAND_ROWS, m - BAND_ROWS)  # the last may overlap
-            for top in range(0, BAND_ROWS, MR):
-                for p in range(n_panels):
-                    microkernel(weight, first + top, 0, n_inner, panels, p, sums, top, p * nr, False)
-            out = y[:, new : first + BAND_ROWS]
-            pack_transposed(sums[new - first :, :n_rows].T, out)
-            if bias.size > 0:
-                for i in range(n_rows):
-                    row = contiguous_row(out[i])
-                    for j in range(row.size):
-                        row[j] += bias[new + j]
-
-
-@strided(lambda real: (array(real, 2), array(real, 2, "C"), array(real, 2), types.int64))
-def unpacked_product_backward(dy: Any, weight: Any, dx: Any, parts: int, thread: Any = ALONE) -> None:
-    """dx (r, n) = dy (r, m) @ weight (m, n), for a weight with at least MR columns: see `backward_reads_in_place`.
-
-    It computes dx^T = weight^T @ dy^T: the microkernel reads MR columns of weight in place, and dy^T is packed. Every
-    thread has its own part of the columns.
-    """
-    (n_rows, m), n, nr = dy.shape, weight.shape[1], nr_of(dy)
-    n_groups, n_panels = round_up(n, MR) // MR, round_up(n_rows, nr) // nr
-    for part in prange(parts, thread):
-        first, last = n_groups * part // parts, n_groups * (part + 1) // parts
-        panels = aligned(n_panels * (KC + PANEL_PADDING) * nr, dy).reshape(n_panels, KC + PANEL_PADDING, nr)
-        sums = aligned((last - first) * MR * (n_panels * nr + ROW_PADDING), dy).reshape(
-            (last - first) * MR, n_panels * nr + ROW_PADDING
-        )
-        for top in range(0, m, KC):
-            bottom = min(top + KC, m)
-            pack_panels(dy[:, top:bottom].T, panels)
-            columns = weight[top:bottom].T
-            for group in range(first, last):
-                for p in range(n_panels):
-                    column, row = min(group * MR, n - MR), (group - first) * MR  # the last group may overlap
-                    microkernel(columns, column, 0, bottom - top, panels, p, sums, row, p * nr, top > 0)
-        whole = min(last, n // MR)  # groups that do not overlap
-        pack_transposed(sums[: (whole - first) * MR, :n_rows].T, dx[:, first * MR : whole * MR])
-        if whole < last:
-            row = (whole - first) * MR
-            pack_transposed(sums[row : row + MR, :n_rows].T, dx[:, n - MR :])

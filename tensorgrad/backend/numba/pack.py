@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from tensorgrad.backend.numba.compile import inline, noinline
-from tensorgrad.backend.numba.microkernel import VECTOR_BYTES, element, nr_of, number, round_up
+from tensorgrad.backend.numba.microkernel import VECTOR_BYTES, element, number
 from tensorgrad.backend.numba.strided import contiguous_row
 
 # Rows at a distance of a power of two fall into a few sets of the cache and evict each other. So there is a gap between
@@ -101,16 +101,6 @@ def copy(row: Any, start: int, other: Any, other_start: int) -> None:
 def copy_transposed(x: Any, y: Any, i: int, j: int) -> None:
     """Copy BLOCK x BLOCK elements from (i, j) on, for contiguous columns of x and contiguous rows of y."""
     y[i : i + BLOCK, j : j + BLOCK] = x[i : i + BLOCK, j : j + BLOCK]
-
-
-@noinline
-def packed_panels(x: Any) -> Any:
-    """x (k, n) of any strides as new packed panels (ceil(n / nr), k, nr): see `pack_panels`."""
-    nr = nr_of(x)
-    n_panels = round_up(x.shape[1], nr) // nr
-    panels = aligned(n_panels * x.shape[0] * nr, x).reshape(n_panels, x.shape[0], nr)
-    pack_panels(x, panels)
-    return panels
 
 
 overload(copy, jit_options={"forceinline": True})(

@@ -79,65 +79,21 @@ def test_linear(shape: tuple[int, ...], with_bias: bool, dtype: Any) -> None:
     np.testing.assert_allclose(load("numba").linear(x, weight, bias), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
-ROWS = st.one_of(st.integers(1, linear_skinny.MAX_SKINNY_ROWS), st.integers(linear_skinny.MAX_SKINNY_ROWS + 1, 40))
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(n_rows=ROWS, n_inner=SIZES, m=SIZES, data=st.data())
+@given(n_rows=st.integers(1, linear_skinny.MAX_SKINNY_ROWS), n_inner=SIZES, m=SIZES, data=st.data())
 def test_skinny_linear(
     dtype: Any, n_rows: int, n_inner: int, m: int, data: st.DataObject
 ) -> None:
-    """Sizes that are multiples of a group, a band or a vector, and sizes that are not; any number of threads."""
+    """Sizes that are multiples of a group or a vector, and sizes that are not; any number of threads."""
     x, weight = normal(n_rows, n_inner, dtype=dtype), normal(m, n_inner, dtype=dtype)
     bias = normal(m if data.draw(st.booleans()) else 0, dtype=dtype)
-    if n_rows > linear_skinny.MAX_SKINNY_ROWS and m < linear_skinny.BAND_ROWS:
-        assert not linear_skinny.reads_in_place(x, weight)
-        return
     results = [np.full((n_rows, m), np.nan, dtype) for _ in range(2)]
     for y, threads in zip(results, (1, data.draw(st.integers(2, 7))), strict=True):
         linear_skinny.skinny_linear(x, weight, bias, y, threads)
     expected = x.astype(np.float64) @ weight.astype(np.float64).T + (bias if bias.size else 0)
     np.testing.assert_allclose(results[0], expected, rtol=0, atol=TOLERANCE[dtype] * n_inner)
     np.testing.assert_array_equal(*results)  # any number of threads gives the same bits
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(n_rows=st.integers(1, 70), m=st.sampled_from([1, 5, 383, 384, 385, 800]), n=SIZES, data=st.data())
-def test_unpacked_product_backward(
-    dtype: Any, n_rows: int, m: int, n: int, data: st.DataObject
-) -> None:
-    """One and several blocks of KC rows, columns that are no multiple of MR, more threads than groups of MR columns."""
-    n += microkernel.MR - 1
-    dy, weight = normal(n_rows, m, dtype=dtype), normal(m, n, dtype=dtype)
-    lay_out = LAYOUTS[data.draw(st.sampled_from(sorted(LAYOUTS)))]
-    results = [np.full((n_rows, n), np.nan, dtype) for _ in range(2)]
-    for dx, threads in zip(results, (1, data.draw(st.integers(2, 7))), strict=True):
-        linear_skinny.unpacked_product_backward(lay_out(dy), weight, dx, threads)
-    expected = dy.astype(np.float64) @ weight.astype(np.float64)
-    np.testing.assert_allclose(results[0], expected, rtol=0, atol=TOLERANCE[dtype] * m)
-    np.testing.assert_array_equal(*results)  # any number of threads gives the same bits
-
-
-@pytest.mark.parametrize(
-    ("n_rows", "m", "n", "supported"),
-    [
-        (32, 4096, microkernel.MR + 1, True),
-        (32, 4096, microkernel.MR - 1, False),
-        (600, 4096, microkernel.MR + 1, False),
-        (32, 256, 32, True),
-        (32, 255, 32, False),
-    ],
-)
-def test_backward_reads_much_larger_weights_in_place(n_rows: int, m: int, n: int, supported: bool) -> None:
-    dy, weight = normal(2, n_rows // 2, m, dtype=np.float32), normal(m, n, dtype=np.float32)
-    assert linear_skinny.backward_reads_in_place(dy.reshape(n_rows, m), weight) == supported
-    assert not linear_skinny.backward_reads_in_place(dy.reshape(n_rows, m), np.asfortranarray(weight))
-    for lay_out in (lambda x: x, np.asfortranarray):
-        dx = load("numba").linear_backward_x(dy, lay_out(weight))
-        assert dx.shape == (2, n_rows // 2, n)
-        np.testing.assert_allclose(dx, Plain().linear_backward_x(dy, weight), rtol=0, atol=TOLERANCE[np.float32] * m)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -244,25 +200,13 @@ def test_products_run_as_python(threads: int, monkeypatch: pytest.MonkeyPatch) -
         bias, c = normal(y.shape[1], dtype=np.float64), np.ones((len(x), y.shape[1]))
         macrokernel.parallel_product.py_func(x, y, c, bias, True, threads)
         np.testing.assert_allclose(c, 1 + x @ y + bias)
-    monkeypatch.setattr(linear_skinny, "pack_transposed", pack.pack_transposed)
-    for name in ("pack_panels", "aligned"):
-        monkeypatch.setattr(pack, name, getattr(pack, name).py_func)
-    monkeypatch.setattr(linear_skinny, "aligned", pack.aligned)
-    monkeypatch.setattr(linear_skinny, "packed_panels", pack.packed_panels.py_func)
-    x, weight = normal(3, 7, dtype=np.float64), normal(linear_skinny.BAND_ROWS + 9, 7, dtype=np.float64)
+    x, weight = normal(3, 7, dtype=np.float64), normal(41, 7, dtype=np.float64)
     for bias in (weight[:0, 0], normal(len(weight), dtype=np.float64)):
         for compiled_for, rows in ((2, (1, 2)), (4, (0, 1, 2, 2))):
             y = np.zeros((3, len(weight)))
             linear_skinny.SKINNY_KERNELS[compiled_for].py_func(x, weight, bias, y, rows, threads)
             expected = x @ weight.T + (bias if bias.size else 0)
             np.testing.assert_allclose(y, [expected[i] if i in rows else np.zeros(len(weight)) for i in range(3)])
-        y = np.zeros((3, len(weight)))
-        linear_skinny.unpacked_product.py_func(x, weight, bias, y, threads)
-        np.testing.assert_allclose(y, expected)
-    monkeypatch.setattr(linear_skinny, "pack_panels", pack.pack_panels)
-    dy, weight, dx = normal(3, 390, dtype=np.float64), normal(390, 21, dtype=np.float64), np.full((3, 21), np.nan)
-    linear_skinny.unpacked_product_backward.py_func(dy, weight, dx, threads)
-    np.testing.assert_allclose(dx, dy @ weight)
     stack = normal(2, 3, 4, dtype=np.float64)
     c = np.empty((2, 3, 3))
     macrokernel.batched_product.py_func(stack, stack.swapaxes(1, 2), c)
@@ -284,9 +228,9 @@ def test_microkernels_make_up_a_product(
     fortran, transposed, add = (data.draw(st.booleans()) for _ in range(3))
     a = normal(n_rows * microkernel.MR, n_inner, dtype=dtype)
     b = normal(n_inner, n_columns, dtype=dtype)
-    given = pack.packed_panels(np.asfortranarray(b) if transposed else b)
     nr = microkernel.nr_of(a)
-    assert given.shape == (-(-n_columns // nr), n_inner, nr)
+    given = np.full((-(-n_columns // nr), n_inner, nr), np.nan, dtype)
+    pack.pack_panels(np.asfortranarray(b) if transposed else b, given)
     c = normal(len(a), len(given) * nr, dtype=dtype)
     expected = a[:, first:last] @ b[first:last] + add * c[:, :n_columns]
     (multiply if compiled else multiply.py_func)(np.asfortranarray(a) if fortran else a, first, last, given, c, add)
