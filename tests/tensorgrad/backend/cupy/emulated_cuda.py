@@ -81,21 +81,25 @@ class RecordingLauncher(Launcher):
 class EmulatingLauncher(RecordingLauncher):
     """Runs every launch on the CPU, over arrays in its memory.
 
-    backwards: blocks and threads run from the last to the first, which must not change a bit of any result.
+    The order of the threads must not change a bit of any result. backwards: blocks and threads run from the last to the
+    first. seed: warps take turns in a random order. skipped: the file and line of a barrier that is left out.
     """
 
-    def __init__(self, backwards: bool = False) -> None:
+    def __init__(self, backwards: bool = False, seed: int | None = None, skipped: tuple[str, int] = ("", 0)) -> None:
         super().__init__()
-        self.backwards = backwards
+        self.order = int(backwards) if seed is None else 2 + seed
+        self.skipped = skipped
 
     def start(
         self, source: str, kernel: str, grid: Grid, block: Grid, args: Sequence[Any], shared: int, defines: Defines
     ) -> None:
         super().start(source, kernel, grid, block, args, shared, defines)
-        arrays, addresses = arrays_in(list(args)), addresses_in(args)
         constant = constants(source, kernel)
         names = [parameter.name for parameter in launcher.parameters(source, kernel, defines)]
-        written = [x for x, name in zip(args, names, strict=True) if name not in constant]
+        named = list(zip(args, names, strict=True))
+        arrays = arrays_in(list(args))
+        addresses = [address for x, name in named if name == "table" for address in addresses_in(x)]
+        written = [x for x, name in named if name not in constant]
         touch([*arrays, *addresses], [*arrays_in(written), *addresses])
         if FakeStream.current.is_capturing():
             args = loose([plain(x) for x in args])
@@ -112,7 +116,9 @@ class EmulatingLauncher(RecordingLauncher):
         pointers = (ctypes.c_void_p * len(values))(*(x.ctypes.data for x in values))
         sizes = (ctypes.c_uint * 6)(*grid, *block)
         with one_at_a_time:
-            error = run(pointers, sizes, ctypes.c_size_t(shared), ctypes.c_int(self.backwards))
+            file, line = self.skipped
+            order = ctypes.c_uint(self.order)
+            error = run(pointers, sizes, ctypes.c_size_t(shared), order, file.encode(), ctypes.c_int(line))
         if error is not None:
             raise RuntimeError(f"kernel {kernel} of {source}.cu, grid {grid}, block {block}: {error.decode()}")
         memory.copy_back(kernel)
@@ -125,10 +131,9 @@ def constants(source: str, kernel: str) -> set[str]:
     return {part.split()[-1] for part in listed.split(",") if re.search(r"\bconst\b.*\*", part)}
 
 
-def addresses_in(args: Sequence[Any]) -> list[int]:
-    """The addresses in tables of them, which are the arguments of this dtype."""
-    tables = [x.view(np.ndarray) for x in args if isinstance(x, np.ndarray) and x.dtype == np.uint64]
-    return [int(address) for table in tables for address in table.flat if address]
+def addresses_in(table: np.ndarray) -> list[int]:
+    """The addresses of arrays that a kernel finds in a table."""
+    return [int(address) for address in table.view(np.ndarray).flat if address]
 
 
 class GuardedMemory:
@@ -239,8 +244,9 @@ def entries(kernels: dict[str, tuple[Parameter, ...]]) -> str:
     """C functions that take the arguments as addresses of where they stand, and run a grid of threads."""
     return "\n".join(
         f'extern "C" __attribute__((visibility("default"))) const char* run_{name}('
-        "void** a, const unsigned* sizes, std::size_t shared, int backwards) {\n"
-        f"    return emulation::launch(sizes, shared, backwards != 0, [&] {{ {name}({values(listed)}); }});\n"
+        "void** a, const unsigned* sizes, std::size_t shared, unsigned order, const char* file, int line) {\n"
+        "    emulation::skipped_file = file, emulation::skipped_line = line;\n"
+        f"    return emulation::launch(sizes, shared, order, [&] {{ {name}({values(listed)}); }});\n"
         "}"
         for name, listed in kernels.items()
     )

@@ -2,9 +2,11 @@
 // run in the tests: every thread of a block is a fiber, and blocks run one after the other.
 //
 // It finds wrong arithmetic, wrong indices, values read from shared memory that nobody wrote (it is NaN before every
-// block), missing barriers (fibers run from the first to the last or, with `backwards`, from the last to the first),
-// barriers that not every thread reaches, and copies of cp.async that are used before they were waited for. What it
-// cannot find are races between threads that really run at the same time.
+// block), barriers that not every thread reaches, and copies of cp.async that are used before they were waited for.
+//
+// Missing barriers show in what differs between orders of the threads: from the first to the last, from the last to the
+// first, or in a random order, in which warps take turns at shuffles and the like. What it cannot find are races
+// between threads that really run at the same time, such as those of one warp, or of two blocks.
 #ifndef CUDA_EMULATION_H  // rather than #pragma once: the header is precompiled
 #define CUDA_EMULATION_H
 
@@ -70,6 +72,9 @@ inline unsigned char* dynamic_shared = nullptr;
 inline uint3 block_index{};
 inline dim3 block_size, grid_size;
 inline char error[256] = "";
+inline const char* skipped_file = "";  // a barrier that is left out, to show that this is found
+inline int skipped_line = 0;
+inline unsigned random_state = 0;
 
 __attribute__((noinline)) inline void pause() {
     if (!_setjmp(current->place)) _longjmp(scheduler, 1);
@@ -169,19 +174,41 @@ inline bool release_warp(unsigned warp) {
     return any;
 }
 
-inline void run_warp(unsigned warp, bool backwards) {
-    do {
-        for (unsigned i = 0; i < 32; ++i) {
-            const unsigned number = warp * 32 + (backwards ? 31 - i : i);
-            if (number < n_threads && fibers[number]->state == READY) resume(*fibers[number]);
-        }
-    } while (!*error && release_warp(warp));
+// Until every lane waits; whether some of them can go on.
+inline bool step_warp(unsigned warp, bool backwards) {
+    for (unsigned i = 0; i < 32; ++i) {
+        const unsigned number = warp * 32 + (backwards ? 31 - i : i);
+        if (number < n_threads && fibers[number]->state == READY) resume(*fibers[number]);
+    }
+    return !*error && release_warp(warp);
 }
 
-inline void run_block(bool backwards) {
+inline unsigned random_below(unsigned n) {
+    random_state = random_state * 1664525u + 1013904223u;
+    return unsigned((unsigned long long)(random_state >> 8) * n >> 24);
+}
+
+// Until every warp waits for the block, or is done. order: 0 forwards, 1 backwards, any other is the seed of a random one.
+inline void run_warps(unsigned order) {
     const unsigned warps = (n_threads + 31) / 32;
+    if (order < 2) {
+        for (unsigned i = 0; i < warps && !*error; ++i)
+            while (step_warp(order == 1 ? warps - 1 - i : i, order == 1)) {}
+        return;
+    }
+    std::vector<unsigned> going(warps);
+    for (unsigned i = 0; i < warps; ++i) going[i] = i;
+    while (!going.empty() && !*error) {
+        const unsigned i = random_below(unsigned(going.size()));
+        bool on = true;
+        for (unsigned steps = random_below(16) + 1; steps > 0 && on; --steps) on = step_warp(going[i], random_below(2));
+        if (!on) going.erase(going.begin() + i);
+    }
+}
+
+inline void run_block(unsigned order) {
     for (;;) {
-        for (unsigned i = 0; i < warps && !*error; ++i) run_warp(backwards ? warps - 1 - i : i, backwards);
+        run_warps(order);
         if (*error) return;
         unsigned done = 0, waiting = 0;
         for (unsigned i = 0; i < n_threads; ++i) {
@@ -201,7 +228,7 @@ inline void run_block(bool backwards) {
 }
 
 // One launch: `call` runs the kernel for one thread. Returns what went wrong, or nullptr.
-inline const char* launch(const unsigned* sizes, std::size_t shared, bool backwards, const std::function<void()>& call) {
+inline const char* launch(const unsigned* sizes, std::size_t shared, unsigned order, const std::function<void()>& call) {
     static constexpr std::size_t GUARD = 256;
     grid_size = {sizes[0], sizes[1], sizes[2]};
     block_size = {sizes[3], sizes[4], sizes[5]};
@@ -211,14 +238,17 @@ inline const char* launch(const unsigned* sizes, std::size_t shared, bool backwa
     dynamic_shared = memory.data() + (128 - reinterpret_cast<std::uintptr_t>(memory.data()) % 128) % 128;
     body = &call;
     *error = 0;
+    random_state = order;
     const std::size_t blocks = std::size_t(grid_size.x) * grid_size.y * grid_size.z;
     for (std::size_t i = 0; i < blocks; ++i) {
-        const std::size_t b = backwards ? blocks - 1 - i : i;
+        const std::size_t b = order == 1 ? blocks - 1 - i : i;
         block_index = {unsigned(b % grid_size.x), unsigned(b / grid_size.x % grid_size.y),
                        unsigned(b / grid_size.x / grid_size.y)};
+        const int left = order > 2 ? order % 2 - 1 : 0xff;  // in memory that nobody wrote: NaN, or in some orders zeros
         std::memset(memory.data(), 0xff, memory.size());
+        std::memset(dynamic_shared, left, shared);
         if (__start_emulated_shared != nullptr)
-            std::memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
+            std::memset(__start_emulated_shared, left, __stop_emulated_shared - __start_emulated_shared);
         for (unsigned t = 0; t < n_threads; ++t) {
             Fiber& fiber = *fibers[t];
             fiber.state = READY;
@@ -226,7 +256,7 @@ inline const char* launch(const unsigned* sizes, std::size_t shared, bool backwa
             fiber.index = {t % block_size.x, t / block_size.x % block_size.y, t / block_size.x / block_size.y};
             fiber.groups.assign(1, {});
         }
-        run_block(backwards);
+        run_block(order);
         for (std::size_t j = 0; j < GUARD / 2 && !*error; ++j)
             if (dynamic_shared[shared + j] != 0xff)
                 std::snprintf(error, sizeof error, "block (%u, %u, %u): wrote beyond its %zu bytes of shared memory",
@@ -249,10 +279,14 @@ constexpr int warpSize = 32;
 
 // --- barriers, and operations of a warp -----------------------------------------------------------
 
-inline void __syncthreads() {
-    emulation::current->state = emulation::AT_BLOCK;
-    emulation::pause();
+namespace emulation {
+inline void barrier(const char* file, int line) {
+    if (line == skipped_line && std::strstr(file, skipped_file) != nullptr) return;
+    current->state = AT_BLOCK;
+    pause();
 }
+}  // namespace emulation
+#define __syncthreads() emulation::barrier(__FILE__, __LINE__)
 inline void __syncwarp(unsigned mask = ~0u) { emulation::wait_for_warp(mask); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
