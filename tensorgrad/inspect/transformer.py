@@ -46,20 +46,20 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(C, n_hidden, bias, std=STD), nn.Linear(n_hidden, C, bias, std=STD)
         self.gate = nn.Linear(C, n_hidden, bias, std=STD) if self.is_llama else None
 
-    def forward(self, x: Tensor, pos: Tensor) -> Any:
-        """x (B, T, C) -> (B, T, C)."""
+    def forward(self, x: Tensor, normalised: Tensor, pos: Tensor, next_norm: nn.Module) -> Any:
+        """x (B, T, C) and norm_1 of it -> the block's result and next_norm of it, all (B, T, C)."""
         B, T, C = x.shape
         heads = (
             y.reshape(B, T, self.n_head, -1).permute_dims(0, 2, 1, 3)
-            for y in ops.split(self.qkv(self.norm_1(x)), 3, axis=2)
+            for y in ops.split(self.qkv(normalised), 3, axis=2)
         )
         q, k, v = heads  # (B, H, T, D)
         if self.is_llama:
             q, k = ops.rotary_embedding(q, pos), ops.rotary_embedding(k, pos)
         y = _form(ops.attention, self.plain)(q, k, v, causal=True).permute_dims(0, 2, 1, 3).reshape(B, T, C)
-        add_norm = ops.add_rms_norm if self.is_llama else ops.add_layer_norm
-        x, normalised = _form(add_norm, self.plain)(x, self.proj(y), *self.norm_2.parameters())
-        return x + self._mlp(normalised)
+        add_norm = _form(ops.add_rms_norm if self.is_llama else ops.add_layer_norm, self.plain)
+        x, normalised = add_norm(x, self.proj(y), *self.norm_2.parameters())
+        return add_norm(x, self._mlp(normalised), *next_norm.parameters())
 
     def _mlp(self, x: Tensor) -> Any:
         if self.gate is not None:
@@ -81,9 +81,11 @@ class Transformer(nn.Module):
         """The mean loss of tokens (B, T) for the tokens after them."""
         x, pos = self.tokens(idx), arange(idx.shape[1])
         x = x if self.positions is None else x + self.positions(pos)
-        for block in self.blocks:
-            x = block(x, pos)
-        return self.head(self.norm(x), self.tokens.weight, targets)
+        norms = [*(block.norm_1 for block in self.blocks), self.norm]
+        normalised = norms[0](x)
+        for block, next_norm in zip(self.blocks, norms[1:], strict=True):
+            x, normalised = block(x, normalised, pos, next_norm)
+        return self.head(normalised, self.tokens.weight, targets)
 
 
 def random_batch(sizes: Sizes) -> tuple[Tensor, Tensor]:
