@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gpt.config import GPTConfig, LlamaConfig
+from gpt.config import GPTConfig, LlamaConfig, UserError
 from gpt.files import atomic_write
 from gpt.inspect.explore import Exploration, explore
 from gpt.tokenizer import Tokenizer
@@ -110,6 +110,14 @@ def _shown_ids(model: Explored) -> Iterator[int]:
     for _, frame in model.frames:
         for ids in (frame.ids, frame.top_ids, frame.neighbour_ids):
             yield from ids.reshape(-1).tolist()
+
+
+def page_file(name: str) -> Path:
+    """Return the file that --out names; UserError for a folder, and for a file in one that does not exist."""
+    out = Path(name).expanduser()
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"--out {out}: {'a folder' if out.is_dir() else 'its folder does not exist'}; give a file")
+    return out
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt.checkpoint.steps import newest_checkpoint, step_folders
+from gpt.checkpoint.steps import newest_checkpoint, step_folders, step_of
 from gpt.cli import ArgumentParser, one_of, use_backend, user_errors
 from gpt.cli import run as run_program
 from gpt.config import BACKENDS, UserError
 from gpt.heartbeat import Heartbeat
 from gpt.inspect.explore import explore
-from gpt.inspect.explorer import Explored, explorer_page, prompt_ids
+from gpt.inspect.explorer import Explored, explorer_page, page_file, prompt_ids
 from gpt.tokenizer import TokenizerError
 from gpt.weights.arrays import QUANTIZE, QUANTIZE_HELP
 from gpt.weights.initial import MODEL_HELP, load_initial
@@ -32,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"inspect model shows one model, or two side by side, not {len(args.model)}")
     if args.movie and len(args.model) > 1:
         raise UserError("--movie shows one run: give one")
-    out = Path(args.out).expanduser()
-    if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"--out {out}: {'a folder' if out.is_dir() else 'its folder does not exist'}; give a file")
+    out = page_file(args.out)
     with Heartbeat("running the model"):
         use_backend(args.backend, args.threads)
         explored = [explore_path(path, args) for path in args.model]
@@ -88,6 +86,8 @@ def checkpoints(path: str) -> list[tuple[int, Path]]:
     run = Path(path).expanduser()
     if not run.is_dir():
         raise UserError(f"--movie: {path} is not the folder of a run")
+    if step_of(run) is not None:
+        raise UserError(f"--movie: {path} is one checkpoint; give the folder of the run, which has several")
     found = step_folders(newest_checkpoint(run).parent)
     if len(found) < 2:
         more = "train with --keep-checkpoints 20 --checkpoint-interval 100, say"

@@ -1,10 +1,8 @@
 """`python -m gpt inspect step MODEL --text TEXT --out FILE.html`: a training step, op by op, as a page."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +12,7 @@ from gpt.cli import run as run_program
 from gpt.config import BACKENDS, UserError
 from gpt.files import atomic_write
 from gpt.heartbeat import Heartbeat
-from gpt.inspect.explorer import token_text
+from gpt.inspect.explorer import page_file, token_text
 from gpt.tokenizer import TokenizerError
 from gpt.weights.initial import MODEL_HELP, load_initial
 
@@ -24,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.confirm < 0:
         raise UserError(f"--confirm: {args.confirm} is negative; 0 confirms no gradient")
+    out = page_file(args.out)
     use_backend(args.backend, args.threads)
     with Heartbeat("loading the model"):
         weights = load_initial(args.model, quantize="none")
@@ -31,13 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors(TokenizerError, about="--text"):
         tokens = np.array([weights.tokenizer.encode(args.text)], dtype=np.int64)
     n, window = tokens.shape[1], model.config.block_size
-    if not 2 <= n <= window + 1:
-        limits = f"at least 2 are needed, and the window of {args.model} takes {window + 1}"
-        raise UserError(f"--text: {n} token{'' if n == 1 else 's'}: {limits}")
+    if n < 2:
+        raise UserError(f"--text: {n} token{'' if n == 1 else 's'}: at least 2 are needed, one to predict the other")
+    if n > window + 1:
+        limit = f"at most {window + 1} fit {args.model}, its block_size {window} and the one predicted last"
+        raise UserError(f"--text: {n} tokens: {limit}")
     texts = [[token_text(weights.tokenizer, token) for token in tokens[0, :-1].tolist()]]
     with Heartbeat("recording the step"), tg.record(model, texts=texts) as steps:
         model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
-    out = Path(os.path.expanduser(args.out))
     with Heartbeat("explaining the gradients"):
         page = steps.page(f"A training step of {args.model} on {args.text!r}", confirm=args.confirm)
     with atomic_write(out) as file:

@@ -80,6 +80,7 @@ def test_a_run_and_two_and_a_movie(call: Callable[..., Any], tmp_path: Path) -> 
         (["run", "other", "--movie", "--prompt=To", "--out=x.html"], "--movie shows one run: give one"),
         (["other", "--movie", "--prompt=To", "--out=x.html"], "--movie: other has 1 checkpoint; at least two"),
         (["run/step-000015/model.safetensors", "--movie", "--prompt=To", "--out=x.html"], "is not the folder of a run"),
+        (["run/step-000015", "--movie", "--prompt=To", "--out=x.html"], "run/step-000015 is one checkpoint; give"),
         (["run", "--promt=To", "--out=x.html"], "required: --prompt"),
     ],
 )  # fmt: skip

@@ -235,12 +235,14 @@ def test_the_command_writes_a_page(flags: list[str], home: Path, call: Any, brow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["step", "run", "--text", "t"], "--text: 1 token: at least 2 are needed, and the window of run takes 17"),
-        (["step", "run", "--text", "to" * 9], "--text: 18 tokens: at least 2 are needed"),
+        (["step", "run", "--text", "t"], "--text: 1 token: at least 2 are needed"),
+        (["step", "run", "--text", "to" * 9], "--text: 18 tokens: at most 17 fit run, its block_size 16 and"),
         (["step", "run", "--text", "z"], "--text: "),
         (["step", "run", "--text", TEXT, "--confirm", "-1"], "--confirm: -1 is negative; 0 confirms no gradient"),
         (["step", "nowhere", "--text", TEXT], "nowhere"),
-        (["step", "run", "--text", TEXT, "--out", "no/such/folder.html"], "no/such/folder.html: No such file"),
+        (["step", "run", "--text", TEXT, "--out", "no/such/folder.html"], "its folder does not exist"),
+        (["step", "run", "--text", TEXT, "--out", "."], "--out .: a folder; give a file"),
+        (["step", "run", "--text", TEXT, "--out", ""], "--out .: a folder; give a file"),
         (["stepp"], "unknown command 'stepp'"),
     ],
 )
