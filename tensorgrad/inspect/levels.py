@@ -96,8 +96,12 @@ def levels(op: Callable[..., Any], *operands: Any, rounds: int = 10, **options: 
     ones get a gradient. Raises AssertionError where a result or a gradient differs from the plain one by more than
     gradcheck's tolerance for its dtype, TypeError where no operand can have a gradient.
     """
+    if not callable(op):
+        raise TypeError(f"levels: op is a {type(op).__name__}: give an op or a function, then its operands")
     host = [x.numpy() if isinstance(x, Tensor) else x for x in operands]
     dtype = next((str(x.dtype) for x in host if hasattr(x, "dtype") and is_floating(x.dtype)), "")
+    if not dtype:
+        raise TypeError("levels: no operand has floating-point numbers, so none can have a gradient")
     name = getattr(op, "__name__", type(op).__name__)
     left_out = {level: reason for level in NAMES if (reason := check(level) or load(level).lacks(dtype)) is not None}
     state = default_generator.state_dict()

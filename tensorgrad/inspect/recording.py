@@ -301,6 +301,8 @@ def explain(
         loss = compute()
         if not isinstance(loss, Tensor) or loss.edge is None or loss.size != 1:
             got = f"{loss.dtype} {loss.shape}" if isinstance(loss, Tensor) else type(loss).__name__
+            if isinstance(loss, Tensor) and loss.edge is None:
+                got += " without a gradient, as in no_grad or where nothing requires one"
             raise ValueError(f"explain: compute returned {got}: a loss of one element with a gradient is needed")
         gradients(loss, [])  # which leaves every `.grad` alone
     return steps.explain(parameter, entries)

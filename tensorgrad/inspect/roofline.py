@@ -186,6 +186,9 @@ def roofline(
     """
     if rounds < 1:
         raise ValueError(f"roofline: rounds {rounds} is not at least 1")
+    if not callable(step):
+        hint = "give a function that computes a loss and its backward, such as lambda: model.loss(x, y).backward()"
+        raise TypeError(f"roofline: step is a {type(step).__name__}: {hint}")
     k = get_backend()
     run = _Step(step, optimizer)
     run(Stopwatch(clock_of(k)))

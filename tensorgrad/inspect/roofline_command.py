@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AssertionError as error:
         print(f"python -m tensorgrad roofline: {error}", file=sys.stderr)
         return DISAGREE
+    except MemoryError as error:
+        print(f"python -m tensorgrad roofline: error: {error}; smaller sizes need less memory", file=sys.stderr)
+        return cli.MISTAKE
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
@@ -98,7 +101,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     for name in options.op or []:
         if name not in cases:
             near = difflib.get_close_matches(name, cases, 1)
-            parser.error(f"unknown op {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+            hint = f"did you mean {near[0]!r}?" if near else "tensorgrad/ops/ has them all"
+            parser.error(f"unknown op {name!r}; {hint}")
         if not cases[name].gradient:
             parser.error(f"op {name!r} has no gradient to measure")
     try:

@@ -364,6 +364,8 @@ def refused() -> Iterator[tuple[Callable[[], Any], str]]:
         lambda: explain(weight, lambda: net.table(IDX)),
         r"explain: compute returned float32 \(2, 4, 6\): a loss of one",
     )
+    with_no_grad = tg.no_grad()(lambda: net.loss(IDX, TARGETS))
+    yield lambda: explain(weight, with_no_grad), r"compute returned float32 \(\) without a gradient, as in no_grad"
     yield lambda: explain(other.weight, lambda: net.loss(IDX, TARGETS)), "was not used in this recording"
     nans = lambda: (weight * float("nan")).sum()  # noqa: E731
     yield (

@@ -76,8 +76,10 @@ def test_operands_may_be_tensors_and_integers_and_a_result_a_list() -> None:
     assert table.grad is None
     assert levels(tg.add_layer_norm, x, x, gain, gain, rounds=1).op == "add_layer_norm"
     assert levels(tg.attention.composition, *[numbers(1, 2, 4, 4)] * 3, causal=True, rounds=1).op == "plain_attention"
-    with pytest.raises(TypeError, match="no input is a Tensor with requires_grad=True"):
+    with pytest.raises(TypeError, match="levels: no operand has floating-point numbers"):
         levels(tg.softmax, np.arange(3), rounds=1)
+    with pytest.raises(TypeError, match="levels: op is a ndarray: give an op or a function"):
+        levels(x)
 
 
 def test_in_half_precision_its_tolerance_counts() -> None:

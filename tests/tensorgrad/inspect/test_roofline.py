@@ -417,3 +417,5 @@ def test_mistakes() -> None:
         roofline(lambda: None, rounds=0)
     with pytest.raises(ValueError, match="roofline: the step calls no op"):
         roofline(lambda: None, rounds=1)
+    with pytest.raises(TypeError, match="roofline: step is a Tensor: give a function that computes a loss"):
+        roofline(tg.asarray(1.0))

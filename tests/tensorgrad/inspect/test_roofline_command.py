@@ -101,6 +101,18 @@ def test_without_matplotlib_there_is_no_picture(
     assert 'no picture: matplotlib is not installed: pip install -e ".[plot]"' in capsys.readouterr().out
 
 
+def test_a_step_without_enough_memory_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(sizes: Any) -> Any:
+        raise MemoryError("Unable to allocate 48.4 GiB")
+
+    monkeypatch.setattr(roofline_command, "random_batch", too_large)
+    assert main(SMALL) == 2
+    message = "python -m tensorgrad roofline: error: Unable to allocate 48.4 GiB; smaller sizes need less memory\n"
+    assert capsys.readouterr().err == message
+
+
 def test_levels_that_disagree_are_status_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def disagree(*operands: Any, **options: Any) -> Any:
         raise AssertionError("softmax on numba: result 0 differs")
@@ -114,6 +126,7 @@ def test_levels_that_disagree_are_status_1(capsys: pytest.CaptureFixture[str], m
     ("arguments", "message"),
     [
         ("--op sofmax", "unknown op 'sofmax'; did you mean 'softmax'?"),
+        ("--op nonsense", "unknown op 'nonsense'; tensorgrad/ops/ has them all"),
         ("--op argmax", "op 'argmax' has no gradient to measure"),
         ("--backend nump", "unknown backend 'nump': choose auto, numpy, numba, cupy; did you mean 'numpy'?"),
         ("--n-layer 0", "argument --n-layer: '0' is not a number from 1 up"),
