@@ -53,7 +53,8 @@ export function decode(array) {
 export function onKeys(keys) {
   document.addEventListener("keydown", (event) => {
     const busy = event.target.closest("input, select, textarea, [data-keys]");
-    if (busy || event.ctrlKey || event.altKey || event.metaKey || !(event.key in keys)) return;
+    const isFree = event.target.type === "range" && event.key.length === 1; // a slider uses no letters
+    if ((busy && !isFree) || event.ctrlKey || event.altKey || event.metaKey || !(event.key in keys)) return;
     event.preventDefault();
     keys[event.key](event);
   });

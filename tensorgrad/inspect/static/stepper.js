@@ -15,8 +15,14 @@ let current = 0;
 
 const opOf = (step) => rows[step.row].op;
 const inModule = (row) => (row.module ? ` in ${row.module}` : "");
+/** Where an op stands: its module or, where it is in none, its line. */
+const whereIs = (row) => inModule(row) || (row.caller ? `, called at ${row.caller.file}:${row.caller.line}` : "");
 const title = (step) => `${opOf(step)}${inModule(rows[step.row])}`;
-const jump = (number, text) => el("button", { type: "button", class: "link", onclick: () => go(number) }, text);
+const jump = (number, text) => el("button", { type: "button", class: "link", onclick: () => {
+  go(number);
+  const { top } = find("detail").getBoundingClientRect();
+  if (top < 0 || top > 0.8 * innerHeight) find("detail").scrollIntoView();
+} }, text);
 /** Text in which `names` stand as code. */
 const code = (text) => text.split("`").map((part, i) => (i % 2 ? el("code", {}, part) : part));
 const stepLink = (number) => jump(number, `step ${number + 1}, ${opOf(steps[number])}`);
@@ -24,6 +30,10 @@ const gradientName = (step, sent) => {
   const operand = forwardOf.has(step.row) ? steps[forwardOf.get(step.row)].operands[sent.operand] : undefined;
   return `d${operand?.name ?? "operand"}`;
 };
+
+/** A parameter that several ops used, as with tied weights, gets the sum of what they send. */
+const gradientOf = ({ leaf }) => (leaf && steps.flatMap((step) => step.outgoing ?? [])
+  .filter((sent) => sent.to === null && sent.leaf === leaf).length > 1 ? "a part of the gradient of " : "the gradient of ");
 
 // ---------------------------------------------------------------------------------------------- one step
 
@@ -104,7 +114,7 @@ function incomingCards(step, number) {
 function outgoingCards(step) {
   return step.outgoing.flatMap((sent) => {
     const to = sent.to !== null ? ["to ", stepLink(backwardOf.get(sent.to))]
-      : [`the gradient of ${sent.leaf ? `parameter ${sent.leaf}` : "a tensor that was given"}`, whyButton(sent.leaf)];
+      : [`${gradientOf(sent)}${sent.leaf ? `parameter ${sent.leaf}` : "a tensor that was given"}`, whyButton(sent.leaf)];
     const name = gradientName(step, sent);
     const cards = [card("outgoing", name, sent.array, el("span", {}, to), times(step, sent))];
     if (sent.sum !== undefined && sent.sum !== sent.array) {
@@ -157,7 +167,7 @@ function pathDetails(number) {
   const place = el("div", { class: "scroll" });
   const show = () => { if (!place.firstChild) place.append(pathTable(path, most)); };
   const places = most.map(({ step, factor }) => `${title(steps[step])} (${format(factor)} times)`).join(", ");
-  const grew = places ? `grew most in ${places}` : "grew nowhere";
+  const grew = places ? `grew most in ${places}` : "did not grow";
   return el("details", { class: "path", ontoggle: show },
     el("summary", {}, `How dy came here from the loss: through ${opCount(path)}; it ${grew}`), place);
 }
@@ -295,7 +305,7 @@ function whyButton(name) {
 
 // ---------------------------------------------------------------------------------------------- the summary
 
-const owner = (sent) => (sent.to === null && sent.leaf ? [`, the gradient of ${sent.leaf}`, whyButton(sent.leaf)] : "");
+const owner = (sent) => (sent.to === null && sent.leaf ? [`, ${gradientOf(sent)}${sent.leaf}`, whyButton(sent.leaf)] : "");
 
 /** The part of a formula that says what one gradient is, such as "dweight = dy^T x" of "dx = dy weight, dweight = dy^T x". */
 function clauseOf(formula, name) {
@@ -314,12 +324,14 @@ function answer(largest) {
   const formula = clauseOf(ops[opOf(step)].gradient, name);
   const path = pathFromLoss(recorded, from, number);
   return el("dl", {},
-    el("dt", {}, "which"), el("dd", {}, el("b", {}, opOf(step)), `${inModule(rows[step.row])}, whose backward is `,
+    el("dt", {}, "which"), el("dd", {}, el("b", {}, opOf(step)), whereIs(rows[step.row]), ", whose backward is ",
       jump(number, `step ${number + 1}`), `: it made ${name}`, owner(sent), ", with norm ", el("b", {}, format(size)), "."),
     el("dt", {}, "why here"), el("dd", {}, formula ? [el("b", {}, code(formula)), ", where "] : "",
-      `dy has norm ${format(arrives)}${listed(factors(step, formula))}. ${name} is ${format(size / (arrives || 1))} times as large as dy.`),
+      `dy, the gradient that arrives, has norm ${format(arrives)}${listed(factors(step, formula))}. `,
+      `The norm of ${name} is ${format(size / (arrives || 1))} times that of dy.`),
     path.length < 2 ? null : [el("dt", {}, "why dy"), el("dd", {},
-      `It came from the loss through ${opCount(path)}. It grew `, growth(path).length ? "most in the backward of " : "nowhere",
+      `It came from the loss through ${opCount(path)}, and `,
+      growth(path).length ? "grew most in the backward of " : "did not grow on the way",
       growth(path).flatMap((place, i) => [i ? "; of " : "", `${title(steps[place.step])}, `,
         jump(place.step, `step ${place.step + 1}`), `: ${format(place.factor)} times`]), ".")]);
 }

@@ -221,7 +221,10 @@ def test_the_command_writes_a_page(flags: list[str], home: Path, call: Any, brow
     assert browser.text("h1") == f"A training step of run on {TEXT!r}"
     assert ("add_layer_norm" in browser.text("#rows")) == bool(flags)
     answer = browser.text("#answer").splitlines()  # why here? a formula alone
-    assert re.match(r"d\w+ = [^.]*, where dy has norm ", answer[answer.index("why here") + 1])
+    why = answer[answer.index("why here") + 1]
+    assert re.match(r"d\w+ = [^.]*, where dy, the gradient that arrives, has norm ", why)
+    assert "a part of the gradient of wte.weight" in answer[1]  # the embedding sends it another
+    assert "called at gpt/" in answer[1]  # the op is in no module
     browser.open_details("#parameters")
     assert browser.text("#why .tokens") == TEXT[:-1]  # of one parameter, of which every row is a token
     assert browser.run("return document.querySelectorAll('#why tr td.wrong').length") == 0

@@ -82,6 +82,8 @@ def test_every_button_and_key(page: Browser, steps: record) -> None:
     slider = page.driver.find_element("css selector", "#slider")
     slider.send_keys("\ue014")  # the right arrow, in the slider
     assert here(page) == 7
+    slider.send_keys("b")  # no key of a slider
+    assert page.text("#detail h2").startswith("Backward of")
     assert page.messages() == []
 
 
@@ -120,8 +122,9 @@ def test_the_answer_names_the_largest_gradient_and_its_reason(page: Browser, ste
     norm, number, op = max(norms)
     text = page.text("#answer")
     assert f"step {number}" in text and op in text
+    assert "a part of" not in text  # no parameter is used twice
     assert float(re.search(r"with norm ([\d.e+-]+)\.", text)[1]) == pytest.approx(norm, rel=1e-3)
-    assert re.search(r"dy has norm [\d.]+", text)
+    assert re.search(r"dy, the gradient that arrives, has norm [\d.]+", text)
     page.click("#largest summary")
     rows = page.run("return [...document.querySelectorAll('#ranking tbody tr')].map(x => x.cells[5].textContent)")
     assert np.float64(rows) == pytest.approx(sorted((n for n, *_ in norms), reverse=True)[: len(rows)], rel=1e-3)
@@ -186,6 +189,16 @@ def test_why_a_parameter_has_its_gradient(page: Browser, steps: record) -> None:
 def parameters_of(steps: record) -> list[tg.Tensor]:
     model = steps._models[0]
     return list(model.parameters())
+
+
+def test_a_link_brings_its_step_into_view(page: Browser, tmp_path: Path) -> None:
+    page.open(tmp_path / "step.html", "narrow")
+    top = "return document.querySelector('#detail h2').getBoundingClientRect().top / innerHeight"
+    assert page.run(top) > 0.8
+    page.click("#answer button.link")
+    assert 0 < page.run(top) < 0.8
+    assert page.run("const h = document.querySelector('#detail h2').getBoundingClientRect();"
+                    "return document.elementFromPoint(h.left + 5, h.top + 5).closest('#detail') !== null")  # fmt: skip
 
 
 def test_a_gradient_leads_to_its_explanation(page: Browser) -> None:
