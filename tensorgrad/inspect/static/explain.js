@@ -14,6 +14,12 @@ function isPassedOn(recorded, step, sent) {
   }));
 }
 
+/** Whether what was sent to a parameter is only a part of its gradient: several ops used it, as where weights are shared. */
+export function isPart(recorded, { leaf }) {
+  const all = recorded.steps.flatMap((step) => step.outgoing ?? []);
+  return Boolean(leaf) && all.filter((sent) => sent.to === null && sent.leaf === leaf).length > 1;
+}
+
 /** Every gradient that an op made, the largest first: {step: number of the step, sent, size}. */
 export function largestGradients(recorded, measure) {
   const all = recorded.steps.flatMap((step, number) => (step.phase === "backward" ? step.outgoing : [])

@@ -1,6 +1,6 @@
 // The stepper: a timeline and controls above, the graph of ops at the left, one step at the right.
 import { el, format, formatBytes, formatShape, heatMap, onKeys, pageData, themeButton } from "./base.js";
-import { growth, incomingSize, largestGradients, pathFromLoss, senders, sizeOf } from "./explain.js";
+import { growth, incomingSize, isPart, largestGradients, pathFromLoss, senders, sizeOf } from "./explain.js";
 import { Graph, layerOf } from "./graph.js";
 import { whyGradient } from "./parameters.js";
 
@@ -31,9 +31,7 @@ const gradientName = (step, sent) => {
   return `d${operand?.name ?? "operand"}`;
 };
 
-/** A parameter that several ops used, as with tied weights, gets the sum of what they send. */
-const gradientOf = ({ leaf }) => (leaf && steps.flatMap((step) => step.outgoing ?? [])
-  .filter((sent) => sent.to === null && sent.leaf === leaf).length > 1 ? "a part of the gradient of " : "the gradient of ");
+const gradientOf = (sent) => (isPart(recorded, sent) ? "a part of the gradient of " : "the gradient of ");
 
 // ---------------------------------------------------------------------------------------------- one step
 
@@ -327,7 +325,8 @@ function answer(largest) {
     el("dt", {}, "which"), el("dd", {}, el("b", {}, opOf(step)), whereIs(rows[step.row]), ", whose backward is ",
       jump(number, `step ${number + 1}`), `: it made ${name}`, owner(sent), ", with norm ", el("b", {}, format(size)), "."),
     el("dt", {}, "why here"), el("dd", {}, formula ? [el("b", {}, code(formula)), ", where "] : "",
-      `dy, the gradient that arrives, has norm ${format(arrives)}${listed(factors(step, formula))}. `,
+      `dy, the gradient that arrives, has norm ${format(arrives)}`,
+      factors(step, formula).map(([factor, norm]) => `; ${factor} has norm ${format(norm)}`), ". ",
       `The norm of ${name} is ${format(size / (arrives || 1))} times that of dy.`),
     path.length < 2 ? null : [el("dt", {}, "why dy"), el("dd", {},
       `It came from the loss through ${opCount(path)}, and `,

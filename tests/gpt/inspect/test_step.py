@@ -222,7 +222,7 @@ def test_the_command_writes_a_page(flags: list[str], home: Path, call: Any, brow
     assert ("add_layer_norm" in browser.text("#rows")) == bool(flags)
     answer = browser.text("#answer").splitlines()  # why here? a formula alone
     why = answer[answer.index("why here") + 1]
-    assert re.match(r"d\w+ = [^.]*, where dy, the gradient that arrives, has norm ", why)
+    assert re.match(r"d\w+ = [^.]*, where dy, the gradient that arrives, has norm \S+; (x|weight) has norm ", why)
     assert "a part of the gradient of wte.weight" in answer[1]  # the embedding sends it another
     assert "called at gpt/" in answer[1]  # the op is in no module
     browser.open_details("#parameters")
