@@ -65,6 +65,8 @@ class record(Observer):
         self._root: Edge | None = None  # where backward begins
         self._explainer: Explainer | None = None
         if model is not None:
+            if not isinstance(model, Module):
+                raise TypeError(f"record: the model is a {type(model).__name__}, not a tg.nn.Module")
             self._name_parts(model)
 
     def _name_parts(self, model: Module) -> None:

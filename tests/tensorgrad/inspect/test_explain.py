@@ -375,6 +375,7 @@ def refused() -> Iterator[tuple[Callable[[], Any], str]]:
     longer = [[*row, "?"] for row in TEXTS]
     texts = r"explain: texts are \(2, 5\), but the rows of what used a parameter are \(2, 4\)"
     yield lambda: explain(weight, lambda: net.loss(IDX, TARGETS), texts=longer), texts
+    yield lambda: explain(weight, lambda: loss, model=3), "record: the model is a int, not a tg.nn.Module"  # type: ignore[arg-type]
     yield lambda: record(texts=["to be"]), r"record: texts have to be \(B, T\)"
     yield lambda: record(texts=[["to"], ["to", "be"]]), r"record: texts have to be \(B, T\)"
     x = net.inner(tg.ones((2, 6)))
