@@ -15,7 +15,6 @@ let current = 0;
 
 const opOf = (step) => rows[step.row].op;
 const inModule = (row) => (row.module ? ` in ${row.module}` : "");
-/** Where an op stands: its module or, where it is in none, its line. */
 const whereIs = (row) => inModule(row) || (row.caller ? `, called at ${row.caller.file}:${row.caller.line}` : "");
 const title = (step) => `${opOf(step)}${inModule(rows[step.row])}`;
 const jump = (number, text) => el("button", { type: "button", class: "link", onclick: () => {
