@@ -60,8 +60,7 @@ extern "C" __global__ void rank(
         }
         if (position < last) before += count[row], rank_of[position] = before;
         __syncthreads();  // all threads have read the counts of the earlier positions
-        if (position < last && final) count[row] = before + 1;
-        __syncthreads();
+        if (position < last && final) count[row] = before + 1;  // read after the next barrier
     }
 }
 
