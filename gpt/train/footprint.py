@@ -30,7 +30,7 @@ FLOAT32 = 4  # bytes
 # Of N x C: what the last block's backward needs beside what was saved before the first of that is freed: the gradient
 # of the stream, of the MLP's inside (4), and what goes on from there.
 WORKING = 6
-FORWARD = 12  # of N x C: what a block needs that saves nothing, most of it inside the MLP
+FORWARD = 15  # of N x C: what a block needs that saves nothing, most of it inside the MLP
 WIDTH, TIMES = 128, (8, 16)  # of the block that is observed
 BYTES_OF_A_PAIR = 2 * 8  # a token and the one that follows it, as int64; a step draws those of all its batches at once
 PREDICTION_ERROR = 0.1

@@ -192,7 +192,7 @@ def test_a_gpu_gets_bfloat16_and_a_recorded_step_by_default(monkeypatch: pytest.
     assert run.optimizer.state[0]["master_weight"].dtype == "float32"
     recorded = []
     record = tg.get_backend().record
-    monkeypatch.setattr(tg.get_backend(), "record", lambda *step: recorded.append(step) or record(*step))
+    monkeypatch.setattr(tg.get_backend(), "record", lambda *step, **how: recorded.append(step) or record(*step, **how))
     train(run)
     assert len(recorded) == 1 and not tg.get_backend().cublaslt.unaligned
     written = read_config("run/config.toml")

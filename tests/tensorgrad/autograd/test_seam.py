@@ -88,7 +88,8 @@ def run(program: str, folder: Path) -> list[str]:
 def test_the_tape_the_ops_the_mathematics_and_the_tensor_train_alone(tmp_path: Path) -> None:
     package, copy = ROOT / "tensorgrad", tmp_path / "tensorgrad"
     files = ["tensor.py", "random.py", "calls.py", *(f"autograd/{name}.py" for name in TAPE)]
-    files += [f"backend/{name}.py" for name in ("arrays", "decoder", "erf", "math", "philox", "runtime", "threads")]
+    names = ("arrays", "decoder", "erf", "math", "mlp", "philox", "runtime", "threads")
+    files += [f"backend/{name}.py" for name in names]
     files += [path.relative_to(package).as_posix() for path in package.glob("ops/*.py")]
     for file in files:
         (copy / file).parent.mkdir(parents=True, exist_ok=True)
