@@ -228,6 +228,8 @@ def _outcome(main: Callable[[], int]) -> tuple[int, str]:
             world().abort(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED, ""
     except BrokenPipeError:
+        if sys.__stdout__ is not None and sys.stdout is sys.__stdout__:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # Python flushes once more at its end
         return EXIT_PIPE_CLOSED, ""
     except OSError as error:
         if error.filename is not None:

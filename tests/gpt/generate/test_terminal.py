@@ -178,7 +178,9 @@ def test_a_conversation_is_sampled_more_strictly_than_a_text(
     assert (options["temperature"], options["top_p"]) == expected and options["top_k"] == 7
 
 
-def test_closed_pipes_end_quietly(run_dir: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_closed_pipes_end_quietly(run_dir: Path, unbuffered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     with subprocess.Popen(
         command(run_dir), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
