@@ -535,8 +535,8 @@ same(wrong / wrong.sum(), p, "probabilities divided by 0.5 and normalised, and t
 # %%
 sure = softmax(logits_after("My lord, the q"))
 order = np.argsort(-sure)
-n_wrong = (np.cumsum(sure[order]) < 0.9).sum()
-n_right = np.isfinite(keep_top_p(np.log(sure), 0.9)).sum()
+n_wrong = (np.cumsum(sure[order]) < 0.7).sum()
+n_right = np.isfinite(keep_top_p(np.log(sure), 0.7)).sum()
 print(f"most likely: {tokenizer.decode(order[:1])!r}; tokens kept with the mistake: {n_wrong}, without: {n_right}")
 
 # %% [markdown]
