@@ -160,6 +160,10 @@ def site() -> int:
             copy = source / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(CODE.sub(r"](\1.md\2)", path.read_text()).encode())
+    for path in ROOT.glob("benchmarks/results/**/*.png"):  # README's pictures
+        copy = source / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     folders = ("", "benchmarks/", "chapters/*s/", "gpt/**/", "tensorgrad/**/", "tests/**/")
     for folder in folders:  # the code, as pages that the chapters link to
         for path in ROOT.glob(f"{folder}*.py"):
