@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import tensorgrad as tg
 from gpt.config import UserError, nearest
 from gpt.tokenizer.errors import TokenizerError
+from tensorgrad.cli import discard_output
 from tensorgrad.distributed import ALONE, world
 
 EXIT_ERROR = 2
@@ -228,8 +229,7 @@ def _outcome(main: Callable[[], int]) -> tuple[int, str]:
             world().abort(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED, ""
     except BrokenPipeError:
-        if sys.__stdout__ is not None and sys.stdout is sys.__stdout__:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # Python flushes once more at its end
+        discard_output()
         return EXIT_PIPE_CLOSED, ""
     except OSError as error:
         if error.filename is not None:

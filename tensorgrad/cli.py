@@ -31,9 +31,15 @@ def run(main: Callable[[], int]) -> int:
     except OSError as error:
         if error.filename is not None:  # of a file that the command works with
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        discard_output()
         if isinstance(error, BrokenPipeError):
             return PIPE_CLOSED
         sys.stderr.write(f"error: the output cannot be written: {error.strerror}\n")
         return MISTAKE
     return status
+
+
+def discard_output() -> None:
+    """Write nothing more on stdout, which cannot be written: Python flushes it once more at its end."""
+    if sys.__stdout__ is not None and sys.stdout is sys.__stdout__:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
