@@ -36,7 +36,6 @@ BYTES_OF_A_PAIR = 2 * 8  # a token and the one that follows it, as int64; a step
 PREDICTION_ERROR = 0.1
 MOST_OF_A_GPU = 10**13  # bytes: the memory of a GPU is known when it runs out
 DROPPING = 7  # of an array, in float32: what dropout needs for its random bits
-BLOCK_A, BLOCK_B = (144, 384), (384, 1536)  # of a product's operands, which compiled kernels pack
 
 
 @dataclass(frozen=True)
@@ -192,10 +191,10 @@ def memory(config: TrainConfig, model: Model, backend: str) -> Memory:
 
 def _packed(shape: GPTConfig | LlamaConfig, threads: int) -> int:
     """Bytes of the packed blocks of a product's operands, which every thread of compiled kernels has."""
+    from tensorgrad.backend.numba.macrokernel import KC, MC, NC  # here, where Numba is installed
+
     width = getattr(shape, "n_hidden", 4 * shape.n_embd)
-    (a_rows, a_columns), (b_rows, b_columns) = BLOCK_A, BLOCK_B
-    block_a, block_b = a_rows * min(width, a_columns), min(shape.n_embd, b_rows) * min(width, b_columns)
-    return FLOAT32 * threads * (block_a + block_b)
+    return FLOAT32 * threads * (MC * min(width, KC) + min(shape.n_embd, KC) * min(width, NC))
 
 
 class _Saved(Observer):
