@@ -96,7 +96,7 @@ def as_figure(found: "Explanation") -> Any:
     figure = Figure(figsize=(9, sum(heights) + 0.6), layout="constrained")
     axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     figure.suptitle(f"The gradient of {found.name}, norm {number(found.gradient_norm)}", parse_math=False)
-    names = [f"{use.op} in {use.module}" if use.module else use.op for use in found.uses]
+    names = [_name(use) for use in found.uses]
     axes[0].barh(range(len(names)), [use.share for use in found.uses], color="#4477aa")
     axes[0].set_yticks(range(len(names)), names, parse_math=False)
     axes[0].invert_yaxis()
@@ -105,6 +105,10 @@ def as_figure(found: "Explanation") -> Any:
     for place, use in zip(axes[1:], uses, strict=True):
         _heat_map(figure, place, found, use, limit)
     return figure
+
+
+def _name(use: "Use") -> str:
+    return f"{use.op} in {use.module}" if use.module else use.op
 
 
 def _matrix(use: "Use") -> Any:
@@ -118,7 +122,7 @@ def _heat_map(figure: Any, place: Any, found: "Explanation", use: "Use", limit: 
     matrix = _matrix(use)
     image = place.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     figure.colorbar(image, ax=place, label="share")
-    place.set_title(f"{use.op} in {use.module}" if use.module else use.op, fontsize=10, parse_math=False)
+    place.set_title(_name(use), fontsize=10, parse_math=False)
     place.set_ylabel("example")
     place.set_xlabel("position")
     for axis in (place.xaxis, place.yaxis):
