@@ -302,12 +302,12 @@ def test_results_are_on_the_backend_of_the_operands(gpu: Any) -> None:
 
 
 def test_backends_do_not_mix(gpu: Any) -> None:
-    with tg.use_backend("numpy"):
-        here = Tensor(np.ones(2))
     there = tg.ones(2)
     cupy_first = r"operands are on two backends, cupy and numpy; move one with .to\('cupy'\) or .to\('numpy'\)$"
-    with pytest.raises(TypeError, match="^add: " + cupy_first):
-        _ = there + here
+    with tg.use_backend("numpy"):  # which arrays of NumPy are on then, whatever was used before
+        here = Tensor(np.ones(2))
+        with pytest.raises(TypeError, match="^add: " + cupy_first):
+            _ = there + np.ones(2)
     with pytest.raises(TypeError, match="^concat: " + cupy_first):
         tg.concat([there, here])
     with pytest.raises(TypeError, match="^multiply: operands are on two backends, numpy and cupy"):
