@@ -3,7 +3,7 @@
 import numpy as np
 
 from tensorgrad.backend.arrays import Array
-from tensorgrad.backend.numba.arrays import is_supported
+from tensorgrad.backend.numba.arrays import contiguous, is_supported
 from tensorgrad.backend.numba.linear_skinny import reads_in_place, skinny_linear
 from tensorgrad.backend.numba.macrokernel import MIN_PARALLEL_MULTIPLICATIONS, batched_product, parallel_product
 from tensorgrad.backend.numpy import NumpyBackend
@@ -56,7 +56,7 @@ class Linear(NumpyBackend):
         y = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
         rows = a.reshape(-1, a.shape[-1])
         y_rows = y.reshape(-1, b.shape[-1])
-        parallel_product(writable(rows), writable(b), y_rows, writable(bias), False, self.threads)
+        parallel_product(writable(rows), writable(b), y_rows, contiguous(bias), False, self.threads)
         return y
 
 

@@ -72,8 +72,8 @@ def macrokernel(a: Any, panels: Any, c: Any, edge: Any, add: bool) -> None:
 def gemm(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
     """c = a @ b, or c += a @ b with `add`, plus bias (n) on every row unless it is empty; on one thread.
 
-    a (m, k) and b (k, n) may have any strides; the rows of c (m, n) must be contiguous. Contiguous rows of a are read
-    in place, but for the last ones if they are fewer than MR.
+    a (m, k) and b (k, n) may have any strides; bias and the rows of c (m, n) must be contiguous. Contiguous rows of a
+    are read in place, but for the last ones if they are fewer than MR.
     """
     m, k = a.shape
     n, nr = c.shape[1], nr_of(c)
@@ -97,10 +97,11 @@ def gemm(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
                     pack_transposed(a[packed:bottom, first:last], a_block)
                     macrokernel(a_block[:, : last - first], b_panels, c[packed:bottom, left:right], edge, adds)
                 if bias.size > 0 and last == k:
+                    added = contiguous_row(bias[left:right])
                     for i in range(top, bottom):
                         ci = contiguous_row(c[i, left:right])
                         for j in range(ci.size):
-                            ci[j] += bias[left + j]
+                            ci[j] += added[j]
 
 
 @strided(lambda real: (array(real, 2),) * 3 + (array(real, 1), types.boolean, types.int64))

@@ -121,8 +121,9 @@ def test_rows_too_long_to_prefetch_the_next_group() -> None:
 @pytest.mark.parametrize("layout", ["C order", "Fortran order", "part of wider rows", "every other column", "reversed"])
 @pytest.mark.parametrize("n_rows", [1, 3, 4, 7])
 def test_linear_of_any_layout(n_rows: int, layout: str, x_layout: str) -> None:
-    x, weight, bias = (normal(*shape, dtype=np.float32) for shape in ((n_rows, 21), (66, 21), (66,)))
-    bias.flags.writeable = False
+    x, weight, bias = (normal(*shape, dtype=np.float32) for shape in ((n_rows, 21), (66, 21), (132,)))
+    bias = bias[::-2]
+    bias.flags.writeable = layout != "C order"
     y = load("numba").linear(LAYOUTS[x_layout](x), LAYOUTS[layout](weight), bias)
     np.testing.assert_allclose(y, Plain().linear(x, weight, bias), rtol=0, atol=20 * TOLERANCE[np.float32])
 
