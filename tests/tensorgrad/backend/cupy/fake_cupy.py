@@ -389,6 +389,12 @@ class FakeCupy(types.ModuleType):
             refuse_recorded()
         return made(np.stack, arrays, axis)
 
+    def tensordot(self, a: Any, b: Any, axes: Any = 2) -> Any:
+        """Like NumPy, but of an array without dimensions only where no axes are given, as an int or as tuples."""
+        if 0 in (a.ndim, b.ndim) and axes not in (0, ((), ())):
+            raise ValueError("An input is zero-dim while axes has dimensions")
+        return FakeFunction(np.tensordot)(a, b, axes)
+
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         """Like NumPy, except for bfloat16."""
         return without_bfloat16(FakeFunction(np.where)(condition, a, b))
