@@ -36,7 +36,6 @@ EPILOGUES = {
     "gelu": 32 | 128,  # aux = d, d = gelu(d)
     "bias_gelu": 32 | 128 | 4,  # d += bias first
     "dgelu": 64 | 128,  # d *= gelu'(aux)
-    "dgelu_dbias": 64 | 128 | 16,  # and the bias becomes the sum of d
 }
 NOT_SUPPORTED = 15
 
@@ -67,7 +66,7 @@ class Matrix(NamedTuple):
 class Product(NamedTuple):
     """d = op(a) op(b) + beta d, and an epilogue; the key of a plan.
 
-    A bias has the rows of d, and is added to every column, or is a sum over the columns. An aux has the layout of d.
+    A bias has the rows of d, and is added to every column. An aux has the layout of d.
     """
 
     a: Matrix
@@ -80,7 +79,7 @@ class Product(NamedTuple):
 
     @property
     def bias(self) -> bool:
-        """Whether the epilogue reads or writes a bias."""
+        """Whether the epilogue reads a bias."""
         return "bias" in self.epilogue
 
     @property

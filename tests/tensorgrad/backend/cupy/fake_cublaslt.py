@@ -47,7 +47,7 @@ class FakeCublasLt:
         if product.epilogue in self.refused or (product.aux and product.d.dtype == "float64"):
             raise CublasLtError("cublasLtMatmulAlgoGetHeuristic: refused", NOT_SUPPORTED)
         backward = product.epilogue.startswith("d")
-        touch((a, b, *((aux,) if backward else (bias,))), (d, workspace, *((bias,) if backward else (aux,))))
+        touch((a, b, bias, *((aux,) if backward else ())), (d, workspace, *(() if backward else (aux,))))
         run(lambda: self.now(product, a, b, d, bias, beta, aux))
 
     def now(self, product: Product, a: int, b: int, d: int, bias: int, beta: float, aux: int = 0) -> None:
@@ -65,10 +65,8 @@ class FakeCublasLt:
         if product.epilogue in ("gelu", "bias_gelu"):
             at(aux, product.d)[...] = value.astype(result.dtype)
             value = gelu(value)[0]
-        if product.epilogue in ("dgelu", "dgelu_dbias"):
+        if product.epilogue == "dgelu":
             value = value * gelu(at(aux, product.d).astype(wide))[1]
-        if product.epilogue == "dgelu_dbias":
-            at(bias, row)[...] = value.sum(axis=-1, keepdims=True).astype(result.dtype)
         result[...] = value.astype(result.dtype)
 
     def tune(

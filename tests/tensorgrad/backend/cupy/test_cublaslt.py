@@ -41,7 +41,7 @@ def products(dtype: str, compute: str) -> dict[str, Product]:
         found[f"{name} dweight"] = Product(x, y, weight._replace(dtype=wide), False, True, compute)
     weight, x, y = matrix(dtype, C, 4 * C), matrix(dtype, C, B * T), matrix(dtype, 4 * C, B * T)
     found["c_fc and GELU"] = Product(weight, x, y, True, False, compute, "bias_gelu")
-    found["c_proj dx and GELU"] = Product(matrix(dtype, 4 * C, C), x, y, False, False, compute, "dgelu_dbias")
+    found["c_proj dx and GELU"] = Product(matrix(dtype, 4 * C, C), x, y, False, False, compute, "dgelu")
     heads = matrix(dtype, 64, T, 3 * C, batch=12, stride=64)  # of one sequence, inside its projection
     found["scores"] = Product(heads, heads, matrix(dtype, T, T, batch=12, stride=T * T), True, False, compute)
     found["odd address"] = Product(matrix(dtype, 3, 5, 7, alignment=4), x, y, False, False, compute)
@@ -71,7 +71,7 @@ def test_descriptors_have_the_given_attributes(dtype: str, compute: str) -> None
         assert get(plan.operation, "MatmulDesc", cublaslt.SCALE_TYPE) == (1 if compute == "float64" else 0)
         assert get(plan.operation, "MatmulDesc", cublaslt.TRANSA) == product.transpose_a
         assert get(plan.operation, "MatmulDesc", cublaslt.TRANSB) == product.transpose_b
-        wanted = {"": 1, "bias": 4, "bias_gelu": 164, "dgelu_dbias": 208}[product.epilogue]  # of cublasLt.h
+        wanted = {"": 1, "bias": 4, "bias_gelu": 164, "dgelu": 192}[product.epilogue]  # of cublasLt.h
         assert get(plan.operation, "MatmulDesc", cublaslt.EPILOGUE) == wanted
         library.set(plan.operation, "MatmulDesc", cublaslt.AUX_POINTER, 0x7F0012345500)
         assert get(plan.operation, "MatmulDesc", cublaslt.AUX_POINTER) == 0x7F0012345500
