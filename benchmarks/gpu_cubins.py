@@ -22,7 +22,7 @@ from benchmarks.gpu_decode import ours as decoding
 from benchmarks.gpu_kernels import GROUPS, Bench, Sizes
 from benchmarks.gpu_training import Ourselves
 
-TINY = Setup(1, 1, 64, 16, 128, bias=True, batch=2)
+TINY = Setup(1, 12, 768, 16, 128, bias=True, batch=2)  # as wide as GPT-2, since rows of its length have kernels of their own
 Needed = set[tuple[str, tuple[tuple[str, str], ...]]]  # files, and the macros that they are compiled with
 
 
@@ -37,7 +37,7 @@ def needed(folder: Path) -> Needed:
     write()
     timed = Ours(stand_in=True)
     for kernels in GROUPS.values():
-        for kernel in kernels(Bench(timed, Sizes(1, 16, 1, 64, 128, 2**10, 32))):
+        for kernel in kernels(Bench(timed, Sizes(1, 16, 12, 64, 128, 2**10, 32))):
             kernel.call()
     for k in (step.card.k, card.k, timed.k):
         found |= {(launch.source, launch.defines) for launch in launches(k)}

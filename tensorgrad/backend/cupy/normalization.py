@@ -12,6 +12,7 @@ from tensorgrad.backend.cupy.kernels import (  # isort: skip
 )  # fmt: skip
 from tensorgrad.backend.cupy.launcher import c_type
 
+ROW_BYTES = 1536  # of the longest row that a warp keeps in its registers: three accesses of 16 bytes by every lane
 SHARED_BYTES = 64 << 10  # of a block, for the sums of its warps: what every GPU since Turing has
 
 
@@ -28,9 +29,10 @@ def has_kernel(x: Array, like_x: Array | None = None, per_row: tuple[Array, ...]
 
 
 def defines(x: Array, *vectors: Array | None) -> dict[str, str]:
-    """The dtypes that the kernels are compiled for."""
-    given = [v.dtype for v in vectors if v is not None]
-    return {"T": c_type(x.dtype), "W": c_type(given[0] if given else x.dtype)}
+    """The dtypes that the kernels are compiled for, and the length of rows that they keep in registers, or 0."""
+    given, n = [v.dtype for v in vectors if v is not None], x.shape[-1]
+    kept = n * x.itemsize <= ROW_BYTES and n % (32 * (16 // x.itemsize)) == 0
+    return {"T": c_type(x.dtype), "W": c_type(given[0] if given else x.dtype), "COLUMNS": str(n if kept else 0)}
 
 
 class Normalization(Kernels):
@@ -61,7 +63,9 @@ class Normalization(Kernels):
     ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
         """dx plus dsum, dweight and dbias, in one pass over dy and x; one kernel each where few are needed."""
         n, wide = x.shape[-1], wide_dtype(x.dtype)
-        warps = min(WARPS, SHARED_BYTES // (2 * n * wide.itemsize))  # each has its own sums in shared memory
+        read = 32 * (16 // x.itemsize)  # by a warp at once
+        width = -(-n // read) * read
+        warps = min(WARPS, SHARED_BYTES // (2 * width * wide.itemsize))  # each has its own sums in shared memory
         has_kernels = has_kernel(x, dy, (mean, rstd), weight) and has_kernel(x, dsum)
         if not (has_kernels and warps and needs[0] and any(needs[1:])):
             return super().layer_norm_backward(dy, x, weight, mean, rstd, dsum, needs)
@@ -70,7 +74,8 @@ class Normalization(Kernels):
         self.launcher.launch(
             "normalization", "layer_norm_backward", (blocks,), (32 * warps,),
             (*map(self.contiguous, (dy, x, weight, mean, rstd, dsum)), dx, partial, np.int64(n_rows(x)),
-             np.int32(rows_per_block), np.int32(n)), shared=warps * 2 * n * wide.itemsize, defines=defines(x, weight),
+             np.int32(rows_per_block), np.int32(n), np.int32(width)), shared=warps * 2 * width * wide.itemsize,
+            defines=defines(x, weight),
         )  # fmt: skip
         sums = self.column_sums(partial, wide)
         return dx, sums[:n] if needs[1] else None, sums[n:] if needs[2] else None
