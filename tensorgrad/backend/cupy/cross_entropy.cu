@@ -11,6 +11,7 @@
 using Real = Wide<T>;
 
 constexpr int N = PER_16_BYTES<T>;
+constexpr int BLOCKS = sizeof(T) == 8 ? 2 : 4;  // of a multiprocessor at once: float64 needs more registers
 
 // A sum of exponentials, stored as exp(top) total.
 struct Exponentials {
@@ -33,7 +34,7 @@ __device__ int class_of(I target, int n) {
     return at < 0 ? at + n : at;
 }
 
-extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy(
+extern "C" __global__ void __launch_bounds__(512, BLOCKS) cross_entropy(
     const T* __restrict__ logits, long long logits_stride_row, const I* __restrict__ targets, Real* __restrict__ losses,
     Real* __restrict__ lse, int n, long long ignore_index, Real smoothing
 ) {
@@ -68,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy(
     losses[row] = targets[row] == ignore_index ? Real(0) : loss;
 }
 
-extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy_backward(
+extern "C" __global__ void __launch_bounds__(512, BLOCKS) cross_entropy_backward(
     const Real* __restrict__ dlosses, const T* logits, long long logits_stride_row, const I* __restrict__ targets,
     const Real* __restrict__ lse, T* dlogits, long long dlogits_stride_row, int n, long long ignore_index, Real smoothing
 ) {

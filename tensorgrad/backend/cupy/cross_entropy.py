@@ -9,6 +9,8 @@ from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.cupy.kernels import Kernels, has_rows, row_stride, supported, threads_for, wide_dtype
 from tensorgrad.backend.cupy.launcher import c_type
 
+MAX_THREADS = 512  # of a block: four of them share a multiprocessor, and some read while others add up their threads
+
 
 class CrossEntropy(Kernels):
     """The kernels of cross_entropy.cu."""
@@ -60,7 +62,7 @@ class CrossEntropy(Kernels):
         targets = next(x for x in arrays if x.dtype.kind == "i" and x.shape)
         options = (np.int32(n), np.int64(ignore_index), wide_dtype(logits.dtype).type(smoothing))
         self.launcher.launch(
-            "cross_entropy", kernel, (rows,), (threads_for(logits),), (*arrays, *options),
+            "cross_entropy", kernel, (rows,), (threads_for(logits, MAX_THREADS),), (*arrays, *options),
             defines={"T": c_type(logits.dtype), "I": "int" if targets.dtype.itemsize == 4 else "long long"},
         )  # fmt: skip
 

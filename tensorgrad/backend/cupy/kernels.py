@@ -118,7 +118,7 @@ def columns_per_lane(n: int, *arrays: Array) -> int:
     return int(16 // itemsize) if fits else 1
 
 
-def threads_for(x: Array) -> int:
-    """The number of threads for a row of x (..., n) at 16 bytes per thread: whole warps, at most 1024."""
+def threads_for(x: Array, most: int = 1024) -> int:
+    """The number of threads for a row of x (..., n) at 16 bytes per thread: whole warps, at most that many."""
     per_thread = 16 // x.dtype.itemsize
-    return int(min(1024, max(32, -(-x.shape[-1] // (32 * per_thread)) * 32)))
+    return int(min(most, max(32, -(-x.shape[-1] // (32 * per_thread)) * 32)))
