@@ -22,7 +22,7 @@ from benchmarks.gpu_decode import ours as decoding
 from benchmarks.gpu_kernels import GROUPS, Bench, Sizes
 from benchmarks.gpu_training import Ourselves
 
-TINY = Setup(1, 12, 768, 16, 128, bias=True, batch=2)  # as wide as GPT-2, since rows of its length have kernels of their own
+TINY = Setup(1, 12, 768, 16, 128, bias=True, batch=2)  # rows as long as GPT-2's have kernels of their own
 Needed = set[tuple[str, tuple[tuple[str, str], ...]]]  # files, and the macros that they are compiled with
 
 
