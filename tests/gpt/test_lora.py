@@ -158,7 +158,10 @@ def test_dropout_is_in_front_of_a_alone() -> None:
 @MODELS
 @pytest.mark.parametrize("recompute", [False, True])
 def test_fused_and_plain_models_have_equal_gradients(name: str, recompute: bool) -> None:
-    """Recomputed blocks, too, although the first block's input has no gradient."""
+    """Recomputed blocks, too, although the first block's input has no gradient.
+
+    In float32 the gradients of both are up to 2e-6 of the largest number from those in float64.
+    """
     fused, plain = adapted(name), adapted(name, plain=True)
     fused.recompute = recompute
     for model in (fused, plain):
