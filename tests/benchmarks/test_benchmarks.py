@@ -159,6 +159,15 @@ def test_ops_measures_every_operation(tmp_path: Path) -> None:
     assert (rows["attention"]["ratio"] is not None) == HAS_TORCH
 
 
+def test_products_compares_libraries(tmp_path: Path) -> None:
+    pytest.importorskip("numba")
+    arguments = ["--config", "tiny", "--threads", "1", "--rounds", "1", "--turn-ms", "1"]
+    rows = result_of("products", tmp_path / "result.json", *arguments)["results"]["tiny"]
+    assert [row["product"] for row in rows] == ["y", "dx", "dW"] * 5
+    assert {"ours", "OpenBLAS"} <= rows[0]["gflop_per_s"].keys()
+    assert all(speed > 0 for row in rows for speed in row["gflop_per_s"].values())
+
+
 def test_profile_step_counts_calls_and_operations(tmp_path: Path) -> None:
     arguments = ["--config", "tiny", "--backend", "numpy", "--threads", "1", "--rounds", "2", "--read-mb", "8"]
     result = result_of("profile_step", tmp_path / "result.json", *arguments)
