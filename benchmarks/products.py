@@ -198,7 +198,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = ArgumentParser(description="Time the products of linear layers by our kernels and by other libraries.")
-    known = one_of("A", "B", "C", "tiny")
+    known = one_of(*(name for name in SETUPS if name != "124M"))
     parser.add_argument("--config", type=known, nargs="+", default=["A", "B", "C"], help="the shapes")
     parser.add_argument("--turn-ms", type=common.at_least(1), default=100, help="length of a turn")
     common.add_common_flags(parser, rounds=7)

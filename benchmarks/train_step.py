@@ -11,7 +11,9 @@
 A mode of PyTorch is `eager`, `compile` or `compile-max` (torch.compile with autotuning), with `+fused` for the fused
 AdamW and `+keep` for an allocator that keeps freed memory (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_).
 Every contender is a process of its own and only one works at a time. They are timed only if the losses of their first
-steps agree to 1e-4. If they do not all fit into memory, they run in groups, each with our first backend.
+steps agree to 1e-4. If they do not all fit into memory, they run in groups, each with our first backend. The control is
+plain NumPy's step, or without it the products alone: ratios count only where its time in the last round is within 5 %
+of that in the first.
 """
 
 import argparse
@@ -44,6 +46,7 @@ from gpt.config import UserError
 TORCH_MODES = ["eager", "eager+fused", "eager+fused+keep", "compile+fused", "compile+fused+keep"]
 STEPS = {"A": 20, "B": 4, "C": 2}  # of a turn: enough to warm the caches, few enough to alternate often
 TOLERANCE = 1e-4
+DRIFT = 0.05  # of the control, above which the machine was not quiet
 
 Result = dict[str, Any]
 
@@ -140,11 +143,22 @@ def run_group(
             raise UserError(f"a contender failed while it was timed: {reason}") from None
     if warning := idle_warning(idle):
         print(warning)
+    report_control(turns)
     reference = rows[group[0]]
     for row in rows.values():
         row |= {"ratio": row["ms"] / reference["ms"], "fastest_ratio": row["fastest_ms"] / reference["fastest_ms"]}
         row |= {"share_of_bound": rows[PRODUCTS]["ms"] / row["ms"], "idle_share": idle}
     return rows
+
+
+def report_control(turns: dict[str, list[Result]]) -> float:
+    """Print, and return, how much longer the control took in the last round than in the first."""
+    name = "numpy" if "numpy" in turns else PRODUCTS
+    first, last = (common.median(turns[name][i]["ms"]) for i in (0, -1))
+    drift = last / first - 1
+    verdict = "" if abs(drift) <= DRIFT else "; the ratios do not count, since the machine was not quiet"
+    print(f"control: {name} took {drift:+.1%} in the last round, beside the first{verdict}")
+    return drift
 
 
 def check_losses(warm: dict[str, Result]) -> None:

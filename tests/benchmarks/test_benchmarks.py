@@ -254,6 +254,16 @@ def test_contenders_with_different_losses_are_not_timed() -> None:
         check_scores({"a": 2.0, "b": 2.1})
 
 
+@pytest.mark.parametrize(("last", "counts"), [(104.0, True), (94.0, False), (107.0, False)])
+def test_ratios_count_only_where_the_control_stays(
+    last: float, counts: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    products = [{"ms": [ms]} for ms in (100.0, 300.0, last)]
+    turns = {"numba": [{"ms": [1.0]}] * 3, train_step.PRODUCTS: products}
+    assert train_step.report_control(turns) == pytest.approx(last / 100 - 1)
+    assert ("do not count" not in capsys.readouterr().out) == counts
+
+
 def test_contenders_with_different_weights_are_not_timed(tmp_path: Path) -> None:
     replies = {}
     for name, seed in (("a", 1), ("b", 2)):
