@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -125,11 +125,15 @@ def user_errors(*kinds: type[Exception], about: str = "") -> Iterator[None]:
         raise UserError(f"{about}: {error}" if about else str(error)) from error
 
 
-def use_backend(name: str, threads: int | None, dtype: str = "float32", cuda_graph: bool | None = False) -> str:
+def use_backend(
+    name: str, threads: int | None, dtype: str = "float32", cuda_graph: bool | None = False,
+    numpy_products: Iterable[str] | None = None,
+) -> str:  # fmt: skip
     """Select a backend and the number of its CPU threads; return its name and why it was chosen.
 
-    Of several processes with GPUs, each uses its own. Raises UserError for a dtype that the backend does not support,
-    and for a CUDA graph without a GPU or with several processes.
+    numpy_products: those of a run that is resumed, for Backend.leave_products. Several processes have to compute
+    alike, so none leaves any to NumPy's library. With GPUs, each uses its own. Raises UserError for a dtype that the
+    backend does not support, and for a CUDA graph without a GPU or with several processes.
     """
     group = world()
     if threads is None and group.size > 1:
@@ -144,6 +148,10 @@ def use_backend(name: str, threads: int | None, dtype: str = "float32", cuda_gra
         raise UserError(f"cuda_graph: {lacks}")
     if cuda_graph and group.size > 1:
         raise UserError(f"cuda_graph: a step of {group.size} processes cannot be recorded: give --no-cuda-graph")
+    if numpy_products is None and group.size > 1:
+        numpy_products = ()
+    with user_errors():
+        chosen.backend.leave_products(numpy_products)
     chosen.backend.communicator(group)
     tg.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     return chosen.reason

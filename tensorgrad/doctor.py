@@ -94,7 +94,7 @@ def system() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()}, {platform.system()} on {platform.machine()}"
     yield "processor", f"{cpu_count()} of {os.cpu_count()} cores for this program"
     library = blas.find()
-    yield "products", "OpenBLAS" if library else "the library that NumPy was built with"
+    yield "products", library.name() if library else "the library that NumPy was built with"
 
 
 def packages() -> Iterator[tuple[str, str]]:
@@ -158,7 +158,10 @@ def backend_report(name: str) -> tuple[bool, str]:
         return False, f"does not work: {type(error).__name__}: {' '.join(str(error).split())}"
     if wrong:
         return False, f"does not work: {'; '.join(wrong)}"
-    return True, f"works: {len(CHECKS)} kernels agree with the plain mathematics in {' and '.join(dtypes)}"
+    text = f"works: {len(CHECKS)} kernels agree with the plain mathematics in {' and '.join(dtypes)}"
+    if name == "numba":
+        text += f"; left to NumPy's library: {', '.join(sorted(k.numpy_products())) or 'no product'}"
+    return True, text
 
 
 def compare(k: Backend, check: str, dtype: str) -> str | None:

@@ -23,6 +23,9 @@ ROOT = TESTS.parent
 # The modules that tests share: the table of ops, the stand-ins for CuPy, cuBLASLt and a GPU, and random cases.
 sys.path[:0] = [str(TESTS / folder) for folder in ("tensorgrad", "tensorgrad/backend/cupy", "fuzz")]
 
+# A measurement would make results depend on how busy the machine is.
+os.environ["TENSORGRAD_PRODUCTS"] = "numba"
+
 # A deadline would make the outcome depend on how busy the machine is.
 settings.register_profile("tensorgrad", settings(), deadline=None)
 settings.load_profile("tensorgrad")

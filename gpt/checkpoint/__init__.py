@@ -77,6 +77,7 @@ class RunState:
     scaler: dict[str, Any] = field(default_factory=dict)  # tg.amp.GradScaler.state_dict()
     task: dict[str, Any] = field(default_factory=dict)  # of a finetuned run: its name, and what it needs
     base: Base | None = None  # of a run with LoRA, whose checkpoints hold the adapters alone
+    numpy_products: list[str] = field(default_factory=list)  # Backend.numpy_products: they decide the last digits
 
 
 @dataclass(frozen=True)
@@ -299,6 +300,7 @@ def _state_from_dict(raw: Mapping[str, Any]) -> RunState:
         scaler=dict(raw.get("scaler", {})),
         task=dict(raw.get("task", {})),
         base=None if raw.get("base") is None else Base(str(raw["base"]["path"]), str(raw["base"]["sha256"])),
+        numpy_products=[str(kind) for kind in raw.get("numpy_products", [])],
     )
 
 

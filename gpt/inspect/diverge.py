@@ -80,13 +80,13 @@ class Repetition:
             self.run = new_run(config, initial, task_of(state))
         self.run.model.train()
         self.run.model.recompute = self.run.config.recompute
-        self._rng = tg.random.default_generator.state_dict()
+        self._rng, self._numpy_products = tg.random.default_generator.state_dict(), state.numpy_products
         self._take_step = TrainingStep(self.run.model, self.run.optimizer, self.run.config, scaler=self.run.scaler)
 
     def step(self, trace: Trace | None = None) -> dict[str, Any]:
         """Take a step, with a trace of all of it if one is given; return its learning rate, loss and gradient norm."""
         run, config = self.run, self.run.config
-        use_backend(config.backend, config.threads, config.dtype)
+        use_backend(config.backend, config.threads, config.dtype, numpy_products=self._numpy_products)
         tg.random.default_generator.load_state_dict(self._rng)
         lr, batch = learning_rate(config, run.step), batch_of(run, run.step)
         if trace is None:

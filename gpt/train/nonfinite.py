@@ -113,7 +113,7 @@ def replay(path: str, backend: str | None = None, task_of: Callable[[RunState], 
     checkpoint = load_checkpoint(folder, optimizer=False)
     batch = read_extra(folder, BATCH)
     config, task = checkpoint.state.train_config, task_of(checkpoint.state)
-    use_backend(backend or config.backend, None, config.dtype)
+    use_backend(backend or config.backend, None, config.dtype, numpy_products=checkpoint.state.numpy_products)
     print(f"replay   step {checkpoint.state.step + 1}, {batch['x'].shape[0]} windows of {batch['x'].shape[1]} tokens")
     original = config.dtype if config.half else "float32"
     finite, finite64 = (_repeat(checkpoint, task, batch, dtype) for dtype in (original, "float64"))

@@ -172,7 +172,7 @@ def resumed_run(arguments: Arguments, task_of: Callable[[RunState], Task] = lang
     config = arguments.train_config(under=state.train_config.to_dict())
     if config.dtype == "auto":
         config = replace(config, dtype=state.train_config.dtype)
-    backend = use_backend(config.backend, config.threads, config.dtype, config.cuda_graph)
+    backend = use_backend(config.backend, config.threads, config.dtype, config.cuda_graph, state.numpy_products)
     _require_same_settings(config, checkpoint)
     _require_logger(config)
     FolderLock(folder).check()

@@ -140,4 +140,5 @@ def state_of(run: Run) -> RunState:
         scaler=run.scaler.state_dict(),
         task=run.task.settings(),
         base=run.base,
+        numpy_products=sorted(tg.get_backend().numpy_products()),
     )

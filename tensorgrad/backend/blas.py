@@ -19,6 +19,12 @@ class Blas:
 
     library: Any
 
+    def name(self) -> str:
+        """Its version, and the processor that its kernels are for: "OpenBLAS 0.3.31 for Haswell"."""
+        config, core = self.library.scipy_openblas_get_config64_, self.library.scipy_openblas_get_corename64_
+        config.restype = core.restype = ctypes.c_char_p
+        return f"{' '.join(config().decode().split()[:2])} for {core().decode()}"
+
     def get_num_threads(self) -> int:
         """The number of threads that a single product uses."""
         return int(self.library.scipy_openblas_get_num_threads64_())

@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tensorgrad.backend.arrays import Array
@@ -48,6 +48,19 @@ class Backend(DecoderMath, MLPMath):
 
     def compile_ahead(self, kernels: Sequence[str]) -> Any:
         """Start to compile kernels for float32, by their names, in other processes: what waits for them, or None."""
+
+    def numpy_products(self) -> Iterable[str]:
+        """The kinds of large matrix products that are left to NumPy's library, which computes them faster here.
+
+        A choice between two libraries: results depend on it in their last digits. Measured at the first call.
+        """
+        return ()
+
+    def leave_products(self, kinds: Iterable[str] | None) -> None:
+        """Leave the products of these kinds to NumPy's library and no others; None: measure. TENSORGRAD_PRODUCTS wins.
+
+        Raises ValueError where that variable has neither of its values, numba and numpy.
+        """
 
     def communicator(self, group: Any) -> Any:
         """The process group that exchanges arrays of this backend; group: the one that exchanges host arrays."""

@@ -132,9 +132,9 @@ def cached_only() -> Iterator[None]:
         Cache.must_have = False
 
 
-def can_cache(dispatcher: Any) -> bool:
-    """Whether there is a folder for the cache of a function, of this process or another."""
-    return isinstance(dispatcher._cache, Cache)
+def cache_folder(dispatcher: Any) -> Path | None:
+    """The folder for the cache of a function, which other processes share; None where there is none."""
+    return Path(dispatcher._cache.cache_path) if isinstance(dispatcher._cache, Cache) else None
 
 
 @functools.cache

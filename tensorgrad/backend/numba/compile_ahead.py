@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tensorgrad.backend import load
-from tensorgrad.backend.numba.compile import NotCached, cached_only, can_cache
+from tensorgrad.backend.numba.compile import NotCached, cache_folder, cached_only
 from tensorgrad.backend.numba.progress import show
 from tensorgrad.backend.numba.softmax import softmax
 from tensorgrad.backend.threads import cpu_count
@@ -106,7 +106,7 @@ class Compilation:
 
 def start(names: Sequence[str]) -> Compilation | None:
     """Start to compile kernels, by their names in CALLS; None if all are in the cache, or if there is only one core."""
-    if cpu_count() < 2 or not can_cache(softmax.compiled) or not (missing := not_cached(names)):
+    if cpu_count() < 2 or cache_folder(softmax.compiled) is None or not (missing := not_cached(names)):
         return None
     show(f"compiling {len(missing)} kernels, the first time only\n")
     return Compilation(missing, min(cpu_count(), MAX_PROCESSES))

@@ -82,7 +82,7 @@ def test_nothing_is_started_on_one_core(nothing_cached: list[Any], monkeypatch: 
 def test_nothing_is_started_without_a_folder_for_the_cache(
     nothing_cached: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compile_ahead, "can_cache", lambda _: False)
+    monkeypatch.setattr(compile_ahead, "cache_folder", lambda _: None)
     assert compile_ahead.start(NAMES) is None and nothing_cached == []
 
 

@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Time the kinds of matrix products by our kernels and by NumPy's library, as the first large product of a run does.
+
+    python benchmarks/product_choice.py [--runs 5]
+
+It prints how long each measurement took (at most 0.3 s), the medians of its pairs, and what it leaves to NumPy's
+library. Nothing is kept. Both are timed on one thread, so that only that core has to be idle.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+import common
+
+from tensorgrad.backend import blas, load
+from tensorgrad.backend.numba.product_choice import FLOAT32, KINDS, clearly_faster, measure, parallel_product
+
+
+def main() -> None:
+    """Measure, and print the tables."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1, metavar="N", help="measurements (1)")
+    options = parser.parse_args()
+    os.environ.pop("TENSORGRAD_PRODUCTS", None)  # which would force one of them
+    backend, library = type(load("numba")), blas.find()
+    parallel_product.compile(FLOAT32)
+    print(f"{common.cpu_name()}, {library.name() if library else 'another library than OpenBLAS'}")
+    for _ in range(options.runs):
+        ours, numpys = backend(), backend()
+        ours.leave_products(())
+        numpys.leave_products(KINDS)
+        start = time.perf_counter()
+        times = measure(ours, numpys)
+        print(f"\n{time.perf_counter() - start:.3f} s; left to NumPy's library: ", end="")
+        print(", ".join(sorted(clearly_faster(times))) or "no product")
+        print(f"{'ms':15}{'ours':>8}{'NumPy':>8}{'ratio':>7}{'pairs':>7}")
+        for kind, pairs in times.items():
+            if pairs:
+                a, b = (1000 * statistics.median(column) for column in zip(*pairs, strict=True))
+                print(f"{kind:15}{a:8.2f}{b:8.2f}{b / a:7.2f}{len(pairs):7}")
+
+
+if __name__ == "__main__":
+    main()
