@@ -1,6 +1,7 @@
 """Conversations to learn from: files of them, and their tokens, of which only those of the answers are targets."""
 
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,11 @@ class Conversation(NamedTuple):
     def prompt(self) -> list[Message]:
         """All but the last answer."""
         return self.messages[:-1]
+
+    @property
+    def first_prompt(self) -> list[Message]:
+        """All before the first answer."""
+        return list(takewhile(lambda message: message["role"] != "assistant", self.messages))
 
     @property
     def answer(self) -> str:

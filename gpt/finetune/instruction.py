@@ -10,7 +10,7 @@ from gpt.config import GPTConfig, UserError
 from gpt.data import Batches
 from gpt.finetune.conversations import Conversation, Example, encode_conversation, read_conversations
 from gpt.finetune.packing import Examples
-from gpt.finetune.split import split_examples
+from gpt.finetune.split import normal_form, split_examples
 from gpt.generate.template import ChatTemplate, TemplateError
 from gpt.lora import LoRA, add_lora
 from gpt.tokenizer import Tokenizer, TokenizerError
@@ -38,12 +38,17 @@ class Instruction(Task):
 
     @cached_property
     def conversations(self) -> tuple[list[Conversation], list[Conversation]]:
-        """Those for training, and those held out; equal prompts are on the same side."""
+        """Those for training, and those held out; equal prompts are on the same side.
+
+        Of a longer conversation the first prompt counts: its answer is learned in every conversation that begins so.
+        """
         every = read_conversations(Path(self.data))
-        prompts = ["\n".join(message["content"] for message in one.prompt) for one in every]
+        prompts = ["\n".join(message["content"] for message in one.first_prompt) for one in every]
         train, held_out = split_examples(prompts, [""] * len(every), self.seed, (1 - HELD_OUT, HELD_OUT))
         if not held_out:
-            raise UserError(f"data {self.data}: {len(every)} conversations are too few: none is left to be held out")
+            n = len(set(map(normal_form, prompts)))
+            what = f"{len(every)} conversations that begin with {n} different prompts"
+            raise UserError(f"data {self.data}: {what} are too few: none is left to be held out")
         return [every[i] for i in train], [every[i] for i in held_out]
 
     def open_data(self, config: TrainConfig, tokenizer: Tokenizer | None) -> tuple[Tokenizer, Batches, Batches]:

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS
 from gpt.cli import run as run_program
 from gpt.finetune.instruct import CONVERSATIONS, RESULTS
+from gpt.finetune.instruction import Instruction
 from gpt.train import loop
 from gpt.train.config import TrainConfig
 from gpt.train.loop import train
@@ -65,6 +67,22 @@ def test_generate_talks_to_the_result(
     flags = ["--chat", "--model=run", "--backend=numpy", "--temperature=0", "--max-new-tokens=8"]
     assert run_program(lambda: generate.main(flags)) == 0
     assert capsys.readouterr().out.splitlines() == ["x", "yy"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_conversations_that_begin_alike_are_on_the_same_side(seed: int, tmp_path: Path) -> None:
+    entries: list[dict[str, Any]] = [{"instruction": f"Question {i}?", "output": "x"} for i in range(20)]
+    entries += [{"instruction": f"question  {i}?", "output": "y"} for i in range(20)]
+    for i in range(20):
+        texts = f"question {i}?", "x", "and then?", "z"
+        roles = ["user", "assistant"] * 2
+        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+        entries.append({"messages": messages})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    parts = Instruction(str(tmp_path / "data.jsonl"), seed=seed).conversations
+    train, held_out = (Counter(one.messages[0]["content"].split()[1] for one in part) for part in parts)
+    assert not train.keys() & held_out.keys()
+    assert (train + held_out) == Counter({f"{i}?": 3 for i in range(20)}) and len(held_out) == 2
 
 
 def test_what_is_cut_is_told(call: Any, tmp_path: Path) -> None:
@@ -131,7 +149,7 @@ def test_packing_takes_fewer_steps(call: Any, tmp_path: Path) -> None:
     [
         (["--data=empty.jsonl"], "data empty.jsonl, line 1: the answer, 'output', is empty"),
         (["--data=roles.jsonl"], "data roles.jsonl, line 1: message 1 is of the assistant, and the user has to"),
-        (["--data=few.jsonl"], "data few.jsonl: 1 conversations are too few: none is left to be held out"),
+        (["--data=few.jsonl"], "data few.jsonl: 1 conversations that begin with 1 different prompts are too few: none"),
         (["--init-from=plain"], "this model has no chat template, it only continues a text"),
         (["--init-from=other"], "data data.jsonl, line 1: the chat template does not fit: no token that would stop"),
         (["--general-data=nowhere"], "data 'nowhere': no such file, folder or corpus"),
