@@ -95,17 +95,27 @@ class Classification(Task):
         return balanced_weights(self.part(self.split.train)[1], len(self.labels))
 
     def open_data(self, config: TrainConfig, tokenizer: Tokenizer | None) -> tuple[Tokenizer, Batches, Batches]:
-        texts, labels = self.part(self.split.train)
-        tokenizer = tokenizer or make_tokenizer(config, "\n".join(texts))
+        tokenizer = tokenizer or make_tokenizer(config, "\n".join(self.part(self.split.train)[0]))
         loaders = []
         for indices in (self.split.train, self.split.validation):
-            texts, labels = self.part(indices)
-            tokens = encode(texts, tokenizer, config.block_size, f"data {self.data}")
+            tokens, labels = self.tokens(indices, tokenizer, config.block_size), self.part(indices)[1]
             loader = LabelledTexts(
                 tokens, labels, batch_size=config.batch_size, weights=self.weights, seed=config.seed
             )
             loaders.append(loader)
         return tokenizer, loaders[0], loaders[1]
+
+    def tokens(self, indices: Sequence[int], tokenizer: Tokenizer, block_size: int) -> list[list[int]]:
+        """Return the tokens of these texts, of long ones how they begin and end."""
+        rows = self.encoded(tokenizer)
+        return [cut(rows[i], block_size) for i in indices]
+
+    def encoded(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """Return all tokens of every text, computed once."""
+        known: dict[Tokenizer, list[list[int]]] = self.__dict__.setdefault("_encoded", {})
+        if tokenizer not in known:
+            known[tokenizer] = encode(self.examples[0], tokenizer, f"data {self.data}")
+        return known[tokenizer]
 
     def build_model(self, config: TrainConfig, vocab_size: int, initial: InitialWeights | None) -> Model:
         model = Classifier(super().build_model(config, vocab_size, initial), len(self.labels))
@@ -141,17 +151,21 @@ def restore_classifier(checkpoint: Checkpoint, *, plain: bool = False) -> Classi
     return model
 
 
-def encode(texts: Sequence[str], tokenizer: Tokenizer, block_size: int, about: str) -> list[list[int]]:
-    """Return the tokens of each text; of a long one the first and the last, block_size together.
+def encode(texts: Sequence[str], tokenizer: Tokenizer, about: str) -> list[list[int]]:
+    """Return the tokens of each text."""
+    start = [] if tokenizer.bos is None else [tokenizer.bos]
+    with user_errors(TokenizerError, about=about):
+        return [start + tokenizer.encode(text) for text in texts]
+
+
+def cut(row: list[int], block_size: int) -> list[int]:
+    """Return the tokens of a text; of a long one the first and the last, block_size together.
 
     How a text ends often tells as much as how it begins (Sun et al. 2019, "How to Fine-Tune BERT for Text
     Classification?").
     """
-    start = [] if tokenizer.bos is None else [tokenizer.bos]
-    with user_errors(TokenizerError, about=about):
-        rows = [start + tokenizer.encode(text) for text in texts]
     n_first, n_last = first_and_last(block_size)
-    return [row if len(row) <= block_size else row[:n_first] + row[len(row) - n_last :] for row in rows]
+    return row if len(row) <= block_size else row[:n_first] + row[len(row) - n_last :]
 
 
 def first_and_last(block_size: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from gpt.data import Array
 from gpt.evaluate.plot import why_not
 from gpt.files import write_json
 from gpt.finetune.baseline import BagOfWords
-from gpt.finetune.classification import NAME, PARTS, TUNE, Classification, encode, first_and_last, task_of
+from gpt.finetune.classification import NAME, PARTS, TUNE, Classification, first_and_last, task_of
 from gpt.finetune.classifier import Classifier, probabilities
 from gpt.finetune.scores import Scores
 from gpt.heartbeat import Heartbeat
@@ -97,7 +97,7 @@ def start(own: Namespace, arguments: Arguments) -> Run:
     )  # fmt: skip
     n_train, n_validation = len(task.split.train), len(task.split.validation)
     initial = load_initial(given["init_from"], given.get("n_head"), quantize="none")
-    longest = max(map(len, encode(task.examples[0], initial.tokenizer, initial.config.block_size, f"data {task.data}")))
+    longest = max(map(len, task.encoded(initial.tokenizer)))
     batch_size = given.get("batch_size", 8)
     per_epoch = math.ceil(n_train / (batch_size * given.get("grad_accum", 1)))
     max_iters = given.get("max_iters", (own.epochs or EPOCHS) * per_epoch)
@@ -115,7 +115,7 @@ def describe_data(task: Classification, run: Run) -> list[str]:
     """Return the lines about the labels, and about what is cut."""
     texts, labels = task.examples
     counts = ", ".join(f"{n:,} {label}" for label, n in Counter(labels).most_common())
-    n_cut = sum(len(run.tokenizer.encode(text)) > run.config.block_size for text in texts)
+    n_cut = sum(len(row) > run.config.block_size for row in task.encoded(run.tokenizer))
     trained = sum(p.size for p in run.model.parameters() if p.requires_grad)
     lines = [
         f"labels   {counts}; {len(task.split.test):,} texts for a test",
@@ -135,11 +135,15 @@ def report(task: Classification, run: Run) -> None:
     with Heartbeat("measuring"):
         baseline.fit(*task.part(task.split.train), task.weights, run.config.seed)
 
-        def predict(texts: Sequence[str]) -> Array:
-            tokens = encode(texts, run.tokenizer, run.config.block_size, f"data {task.data}")
+        def predict(indices: Sequence[int]) -> Array:
+            tokens = task.tokens(indices, run.tokenizer, run.config.block_size)
             return probabilities(model, tokens, run.config.batch_size).argmax(1)
 
-        results = {name: evaluate(task, method) for name, method in (("model", predict), ("words", baseline.predict))}
+        def predict_from_words(indices: Sequence[int]) -> Array:
+            return baseline.predict(task.part(indices)[0])
+
+        methods = {"model": predict, "words": predict_from_words}
+        results = {name: evaluate(task, method) for name, method in methods.items()}
     scores = results["model"]["test"]
     written = {name: {part: one.to_dict() for part, one in parts.items()} for name, parts in results.items()}
     write_json(run.folder / RESULTS, {"task": task.settings(), **written})
@@ -151,12 +155,11 @@ def report(task: Classification, run: Run) -> None:
         print(f"no picture of the confusion matrix: {why_not(error)}")
 
 
-def evaluate(task: Classification, predict: Callable[[Sequence[str]], Array]) -> dict[str, Scores]:
+def evaluate(task: Classification, predict: Callable[[Sequence[int]], Array]) -> dict[str, Scores]:
     """Return the scores of a way to predict labels, for each part of the data."""
     scores = {}
     for name, indices in zip(PARTS, task.split, strict=True):
-        texts, labels = task.part(indices)
-        scores[name] = Scores.of(task.labels, labels, predict(texts))
+        scores[name] = Scores.of(task.labels, task.part(indices)[1], predict(indices))
     return scores
 
 

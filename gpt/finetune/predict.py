@@ -8,7 +8,7 @@ import numpy as np
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import ArgumentParser, one_of, use_backend
 from gpt.config import BACKENDS, UserError, nearest
-from gpt.finetune.classification import encode, require_classifier, restore_classifier
+from gpt.finetune.classification import cut, encode, require_classifier, restore_classifier
 from gpt.finetune.classifier import probabilities
 from gpt.finetune.scores import Scores
 from gpt.finetune.tables import DELIMITERS, column, read_rows
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         elif not all(text.strip() for text in texts):
             raise UserError("a text to label is empty")
         model = restore_classifier(checkpoint)
-        tokens = encode(texts, checkpoint.tokenizer, block_size, "a text")
+        tokens = [cut(row, block_size) for row in encode(texts, checkpoint.tokenizer, "a text")]
         found = probabilities(model, tokens, BATCH)
     for text, row in zip(texts, found, strict=True):
         print(f"{labels[row.argmax()]}\t{row.max():.4f}\t{' '.join(text.split())}")

@@ -5,6 +5,7 @@ import json
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from gpt.__main__ import main
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS
 from gpt.config import UserError
-from gpt.finetune.classification import encode
+from gpt.finetune.classification import cut
 from gpt.finetune.classify import PICTURE, RESULTS
 from gpt.tokenizer import CharTokenizer
 from gpt.train import loop
@@ -90,8 +91,7 @@ def test_the_report_of_another_run(call: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("block_size", "kept"), [(1, "a"), (4, "abgh"), (5, "abcgh"), (7, "abcdfgh"), (8, "abcdefgh")])
 def test_a_long_text_keeps_how_it_begins_and_ends(block_size: int, kept: str) -> None:
     tokenizer = CharTokenizer.train("abcdefgh")
-    (tokens,) = encode(["abcdefgh"], tokenizer, block_size, "a text")
-    assert tokenizer.decode(tokens) == kept
+    assert tokenizer.decode(cut(tokenizer.encode("abcdefgh"), block_size)) == kept
 
 
 def test_predict_labels_new_texts(call: Any) -> None:
@@ -150,6 +150,19 @@ def test_adapters_or_a_part_are_trained_and_predict_reads_them(
     _, out, _ = call("predict", str(run), "--data=data.csv", "--label-column=label", "--backend=numpy")
     right = sum(round(results[part]["accuracy"] * results[part]["n"]) for part in results)
     assert f"\naccuracy {right / 60:.2%}, " in out
+
+
+def test_texts_are_encoded_once(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_text, seen = CharTokenizer.encode, Counter()
+
+    def counted(self: CharTokenizer, text: str, **options: Any) -> list[int]:
+        seen[text] += 1
+        return encode_text(self, text, **options)
+
+    monkeypatch.setattr(CharTokenizer, "encode", counted)
+    assert call(*FLAGS, "--epochs=1", f"--out={tmp_path / 'run'}")[0] == 0
+    with open("data.csv") as file:
+        assert seen == Counter(row["text"] for row in csv.DictReader(file))
 
 
 def test_a_step_that_is_not_finite_is_replayed(
