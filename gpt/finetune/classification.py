@@ -14,7 +14,7 @@ from gpt.cli import user_errors
 from gpt.config import UserError
 from gpt.data import Array, Batches
 from gpt.files import file_errors
-from gpt.finetune.classifier import Classifier, LabelledTexts, balanced_weights
+from gpt.finetune.classifier import POOL, Classifier, LabelledTexts, balanced_weights
 from gpt.finetune.split import split_examples
 from gpt.finetune.tables import column, read_rows
 from gpt.lora import LoRA, add_lora
@@ -48,6 +48,7 @@ class Classification(Task):
     tune: str = TUNE[0]
     class_weights: bool = True
     seed: int = 0  # of the split
+    pool: str = POOL[0]
 
     rows_of_one_length = False
     saves_adapters_alone = False  # the linear layer on top is trained as well
@@ -118,7 +119,7 @@ class Classification(Task):
         return known[tokenizer]
 
     def build_model(self, config: TrainConfig, vocab_size: int, initial: InitialWeights | None) -> Model:
-        model = Classifier(super().build_model(config, vocab_size, initial), len(self.labels))
+        model = Classifier(super().build_model(config, vocab_size, initial), len(self.labels), self.pool)
         model.train_only(self.tune)
         return cast(Model, model)  # the trainer needs its loss and its parameters alone
 
@@ -131,7 +132,8 @@ class Classification(Task):
 def task_of(state: RunState) -> Classification:
     """Return the task of a run to resume; UserError for one that is no classifier."""
     require_classifier(state, "the run")
-    return Classification(**{field.name: state.task[field.name] for field in fields(Classification)})
+    known = {field.name for field in fields(Classification)}  # a run of before --pool has none
+    return Classification(**{name: value for name, value in state.task.items() if name in known})
 
 
 def require_classifier(state: RunState, what: str) -> None:
@@ -144,7 +146,8 @@ def restore_classifier(checkpoint: Checkpoint, *, plain: bool = False) -> Classi
     """Return the classifier of a checkpoint."""
     state = checkpoint.state
     with file_errors(checkpoint.path / MODEL):
-        model = Classifier(build_model(state.model_config, plain=plain), len(state.task["labels"]))
+        language_model = build_model(state.model_config, plain=plain)
+        model = Classifier(language_model, len(state.task["labels"]), state.task.get("pool", POOL[0]))
         if lora := LoRA.of(state.train_config):
             add_lora(model.model, lora)
         model.load_state_dict(checkpoint.weights, assign=True)

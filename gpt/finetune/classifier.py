@@ -1,4 +1,4 @@
-"""A model that labels texts: the blocks of a language model, and a linear layer on the last token's hidden state."""
+"""A model that labels texts: the blocks of a language model, and a linear layer on its hidden states."""
 
 import math
 from collections.abc import Sequence
@@ -15,24 +15,30 @@ from tensorgrad import Tensor, nn
 from tensorgrad.random import Generator, Stream
 
 PADDING = -1  # in place of a token, after the end of a text
+POOL = ("last", "mean")
 
 
 class Classifier(nn.Module):
     """A language model with `score`, a linear layer from the width to the labels, in place of its output layer.
 
-    The last token's state is the only one that has seen the whole text.
+    pool: what it reads. last: the state of the last token, the only one that has seen the whole text. mean: the mean
+    of the states of all tokens.
     """
 
-    def __init__(self, model: Model, n_labels: int) -> None:
-        self.model, self.config = model, model.config
+    def __init__(self, model: Model, n_labels: int, pool: str = POOL[0]) -> None:
+        self.model, self.config, self.pool = model, model.config, pool
         self.score = nn.Linear(model.config.n_embd, n_labels, bias=False, std=INIT_STD)
 
     def forward(self, x: Any) -> Tensor:
         """x (B, T) tokens, after the end of a text PADDING -> logits (B, K) of the labels."""
         x = tg.asarray(x)
-        last = tg.sum(x != PADDING, axis=1) - 1  # (B,)
-        hidden = self.model.hidden_states(tg.where(x == PADDING, 0, x))  # (B, T, C): no token sees the padding after it
-        return self.score(hidden[tg.arange(len(x)), last])  # (B, K)
+        in_text = x != PADDING  # (B, T)
+        length = tg.sum(in_text, axis=1)  # (B,)
+        hidden = self.model.hidden_states(tg.where(in_text, x, 0))  # (B, T, C): no token sees the padding after it
+        if self.pool == "last":
+            return self.score(hidden[tg.arange(len(x)), length - 1])  # (B, K)
+        share = in_text.astype(hidden.dtype) / length.astype(hidden.dtype)[:, None]  # (B, T) of each token
+        return self.score((share[:, None] @ hidden)[:, 0])  # (B, K)
 
     def loss(self, x: Any, y: Any, weights: Any) -> Tensor:
         """The mean over the texts of the cross-entropy of their labels y (B,), times weights (B,)."""

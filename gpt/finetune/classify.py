@@ -13,7 +13,7 @@ from gpt.evaluate.plot import why_not
 from gpt.files import write_json
 from gpt.finetune.baseline import BagOfWords
 from gpt.finetune.classification import NAME, PARTS, TUNE, Classification, first_and_last, task_of
-from gpt.finetune.classifier import Classifier, probabilities
+from gpt.finetune.classifier import POOL, Classifier, probabilities
 from gpt.finetune.scores import Scores
 from gpt.heartbeat import Heartbeat
 from gpt.train.config import TrainConfig
@@ -66,11 +66,13 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
     add("--label-column", metavar="NAME", help="the column with labels")
     add("--tune", type=one_of(*TUNE), metavar="NAME",
         help="what is trained: last-block (the default), head (the default with LoRA) or all")
+    add("--pool", type=one_of(*POOL), metavar="NAME",
+        help="what the labels are read from: last, the state of the last token (the default), or mean, that of all")
     add("--class-weights", type=one_of("balanced", "none"), metavar="NAME",
         help="balanced: every label counts the same, however rare (the default); or none")
     add("--epochs", type=int, metavar="N", help=f"times that each text is seen (default: {EPOCHS})")
     flags = vars(parser.parse_args(argv))
-    names = ("text_column", "label_column", "tune", "class_weights", "epochs")
+    names = ("text_column", "label_column", "tune", "pool", "class_weights", "epochs")
     own = Namespace(**{name: flags.pop(name, None) for name in names})
     arguments = to_arguments(flags)
     if arguments.given.get("cuda_graph") or arguments.given.get("sample_interval"):
@@ -93,7 +95,7 @@ def start(own: Namespace, arguments: Arguments) -> Run:
     tune = "head" if given.get("lora_rank") else TUNE[0]
     task = Classification(
         given["data"], own.text_column, own.label_column, own.tune or tune, own.class_weights != "none",
-        given.get("seed", TrainConfig.seed),
+        given.get("seed", TrainConfig.seed), own.pool or POOL[0],
     )  # fmt: skip
     n_train, n_validation = len(task.split.train), len(task.split.validation)
     initial = load_initial(given["init_from"], given.get("n_head"), quantize="none")

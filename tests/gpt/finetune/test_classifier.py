@@ -9,7 +9,7 @@ import torch
 
 import tensorgrad as tg
 from gpt.config import GPTConfig, LlamaConfig
-from gpt.finetune.classifier import Classifier, LabelledTexts, balanced_weights, in_epochs, padded, probabilities
+from gpt.finetune.classifier import POOL, Classifier, LabelledTexts, balanced_weights, in_epochs, padded, probabilities
 from gpt.train.build import make_optimizer
 from gpt.train.config import TrainConfig
 from gpt.train.footprint import memory
@@ -35,17 +35,44 @@ def model(request: pytest.FixtureRequest) -> Classifier:
     return model
 
 
-def test_padding_changes_nothing(model: Classifier) -> None:
-    together = model(padded(ROWS)).numpy()
-    for row, logits in zip(ROWS, together, strict=True):
-        hidden = model.model.hidden_states(np.array([row])).numpy()[0, -1]
-        np.testing.assert_allclose(logits, hidden @ model.score.weight.numpy().T, rtol=0, atol=1e-5)
+def pooled(model: Classifier, row: list[int]) -> Any:
+    """What the labels of a text alone are read from, (C,)."""
+    states = model.model.hidden_states(np.array([row])).numpy()[0]  # (T, C)
+    return states[-1] if model.pool == "last" else states.mean(axis=0)
 
 
-def test_the_loss_and_its_gradients_are_pytorchs(model: Classifier) -> None:
+@pytest.mark.parametrize("pool", POOL)
+def test_padding_changes_nothing(model: Classifier, pool: str) -> None:
+    model.pool = pool
+    for dtype, tolerance in (("float32", 1e-6), ("float64", 1e-14)):
+        model.astype(dtype)
+        together = model(padded(ROWS)).numpy()
+        largest = np.abs(together).max()
+        for row, logits in zip(ROWS, together, strict=True):
+            alone = pooled(model, row) @ model.score.weight.numpy().T
+            np.testing.assert_allclose(logits, alone, rtol=0, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("pool", POOL)
+def test_gradients_are_those_of_finite_differences(model: Classifier, pool: str) -> None:
+    """For the labels' layer, and for the norm below it, whose results are pooled."""
+    model.pool = pool
+    model.astype("float64")
+    norm = model.model.ln_f if isinstance(model.config, GPTConfig) else model.model.norm_f
+
+    def loss(score: tg.Tensor, scale: tg.Tensor) -> tg.Tensor:
+        model.score.weight, norm.weight = score, scale
+        return model.loss(padded(ROWS), np.array([2, 0, 1]), np.array([0.5, 2.0, 1.5]))
+
+    assert tg.gradcheck(loss, model.score.weight, norm.weight, full=True)
+
+
+@pytest.mark.parametrize("pool", POOL)
+def test_the_loss_and_its_gradients_are_pytorchs(model: Classifier, pool: str) -> None:
+    model.pool = pool
     model.astype("float64")
     y, weights = np.array([2, 0, 1]), np.array([0.5, 2.0, 1.5])
-    hidden = [torch.tensor(model.model.hidden_states(np.array([row])).numpy()[0, -1]) for row in ROWS]
+    hidden = [torch.tensor(pooled(model, row)) for row in ROWS]
     score = torch.tensor(model.score.weight.numpy(), requires_grad=True)
     losses = torch.nn.functional.cross_entropy(torch.stack(hidden) @ score.T, torch.tensor(y), reduction="none")
     expected = (losses * torch.tensor(weights)).mean()

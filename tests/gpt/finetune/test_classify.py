@@ -19,7 +19,7 @@ from gpt.__main__ import main
 from gpt.checkpoint import load_checkpoint
 from gpt.checkpoint.files import METRICS
 from gpt.config import UserError
-from gpt.finetune.classification import cut
+from gpt.finetune.classification import cut, restore_classifier, task_of
 from gpt.finetune.classify import PICTURE, RESULTS
 from gpt.tokenizer import CharTokenizer
 from gpt.train import loop
@@ -111,7 +111,7 @@ def test_predict_measures_a_file_with_labels(call: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "trained", [["--tune=last-block"], ["--tune=all", FREEZE], ["--lora-rank=2", "--lora-dropout=0.1"]]
+    "trained", [["--tune=last-block"], ["--tune=all", FREEZE], ["--lora-rank=2", "--lora-dropout=0.1", "--pool=mean"]]
 )
 def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, trained: list[str], tmp_path: Path) -> None:
     flags = [*FLAGS[:-2], *trained, "--eval-interval=2", "--lr-decay-iters=4"]
@@ -132,6 +132,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, trained: list[str]
         (["--lora-rank=2", "--tune=last-block", "--lora-targets=c_attn"],
          {"lora_A", "lora_B", "score", "h.1", "ln_f"}, 2 * 2 * 64 + 12 * 16 * 16 + 3 * 16 + 2 * 16),
         ([FREEZE, "--tune=all"], {"score", "h.1", "ln_f"}, 12 * 16 * 16 + 3 * 16 + 2 * 16),
+        ([FREEZE, "--tune=all", "--pool=mean"], {"score", "h.1", "ln_f"}, 12 * 16 * 16 + 3 * 16 + 2 * 16),
     ],
 )  # fmt: skip
 def test_adapters_or_a_part_are_trained_and_predict_reads_them(
@@ -150,6 +151,20 @@ def test_adapters_or_a_part_are_trained_and_predict_reads_them(
     _, out, _ = call("predict", str(run), "--data=data.csv", "--label-column=label", "--backend=numpy")
     right = sum(round(results[part]["accuracy"] * results[part]["n"]) for part in results)
     assert f"\naccuracy {right / 60:.2%}, " in out
+
+
+def test_a_classifier_pools_as_in_training_and_one_of_before_pool_reads_the_last_token(
+    call: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert call(*FLAGS, "--pool=mean", "--epochs=1", f"--out={run}")[0] == 0
+    assert json.loads((run / RESULTS).read_text())["task"]["pool"] == "mean"
+    checkpoint = load_checkpoint(run, optimizer=False)
+    assert restore_classifier(checkpoint).pool == "mean"
+    del checkpoint.state.task["pool"]
+    assert restore_classifier(checkpoint).pool == task_of(checkpoint.state).pool == "last"
+    with_last = load_checkpoint("run", optimizer=False)
+    assert restore_classifier(with_last).pool == "last"
 
 
 def test_texts_are_encoded_once(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +221,7 @@ def test_a_step_that_is_not_finite_is_replayed(
         (["--lora-rank=2", FREEZE], "freeze 'wte,wpe,h.0': lora_rank 2 freezes all weights: leave it out"),
         (["--lora-rank=2", "--quantize=q8_0"], "quantize q8_0: the checkpoints of this run hold all weights"),
         (["--tune=heads"], "unknown value 'heads'; did you mean head?"),
+        (["--pool=means"], "unknown value 'means'; did you mean mean?"),
         (["--lable-column=x"], "unknown flag --lable-column; did you mean --label-column?"),
     ],
 )  # fmt: skip
