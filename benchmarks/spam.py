@@ -86,7 +86,8 @@ def main() -> int:
         passed = passed or (model > TARGET and model > words)
         print(f"{tune}: mean {model:.2%}, logistic regression {words:.2%}")
     print(f"{'' if passed else 'NOT '}above {TARGET:.0%} and above logistic regression")
-    result = {"program": "spam", "environment": env, "init_from": options.init_from, "passed": passed, "runs": rows}
+    settings = {name: getattr(options, name) for name in ("init_from", "pool", "epochs", "lr", "block_size")}
+    result = {"program": "spam", "environment": env, **settings, "passed": passed, "runs": rows}
     common.write_json(common.result_path("spam", options.out), result)
     return 0 if passed else 1
 

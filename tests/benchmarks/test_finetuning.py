@@ -49,8 +49,10 @@ def test_spam_reads_bodies_alone_and_measures_every_seed(call: Any, tmp_path: Pa
             path = tmp_path / "package" / "data" / group / f"{i}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"text": MAIL.format(label=group, body=f"number {i} {word}")}))
-    result, figures = call("spam.py", "--data=package", "--tune", "head", "all", "--per-label=11", *ONE_EPOCH)
-    assert "11 messages of each label" in result.stdout
+    result, figures = call(
+        "spam.py", "--data=package", "--tune", "head", "all", "--per-label=11", "--pool=mean", *ONE_EPOCH
+    )
+    assert "11 messages of each label" in result.stdout and (figures["pool"], figures["epochs"]) == ("mean", 1)
     assert [(row["tune"], row["seed"]) for row in figures["runs"]] == [("head", 1), ("head", 2), ("all", 1), ("all", 2)]
     assert figures["passed"] is (result.returncode == 0) is False  # a model with random weights has learned nothing
     assert all(0 <= row[who]["test"] <= 1 for row in figures["runs"] for who in ("model", "words"))
