@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Measure the first step ever: from the command to the first line of metrics.jsonl, with no compiled kernels.
+"""Measure the first step ever: from the command to the first line of metrics.jsonl, with nothing in a cache.
 
     python benchmarks/first_step.py [--runs 3] [--command 'python train.py --config llama-char']
 
-Each run has a new folder and an empty cache of compiled kernels (cold); then the same command runs again (warm). For
-both it prints the seconds until the first output, the seconds until the first line of metrics.jsonl, and the processor
+Each run has a new folder and an empty cache of compiled kernels and tokenizers (cold); then the same command runs again
+(warm). For both it prints the seconds until the first output, the seconds until the first line of metrics.jsonl, and the processor
 time until then, of all processes together. The process is ended after that line. Linux only. For a machine that does
 nothing else; the processor time alone also means something on a busy one.
 """
@@ -45,7 +45,7 @@ def measure(command: str, folder: Path, cache: Path) -> Times:
     words = [*shlex.split(command), "--out", str(folder / "run")]
     words = [sys.executable if word == "python" else word for word in words]
     words = [str(ROOT / word) if word == "train.py" else word for word in words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(cache)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(cache), "XDG_CACHE_HOME": str(cache)}
     output, metrics = folder / "output.txt", folder / "run/metrics.jsonl"
     with output.open("wb") as file:
         started, first_output = time.perf_counter(), 0.0

@@ -10,10 +10,13 @@ library. Nothing is kept. Both are timed on one thread, so that only that core h
 import argparse
 import os
 import statistics
+import sys
 import time
+from pathlib import Path
 
-import common
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
+from benchmarks import common
 from tensorgrad.backend import blas, load
 from tensorgrad.backend.numba.product_choice import FLOAT32, KINDS, clearly_faster, measure, parallel_product
 

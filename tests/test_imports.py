@@ -54,7 +54,7 @@ LAYERS = [
     ["gpt.tokenizer.gpt2"],
     ["gpt.tokenizer.byte_level"],
     ["gpt.tokenizer"],
-    ["gpt.tokenizer.convert"],
+    ["gpt.tokenizer.cache", "gpt.tokenizer.convert"],
     ["gpt.tokenizer.gguf", "gpt.tokenizer.huggingface"],
     ["gpt.cli"],
     ["gpt.model"],

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpt.checkpoint.files import CONFIG, METRICS
 from gpt.config import UserError, nearest
-from gpt.files import find_in_package
+from gpt.files import cache_folder, find_in_package
 
 TEXT_SUFFIXES, LINES_SUFFIX, GZIP_SUFFIX = (".txt", ".md"), ".jsonl", ".gz"  # in any case
 # Of the files that a folder stands for.
@@ -137,10 +137,11 @@ def plain_dialogue(markdown: str) -> str:
     """
     speeches: list[list[str]] = []
     for paragraph in markdown.replace("\\", "").replace("—", "--").split("\n\n"):
-        spoken = re.sub(r"[_*]*\[[^]]*\][_*]*", "", paragraph).strip()
+        spoken = re.sub(r"[_*]*\[[^]]*\][_*]*", "", paragraph) if "[" in paragraph else paragraph
+        spoken = spoken.strip()
         if not re.fullmatch(r"#.*|_.*_|\*[^*].*\*", spoken, re.DOTALL):
             for line in map(str.strip, spoken.split("\n")):
-                if speaker := re.fullmatch(r"\*\*(.+)\*\*", line):
+                if line.startswith("**") and (speaker := re.fullmatch(r"\*\*(.+)\*\*", line)):
                     speeches.append([f"{speaker[1]}:"])
                 elif line and speeches:
                     speeches[-1].append(line)
@@ -149,8 +150,7 @@ def plain_dialogue(markdown: str) -> str:
 
 def tiny_shakespeare() -> str:
     """Return tiny Shakespeare, 1.1 M characters, downloaded once into `tensorgrad/` in $XDG_CACHE_HOME or ~/.cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorgrad"
-    path = cache / "tinyshakespeare.txt"
+    path = cache_folder() / "tinyshakespeare.txt"
     if not (path.is_file() and _sha256(path.read_bytes()) == TINY_SHAKESPEARE_SHA256):
         _download(TINY_SHAKESPEARE_URL, TINY_SHAKESPEARE_SHA256, path)
     return read_text(path)

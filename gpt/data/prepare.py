@@ -23,15 +23,8 @@ from gpt.data.shards import DTYPES, FORMAT, MANIFEST, PROGRESS, SPLITS, TOKENIZE
 from gpt.data.writing import ShardWriter
 from gpt.files import FolderLock, sha256_of, write_json
 from gpt.heartbeat import Heartbeat, progress_bar
-from gpt.tokenizer import (
-    END_OF_TEXT,
-    BPETokenizer,
-    CharTokenizer,
-    GPT2Tokenizer,
-    Tokenizer,
-    TokenizerError,
-    load_tokenizer,
-)
+from gpt.tokenizer import END_OF_TEXT, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError, load_tokenizer
+from gpt.tokenizer.cache import train_bpe_cached
 
 SAMPLE_BYTES = 2**24  # that byte-pair encoding is trained on, at most, spread over all sources
 SHARD_TOKENS = 10**8
@@ -200,7 +193,7 @@ def _make_tokenizer(
             with Heartbeat("training the tokenizer") if show else nullcontext():
                 text = _sample(options, sources)
                 text = text.replace(END_OF_TEXT, "") if options.allow_special else text
-                tokenizer = BPETokenizer.train(text, options.vocab_size or BPE_VOCAB_SIZE)
+                tokenizer = train_bpe_cached(text, options.vocab_size or BPE_VOCAB_SIZE)
             learned = f"{len(text.encode()):,} of {total:,} bytes, spread evenly"
         elif options.tokenizer == "gpt2":
             tokenizer = GPT2Tokenizer()

@@ -9,7 +9,8 @@ from gpt.config import BPE_VOCAB_SIZE, TOKENIZERS, UserError
 from gpt.data import DataLoader, load_text, make_loaders
 from gpt.data.loaders import tokenize
 from gpt.data.shards import is_prepared, load_prepared
-from gpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError
+from gpt.tokenizer import END_OF_TEXT, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError
+from gpt.tokenizer.cache import train_bpe_cached
 from gpt.train.config import TrainConfig
 from gpt.weights import Model
 from tensorgrad.distributed import world
@@ -40,7 +41,7 @@ def make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
             raise UserError(f"tokenizer {config.tokenizer} comes with weights: give --init-from, or prepared data")
         if config.tokenizer == "bpe":
             text = text.replace(END_OF_TEXT, "") if config.allow_special else text
-            return BPETokenizer.train(text, config.vocab_size or BPE_VOCAB_SIZE)
+            return train_bpe_cached(text, config.vocab_size or BPE_VOCAB_SIZE)
         return CharTokenizer.train(text) if config.tokenizer == "char" else GPT2Tokenizer()
 
 
