@@ -4,9 +4,9 @@
     python benchmarks/first_step.py [--runs 3] [--command 'python train.py --config llama-char']
 
 Each run has a new folder and an empty cache of compiled kernels and tokenizers (cold); then the same command runs again
-(warm). For both it prints the seconds until the first output, the seconds until the first line of metrics.jsonl, and the processor
-time until then, of all processes together. The process is ended after that line. Linux only. For a machine that does
-nothing else; the processor time alone also means something on a busy one.
+(warm). For both it prints the seconds until the first output, the seconds until the first line of metrics.jsonl, and
+the processor time until then, of all processes together. The process is ended after that line. Linux only. For a
+machine that does nothing else; the processor time alone also means something on a busy one.
 """
 
 import argparse

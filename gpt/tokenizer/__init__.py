@@ -9,14 +9,22 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from gpt.tokenizer import base
 from gpt.tokenizer.base import FILE_NAME, FORMAT_VERSION, Tokenizer, from_base64, to_base64
 from gpt.tokenizer.errors import TokenizerError, UnknownCharacterError, require_entry, require_ids, require_text
-from gpt.tokenizer.patterns import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, SINGLE_BYTES, split_long_spaces
+from gpt.tokenizer.patterns import (
+    END_OF_TEXT,
+    GPT2_PATTERN,
+    GPT4_PATTERN,
+    SINGLE_BYTES,
+    split_into_pieces,
+    split_long_spaces,
+)
 
 if TYPE_CHECKING:
     import tiktoken
@@ -87,13 +95,15 @@ class _TiktokenTokenizer(Tokenizer):
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         require_text(text)
-        ids: list[int] = []
-        for piece in split_long_spaces(text):
-            if allow_special:
-                ids += self._encoding.encode(piece, allowed_special={END_OF_TEXT})
-            else:
-                ids += self._encoding.encode_ordinary(piece)
-        return ids
+        pieces = [piece for part in split_long_spaces(text) for piece in split_into_pieces(part)]
+        special = {END_OF_TEXT} if allow_special else set()
+        encode = partial(self._encoding.encode, allowed_special=special, disallowed_special=())
+        if len(pieces) == 1:
+            return encode(text)
+        from concurrent.futures import ThreadPoolExecutor  # a short text does without it
+
+        with ThreadPoolExecutor() as threads:  # tiktoken releases the GIL
+            return list(chain.from_iterable(threads.map(encode, pieces)))
 
     def decode_bytes(self, ids: Iterable[SupportsIndex], *, skip_special: bool = False) -> bytes:
         numbers = require_ids(ids, self.vocab_size)

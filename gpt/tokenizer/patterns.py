@@ -27,3 +27,17 @@ def split_long_spaces(text: str) -> list[str]:
     """
     cuts = [match.end() - 1 for match in _LONG_SPACE.finditer(text)]
     return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+
+
+PIECE_CHARACTERS = 2**19
+# A line that begins with a letter, after one that ends in no white space: both patterns end a chunk there, whether or
+# not the text goes on.
+_LINE = re.compile(r"(?<=\S\n)(?=[A-Za-z])")
+
+
+def split_into_pieces(text: str) -> list[str]:
+    """Split a text before lines, so that threads can encode the pieces: their tokens are those of the text."""
+    cuts = [0]
+    while len(text) - cuts[-1] > PIECE_CHARACTERS and (match := _LINE.search(text, cuts[-1] + PIECE_CHARACTERS)):
+        cuts.append(match.start())
+    return [text[start:end] for start, end in pairwise([*cuts, len(text)])]

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import regex  # type: ignore[import-untyped]
 import tiktoken
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gpt.tokenizer import BPETokenizer, patterns
 from gpt.tokenizer.bpe import make_encoding, train_bpe
-from gpt.tokenizer.patterns import GPT2_PATTERN, GPT4_PATTERN, split_long_spaces
+from gpt.tokenizer.patterns import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, split_into_pieces, split_long_spaces
 
 PATTERNS = pytest.mark.parametrize("pattern", [GPT2_PATTERN, GPT4_PATTERN], ids=["gpt2", "gpt4"])
 
@@ -181,3 +182,25 @@ def test_splitting_a_long_run_of_spaces_changes_no_token(pattern: str, run: str)
 def test_ordinary_text_is_not_split() -> None:
     text = "some words" + " " * 10_000 + "more" + " " * 600_000
     assert split_long_spaces(text) == [text]
+
+
+LINES = st.text(st.sampled_from("aZé1 '_-.!\n\r\t\u00a0\u2028<|endoftext|>"), max_size=12)
+
+
+@settings(max_examples=300)
+@given(lines=st.lists(LINES, max_size=12), pattern=st.sampled_from([GPT2_PATTERN, GPT4_PATTERN]), special=st.booleans())
+def test_pieces_have_the_tokens_of_the_whole(lines: list[str], pattern: str, special: bool) -> None:
+    text = "\n".join([*lines, END_OF_TEXT, "ab", "ab  ", "it", "'s", "12", "34", "", "c", "\r", "d"])
+    tokenizer = BPETokenizer.train("ab it's 12345 \n\n \n ab\n'S ...\n\n" * 3, 300, pattern)
+    whole = tokenizer.encode(text, allow_special=special)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patterns, "PIECE_CHARACTERS", 3)
+        pieces = split_into_pieces(text)
+        assert len(pieces) > 1 and "".join(pieces) == text
+        assert tokenizer.encode(text, allow_special=special) == whole
+
+
+def test_a_text_without_a_place_to_split_it_stays_whole() -> None:
+    text = "a" * (3 * patterns.PIECE_CHARACTERS) + "\n1\n\nb\n c"
+    assert split_into_pieces(text) == [text]
+    assert [len(piece) for piece in split_into_pieces("word\n" * patterns.PIECE_CHARACTERS)][:2] == [524290, 524290]
