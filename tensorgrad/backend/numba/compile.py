@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +80,9 @@ def jit(fn: Callable[..., Any], name: str, **options: bool) -> Any:
     return dispatcher
 
 
+this_thread = threading.local()
+
+
 class NotCached(Exception):
     """Inside `cached_only`: a function would have to be compiled."""
 
@@ -91,8 +95,6 @@ class Cache(FunctionCache):  # type: ignore[misc]
     and then renamed, so that none is ever half written. After a failure to read or write (a damaged file, a full disk)
     the function is compiled.
     """
-
-    must_have = False  # raise NotCached where it has not
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__(fn)
@@ -110,7 +112,7 @@ class Cache(FunctionCache):  # type: ignore[misc]
         except Exception:  # damaged: make room for what will be compiled
             with contextlib.suppress(Exception):
                 self.flush()
-        if code is None and Cache.must_have:
+        if code is None and getattr(this_thread, "cached_only", False):
             raise NotCached
         return code
 
@@ -124,12 +126,12 @@ class Cache(FunctionCache):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def cached_only() -> Iterator[None]:
-    """In a `with`: a call of a function that is not in the cache raises NotCached, and nothing is compiled."""
-    Cache.must_have = True
+    """In a `with`: a call of a function that is not in the cache raises NotCached, and this thread compiles nothing."""
+    this_thread.cached_only = True
     try:
         yield
     finally:
-        Cache.must_have = False
+        this_thread.cached_only = False
 
 
 def cache_folder(dispatcher: Any) -> Path | None:

@@ -2,7 +2,7 @@
 
 Compiling uses one core, and a training step needs some twenty kernels. Each process compiles one kernel after another
 and writes it to the cache on disk, where the process that trains finds it. What is not there by then, it compiles
-itself.
+itself. What an earlier run has compiled is loaded meanwhile, by a thread, which takes a third of a second.
 """
 
 import os
@@ -10,7 +10,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,17 +67,28 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 
 
 class Compilation:
-    """Kernels that are being compiled: `done` of `total`."""
+    """Kernels, by their names in CALLS, that are loaded from the cache or compiled: `done` of `total` are compiled."""
 
     def __init__(self, names: Sequence[str], n_processes: int) -> None:
-        self.total, self.done = len(names), 0
+        self.total = self.done = 0
         self._names: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for name in names:
-            self._names.put(name)
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._drive, daemon=True) for _ in range(min(n_processes, self.total))]
-        for thread in self._threads:
+        self._thread = threading.Thread(target=self._prepare, args=(names, n_processes), daemon=True)
+        self._thread.start()
+
+    def _prepare(self, names: Sequence[str], n_processes: int) -> None:
+        """Load what the cache has, and compile the rest."""
+        missing = not_cached(names)
+        if missing:
+            show(f"compiling {len(missing)} kernels, the first time only\n")
+        self.total = len(missing)
+        for name in missing:
+            self._names.put(name)
+        threads = [threading.Thread(target=self._drive, daemon=True) for _ in range(min(n_processes, self.total))]
+        for thread in threads:
             thread.start()
+        for thread in threads:
+            thread.join()
 
     def _drive(self) -> None:
         """Start a process, and give it one name after another; where it ends early, the rest is for others."""
@@ -99,17 +109,16 @@ class Compilation:
             return
 
     def wait(self, until: Callable[[], object] = lambda: False) -> None:
-        """Wait for the processes, or until `until` returns something true."""
-        while any(thread.is_alive() for thread in self._threads) and not until():
-            time.sleep(0.02)
+        """Wait for all of it, or until `until` returns something true."""
+        while self._thread.is_alive() and not until():
+            self._thread.join(0.02)
 
 
 def start(names: Sequence[str]) -> Compilation | None:
-    """Start to compile kernels, by their names in CALLS; None if all are in the cache, or if there is only one core."""
-    if cpu_count() < 2 or cache_folder(softmax.compiled) is None or not (missing := not_cached(names)):
+    """Start to load or compile kernels. None with only one core, or without a cache: each is compiled when needed."""
+    if cpu_count() < 2 or cache_folder(softmax.compiled) is None:
         return None
-    show(f"compiling {len(missing)} kernels, the first time only\n")
-    return Compilation(missing, min(cpu_count(), MAX_PROCESSES))
+    return Compilation(names, min(cpu_count(), MAX_PROCESSES))
 
 
 def not_cached(names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,19 @@ def test_where_numba_cannot_run_it_is_not_chosen(variable: str, message: str) ->
     assert reason.startswith("auto chose numpy; not ") and f"not numba: {message}" in reason
     assert total == "2.0"
     assert report.startswith(f"does not work: {message}")
+
+
+def test_one_thread_compiles_nothing_while_others_compile(cache_folder: Path) -> None:
+    def add_one(x: int) -> int:
+        return x + 1
+
+    results: list[int] = []
+    with compiling.cached_only():
+        with pytest.raises(compiling.NotCached):
+            compiling.jit(add_one, "add_one")(1)
+        thread = threading.Thread(target=lambda: results.append(compiling.jit(add_one, "add_one")(1)))
+        thread.start()
+        thread.join()
+    assert results == [2]
+    with compiling.cached_only():
+        assert compiling.jit(add_one, "add_one")(2) == 3  # from the cache
