@@ -62,16 +62,19 @@ def forced() -> frozenset[str] | None:
 def faster_by_numpy(ours: Any, numpys: Any) -> frozenset[str]:
     """The kinds that NumPy's library computes faster here, measured once for this machine.
 
-    ours, numpys: new backends that leave nothing, and everything, to it.
+    ours, numpys: new backends that leave nothing, and everything, to it. Where the result cannot be kept, it is none:
+    another process might find others, and two runs would not have the same bits.
     """
     kernel = parallel_product.compiled.get(FLOAT32) or parallel_product.compile(FLOAT32)
     folder = cache_folder(kernel)
-    path = None if folder is None else folder / f"products-{_fingerprint()}.json"
-    kinds = None if path is None else _read(path)
+    if folder is None:
+        return frozenset()
+    path = folder / f"products-{_fingerprint()}.json"
+    kinds = _read(path)
     if kinds is None:
         kinds = clearly_faster(measure(ours, numpys))
-        if path is not None:
-            _write(path, kinds)
+        if not _write(path, kinds):
+            return frozenset()
     return kinds
 
 
@@ -143,9 +146,10 @@ def _read(path: Path) -> frozenset[str] | None:
     return frozenset(kinds) if isinstance(kinds, list) and all(kind in KINDS for kind in kinds) else None
 
 
-def _write(path: Path, kinds: Iterable[str]) -> None:
-    """Keep the result, if possible. A file that is cut short is no JSON, and is measured again."""
+def _write(path: Path, kinds: Iterable[str]) -> bool:
+    """Keep the result; return whether that was possible. A file that is cut short is no JSON, and is measured again."""
     try:
         path.write_text(json.dumps(sorted(kinds)))
-    except OSError:  # a run does not depend on it
-        return
+    except OSError:
+        return False
+    return True
