@@ -9,7 +9,7 @@ High-Performance Matrix Multiplication"), from the outside:
           panels of b                a panel stays in the first-level cache while all rows of the block pass by
             MR rows of a             the microkernel: MR x NR results in registers
 
-The two inner loops are the macrokernel.
+The two inner loops are the macrokernel. Chapter 09 has a picture of the blocks (chapters/09_efficiency.ipynb).
 """
 
 from typing import Any

@@ -111,10 +111,26 @@ def _microkernel(
 
 
 def microkernel_function(module: Any, scalar: Any, size: int, transposed: bool) -> Any:
-    """The loop of the microkernel, compiled once per kernel: one fused multiply-add per vector of results and element.
+    """The microkernel as a function of the LLVM module: found there, or written instruction by instruction.
 
-    `step` is the distance in bytes between the elements of a row of a. Rows of a are contiguous, or, if `transposed`,
-    its columns are.
+    In C it would be, with addresses as integers and strides in bytes:
+
+        void microkernel(a, a_stride, step, panel, c, c_stride, n, add) {
+            prefetch c[0..MR][0..NR];                            // it is needed when the sums are complete
+            vector sums[MR][NR_VECTORS] = {0};                   // LLVM keeps each in a register
+            for (k = 0; k < n; k++) {                            // UNROLL iterations at a time, then one by one
+                vector right[NR_VECTORS] = row k of the panel;   // the panel is read from beginning to end
+                for (i = 0; i < MR; i++) {                       // no loop in LLVM: MR times the instructions
+                    vector left = a[i][k], in every lane;
+                    for (v = 0; v < NR_VECTORS; v++)
+                        sums[i][v] = fma(left, right[v], sums[i][v]);
+                }
+            }
+            c[i][v] = add ? c[i][v] + sums[i][v] : sums[i][v];   // for all i and v
+        }
+
+    Rows of a are contiguous, `step` being the bytes of an element; or, if `transposed`, its columns are, and `step` is
+    the distance between them.
     """
     kind = ir.FunctionType(ir.VoidType(), [I64] * 7 + [ir.IntType(1)])
     name = f"tensorgrad_microkernel_{size}_{int(transposed)}"
