@@ -701,7 +701,9 @@ f1 = {name: report(name, predicted) for name, predicted in answers.items()}
 #   how words are spelled, but hardly what they do in a sentence.
 #
 # A model that has read more is another matter: `python benchmarks/spam.py` finetunes SmolLM2 to find spam, beside the
-# same kind of baseline. See [benchmarks](../benchmarks/README.md).
+# same kind of baseline. See [benchmarks](../benchmarks/README.md). There the labels are read from the *mean* of the
+# states of all tokens, for what gives a long mail away may stand anywhere in it. So does `python -m gpt finetune
+# classify`, or with `--pool last` it reads the last token's state.
 #
 # ## An answer
 #

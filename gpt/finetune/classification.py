@@ -14,7 +14,7 @@ from gpt.cli import user_errors
 from gpt.config import UserError
 from gpt.data import Array, Batches
 from gpt.files import file_errors
-from gpt.finetune.classifier import POOL, Classifier, LabelledTexts, balanced_weights
+from gpt.finetune.classifier import Classifier, LabelledTexts, balanced_weights
 from gpt.finetune.split import split_examples
 from gpt.finetune.tables import column, read_rows
 from gpt.lora import LoRA, add_lora
@@ -48,7 +48,7 @@ class Classification(Task):
     tune: str = TUNE[0]
     class_weights: bool = True
     seed: int = 0  # of the split
-    pool: str = POOL[0]
+    pool: str = "last"  # of a run that does not name it: older ones had no choice
 
     rows_of_one_length = False
     saves_adapters_alone = False  # the linear layer on top is trained as well
@@ -132,7 +132,7 @@ class Classification(Task):
 def task_of(state: RunState) -> Classification:
     """Return the task of a run to resume; UserError for one that is no classifier."""
     require_classifier(state, "the run")
-    known = {field.name for field in fields(Classification)}  # a run of before --pool has none
+    known = {field.name for field in fields(Classification)}
     return Classification(**{name: value for name, value in state.task.items() if name in known})
 
 
@@ -147,7 +147,7 @@ def restore_classifier(checkpoint: Checkpoint, *, plain: bool = False) -> Classi
     state = checkpoint.state
     with file_errors(checkpoint.path / MODEL):
         language_model = build_model(state.model_config, plain=plain)
-        model = Classifier(language_model, len(state.task["labels"]), state.task.get("pool", POOL[0]))
+        model = Classifier(language_model, len(state.task["labels"]), task_of(state).pool)
         if lora := LoRA.of(state.train_config):
             add_lora(model.model, lora)
         model.load_state_dict(checkpoint.weights, assign=True)

@@ -15,7 +15,7 @@ from tensorgrad import Tensor, nn
 from tensorgrad.random import Generator, Stream
 
 PADDING = -1  # in place of a token, after the end of a text
-POOL = ("last", "mean")
+POOL = ("mean", "last")
 
 
 class Classifier(nn.Module):
@@ -25,7 +25,7 @@ class Classifier(nn.Module):
     of the states of all tokens.
     """
 
-    def __init__(self, model: Model, n_labels: int, pool: str = POOL[0]) -> None:
+    def __init__(self, model: Model, n_labels: int, pool: str = "last") -> None:
         self.model, self.config, self.pool = model, model.config, pool
         self.score = nn.Linear(model.config.n_embd, n_labels, bias=False, std=INIT_STD)
 

@@ -67,7 +67,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
     add("--tune", type=one_of(*TUNE), metavar="NAME",
         help="what is trained: last-block (the default), head (the default with LoRA) or all")
     add("--pool", type=one_of(*POOL), metavar="NAME",
-        help="what the labels are read from: last, the state of the last token (the default), or mean, that of all")
+        help="what labels are read from: mean, of the states of all tokens (the default), or last, that of the last")
     add("--class-weights", type=one_of("balanced", "none"), metavar="NAME",
         help="balanced: every label counts the same, however rare (the default); or none")
     add("--epochs", type=int, metavar="N", help=f"times that each text is seen (default: {EPOCHS})")

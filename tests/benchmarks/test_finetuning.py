@@ -66,7 +66,7 @@ def test_spam_measures_the_five_rows_of_a_book_by_one_command(call: Any, tmp_pat
     lines = "".join(f"ham\tnumber {i} dinner\nspam\tnumber {i} prize\n" for i in range(20))
     (tmp_path / "SMSSpamCollection").write_text(lines)
     rows = ["last-block", "last-two-blocks", "all", "lora", "random"]
-    source = ("--data=SMSSpamCollection", "--init-from=tiny")
+    source = ("--data=SMSSpamCollection", "--init-from=tiny", "--pool=last")
     result, figures = call("spam.py", "--tune", *rows, *source, "--seeds", "1", "--epochs=1")
     assert [row["tune"] for row in figures["runs"]] == rows and "20 messages of each label" in result.stdout
     block, top = 12 * 16 * 16 + 13 * 16, (2 + 2) * 16  # the norm after the last block, and the layer for two labels

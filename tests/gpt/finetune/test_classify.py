@@ -33,7 +33,7 @@ FREEZE = "--freeze=wte,wpe,h.0"
 WORDS = {"ham": ["meeting", "dinner", "report"], "spam": ["prize", "cash", "win"]}
 FLAGS = [
     "classify", "--data=data.csv", "--text-column=text", "--label-column=label", "--init-from=base", "--backend=numpy",
-    "--lr=0.01", "--plot=False", "--tune=all", "--epochs=6",
+    "--lr=0.01", "--plot=False", "--pool=last", "--tune=all", "--epochs=6",
 ]  # fmt: skip
 
 
@@ -156,15 +156,15 @@ def test_adapters_or_a_part_are_trained_and_predict_reads_them(
 def test_a_classifier_pools_as_in_training_and_one_of_before_pool_reads_the_last_token(
     call: Any, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    assert call(*FLAGS, "--pool=mean", "--epochs=1", f"--out={run}")[0] == 0
-    assert json.loads((run / RESULTS).read_text())["task"]["pool"] == "mean"
-    checkpoint = load_checkpoint(run, optimizer=False)
-    assert restore_classifier(checkpoint).pool == "mean"
+    by_default = tmp_path / "run"
+    flags = [flag for flag in FLAGS if flag != "--pool=last"]
+    assert call(*flags, "--epochs=1", f"--out={by_default}")[0] == 0
+    for folder, pool in (("run", "last"), (by_default, "mean")):
+        assert json.loads(Path(folder, RESULTS).read_text())["task"]["pool"] == pool
+        checkpoint = load_checkpoint(folder, optimizer=False)
+        assert restore_classifier(checkpoint).pool == pool
     del checkpoint.state.task["pool"]
     assert restore_classifier(checkpoint).pool == task_of(checkpoint.state).pool == "last"
-    with_last = load_checkpoint("run", optimizer=False)
-    assert restore_classifier(with_last).pool == "last"
 
 
 def test_texts_are_encoded_once(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
