@@ -254,6 +254,47 @@ same(error, np.sqrt((d**2).mean() / 12) / W.std(), "the error, and the predictio
 print(f"relative error of q8_0: {error:.3%}")
 
 # %% [markdown]
+# ### A better scale
+#
+# Why should the largest weight become 127? If it becomes 126 or 125, the step is a little larger, but the 31 other
+# weights may happen to be nearer to its multiples. That is luck, so we try it: for each block, every scale with which
+# the largest weight becomes 127, 126 and so on. We keep the one with the smallest sum of squared errors. The end is 64.
+# The multiples of a scale that makes 63 of the largest weight are also multiples of half this scale, with which it
+# becomes 126. What is compared are the scales as they are stored, in float16.
+
+# %%
+to_q8_0_by_largest = to_q8_0
+
+
+def to_q8_0(W):
+    """The same, with the best of 64 scales for each block."""
+    x = W.astype(np.float32).reshape(-1, 32)
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    d, q, least = np.zeros_like(largest), np.zeros_like(x), np.full_like(largest, np.inf)
+    for n in range(127, 63, -1):
+        d_n = (largest / np.float32(n)).astype(np.float16).astype(np.float32)
+        q_n = np.round(x * inverse(d_n))
+        error = ((x - d_n * q_n) ** 2).sum(axis=1, keepdims=True)
+        better = error < least
+        d, q, least = np.where(better, d_n, d), np.where(better, q_n, q), np.where(better, error, least)
+    block = np.hstack([d.astype(np.float16).view(np.uint8), q.astype(np.int8).view(np.uint8)])
+    return block.reshape(len(W), -1)
+
+
+multiples = 0.01 * rng.integers(-60, 61, (256, 256))
+for name, matrix in (("W", W), ("multiples of 0.01", multiples)):
+    before, after = (relative_error(from_q8_0(to(matrix)), matrix) for to in (to_q8_0_by_largest, to_q8_0))
+    print(f"{name:<18} relative error {before:.3%} with 127, {after:.3%} with the best: "
+          f"{(after / before) ** 2:.3f} of the squared error")
+stored = to_q8_0(W)
+same(to_q8_0(from_q8_0(stored)), stored, "quantised once more: the same bytes", 0)
+
+# %% [markdown]
+# A fifth of the squared error of random numbers is saved, without a bit more in the file. Numbers that are multiples
+# of something lose nearly all of their error. These are not as rare as they seem: a published model is often a file
+# with 4 bits, and who wants 8 bits quantises what was quantised before.
+
+# %% [markdown]
 # ## Four bits
 #
 # Four bits are one of 16 integers, 0 to 15. (Four bits, half a byte, are called a *nibble*.) Which 16 weights should

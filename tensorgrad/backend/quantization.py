@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from tensorgrad.backend import check
 from tensorgrad.backend.arrays import Array, Quantized
 from tensorgrad.backend.math import Math
 from tensorgrad.backend.runtime import Backend
 
 BLOCK = 32  # weights
+LARGEST_Q8_0 = np.arange(127, 63, -1, dtype=np.float32)  # what the largest weight of a block of q8_0 may become
 MAX_ROWS_ELEMENTS = 2**16  # weights that are dequantised at a time: a quarter of a megabyte of float32
 # What reads quantised weights, and as which operands.
 OPERANDS = {
@@ -66,12 +68,38 @@ def _unpack(packed: Array) -> Array:
     return np.concatenate([packed & 15, packed >> 4], axis=1)
 
 
+def scales_q8_0(x: Array) -> Array:
+    """The scales to choose from, float16 in the form of float32: x (blocks, 32) -> (blocks, 64)."""
+    return (abs(x).max(axis=1, keepdims=True) / LARGEST_Q8_0).astype(np.float16).astype(np.float32)
+
+
+def integers_q8_0(x: Array, d: Array) -> Array:
+    """The integers that with the scale d are nearest to x, as floats."""
+    return np.rint(x * _reciprocal(d)).clip(-127, 127)
+
+
+def squared_error(x: Array, d: Array) -> Array:
+    """The sum of the squared errors of q8_0 with the scale d: x (32, ...), d (...) -> (...)."""
+    errors = np.square(x - d * integers_q8_0(x, d))
+    while len(errors) > 1:  # halves are added, so that the bits are the same on every backend
+        errors = errors[: len(errors) // 2] + errors[len(errors) // 2 :]
+    return errors[0]
+
+
 def _quantize_q8_0(x: Array) -> tuple[Array, ...]:
-    """The largest weight becomes 127 or -127; halves are rounded away from 0."""
-    d = abs(x).max(axis=1, keepdims=True) / 127
-    y = x * _reciprocal(d)
-    q = np.sign(y) * np.floor(abs(y).astype(np.float64) + 0.5)
-    return d, q.astype(np.int8).view(np.uint8)
+    """The largest weight becomes 127, 126 ... or 64, or that with a minus: whichever has the smallest squared error.
+
+    Numbers below 64 need not be tried: half of their scale has the same multiples and more.
+    """
+    scales, x = scales_q8_0(x).T, np.ascontiguousarray(x.T)  # all blocks in one operation
+    d, least = scales[0], np.full(x.shape[1], np.inf, np.float32)
+    for scale in scales:
+        error = squared_error(x, scale)
+        is_better = error < least
+        d, least = np.where(is_better, scale, d), np.where(is_better, error, least)
+        if not least.any():
+            break
+    return d[:, None], integers_q8_0(x, d).T.astype(np.int8).view(np.uint8)
 
 
 def _dequantize_q8_0(d: Array, q: Array) -> Array:
@@ -207,15 +235,17 @@ def quantize(array: Any, type: str) -> QuantizedArray:
     """A matrix (m, n), n a multiple of 32, as block-quantised weights: "q8_0", "q4_0" or "q4_1".
 
     Raises ValueError for an unknown type, for another shape, and for elements that are not finite or too large for a
-    scale of float16. The bytes are those of `quantize` of the package gguf.
+    scale of float16. The bytes of q4_0 and q4_1 are those of `quantize` of the package gguf; those of q8_0 have at most
+    its squared error in every block, and weights that were in q8_0 before stay as they are.
     """
     dtype, x = _format("quantize", type), np.asarray(array)
     if x.ndim != 2 or x.shape[1] % BLOCK or x.size == 0:
         raise ValueError(f"quantize: shape {x.shape} is not (m, n) with n a multiple of {BLOCK}")
     blocks = np.empty((len(x), x.shape[1] // BLOCK * dtype.n_bytes), np.uint8)
+    k: Any = _kernels("quantize", "numpy" if check("numba") else "numba")  # the same bytes, but Numba is faster
     for part in _parts(*x.shape):
         with np.errstate(all="ignore"):
-            *scales, q = dtype.quantize(x[part].astype(np.float32).reshape(-1, BLOCK))
+            *scales, q = k.quantize(dtype, x[part].astype(np.float32).reshape(-1, BLOCK))
             half = np.concatenate(scales, axis=1).astype(np.float16)
         if not np.isfinite(half).all():
             raise ValueError(f"quantize: an element is nan, infinite, or too large for the float16 scales of {type}")
@@ -244,6 +274,10 @@ class QuantizedMath(Math):
         if dtype is not None:
             raise TypeError(f"Tensor: {x.type} {x.shape} is not converted to {dtype}: give the array's dequantize()")
         return x
+
+    def quantize(self, dtype: BlockFormat, x: Array) -> tuple[Array, ...]:
+        """x (blocks, 32) float32 -> the scales and the integers of its blocks: see BlockFormat."""
+        return dtype.quantize(x)
 
     def linear(self, x: Array, weight: Any, bias: Array | None) -> Array:
         """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m)."""

@@ -21,10 +21,10 @@ from tensorgrad.backend.numba.decoder import decode_block, operand, products, ru
 from tensorgrad.backend.numba.macrokernel import gemm, pack_block
 from tensorgrad.backend.numba.microkernel import nr_of, round_up
 from tensorgrad.backend.numba.pack import ROW_PADDING, aligned, pack_transposed
-from tensorgrad.backend.numba.parallel import ALONE, prange
-from tensorgrad.backend.numba.quantized_blocks import dequantize_row, dots, round_block
+from tensorgrad.backend.numba.parallel import ALONE, kernel, prange
+from tensorgrad.backend.numba.quantized_blocks import dequantize_row, dots, round_block, scales_q8_0, squared_error
 from tensorgrad.backend.numba.strided import Strided, array
-from tensorgrad.backend.quantization import BLOCK, QuantizedArray, QuantizedMath
+from tensorgrad.backend.quantization import BLOCK, LARGEST_Q8_0, BlockFormat, QuantizedArray, QuantizedMath
 from tensorgrad.backend.runtime import Backend
 
 # For so many rows of x, those that are multiplied by a row of the weights at a time; eight for more than eight.
@@ -102,6 +102,27 @@ overload(pack_block)(
 )
 
 
+# --- quantising -----------------------------------------------------------------------------------
+
+
+@kernel
+def quantize_q8_0(x: Any, d: Any, q: Any, thread: Any = ALONE) -> None:
+    """d (blocks) and q (blocks, 32) int8 from x (blocks, 32): see `_quantize_q8_0`."""
+    scales = np.empty(LARGEST_Q8_0.size, np.float32)
+    for b in prange(len(x), thread):
+        scales_q8_0(x, b, scales)
+        d[b], least = scales[0], np.float32(np.inf)
+        for scale in scales:
+            error = squared_error(x, b, scale)
+            if error < least:
+                d[b], least = scale, error
+            if least == 0:
+                break
+        inverse = np.float32(0) if d[b] == 0 else np.float32(1) / d[b]
+        for i in range(BLOCK):
+            q[b, i] = np.int8(min(max(np.rint(x[b, i] * inverse), np.float32(-127)), np.float32(127)))
+
+
 # --- a token through a block: see decoder.py -------------------------------------------------------
 
 
@@ -148,6 +169,14 @@ NO_BIAS = np.empty(0, np.float32)
 
 class QuantizedNumba(QuantizedMath, NumbaBackend):
     """The kernels above for float32, and those of NumbaBackend for the rest of an op with a quantised operand."""
+
+    def quantize(self, dtype: BlockFormat, x: Array) -> tuple[Array, ...]:
+        """The scales and the integers of blocks x (blocks, 32); on all threads for q8_0, which tries many scales."""
+        if dtype.name != "q8_0":
+            return super().quantize(dtype, x)
+        d, q = np.empty((len(x), 1), FLOAT32), np.empty(x.shape, np.int8)
+        quantize_q8_0(x, d[:, 0], q)
+        return d, q.view(np.uint8)
 
     def linear(self, x: Array, weight: Any, bias: Array | None) -> Array:
         """x (..., n) @ weight (m, n)^T + bias (m) -> (..., m)."""

@@ -12,10 +12,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from tensorgrad.backend import quantization
 from tensorgrad.backend.numba.compile import has_instructions
 from tensorgrad.backend.numba.microkernel import I64, VECTOR_BYTES, element, number, prefetch
 from tensorgrad.backend.numba.reductions import fold, larger, spread
-from tensorgrad.backend.quantization import BLOCK, FORMATS, QuantizedArray
+from tensorgrad.backend.quantization import BLOCK, FORMATS, LARGEST_Q8_0, QuantizedArray
 
 LARGEST = 2**15 - 1  # the largest element of a block of x becomes this integer or minus this
 SMALLEST = 2.0**-100  # a block of x whose elements are all smaller becomes 0: LARGEST divided by them may overflow
@@ -60,6 +61,20 @@ def dequantize_row(blocks: Any, j: int, first: int, last: int, y: Any) -> None:
     y[: row.size] = row.dequantize()[0]
 
 
+def scales_q8_0(x: Any, b: int, scales: Any) -> None:
+    """scales[:] = the scales to choose from for block b of x (blocks, 32)."""
+    scales[:] = quantization.scales_q8_0(x[b : b + 1])[0]
+
+
+def squared_error(x: Any, b: int, d: Any) -> Any:
+    """The sum of the squared errors of block b of x (blocks, 32) in q8_0 with the scale d."""
+    return quantization.squared_error(x[b], d)
+
+
+overload(scales_q8_0, jit_options={"forceinline": True})(
+    lambda x, b, scales: lambda x, b, scales: _scales_q8_0(x, b, scales)
+)
+overload(squared_error, jit_options={"forceinline": True})(lambda x, b, d: lambda x, b, d: _squared_error(x, b, d))
 overload(round_block, jit_options={"forceinline": True})(
     lambda x, i, b, is_packed, values, scales, sums: (
         lambda x, i, b, is_packed, values, scales, sums: _round_block(x, i, b, is_packed, values, scales, sums)
@@ -129,6 +144,57 @@ def _round_block(
         return context.get_dummy_value()
 
     return types.void(x, types.int64, types.int64, types.boolean, values, scales, sums), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _scales_q8_0(context: Any, x: Any, b: Any, scales: Any) -> Any:
+    """See `scales_q8_0`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view, scales = (context.make_array(signature.args[n])(context, builder, arguments[n]) for n in (0, 2))
+        block = builder.load(element(builder, view, _vector(F32), arguments[1], number(0)), align=4)
+        magnitudes = builder.call(_function(builder, "fabs", block.type, 1), [block])
+        top, floats = fold(builder, magnitudes, functools.partial(larger, builder)), _vector(F32, LARGEST_Q8_0.size)
+        d = builder.fdiv(spread(builder, top, floats), floats(LARGEST_Q8_0.tolist()))
+        builder.store(_to_half(builder, d), element(builder, scales, floats, number(0)), align=4)
+        return context.get_dummy_value()
+
+    return types.void(x, types.int64, scales), generate
+
+
+def _to_half(builder: Any, vector: Any) -> Any:
+    """A vector of float32 that are not negative, each rounded to a float16, as float32.
+
+    13 bits are dropped. Below the smallest normal float16 it has the multiples of 2^-24, as float32 has near 0.5.
+    """
+    floats, bits = vector.type, _vector(I32, vector.type.count)
+    half, integers = floats([0.5] * floats.count), builder.bitcast(vector, bits)
+    is_odd = builder.and_(builder.lshr(integers, bits([13] * bits.count)), bits([1] * bits.count))
+    integers = builder.add(builder.add(integers, bits([0xFFF] * bits.count)), is_odd)
+    normal = builder.bitcast(builder.and_(integers, bits([0xFFFFE000] * bits.count)), floats)
+    small = builder.fsub(builder.fadd(vector, half), half)
+    result = builder.select(builder.fcmp_ordered("<", vector, floats([2.0**-14] * floats.count)), small, normal)
+    is_large = builder.fcmp_ordered(">", normal, floats([65504.0] * floats.count))
+    return builder.select(is_large, floats([float("inf")] * floats.count), result)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _squared_error(context: Any, x: Any, b: Any, d: Any) -> Any:
+    """See `squared_error`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view, floats = context.make_array(signature.args[0])(context, builder, arguments[0]), _vector(F32)
+        d = arguments[2]
+        block = builder.load(element(builder, view, floats, arguments[1], number(0)), align=4)
+        inverse = builder.select(builder.fcmp_ordered("==", d, F32(0.0)), F32(0.0), builder.fdiv(F32(1.0), d))
+        scaled = builder.fmul(block, spread(builder, inverse, floats))
+        integers = builder.call(_function(builder, "rint", floats, 1), [scaled])
+        for within, limit in (("<", floats([127.0] * BLOCK)), (">", floats([-127.0] * BLOCK))):
+            integers = builder.select(builder.fcmp_ordered(within, integers, limit), integers, limit)
+        error = builder.fsub(block, builder.fmul(spread(builder, d, floats), integers))
+        return fold(builder, builder.fmul(error, error), builder.fadd)
+
+    return types.float32(x, types.int64, types.float32), generate
 
 
 def _dots_of(n_bytes: int) -> Any:

@@ -17,7 +17,7 @@ from gpt.weights.gguf import TYPES, dequantize, read_model, rotated_in_halves, w
 from gpt.weights.gguf_file import TYPES as STORED_TYPES
 from gpt.weights.gguf_file import read_gguf
 from gpt.weights.initial import load_initial
-from tensorgrad import QuantizedArray
+from tensorgrad import QuantizedArray, quantize
 
 gguf = pytest.importorskip("gguf")
 pytestmark = pytest.mark.usefixtures("numpy_backend")
@@ -80,8 +80,13 @@ def test_the_package_gguf_reads_the_same(type: str, write: Callable) -> None:
             expected = np.concatenate([head[i::4] for head in heads for i in range(4)])
         assert tensor.tensor_type.name == type.upper()
         kind = gguf.GGMLQuantizationType[type.upper()]
-        stored = gguf.quants.quantize(expected, kind)
-        np.testing.assert_array_equal(gguf.quants.dequantize(tensor.data, kind), gguf.quants.dequantize(stored, kind))
+        read = gguf.quants.dequantize(tensor.data, kind)
+        theirs = gguf.quants.dequantize(gguf.quants.quantize(expected, kind), kind)
+        if type == "q8_0":  # with a better choice of scales
+            assert np.square(read - expected).sum() < np.square(theirs - expected).sum()
+            np.testing.assert_array_equal(quantize(read, type).dequantize(), read)
+        else:
+            np.testing.assert_array_equal(read, theirs)
 
 
 @pytest.mark.parametrize("type", [kind.name for kind in STORED_TYPES.values()])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import tensorgrad as tg
 from tensorgrad import Tensor, nn
-from tensorgrad.backend import load
+from tensorgrad.backend import load, quantization
 from tensorgrad.backend.quantization import BLOCK, FORMATS, MAX_ROWS_ELEMENTS, QuantizedArray, quantize
 from tensorgrad.gradcheck.cases import Case, cases
 
@@ -35,20 +35,74 @@ def weight_of(m: int, n: int, type: str) -> QuantizedArray:
 # --- the formats ---------------------------------------------------------------------------------
 
 
+def gguf_type(type: str) -> Any:
+    return getattr(gguf.GGMLQuantizationType, type.upper())
+
+
+def squared_errors(q: Any, weights: Any) -> Any:
+    """Of each block, in float64."""
+    errors = q.astype(np.float64) - weights.astype(np.float32)
+    return np.square(errors).reshape(-1, BLOCK).sum(axis=1)
+
+
 @of_every_type
 @settings(max_examples=60)
 @given(m=st.integers(1, 40), n_blocks=st.integers(1, 5), data=st.data())
 def test_bytes_and_weights_are_those_of_gguf(type: str, m: int, n_blocks: int, data: st.DataObject) -> None:
-    """For weights of any size that float16 can scale; small integers are halfway between others, and often equal."""
-    seed, exponent = data.draw(st.integers(0, 2**32)), data.draw(st.integers(-20, 12))
+    """For weights of any size that float16 can scale; small integers are halfway between others, and often equal.
+
+    In q8_0 the bytes may differ, but no block is worse.
+    """
+    seed, exponent = data.draw(st.integers(0, 2**32)), data.draw(st.integers(-30, 12))
     rng = np.random.default_rng(seed)
     draw = data.draw(st.sampled_from([rng.standard_normal, lambda shape: rng.integers(-9, 10, shape), np.zeros]))
     weights = (draw((m, BLOCK * n_blocks)) * 2.0**exponent).astype(data.draw(st.sampled_from(["float32", "float64"])))
-    q, theirs = quantize(weights, type), getattr(gguf.GGMLQuantizationType, type.upper())
-    np.testing.assert_array_equal(q.blocks, gguf.quants.quantize(weights.astype(np.float32), theirs))
-    np.testing.assert_array_equal(q.dequantize(), gguf.quants.dequantize(q.blocks, theirs))
+    q, theirs = quantize(weights, type), gguf.quants.quantize(weights.astype(np.float32), gguf_type(type))
+    if type == "q8_0":
+        limit = squared_errors(gguf.quants.dequantize(theirs, gguf_type(type)), weights)
+        assert (squared_errors(q.dequantize(), weights) <= limit * (1 + 1e-5)).all()
+    else:
+        np.testing.assert_array_equal(q.blocks, theirs)
+    np.testing.assert_array_equal(q.dequantize(), gguf.quants.dequantize(q.blocks, gguf_type(type)))
     assert q.dequantize().dtype == np.float32
     assert (q.shape, q.size, q.nbytes) == (weights.shape, weights.size, q.blocks.nbytes)
+
+
+def test_q8_0_leaves_four_fifths_of_the_squared_error_of_random_numbers() -> None:
+    """And none of numbers that are all multiples of a float16, of which the largest is not the 127th."""
+    for weights, least, most in (
+        (normal(300, 320), 0.7, 0.82),
+        (np.random.default_rng(3).integers(-40, 41, (300, 320)) / 128, 0, 0),
+    ):
+        theirs = gguf.quants.quantize(weights.astype(np.float32), gguf_type("q8_0"))
+        before = squared_errors(gguf.quants.dequantize(theirs, gguf_type("q8_0")), weights).sum()
+        assert least <= squared_errors(quantize(weights, "q8_0").dequantize(), weights).sum() / before <= most
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32), exponent=st.integers(-24, 12), largest=st.integers(1, 127))
+def test_weights_that_were_in_q8_0_stay_as_they_are(seed: int, exponent: int, largest: int) -> None:
+    """Whatever the largest integer of a block, unless its scale is too small to be halved in float16."""
+    rng = np.random.default_rng(seed)
+    integers = rng.integers(-largest, largest + 1, (50, BLOCK), np.int8)
+    integers[:, 7] = rng.choice([-largest, largest], 50)
+    scales = (rng.uniform(1, 2, (50, 1)) * 2.0**exponent).astype(np.float16)
+    kept = (scales >= 2.0**-8) | (abs(integers).max() >= 64)
+    weights = QuantizedArray(
+        "q8_0", (50, BLOCK), np.hstack([scales.view(np.uint8), integers.view(np.uint8)])
+    ).dequantize()
+    again = quantize(weights, "q8_0").dequantize()
+    np.testing.assert_array_equal(np.where(kept, again, 0), np.where(kept, weights, 0))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5, 1e-7, 1e-12, 1e5, 0.0])
+def test_every_backend_quantises_to_the_same_bytes(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = size * normal(900, 128)
+    weights[5, 32:64] = 0
+    weights[7] = size * np.random.default_rng(0).integers(-127, 128, 128) / 127
+    q = quantize(weights, "q8_0")
+    monkeypatch.setattr(quantization, "check", lambda name: "it is not installed")
+    np.testing.assert_array_equal(quantize(weights, "q8_0").blocks, q.blocks)
 
 
 @of_every_type
@@ -58,7 +112,7 @@ def test_any_bytes_are_dequantised_as_by_gguf(type: str, seed: int) -> None:
     blocks = np.random.default_rng(seed).integers(0, 256, (3, 2 * FORMATS[type].n_bytes), np.uint8)
     q = QuantizedArray(type, (3, 2 * BLOCK), blocks)
     with np.errstate(invalid="ignore"):  # scales that are infinite
-        theirs = gguf.quants.dequantize(blocks, getattr(gguf.GGMLQuantizationType, type.upper()))
+        theirs = gguf.quants.dequantize(blocks, gguf_type(type))
         np.testing.assert_array_equal(q.dequantize(), theirs)
 
 
@@ -67,8 +121,8 @@ def test_a_matrix_of_several_parts(type: str) -> None:
     weights = normal(2 * MAX_ROWS_ELEMENTS // 160 + 1, 160)
     q = quantize(weights, type)
     assert len(list(q.parts())) == 3
-    theirs = gguf.quants.quantize(weights.astype(np.float32), getattr(gguf.GGMLQuantizationType, type.upper()))
-    np.testing.assert_array_equal(q.blocks, theirs)
+    rows = [quantize(weights[i : i + 1], type).blocks for i in range(len(weights))]
+    np.testing.assert_array_equal(q.blocks, np.concatenate(rows))
     np.testing.assert_array_equal(q.dequantize()[-1], q.rows(np.array([len(weights) - 1]))[0])
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tensorgrad as tg
-from tensorgrad.backend.quantization import BLOCK, FORMATS, QuantizedArray, quantize
+from tensorgrad.backend.quantization import BLOCK, FORMATS, QuantizedArray, quantize, scales_q8_0
 from tests.processes import HANG_S
 from tests.tensorgrad.backend.numba.reference import normal
 
@@ -185,6 +185,33 @@ def test_they_run_as_python(type: str, threads: int, monkeypatch: pytest.MonkeyP
     rows = np.empty((2, 2 * BLOCK), np.float32)
     quantized.dequantize_rows.py_func(q.blocks, np.array([36, 5]), rows)
     np.testing.assert_array_equal(rows, q.rows(np.array([36, 5])))
+
+
+def test_scales_are_rounded_to_float16_as_by_numpy() -> None:
+    """Normal and subnormal, too small and too large; and halfway between two, with 64 as the largest integer."""
+    scales = quantized_blocks.scales_q8_0
+
+    @numba.njit
+    def of_all(x: Any, y: Any) -> None:
+        for b in range(len(x)):
+            scales(x, b, y[b])
+
+    x = np.zeros((2**16, BLOCK), np.float32)
+    bits = np.random.default_rng(0).integers(0, 2**11, 2**16) | 2**11
+    x[:, 9] = np.ldexp(bits.astype(np.float32), np.random.default_rng(1).integers(-46, 15, 2**16))
+    y = np.empty((len(x), 64), np.float32)
+    of_all(x, y)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(y, scales_q8_0(x))
+
+
+def test_quantising_runs_as_python() -> None:
+    x = normal(40, BLOCK, dtype=np.float32)
+    x[3] = np.arange(BLOCK)
+    expected = quantize(x, "q8_0").blocks
+    d, q = np.empty((40, 1), np.float32), np.empty((40, BLOCK), np.int8)
+    quantized.quantize_q8_0.py_func(x, d[:, 0], q)
+    np.testing.assert_array_equal(np.hstack([d.astype(np.float16).view(np.uint8), q.view(np.uint8)]), expected)
 
 
 PROGRAM = """
