@@ -4,6 +4,7 @@ Every class here has the parameters of its plain parent and overrides methods al
 checkpoints serve both. tests/gpt/test_fused.py compares the two.
 """
 
+import itertools
 from typing import Any
 
 import tensorgrad as tg
@@ -78,34 +79,26 @@ class FusedSwiGLU(SwiGLU):
 
 
 class FusedLlamaBlock(LlamaBlock):
-    """Sums and norms as in FusedBlock; for one token of generated text, the whole block in one operation."""
+    """Sums and norms as in FusedBlock."""
 
     def forward(
         self, x: Tensor, pos: Tensor, cache: LayerCache | None = None, normalised: Tensor | None = None,
         next_norm: nn.RMSNorm | None = None,
     ) -> Any:  # fmt: skip
         """See FusedBlock."""
-        if cache is not None and x.shape[:2] == (1, 1) and (matrices := self.matrices()):
-            return self.decode(x, matrices, cache)
         normalised = self.norm_1(x) if normalised is None else normalised
         x, normalised = self.norm_2.add(x, self.attn(normalised, pos, cache))  # x + attn, and norm_2 of that
         branch = self.mlp(normalised)
         return x + branch if next_norm is None else next_norm.add(x, branch)
 
-    def matrices(self) -> list[Tensor]:
-        """The weights of the block's products, in the order of their use; none if one is more than a plain product."""
+    def weights(self) -> list[Tensor]:
+        """All weights, in the order of their use; none if a matrix is more than a plain product."""
         attn, mlp = self.attn, self.mlp
         layers = attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-        return [layer.weight for layer in layers] if all(type(x).forward is nn.Linear.forward for x in layers) else []
-
-    def decode(self, x: Tensor, matrices: list[Tensor], cache: LayerCache) -> Tensor:
-        """The block for the one token x (1, 1, C), whose key and value are added to the cache."""
-        (q, k, v, o, gate, up, down), config = matrices, self.attn.config
-        return tg.decode_block(
-            x, self.norm_1.weight, q, k, v, o, self.norm_2.weight, gate, up, down,
-            keys=cache.k, values=cache.v, position=cache.start,
-            rope_base=config.rope_base, eps=config.norm_eps,
-        )  # fmt: skip
+        if not all(type(layer).forward is nn.Linear.forward for layer in layers):
+            return []
+        q, k, v, o, gate, up, down = (layer.weight for layer in layers)
+        return [self.norm_1.weight, q, k, v, o, self.norm_2.weight, gate, up, down]
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
@@ -158,10 +151,23 @@ class FusedLlama(Llama):
         fuse(self)
 
     def run_blocks(self, x: Tensor, pos: Tensor, cache: Cache | None = None) -> Tensor:
-        """See FusedGPT."""
-        if cache is not None or self.recompute or not all(isinstance(block, FusedLlamaBlock) for block in self.h):
+        """See FusedGPT; for one token of generated text, all blocks are one operation."""
+        if self.recompute or not all(isinstance(block, FusedLlamaBlock) for block in self.h):
             return super().run_blocks(x, pos, cache)
+        if cache is not None:
+            weights = [block.weights() for block in self.h]
+            decodes = x.shape[:2] == (1, 1) and all(weights)
+            return self.norm_f(self.decode(x, weights, cache)) if decodes else super().run_blocks(x, pos, cache)
         return run_fused_blocks(self.h, [*(block.norm_1 for block in self.h), self.norm_f], x, pos)
+
+    def decode(self, x: Tensor, weights: list[list[Tensor]], cache: Cache) -> Tensor:
+        """All blocks for the one token x (1, 1, C), whose keys and values are added to the cache."""
+        layers = cache.layers
+        return tg.decode_blocks(
+            x, *itertools.chain.from_iterable(weights), keys=[layer.k for layer in layers],
+            values=[layer.v for layer in layers], position=layers[0].start, rope_base=self.config.rope_base,
+            eps=self.config.norm_eps,
+        )  # fmt: skip
 
     def loss(self, idx: Any, targets: Any, pos: Any = None) -> Tensor:
         """The mean loss alone; see FusedGPT."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tensorgrad.autograd.recompute import checkpoint
     from tensorgrad.backend.quantization import QuantizedArray, quantize
     from tensorgrad.counting import Cost, count
-    from tensorgrad.decoder import decode_block
+    from tensorgrad.decoder import decode_blocks
     from tensorgrad.inspect.levels import levels
     from tensorgrad.inspect.recording import explain, record
     from tensorgrad.inspect.roofline import roofline
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # What a first training step does without is imported when it is first used: name -> module.
 _LAZY = {
-    "decode_block": "tensorgrad.decoder", **dict.fromkeys(("explain", "record"), "tensorgrad.inspect.recording"),
+    "decode_blocks": "tensorgrad.decoder", **dict.fromkeys(("explain", "record"), "tensorgrad.inspect.recording"),
     "levels": "tensorgrad.inspect.levels", "roofline": "tensorgrad.inspect.roofline",
     "NonFiniteError": "tensorgrad.anomaly", "detect_anomaly": "tensorgrad.anomaly",
     "checkpoint": "tensorgrad.autograd.recompute", "Cost": "tensorgrad.counting", "count": "tensorgrad.counting",

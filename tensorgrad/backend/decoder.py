@@ -1,13 +1,25 @@
-"""One token through a block of a Llama, in plain array code: the reference for kernels that do it in one call."""
+"""One token through the blocks of a Llama, in plain array code: the reference for kernels that do it in one call."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.math import Math
 
+WEIGHTS = 9  # of a block
+
 
 class DecoderMath(Math):
     """A composition of other kernels. Generating a token makes few numbers, so that calling kernels takes the time."""
+
+    def decode_blocks(
+        self, x: Array, weights: Sequence[Any], keys: Sequence[Array], values: Sequence[Array], **options: Any
+    ) -> Array:
+        """x (1, 1, C) -> (1, 1, C) through all blocks: of each nine weights, and keys and values (1, G, S, D)."""
+        for i in range(len(keys)):
+            block = weights[WEIGHTS * i : WEIGHTS * (i + 1)]
+            x = self.decode_block(x, *block, keys=keys[i][0], values=values[i][0], **options)
+        return x
 
     def decode_block(
         self, x: Array, norm_1: Array, q: Any, k: Any, v: Any, o: Any, norm_2: Array, gate: Any, up: Any, down: Any, *,

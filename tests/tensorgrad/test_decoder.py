@@ -1,7 +1,8 @@
-"""One token through a block in one op, compared with the composition of plain ops in PyTorch."""
+"""One token through blocks in one op, compared with the composition of plain ops in PyTorch."""
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,8 @@ def in_torch(arrays: list[np.ndarray], caches: dict[str, np.ndarray], position: 
 
 
 def decode(arrays: list[Any], caches: dict[str, np.ndarray], position: int) -> np.ndarray:
-    operands = [Tensor(a) for a in arrays]
-    return tg.decode_block(*operands, **caches, position=position, rope_base=BASE, eps=EPS).numpy()
+    operands, in_lists = [Tensor(a) for a in arrays], {name: [cache] for name, cache in caches.items()}
+    return tg.decode_blocks(*operands, **in_lists, position=position, rope_base=BASE, eps=EPS).numpy()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -128,9 +129,9 @@ def test_the_kernel_runs_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "contiguous_row", lambda row: row)
     monkeypatch.setattr(decoder, "exp", np.exp)
     inlined = "share", "normalized", "rotate_heads", "attend", "float_products"
-    for name in (*inlined, "project", "attend_heads", "multiply", "gated_product"):
+    for name in (*inlined, "project", "attend_heads", "multiply", "gated_product", "decode_block"):
         monkeypatch.setattr(decoder, name, getattr(decoder, name).py_func)
-    monkeypatch.setattr(decoder, "DECODE_BLOCK", decoder.DECODE_BLOCK.py_func)
+    monkeypatch.setattr(decoder, "DECODE_BLOCKS", decoder.DECODE_BLOCKS.py_func)
     with tg.use_backend("numba"):
         arrays, caches = inputs(SHAPES[1], "float64")
         expected, *_ = in_torch(arrays, caches, 3, 6)
@@ -139,7 +140,84 @@ def test_the_kernel_runs_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     arrays, caches = inputs(SHAPES[1], "float64")
-    with pytest.raises(ValueError, match=r"^decode_block: position 9 is not below 9, the number of slots"):
+    with pytest.raises(ValueError, match=r"^decode_blocks: position 9 is not below 9, the number of slots"):
         decode(arrays, caches, 9)
-    with pytest.raises(ValueError, match=r"^decode_block: x \(1, 2, 48\) is not \(1, 1, C\), one token"):
+    with pytest.raises(ValueError, match=r"^decode_blocks: x \(1, 2, 48\) is not \(1, 1, C\), one token"):
         decode([np.zeros((1, 2, 48)), *arrays[1:]], caches, 0)
+    with pytest.raises(ValueError, match="^decode_blocks: 8 weights, 1 keys and 1 values: every block has 9, one and "):
+        decode(arrays[:-1], caches, 0)
+
+
+class Model:
+    """Three blocks, each with weights, keys and values of its own."""
+
+    def __init__(self, types: tuple[str, ...] = ("float32",) * 3) -> None:
+        rng, (arrays, _) = np.random.default_rng(1), inputs((4, 2, 16, 96, 9), "float32")
+        self.x, self.weights, self.keys, self.values = arrays[0], [], [], []
+        for type in types:
+            for a in arrays[1:]:
+                w = a + 0.01 * rng.standard_normal(a.shape, np.float32)
+                self.weights.append(w if w.ndim == 1 or type == "float32" else tg.quantize(w, type))
+            for caches in (self.keys, self.values):
+                caches.append(rng.standard_normal((1, 2, 9, 16), np.float32))
+
+    def decode(self, first: int = 0, last: int = 3, x: Any = None) -> Any:
+        """x through some of the blocks at position 4, and the keys and values after it; then as they were before."""
+        operands = [Tensor(self.x if x is None else x), *(Tensor(w) for w in self.weights[9 * first : 9 * last])]
+        keys, values = self.keys[first:last], self.values[first:last]
+        before = np.array([keys, values])
+        y = tg.decode_blocks(*operands, keys=keys, values=values, position=4, rope_base=BASE, eps=EPS).numpy()
+        after = np.array([keys, values])
+        for array, old in zip([*keys, *values], before.reshape(-1, *keys[0].shape), strict=True):
+            array[...] = old
+        return y, after
+
+
+KINDS = [("float32",) * 3, ("q8_0",) * 3, ("q4_0", "q8_0", "q4_0"), ("q8_0", "float32", "q4_1")]
+
+
+@pytest.mark.parametrize("types", KINDS)
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_several_blocks_are_one_after_another(backend: str, types: tuple[str, ...]) -> None:
+    model = Model(types)
+    with tg.use_backend(backend):
+        together, caches = model.decode()
+        x = model.x
+        for i in range(3):
+            x, after = model.decode(i, i + 1, x)
+            np.testing.assert_array_equal(caches[:, i : i + 1], after)
+    np.testing.assert_array_equal(together, x)
+    assert not np.array_equal(together, model.x)
+
+
+def test_blocks_that_differ_in_shape() -> None:
+    model = Model()
+    with tg.use_backend("numba"):
+        expected, _ = model.decode()
+        for i in (15, 16):  # the second block has eight more hidden units, which add nothing
+            model.weights[i] = np.concatenate([model.weights[i], np.zeros((8, 64), np.float32)])
+        model.weights[17] = np.concatenate([model.weights[17], np.ones((64, 8), np.float32)], axis=1)
+        np.testing.assert_allclose(model.decode()[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_are_replaced_or_written_are_read_anew() -> None:
+    with tg.use_backend("numba"):
+        model, other = Model(), Model()
+        for i in (3, 10, 26):
+            before, _ = model.decode()
+            model.weights[i] = 2 * model.weights[i]
+            changed, _ = model.decode()
+            assert not np.array_equal(changed, before)
+            model.weights[i][...] /= 2
+            np.testing.assert_array_equal(model.decode()[0], before)
+            np.testing.assert_array_equal(other.decode()[0], before)
+
+
+def test_weights_are_not_kept_alive() -> None:
+    with tg.use_backend("numba"):
+        for type in ("float32", "q8_0"):
+            model = Model((type,) * 3)
+            model.decode()
+            references = [weakref.ref(w) for w in model.weights]
+            del model
+            assert [r() for r in references] == [None] * 27

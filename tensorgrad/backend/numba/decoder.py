@@ -1,8 +1,10 @@
-"""One token through a block of a Llama in one kernel: five parallel loops in place of some twenty calls.
+"""One token through the blocks of a Llama in one kernel: five parallel loops a block in place of some twenty calls.
 
 A call from Python costs as much time as reading half a megabyte of weights; a block of SmolLM2 in q8_0 has four.
 """
 
+import operator
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from numba import types
 from numba.extending import overload
 
 from tensorgrad.backend.arrays import Array
+from tensorgrad.backend.decoder import WEIGHTS
 from tensorgrad.backend.numba.arrays import is_supported
 from tensorgrad.backend.numba.compile import inline, noinline
 from tensorgrad.backend.numba.linear import Linear
@@ -19,7 +22,7 @@ from tensorgrad.backend.numba.mathematics import ONE, exp, logistic
 from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.reductions import dot, largest, total
 from tensorgrad.backend.numba.rotary_embedding import RotaryEmbedding, rotations
-from tensorgrad.backend.numba.strided import Strided, array, contiguous_row
+from tensorgrad.backend.numba.strided import Strided, array, array_at, contiguous_row
 
 GROUP = WEIGHT_ROWS[1]  # rows of the weights that are read at a time
 
@@ -135,11 +138,12 @@ def gated_product(x: Any, gate: Any, up: Any, y: Any, passing: Any, parts: int, 
             y[i] = y[i] * logistic(y[i]) * passing[i]
 
 
+@noinline
 def decode_block(
-    x: Any, y: Any, norm_1: Any, q: Any, k: Any, v: Any, o: Any, norm_2: Any, gate: Any, up: Any, down: Any,
+    x: Any, norm_1: Any, q: Any, k: Any, v: Any, o: Any, norm_2: Any, gate: Any, up: Any, down: Any,
     keys: Any, values: Any, cos: Any, sin: Any, position: int, eps: float, parts: int, thread: Any = ALONE,
 ) -> None:  # fmt: skip
-    """y (C) from x (C): see `DecoderMath.decode_block`."""
+    """x (C) through one block, in place: see `DecoderMath.decode_block`."""
     n_group, width = keys.shape[0], keys.shape[2]
     query, key, value = np.empty(len(q), x.dtype), np.empty(len(k), x.dtype), np.empty(len(v), x.dtype)
     normed = operand(normalized(x, norm_1, eps), q)
@@ -151,28 +155,42 @@ def decode_block(
             keys[g, position, d] = key[g * width + d]
             values[g, position, d] = value[g * width + d]
 
-    attended = np.empty(query.size, x.dtype)
+    attended, change = np.empty(query.size, x.dtype), np.empty(x.size, x.dtype)
     attend_heads(query, keys, values, position + 1, attended, thread)
-    multiply(operand(attended, o), o, y, parts, thread)
+    multiply(operand(attended, o), o, change, parts, thread)
     for i in range(x.size):
-        y[i] += x[i]
+        x[i] += change[i]
 
     hidden, passing = np.empty(len(gate), x.dtype), np.empty(len(up), x.dtype)
-    normed = operand(normalized(y, norm_2, eps), gate)
+    normed = operand(normalized(x, norm_2, eps), gate)
     gated_product(normed, gate, up, hidden, passing, parts, thread)
-    change = np.empty(x.size, x.dtype)
     multiply(operand(hidden, down), down, change, parts, thread)
     for i in range(x.size):
-        y[i] += change[i]
+        x[i] += change[i]
+
+
+def decode_blocks(
+    x: Any, norm_1: Any, q: Any, k: Any, v: Any, o: Any, norm_2: Any, gate: Any, up: Any, down: Any,
+    keys: Any, values: Any, addresses: Any, cos: Any, sin: Any, position: int, eps: float, parts: int,
+    thread: Any = ALONE,
+) -> None:  # fmt: skip
+    """x (C) through all blocks, in place. The arrays are those of the first block; addresses (blocks, 11): of all."""
+    for at in addresses:
+        decode_block(
+            x, array_at(at[0], norm_1), array_at(at[1], q), array_at(at[2], k), array_at(at[3], v), array_at(at[4], o),
+            array_at(at[5], norm_2), array_at(at[6], gate), array_at(at[7], up), array_at(at[8], down),
+            array_at(at[9], keys), array_at(at[10], values), cos, sin, position, eps, parts, thread,
+        )  # fmt: skip
 
 
 def signature(weight: Any) -> Any:
     """The types of the arguments, from the type of the weights that belong to a Numba float type."""
 
     def types_of(real: Any) -> tuple[Any, ...]:
-        row, matrix, cache = array(real, 1, "C"), weight(real), array(real, 3)
+        row, matrix, cache = array(real, 1, "C"), weight(real), array(real, 3, "C")
         matrices = (row, *(matrix,) * 4, row, *(matrix,) * 3)
-        return row, row, *matrices, cache, cache, row, row, types.int64, types.float64, types.int64
+        addresses = array(types.int64, 2, "C")
+        return row, *matrices, cache, cache, addresses, row, row, types.int64, types.float64, types.int64
 
     return types_of
 
@@ -185,32 +203,73 @@ overload(products, jit_options={"forceinline": True})(
         else None
     )
 )
-DECODE_BLOCK = Strided(decode_block, signature(lambda real: array(real, 2, "C")))
+DECODE_BLOCKS = Strided(decode_blocks, signature(lambda real: array(real, 2, "C")))
+
+
+class Blocks:
+    """The weights, keys and values of all blocks of a model, as a kernel finds them: by their addresses.
+
+    There are hundreds of them for each token, so they are looked at once. They are not kept alive.
+
+    kind: the dtype of all that is floating, and that of the matrices, or their format; None if a kernel does not
+    support them: floating in C order, and every block like the first.
+    """
+
+    def __init__(self, weights: Sequence[Any], keys: Sequence[Array], values: Sequence[Array]) -> None:
+        arrays = [*weights, *keys, *values]
+        self.references = [weakref.ref(a) for a in arrays]
+        floats = [a for a in arrays if type(a) is np.ndarray]
+        formats = {str(a.dtype) for a in weights if a.ndim == 2}
+        columns = [*(weights[i::WEIGHTS] for i in range(WEIGHTS)), keys, values]
+        is_alike = len(formats) == 1 and all(len({a.shape for a in column}) == 1 for column in columns)
+        is_plain = is_supported(*floats) and all(a.flags.carray for a in floats)
+        self.kind = (str(floats[0].dtype), formats.pop()) if is_alike and is_plain else None
+        self.addresses = np.array([[stored(a).ctypes.data for a in column] for column in columns]).T.copy()
+
+    def are(self, arrays: Sequence[Any]) -> bool:
+        """Whether they are the same arrays."""
+        return len(arrays) == len(self.references) and all(map(operator.is_, arrays, [r() for r in self.references]))
+
+
+def stored(x: Any) -> Array:
+    """The array itself, or the bytes of quantised weights."""
+    return getattr(x, "blocks", x)
 
 
 class Decoder(RotaryEmbedding, Linear):
     """The kernel above, for float32 and float64."""
 
-    def decode_block(self, x: Array, *weights: Any, keys: Array, values: Array, **options: Any) -> Array:
-        """A token through a block: see `DecoderMath.decode_block`."""
-        if not supports((x, *weights), keys, values):
-            return super().decode_block(x, *weights, keys=keys, values=values, **options)
-        return run(DECODE_BLOCK, self.threads, x, weights, keys, values, **options)
+    blocks: Blocks | None = None  # of the last token
 
+    def decode_blocks(
+        self, x: Array, weights: Sequence[Any], keys: Sequence[Array], values: Sequence[Array], **options: Any
+    ) -> Array:
+        """A token through blocks: see `DecoderMath.decode_blocks`; in one call if they are all alike."""
+        blocks = self.blocks
+        if blocks is None or not blocks.are([*weights, *keys, *values]):
+            self.blocks = blocks = Blocks(weights, keys, values)
+        kernel = self.kernel_for(x, blocks.kind)
+        if kernel is not None:
+            return run(kernel, self.threads, x, blocks, weights, keys, values, **options)
+        if len(keys) < 2:
+            return super().decode_blocks(x, weights, keys, values, **options)
+        for i in range(len(keys)):
+            block = weights[WEIGHTS * i : WEIGHTS * (i + 1)]
+            x = self.decode_blocks(x, block, keys[i : i + 1], values[i : i + 1], **options)
+        return x
 
-def supports(arrays: Sequence[Array], keys: Array, values: Array) -> bool:
-    """Whether the kernel supports these: floating, of one dtype; in C order except the keys and values."""
-    contiguous_rows = keys.strides[-1] == keys.itemsize == values.strides[-1]
-    return is_supported(*arrays, keys, values) and contiguous_rows and all(a.flags.carray for a in arrays)
+    def kernel_for(self, x: Array, kind: tuple[str, str] | None) -> Strided | None:
+        """The kernel for x and blocks of that kind, if there is one."""
+        return DECODE_BLOCKS if kind == (str(x.dtype),) * 2 else None
 
 
 def run(
-    kernel: Strided, threads: int, x: Array, weights: tuple[Any, ...], keys: Array, values: Array, *,
-    position: int, rope_base: float, eps: float,
+    kernel: Strided, threads: int, x: Array, blocks: Blocks, weights: Sequence[Any], keys: Sequence[Array],
+    values: Sequence[Array], *, position: int, rope_base: float, eps: float,
 ) -> Array:  # fmt: skip
     """Call one of the kernels for x (1, 1, C)."""
     at = np.array([position])
-    cos, sin = rotations(at.tobytes(), at.dtype.str, at.shape, keys.shape[2] // 2, rope_base, x.dtype)
-    y = np.empty(x.shape, x.dtype)
-    kernel(x.reshape(-1), y.reshape(-1), *weights, keys, values, cos[0], sin[0], position, eps, threads)
+    cos, sin = rotations(at.tobytes(), at.dtype.str, at.shape, keys[0].shape[3] // 2, rope_base, x.dtype)
+    y, first = x.copy(), [stored(a) for a in weights[:WEIGHTS]]
+    kernel(y.reshape(-1), *first, keys[0][0], values[0][0], blocks.addresses, cos[0], sin[0], position, eps, threads)
     return y

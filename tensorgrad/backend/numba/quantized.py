@@ -17,14 +17,14 @@ from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba import NumbaBackend
 from tensorgrad.backend.numba.arrays import contiguous, flat
 from tensorgrad.backend.numba.compile import inline, noinline
-from tensorgrad.backend.numba.decoder import decode_block, operand, products, run, signature, supports
+from tensorgrad.backend.numba.decoder import DECODE_BLOCKS, operand, products, signature
 from tensorgrad.backend.numba.macrokernel import gemm, pack_block
 from tensorgrad.backend.numba.microkernel import nr_of, round_up
 from tensorgrad.backend.numba.pack import ROW_PADDING, aligned, pack_transposed
 from tensorgrad.backend.numba.parallel import ALONE, kernel, prange
 from tensorgrad.backend.numba.quantized_blocks import dequantize_row, dots, round_block, scales_q8_0, squared_error
 from tensorgrad.backend.numba.strided import Strided, array
-from tensorgrad.backend.quantization import BLOCK, LARGEST_Q8_0, BlockFormat, QuantizedArray, QuantizedMath
+from tensorgrad.backend.quantization import BLOCK, FORMATS, LARGEST_Q8_0, BlockFormat, QuantizedArray, QuantizedMath
 from tensorgrad.backend.runtime import Backend
 
 # For so many rows of x, those that are multiplied by a row of the weights at a time; eight for more than eight.
@@ -163,7 +163,7 @@ def _types(*more: Any) -> Any:
 
 PRODUCTS = {n: Strided(product, _types(types.UniTuple(types.int64, n))) for n in map(len, ROWS_AT_A_TIME.values())}
 DEQUANTIZING_PRODUCT = Strided(dequantizing_product, _types())
-DECODE_BLOCK = Strided(decode_block, signature(lambda real: BLOCKS))
+QUANTIZED_DECODE_BLOCKS = Strided(DECODE_BLOCKS.py_func, signature(lambda real: BLOCKS))
 NO_BIAS = np.empty(0, np.float32)
 
 
@@ -200,14 +200,10 @@ class QuantizedNumba(QuantizedMath, NumbaBackend):
         dequantize_rows(weight.blocks, flat(indices.astype(np.int64, copy=False)), y.reshape(-1, weight.shape[1]))
         return y
 
-    def decode_block(self, x: Array, *weights: Any, keys: Array, values: Array, **options: Any) -> Array:
-        """A token through a block: see `DecoderMath.decode_block`; in one kernel if all matrices are of one type."""
-        types = {w.type if type(w) is QuantizedArray else w.dtype for w in weights if w.ndim == 2}
-        floats = x, *(w for w in weights if w.ndim == 1)
-        if len(types) > 1 or x.dtype != FLOAT32 or not supports(floats, keys, values):
-            return super().decode_block(x, *weights, keys=keys, values=values, **options)
-        stored = tuple(w.blocks if w.ndim == 2 else w for w in weights)
-        return run(DECODE_BLOCK, self.threads, x, stored, keys, values, **options)
+    def kernel_for(self, x: Array, kind: tuple[str, str] | None) -> Strided | None:
+        """The kernel for x and blocks of that kind, if there is one."""
+        is_quantized = kind is not None and kind[1] in FORMATS and kind[0] == x.dtype == FLOAT32
+        return QUANTIZED_DECODE_BLOCKS if is_quantized else super().kernel_for(x, kind)
 
 
 def create() -> Backend:

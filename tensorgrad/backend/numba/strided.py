@@ -1,11 +1,13 @@
 """Kernels for arrays of any strides, compiled once per dtype. By itself Numba would compile once per memory layout."""
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import carray, from_dtype, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.numba.compile import inline, jit
@@ -62,6 +64,26 @@ def address(context: Any, array: Any) -> Any:
         return builder.bitcast(data, cgutils.voidptr_t)
 
     return types.voidptr(array), generate
+
+
+def array_at(address: int, like: Any) -> Any:
+    """The array in C order at an address, with the shape and dtype of another one."""
+    return np.frombuffer((ctypes.c_byte * like.nbytes).from_address(int(address)), like.dtype).reshape(like.shape)
+
+
+overload(array_at, jit_options={"forceinline": True})(
+    lambda address, like: lambda address, like: carray(_pointer(address), like.shape, like.dtype)
+)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(context: Any, address: Any) -> Any:
+    """An address as a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
 
 
 @inline
