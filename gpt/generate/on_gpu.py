@@ -160,7 +160,7 @@ class StepsOnGPU:
     def _llama_block(self, x: Array, block: Any, layer: LayerCache) -> Array:
         """LlamaBlock.forward of gpt/llama.py: x (B, C) -> (B, C)."""
         k, config, position = self.k, block.attn.config, self.state.position
-        q, key, v, o, gate, up, down = (weight.data for weight in block.matrices())
+        _, q, key, v, o, _, gate, up, down = (weight.data for weight in block.weights())
         qkv = k.linear_rows(x, q, key, v, norm=norm(block.norm_1))
         y = k.attention_step(
             qkv, layer.k, layer.v, position, self.n_done, n_head=config.n_head, rope_base=config.rope_base
