@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 r"""Finetune a model to tell spam, on a balanced set of messages, with three seeds, beside logistic regression.
 
-    python benchmarks/spam.py --lr 3e-4 --epochs 3              SpamAssassin's mails, SmolLM2
+    python benchmarks/spam.py --lr 1e-3 --epochs 3              SpamAssassin's mails, SmolLM2
     python benchmarks/spam.py --data SMSSpamCollection --init-from gpt2 --pool last \
         --tune last-block last-two-blocks all lora random
 
