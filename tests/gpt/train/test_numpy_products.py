@@ -44,7 +44,7 @@ def config(**changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "data": "text.txt", "backend": "numba", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8,
         "batch_size": 4, "max_iters": 8, "warmup_iters": 2, "lr_decay_iters": 8, "eval_interval": 4, "eval_iters": 2,
-        "tokenizer": "char", "plot": False,
+        "tokenizer": "char", "plot": False, "threads": 1,
     }  # fmt: skip
     return TrainConfig(**{**settings, **changes})
 
