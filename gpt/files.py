@@ -43,11 +43,6 @@ def write_json(path: Path, values: Mapping[str, Any], *, indent: int = 2) -> Non
         file.write(json.dumps(values, indent=indent).encode() + b"\n")
 
 
-def cache_folder() -> Path:
-    """Return the folder of what can be made or downloaded again, by the XDG base directory specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorgrad"
-
-
 def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk; Windows cannot do this for folders."""
     with suppress(PermissionError):

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from gpt.checkpoint.files import CONFIG, METRICS
 from gpt.config import UserError, nearest
-from gpt.files import cache_folder, find_in_package
+from gpt.files import find_in_package
+from tensorgrad.backend.cache import cache_folder
 
 TEXT_SUFFIXES, LINES_SUFFIX, GZIP_SUFFIX = (".txt", ".md"), ".jsonl", ".gz"  # in any case
 # Of the files that a folder stands for.

@@ -10,9 +10,10 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from gpt.files import atomic_write, cache_folder
+from gpt.files import atomic_write
 from gpt.tokenizer import BPETokenizer, bpe, patterns
 from gpt.tokenizer.base import FORMAT_VERSION
+from tensorgrad.backend.cache import cache_folder
 
 MIN_CHARACTERS = 2**20  # of a text: training on a shorter one takes no longer than a third of a second
 

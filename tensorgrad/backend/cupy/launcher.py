@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tensorgrad.backend import cache
 from tensorgrad.backend.cupy import nvrtc, signature
 from tensorgrad.backend.cupy.signature import Parameter
 
@@ -123,7 +124,7 @@ def cached_build(source: str, arch: str, defines: Defines = ()) -> bytes:
 
 def cache_folder() -> Path:
     """The folder of compiled kernels, following the XDG base directory specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorgrad" / "kernels"
+    return cache.cache_folder() / "kernels"
 
 
 def _key(source: str, arch: str, defines: Defines) -> str:
