@@ -7,7 +7,6 @@ It prints how long each measurement took (at most 0.3 s), the medians of its pai
 library. Nothing is kept. Both are timed on one thread, so that only that core has to be idle.
 """
 
-import argparse
 import os
 import statistics
 import sys
@@ -17,15 +16,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works without installation
 
 from benchmarks import common
+from gpt.cli import ArgumentParser
+from gpt.cli import run as run_program
 from tensorgrad.backend import blas, load
 from tensorgrad.backend.numba.product_choice import FLOAT32, KINDS, clearly_faster, measure, parallel_product
 
 
-def main() -> None:
+def main() -> int:
     """Measure, and print the tables."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=1, metavar="N", help="measurements (1)")
+    parser = ArgumentParser(description="Time the kinds of matrix products by our kernels and by NumPy's library.")
+    parser.add_argument("--runs", type=common.at_least(1), default=1, metavar="N", help="measurements (1)")
     options = parser.parse_args()
     os.environ.pop("TENSORGRAD_PRODUCTS", None)  # which would force one of them
     backend, library = type(load("numba")), blas.find()
@@ -44,7 +44,8 @@ def main() -> None:
             if pairs:
                 a, b = (1000 * statistics.median(column) for column in zip(*pairs, strict=True))
                 print(f"{kind:15}{a:8.2f}{b:8.2f}{b / a:7.2f}{len(pairs):7}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -155,8 +155,8 @@ class FusedLlama(Llama):
         if self.recompute or not all(isinstance(block, FusedLlamaBlock) for block in self.h):
             return super().run_blocks(x, pos, cache)
         if cache is not None:
-            weights = [block.weights() for block in self.h]
-            decodes = x.shape[:2] == (1, 1) and all(weights)
+            weights = [block.weights() for block in self.h] if x.shape[:2] == (1, 1) else []
+            decodes = weights and all(weights)
             return self.norm_f(self.decode(x, weights, cache)) if decodes else super().run_blocks(x, pos, cache)
         return run_fused_blocks(self.h, [*(block.norm_1 for block in self.h), self.norm_f], x, pos)
 

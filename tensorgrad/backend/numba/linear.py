@@ -27,10 +27,11 @@ class Linear(NumpyBackend):
 
     def numpy_products(self) -> frozenset[str]:
         if self._numpy_products is None:
+            self._numpy_products = forced()
+        if self._numpy_products is None:
             ours, numpys = type(self)(), type(self)()
             ours._numpy_products, numpys._numpy_products = frozenset(), frozenset(KINDS)
-            by_variable = forced()
-            self._numpy_products = faster_by_numpy(ours, numpys) if by_variable is None else by_variable
+            self._numpy_products = faster_by_numpy(ours, numpys)
         return self._numpy_products
 
     def leave_products(self, kinds: Iterable[str] | None) -> None:
