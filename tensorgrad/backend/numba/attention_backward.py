@@ -15,7 +15,7 @@ from tensorgrad.backend.numba.compile import inline, noinline
 from tensorgrad.backend.numba.dropout import DRAW, fill_kept, words_for
 from tensorgrad.backend.numba.mathematics import NEVER, ONE, ZERO, exp_at_most_0
 from tensorgrad.backend.numba.microkernel import MR, microkernel, microkernel_transposed, nr_of, round_up
-from tensorgrad.backend.numba.pack import ROW_PADDING, matrix, pack_panels, pack_rows, pack_transposed
+from tensorgrad.backend.numba.pack import matrix, pack_panels, pack_rows, pack_transposed, padded_matrix
 from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.reductions import dot
 from tensorgrad.backend.numba.strided import array, as_panels, as_row, contiguous_row, strided
@@ -48,7 +48,7 @@ def backward_workspace(q: Any, v: Any, shared: bool, drop: bool) -> BackwardWork
     keys_transposed[-1] = 1
     values_transposed[-1] = 0 if drop else 1
     return BackwardWorkspace(
-        matrix(n_queries, width + ROW_PADDING, q), matrix(n_queries, v_width + ROW_PADDING, q),
+        padded_matrix(n_queries, q.shape[1], q), padded_matrix(n_queries, v.shape[1], q),
         matrix(n_queries, nr, q), matrix(n_queries, nr, q), matrix(n_queries, n_panels * nr, q),
         matrix(n_blocks * width, nr, q), matrix(n_blocks * v_width, nr, q),
         matrix(n_panels * nr, nr, q),

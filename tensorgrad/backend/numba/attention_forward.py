@@ -22,7 +22,7 @@ from tensorgrad.backend.numba.compile import inline, noinline
 from tensorgrad.backend.numba.dropout import DRAW, fill_kept, words_for
 from tensorgrad.backend.numba.mathematics import NEVER, ONE, ZERO, exp_at_most_0
 from tensorgrad.backend.numba.microkernel import MR, microkernel, microkernel_transposed, nr_of, round_up
-from tensorgrad.backend.numba.pack import ROW_PADDING, matrix, pack_panels, pack_rows, pack_transposed
+from tensorgrad.backend.numba.pack import matrix, pack_panels, pack_rows, pack_transposed, padded_matrix
 from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.strided import array, as_panels, as_row, strided
 
@@ -44,9 +44,8 @@ class ForwardWorkspace(NamedTuple):
 @noinline
 def forward_workspace(q: Any, v: Any, drop: bool) -> ForwardWorkspace:
     """A workspace for heads with q (T, D) and v (S, D)."""
-    nr, n_keys = nr_of(q), round_up(len(v), MR)
-    width, v_width = round_up(q.shape[1], MR), round_up(v.shape[1], MR)
-    keys, values = matrix(n_keys, width + ROW_PADDING, q), matrix(n_keys, v_width + ROW_PADDING, q)
+    nr, n_keys, v_width = nr_of(q), round_up(len(v), MR), round_up(v.shape[1], MR)
+    keys, values = padded_matrix(n_keys, q.shape[1], q), padded_matrix(n_keys, v.shape[1], q)
     queries, scores, y = matrix(q.shape[1], nr, q), matrix(n_keys, nr, q), matrix(v_width, nr, q)
     n_drawn = len(v) if drop else 0
     return ForwardWorkspace(keys, values, queries, scores, y, np.empty(nr, q.dtype), np.empty(nr, q.dtype),

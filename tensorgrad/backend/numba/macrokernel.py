@@ -95,6 +95,7 @@ def gemm(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
                     macrokernel(a[top:packed, first:last], b_panels, c[top:packed, left:right], edge, adds)
                 if packed < bottom:
                     pack_transposed(a[packed:bottom, first:last], a_block)
+                    a_block[bottom - packed : round_up(bottom - packed, MR), : last - first] = 0  # see `padded_matrix`
                     macrokernel(a_block[:, : last - first], b_panels, c[packed:bottom, left:right], edge, adds)
                 if bias.size > 0 and last == k:
                     added = contiguous_row(bias[left:right])

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from tensorgrad.backend.numba.compile import inline, noinline
-from tensorgrad.backend.numba.microkernel import VECTOR_BYTES, element, number
+from tensorgrad.backend.numba.microkernel import MR, VECTOR_BYTES, element, number, round_up
 from tensorgrad.backend.numba.strided import contiguous_row
 
 # Rows at a distance of a power of two fall into a few sets of the cache and evict each other. So there is a gap between
@@ -38,6 +38,18 @@ def aligned(n: int, x: Any) -> Any:
 def matrix(n_rows: int, n_columns: int, like: Any) -> Any:
     """A new matrix of like's dtype. Its rows are aligned to vectors if n_columns is a multiple of a vector's length."""
     return aligned(n_rows * n_columns, like).reshape(n_rows, n_columns)
+
+
+@noinline
+def padded_matrix(n_rows: int, n_columns: int, like: Any) -> Any:
+    """A new matrix with more columns, which are 0: up to a multiple of MR, and a gap between rows.
+
+    The microkernel multiplies MR columns at a time. What it makes of those that only fill up is not used, but new
+    memory may hold denormal numbers, which take an Intel processor a hundred times as long as others.
+    """
+    x = matrix(n_rows, round_up(n_columns, MR) + ROW_PADDING, like)
+    x[:, n_columns:] = 0
+    return x
 
 
 @noinline

@@ -45,6 +45,7 @@ def product(x: Any, blocks: Any, bias: Any, y: Any, rows: Any, parts: int, threa
     for part in prange(parts, thread):
         values, scales = np.empty((padded, n), np.int16), np.empty((padded, n_blocks), np.float32)
         sums = np.empty((n_blocks, padded), np.float32)
+        scales[n_rows:], sums[:, n_rows:] = 0, 0  # the rows that fill up a group: see `padded_matrix`
         for i in range(n_rows):
             for b in range(n_blocks):
                 round_block(x, i, b, blocks.shape[1] < n, values, scales, sums)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import tensorgrad as tg
 from tensorgrad.backend import load
-from tests.tensorgrad.backend.numba.reference import DTYPES, TOLERANCE, Plain, normal
+from tests.tensorgrad.backend.numba.reference import DTYPES, TOLERANCE, Plain, normal, require_initialised_operands
 
 numba = pytest.importorskip("numba")
 
@@ -128,9 +128,10 @@ def test_attention_runs_as_python(
         monkeypatch.setattr(module, "contiguous_row", lambda x: x, raising=False)
         monkeypatch.setattr(module, "as_row", lambda x, first, n: x[first : first + n].reshape(-1))
         monkeypatch.setattr(module, "as_panels", lambda x, n: x.reshape(n, -1, x.shape[1]))
+    require_initialised_operands(monkeypatch, attention_forward, attention_backward)
     monkeypatch.setattr(attention, "forward", attention_forward.forward)
     monkeypatch.setattr(attention, "backward", attention_backward.backward)
-    with np.errstate(all="ignore"):  # padding may hold any value; it is never used
+    with np.errstate(all="ignore"):  # masked scores are infinite
         check(load("numba"), shape, causal, np.float64)
         check(load("numba"), shape, causal, np.float64, (0.3, 7, 5, 11))
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tensorgrad.backend import load
-from tests.tensorgrad.backend.numba.reference import DTYPES, TOLERANCE, Plain, normal
+from tests.tensorgrad.backend.numba.reference import DTYPES, TOLERANCE, Plain, normal, require_initialised_operands
 
 numba = pytest.importorskip("numba")
 ir = pytest.importorskip("llvmlite.ir")
@@ -196,6 +196,7 @@ def test_products_run_as_python(threads: int, monkeypatch: pytest.MonkeyPatch) -
     for name in ("gemm", "macrokernel", "store", "pack_transposed", "pack_panels"):
         monkeypatch.setattr(macrokernel, name, getattr(macrokernel, name).py_func)
     monkeypatch.setattr(pack, "pack_transposed", pack.pack_transposed.py_func)
+    require_initialised_operands(monkeypatch, macrokernel)
     a, b = normal(9, 4, dtype=np.float64), normal(4, 35, dtype=np.float64)
     for x, y in ((a, b), (b.T, a.T), (a[::-1, ::2], b[::2, ::-1]), (np.asfortranarray(a), np.asfortranarray(b))):
         bias, c = normal(y.shape[1], dtype=np.float64), np.ones((len(x), y.shape[1]))
