@@ -142,6 +142,28 @@ def test_what_is_not_cached_is_not_compiled_where_that_is_asked(cache_folder: Pa
         assert not was_compiled(compile_double())
 
 
+PROGRAM = """
+import sys
+import numpy as np
+from tensorgrad.backend import load
+from tensorgrad.backend.numba.softmax import softmax
+
+k = load("numba")
+k.softmax(np.ones((4, 8), "float32"), -1)
+print(bool(softmax.compiled.stats.cache_misses), "numba.np.linalg" in sys.modules)
+assert k.softmax(np.ones((4, 8), sys.argv[1]), -1).sum() == 4
+"""
+
+
+def test_cached_code_is_loaded_without_importing_the_compiler(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    for dtype, answer in (("float32", "True True"), ("float64", "False False")):  # float64 is compiled after that
+        command = [sys.executable, "-c", PROGRAM, dtype]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == answer
+
+
 @pytest.mark.usefixtures("cache_folder")
 def test_a_full_disk_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
