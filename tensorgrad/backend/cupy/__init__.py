@@ -5,11 +5,14 @@ methods compute, and does so for arrays without a kernel. CuPy is imported only 
 """
 
 import contextlib
+import importlib.util
+import sys
 from typing import Any
 
 import numpy as np
 
 from tensorgrad.backend.arrays import Array, is_half
+from tensorgrad.backend.cupy import driver
 from tensorgrad.backend.cupy.cross_entropy import CrossEntropy
 from tensorgrad.backend.cupy.decoder import Decoder
 from tensorgrad.backend.cupy.driver import Allocator, first_line, why_no_gpu
@@ -54,6 +57,8 @@ class CupyBackend(CrossEntropy, Decoder, Embedding, Graphs, Sampling, Softmax, T
 
 def create() -> Backend:
     """The backend, for `tensorgrad.backend.load`. Raises BackendUnavailable without CuPy or without a usable GPU."""
+    if "cupy" not in sys.modules and importlib.util.find_spec("cupy") and driver.is_missing():
+        raise BackendUnavailable(driver.NO_DRIVER)  # before CuPy is imported, which takes 0.2 s
     with contextlib.suppress(ModuleNotFoundError):
         import ml_dtypes
     try:

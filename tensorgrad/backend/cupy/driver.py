@@ -1,9 +1,14 @@
 """Error messages for a missing or outdated driver, and for a GPU without free memory."""
 
 import ctypes
+import sys
 from typing import Any
 
 LIBRARY = "libcuda.so.1"
+NO_DRIVER = (
+    f"there is no NVIDIA driver here ({LIBRARY} cannot be loaded): install one and check that nvidia-smi shows the GPU, "
+    "or choose numba or numpy"
+)
 GIB = 2**30
 
 
@@ -18,14 +23,16 @@ def driver_version() -> tuple[int, int] | None:
     return number.value // 1000, number.value % 1000 // 10
 
 
+def is_missing() -> bool:
+    """Whether there is certainly no driver: on Linux its library has this one name."""
+    return sys.platform == "linux" and driver_version() is None
+
+
 def why_no_gpu(cupy: Any, error: Exception) -> str:
     """Why CuPy finds no GPU, and what to do, in one line. error: the exception that CuPy raised."""
     driver, required = driver_version(), cupy.cuda.runtime.runtimeGetVersion() // 1000
     if driver is None:
-        return (
-            f"there is no NVIDIA driver here ({LIBRARY} cannot be loaded): install one and check that nvidia-smi shows "
-            "the GPU, or choose numba or numpy"
-        )
+        return NO_DRIVER
     if driver[0] < required:
         extra = f', or pip install -e ".[cuda{driver[0]}]" for the installed driver' if driver[0] == 12 else ""
         return (

@@ -124,7 +124,30 @@ def test_cupy_is_not_installed(registry: None, monkeypatch: pytest.MonkeyPatch) 
     assert message == 'CuPy is not installed: pip install -e ".[cuda13]" (cuda12 for a driver of CUDA 12)'
 
 
+def test_a_missing_driver_is_found_without_importing_cupy(
+    registry: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    (tmp_path / "cupy.py").write_text("raise AssertionError")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(driver.sys, "platform", "linux")
+    monkeypatch.setattr(driver, "driver_version", lambda: None)
+    assert refused() == driver.NO_DRIVER
+
+
+def test_elsewhere_than_on_linux_cupy_looks_for_the_driver(
+    registry: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    (tmp_path / "cupy.py").write_text("raise ImportError('was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(driver.sys, "platform", "win32")
+    monkeypatch.setattr(driver, "driver_version", lambda: None)
+    assert "was imported" in refused()
+
+
 def test_cupy_fails_to_import(registry: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(driver, "driver_version", lambda: (13, 0))
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     (tmp_path / "cupy.py").write_text("raise ImportError('\\n====\\nlibcudart.so.13 is missing\\n')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -133,6 +156,7 @@ def test_cupy_fails_to_import(registry: None, monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_something_that_cupy_needs_is_missing(registry: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(driver, "driver_version", lambda: (13, 0))
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     (tmp_path / "cupy.py").write_text("import tensorgrad_needs_no_such_module")
     monkeypatch.syspath_prepend(tmp_path)
