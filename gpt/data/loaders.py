@@ -5,6 +5,7 @@
 A loader reads its tokens only in windows, so prepared data (`shards`) serves as well as an array.
 """
 
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -12,15 +13,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gpt.cache import cached
 from gpt.config import UserError
 from gpt.data.documents import load_text
-from gpt.data.shards import ShardedTokens, dtype_name
+from gpt.data.shards import DTYPES, ShardedTokens, dtype_name
 from gpt.tokenizer import CharTokenizer, Tokenizer
+from gpt.tokenizer.cache import code
 from tensorgrad.random import Generator, Stream
 
 Array = np.ndarray[Any, Any]
 Tokens = Array | ShardedTokens  # (N,) unsigned integers, in memory or on the disk
 
+MIN_CACHED, MAX_CACHED = 2**18, 2**23  # characters of a text: from 20 milliseconds of encoding, to 16 MB of tokens
 FIRST_EPOCH = 1 << 31  # of the random counter: epochs use the numbers from it on, and batches those below
 
 
@@ -136,6 +140,20 @@ def tokenize(text: str, tokenizer: Tokenizer, *, allow_special: bool = False) ->
     <|endoftext|> in it is encoded as ordinary characters, with allow_special as the token.
     """
     return np.array(tokenizer.encode(text, allow_special=allow_special), dtype=dtype_name(tokenizer))
+
+
+def tokenize_cached(text: str, tokenizer: Tokenizer, *, allow_special: bool = False) -> Array:
+    """Return tokenize(...), from the cache on disk if it is there; of a long text only the first time takes long."""
+    dtype = DTYPES[dtype_name(tokenizer)]
+
+    def encode() -> bytes:
+        return tokenize(text, tokenizer, allow_special=allow_special).astype(dtype).tobytes()
+
+    if not MIN_CACHED <= len(text) <= MAX_CACHED:
+        return np.frombuffer(encode(), dtype)
+    settings = json.dumps([tokenizer.to_dict(), allow_special]).encode()
+    depends_on = (code(), settings, text.encode(errors="surrogatepass"))
+    return np.frombuffer(cached("tokens", depends_on, encode), dtype)
 
 
 def make_loaders(

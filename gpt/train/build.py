@@ -1,13 +1,14 @@
 """What a run is built from: its dtype, tokenizer, data, optimizer and gradient scaler, as configured."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import tensorgrad as tg
 from gpt.cli import user_errors
 from gpt.config import BPE_VOCAB_SIZE, TOKENIZERS, UserError
-from gpt.data import DataLoader, load_text, make_loaders
-from gpt.data.loaders import tokenize
+from gpt.data import DataLoader, Tokens, load_text, split_text
+from gpt.data.loaders import tokenize_cached
 from gpt.data.shards import is_prepared, load_prepared
 from gpt.tokenizer import END_OF_TEXT, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError
 from gpt.tokenizer.cache import train_bpe_cached
@@ -87,25 +88,28 @@ def open_general_data(config: TrainConfig, tokenizer: Tokenizer) -> DataLoader |
         return None
     name = f"general_data {config.general_data!r}"
     with user_errors(TokenizerError, about=name):
-        tokens = tokenize(load_text(config.general_data, errors=config.encoding_errors), tokenizer)
+        tokens = tokenize_cached(load_text(config.general_data, errors=config.encoding_errors), tokenizer)
     options: dict[str, Any] = {"batch_size": config.batch_size, "block_size": config.block_size, "seed": config.seed}
     return DataLoader(tokens, tokenizer=tokenizer, name=name, **options)
 
 
 def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> tuple[Tokenizer, DataLoader, DataLoader]:
     """Return the tokenizer, a new one where none is given, and the loaders of training and validation data."""
-    options: dict[str, Any] = {"batch_size": config.batch_size, "block_size": config.block_size, "seed": config.seed}
-    if not is_prepared(config.data):
+    parts: Iterable[Tokens]
+    name = f"data {config.data!r}"
+    if is_prepared(config.data):
+        data = load_prepared(config.data)
+        if tokenizer is not None and tokenizer.to_dict() != data.tokenizer.to_dict():
+            raise UserError(f"{name} was prepared with another tokenizer than the weights were trained with")
+        tokenizer, parts = data.tokenizer, (data.train, data.val)
+    else:
         text = load_text(config.data, normalize=config.normalize_whitespace, errors=config.encoding_errors)
         tokenizer = tokenizer or make_tokenizer(config, text)
-        with user_errors(TokenizerError, about=f"data {config.data!r}"):
-            options["allow_special"] = config.allow_special
-            return tokenizer, *make_loaders(text, tokenizer, name=f"data {config.data!r}", **options)
-    data = load_prepared(config.data)
-    if tokenizer is not None and tokenizer.to_dict() != data.tokenizer.to_dict():
-        raise UserError(f"data {config.data!r} was prepared with another tokenizer than the weights were trained with")
+        with user_errors(TokenizerError, about=name):
+            parts = [tokenize_cached(x, tokenizer, allow_special=config.allow_special) for x in split_text(text)]
+    options: dict[str, Any] = {"batch_size": config.batch_size, "block_size": config.block_size, "seed": config.seed}
     train, val = (
-        DataLoader(tokens, tokenizer=data.tokenizer, name=f"the {kind} part of data {config.data!r}", **options)
-        for kind, tokens in (("training", data.train), ("validation", data.val))
+        DataLoader(tokens, tokenizer=tokenizer, name=f"the {kind} part of {name}", **options)
+        for kind, tokens in zip(("training", "validation"), parts, strict=True)
     )
-    return data.tokenizer, train, val
+    return tokenizer, train, val

@@ -18,8 +18,9 @@ from tests.processes import wait_until
 
 # What may take long, as the programs call it.
 SLOW = [
-    (build, "load_text"), (build, "make_tokenizer"), (build, "make_loaders"), (task, "build_model"), (loop, "batch_of"),
-    (loop, "estimate_loss"), (generate, "load_initial"), (evaluate, "open_tokens"), (evaluate, "score"),
+    (build, "load_text"), (build, "make_tokenizer"), (build, "tokenize_cached"), (task, "build_model"),
+    (loop, "batch_of"), (loop, "estimate_loss"), (generate, "load_initial"),
+    (evaluate, "open_tokens"), (evaluate, "score"),
 ]  # fmt: skip
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 LIBRARY = "libcuda.so.1"
 NO_DRIVER = (
-    f"there is no NVIDIA driver here ({LIBRARY} cannot be loaded): install one and check that nvidia-smi shows the GPU, "
-    "or choose numba or numpy"
+    f"there is no NVIDIA driver here ({LIBRARY} cannot be loaded): install one and check that nvidia-smi shows "
+    "the GPU, or choose numba or numpy"
 )
 GIB = 2**30
 

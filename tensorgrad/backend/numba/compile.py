@@ -109,8 +109,8 @@ class Cache(FunctionCache):  # type: ignore[misc]
         require_threads()  # the code may refer to functions of the threading layer
         code = None
         try:
-            # What Numba's own load_overload does, but for importing all of its compiler: 0.14 s, which loading can save.
-            rtsys.initialize(target_context)  # the code may refer to functions of the runtime
+            # As Numba's own load_overload, which first imports all that it can compile: 0.14 s for nothing.
+            rtsys.initialize(target_context)  # but the code may refer to functions of the runtime
             with self._guard_against_spurious_io_errors():
                 code = self._load_overload(sig, target_context)
         except Exception:  # damaged: make room for what will be compiled

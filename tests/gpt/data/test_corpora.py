@@ -76,6 +76,46 @@ def test_plain_dialogue_removes_markup_and_stage_directions() -> None:
     )
 
 
+@pytest.fixture
+def plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a package with two plays, and an empty cache."""
+    for name in ("a", "b"):
+        (tmp_path / "plays" / name).mkdir(parents=True)
+        (tmp_path / "plays" / name / "play.md").write_text(f"**{name.upper()}**\nWell said, {name}.")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpora, "find_in_package", lambda package, path: tmp_path / path)
+    return tmp_path / "plays"
+
+
+@pytest.mark.parametrize("change", ["nothing", "a play", "a new play", "a play less", "the code", "the cache"])
+def test_plays_are_converted_again_where_anything_has_changed(
+    change: str, plays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert corpora.shakespeare() == "A:\nWell said, a.\n\nB:\nWell said, b.\n"
+    if change == "a play":
+        (plays / "a" / "play.md").write_text("**A**\nWell said, c.")
+    elif change == "a new play":
+        (plays / "a" / "another.md").write_text("**C**\nWell said, c.")
+    elif change == "a play less":
+        (plays / "a" / "play.md").unlink()
+    elif change == "the code":
+        (tmp_path / "corpora.py").write_text("another version")
+        monkeypatch.setattr(corpora, "__file__", str(tmp_path / "corpora.py"))
+    elif change == "the cache":
+        (path,) = (tmp_path / "cache" / "tensorgrad" / "texts").iterdir()
+        path.write_bytes(path.read_bytes().replace(b"said", b"sold"))
+    converted: list[str] = []
+
+    def record(markdown: str) -> str:
+        converted.append(markdown)
+        return plain_dialogue(markdown)
+
+    monkeypatch.setattr(corpora, "plain_dialogue", record)
+    written = [path.read_text() for path in sorted(plays.glob("*/*.md"))]
+    assert corpora.shakespeare() == "\n".join(map(plain_dialogue, written))
+    assert converted == ([] if change == "nothing" else written)
+
+
 def test_the_king_james_bible_has_its_1189_chapters() -> None:
     skip_without("bible")
     text = load_text("kjv")

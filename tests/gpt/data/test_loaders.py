@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt.config import UserError
-from gpt.data import DataLoader, make_loaders, spawn_dataloader, split_text, tokenize
+from gpt.data import DataLoader, loaders, make_loaders, spawn_dataloader, split_text, tokenize
 from gpt.data.documents import load_text
-from gpt.tokenizer import CharTokenizer, GPT2Tokenizer
+from gpt.data.loaders import tokenize_cached
+from gpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, TokenizerError
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,74 @@ def test_tokens_have_the_smallest_sufficient_dtype(vocab_size: int, dtype: type)
     tokens = tokenize(text, Numbers(vocab_size))  # type: ignore[arg-type]
     assert tokens.dtype == dtype
     assert tokens.tolist() == [97, 98, vocab_size - 1]
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The texts that were encoded, with an empty cache for texts of 10 to 99 characters."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(loaders, "MIN_CACHED", 10)
+    monkeypatch.setattr(loaders, "MAX_CACHED", 99)
+    texts: list[str] = []
+
+    def record(text: str, tokenizer: Tokenizer, *, allow_special: bool) -> Any:
+        texts.append(text)
+        return tokenize(text, tokenizer, allow_special=allow_special)
+
+    monkeypatch.setattr(loaders, "tokenize", record)
+    return texts
+
+
+VERSE = "Shall I compare thee to a summer's day?"  # of letters that conftest's tokenizers know
+
+
+def test_a_text_is_encoded_once(tokenizer: Tokenizer, encoded: list[str]) -> None:
+    expected = tokenize(VERSE, tokenizer)
+    for _ in range(3):
+        tokens = tokenize_cached(VERSE, tokenizer)
+        assert tokens.dtype == expected.dtype
+        np.testing.assert_array_equal(tokens, expected)
+    assert encoded == [VERSE]
+
+
+def test_a_text_is_encoded_again_where_anything_differs(
+    bpe: BPETokenizer, gpt2: GPT2Tokenizer, encoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = VERSE + END_OF_TEXT
+    other = BPETokenizer([*bpe.tokens[:-1], b"summer's day"])
+    cases: list[tuple[str, Tokenizer, bool]] = [
+        (text, bpe, False), (text, bpe, True), (text[1:], bpe, False), (text, other, False), (text, gpt2, False),
+    ]  # fmt: skip
+    for case, tokenizer, allow_special in cases:
+        tokens = tokenize_cached(case, tokenizer, allow_special=allow_special)
+        np.testing.assert_array_equal(tokens, tokenize(case, tokenizer, allow_special=allow_special))
+    assert encoded == [case[0] for case in cases]
+    monkeypatch.setattr(loaders, "code", lambda: b"another version of tiktoken")
+    tokenize_cached(text, bpe)
+    assert len(encoded) == len(cases) + 1
+
+
+def test_wide_tokens_come_from_the_cache(encoded: list[str]) -> None:
+    wide = CharTokenizer("".join(chr(0x10000 + i) for i in range(65537)))
+    text = wide.characters[-20:]
+    assert [tokenize_cached(text, wide).tolist() for _ in range(2)] == [list(range(65517, 65537))] * 2
+    assert encoded == [text]
+
+
+@pytest.mark.parametrize("text", [VERSE[:9], VERSE * 3])
+def test_tokens_of_short_and_long_texts_are_not_kept(
+    text: str, bpe: BPETokenizer, encoded: list[str], tmp_path: Path
+) -> None:
+    np.testing.assert_array_equal(tokenize_cached(text, bpe), tokenize(text, bpe))
+    assert encoded == [text]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_text_that_cannot_be_encoded_is_refused(encoded: list[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(TokenizerError, match="the vocabulary, of 3 characters, does not have"):
+            tokenize_cached(VERSE, CharTokenizer("abc"))
+    assert not list(tmp_path.iterdir())
 
 
 # --------------------------------------------------------------------------------------------------
