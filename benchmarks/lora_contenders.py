@@ -37,10 +37,12 @@ class Finetuning(Training):
         """See Training."""
         loss = self.loss(idx, targets)
         loss.backward()
-        self.clip_grad_norm(self.parameters, GRAD_CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.update()
         return float(loss.item())
+
+    def update(self) -> None:
+        """Clip the gradients and update."""
+        raise NotImplementedError
 
     def loss(self, idx: Any, targets: Any) -> Any:
         """The mean loss of a batch."""
@@ -72,7 +74,7 @@ class Ours(Finetuning):
                     p.data[...] = initial_a(name, p.shape)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = tg.optim.AdamW(decay_groups(self.parameters), lr=LR, betas=BETAS)
-        self.clip_grad_norm = tg.optim.clip_grad_norm
+        self.norm_and_factor = tg.optim.norm_and_factor
         names = kernels(TrainConfig(model="llama", tokenizer="gpt2"))
         if (compilation := tg.get_backend().compile_ahead(names)) is not None:
             compilation.wait()
@@ -87,6 +89,12 @@ class Ours(Finetuning):
     def loss(self, idx: Any, targets: Any) -> Any:
         """See Finetuning."""
         return self.model.loss(idx, targets)
+
+    def update(self) -> None:
+        """See Finetuning."""
+        _, factor = self.norm_and_factor(self.parameters, GRAD_CLIP)
+        self.optimizer.step(grad_scale=factor)
+        self.optimizer.zero_grad()
 
     def version(self) -> str:
         """See Finetuning."""
@@ -126,6 +134,12 @@ class Peft(Finetuning):
     def loss(self, idx: Any, targets: Any) -> Any:
         """See Finetuning."""
         return self.model(input_ids=idx, labels=targets, shift_labels=targets).loss
+
+    def update(self) -> None:
+        """See Finetuning."""
+        self.clip_grad_norm(self.parameters, GRAD_CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def version(self) -> str:
         """See Finetuning."""

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it works
 
 from benchmarks import common
 from benchmarks.configurations import SETUPS, write_inputs
-from benchmarks.training import GRAD_CLIP, Ours
+from benchmarks.training import Ours
 from gpt.cli import ArgumentParser, one_of
 from gpt.cli import run as run_program
 from gpt.config import UserError
@@ -114,9 +114,7 @@ class DataParallel(Ours):
         loss = accumulate_gradients(
             self.model, (idx, targets), len(idx) // self.reducer.group.size, reducer=self.reducer
         )  # fmt: skip
-        self.clip_grad_norm(self.parameters, GRAD_CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.update()
         return loss
 
 

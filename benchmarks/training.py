@@ -94,7 +94,7 @@ class Ours(Training):
         self.model = FusedGPT(setup.model())
         self.parameters = list(self.model.parameters())
         self.optimizer = tg.optim.AdamW(decay_groups(self.parameters), lr=LR, betas=BETAS)
-        self.clip_grad_norm = tg.optim.clip_grad_norm
+        self.norm_and_factor = tg.optim.norm_and_factor
         names = kernels(TrainConfig(tokenizer="char", bias=self.model.config.bias))
         self.compilation = tg.get_backend().compile_ahead(names)
 
@@ -112,10 +112,14 @@ class Ours(Training):
             self.compilation = None
         loss = self.model.loss(idx, targets)
         loss.backward()
-        self.clip_grad_norm(self.parameters, GRAD_CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.update()
         return float(loss.item())
+
+    def update(self) -> None:
+        """Clip and update as gpt/train/step.py: AdamW multiplies the gradients on the way."""
+        _, factor = self.norm_and_factor(self.parameters, GRAD_CLIP)
+        self.optimizer.step(grad_scale=factor)
+        self.optimizer.zero_grad()
 
 
 class Torch(Training):

@@ -9,7 +9,7 @@ from typing import Any
 from tensorgrad.autograd import Observer
 
 # Updates by the optimiser: operations and bytes per element of the parameters.
-PER_PARAMETER = {"optimizer.step": (14, 28), "clip_grad_norm": (2, 4)}
+PER_PARAMETER = {"optimizer.step": (14, 28), "norm_and_factor": (2, 4)}
 
 
 @dataclass
