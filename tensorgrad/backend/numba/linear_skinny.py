@@ -117,7 +117,7 @@ def _dots(context: Any, x: Any, rows: Any, weight: Any, first: Any, prefetch_byt
         for width in (VECTOR_BYTES // size, 1):
             vector = ir.VectorType(scalar, width)
             kind = ir.FunctionType(vector, [vector] * 3)
-            fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{width}f{size * 8}")
+            fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{width}f{size * 8}")
             stop = builder.sub(n, builder.urem(n, number(width)))
             sums = [cgutils.alloca_once(builder, vector) for _ in results]
             for total in sums:

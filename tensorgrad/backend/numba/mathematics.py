@@ -6,18 +6,23 @@ they are the C library's. NaN gives NaN, an infinity gives the limit.
 """
 
 import math
+import platform
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from tensorgrad.backend.numba.compile import by_type, inline
+from tensorgrad.backend.numba.compile import by_type, has_instructions, inline
 
 F = np.float32
 # As float32 these are exact, and an operation with them keeps the dtype of float32 and float64.
 ZERO, ONE, HALF, THREE, NEVER = F(0), F(1), F(0.5), F(3), F(-np.inf)
 LOG2_E = F(1.4426950408889634)
-LN2_HIGH, LN2_LOW = F(-0.69314718), F(1.9046543e-9)  # together -ln 2
+# -ln 2 as a sum. Where a b + c is rounded twice, multiples of the first part must be exact: its last 15 bits are 0.
+ROUNDS_TWICE = platform.machine().lower() in ("x86_64", "amd64") and not has_instructions("fma")
+LN2_HIGH, LN2_LOW = (F(-0.693359375), F(2.12194440e-4)) if ROUNDS_TWICE else (F(-0.69314718), F(1.9046543e-9))
 ROUND, ROUND_BITS = F(1.5 * 2**23), np.int32(0x4B400000)  # adding it rounds to an integer, in the lowest bits
 ONE_BITS = np.int32(0x3F800000)  # of 1.0; adding n to the exponent gives 2^n
 SIGN = np.int32(-(2**31))  # the sign bit of a float32
@@ -32,13 +37,17 @@ ERF_LARGE = (F(0.00019822), F(-0.0030654934), F(0.022315225), F(-0.1041137), F(-
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
-    """a b + c for float32, rounded once; compiled code uses the instruction for it."""
+    """a b + c for float32, rounded once; by compiled code twice where the processor has no instruction for it."""
     return F(float(a) * float(b) + float(c))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:
-    return c(a, b, c), lambda context, builder, signature, arguments: builder.fma(*arguments)
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(arguments[0].type, [arguments[0].type] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.f32"), arguments)
+
+    return c(a, b, c), generate
 
 
 overload(fma)(lambda a, b, c: lambda a, b, c: _fma(a, b, c))

@@ -142,8 +142,9 @@ def microkernel_function(module: Any, scalar: Any, size: int, transposed: bool) 
     builder = ir.IRBuilder(function.append_basic_block())
     a, a_stride, step, panel, c, c_stride, n, add = function.args
     vector = ir.VectorType(scalar, VECTOR_BYTES // size)
+    # The function "fma" would be a call where the processor has no instruction for it; "fmuladd" is two instructions.
     fma = cgutils.get_or_insert_function(
-        module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{vector.count}f{size * 8}"
+        module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{vector.count}f{size * 8}"
     )
 
     def after(start: Any, distance: Any, times: int) -> Any:

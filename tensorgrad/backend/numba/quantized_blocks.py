@@ -277,8 +277,8 @@ def _scales(builder: Any, n_bytes: int, address: Any, count: int) -> tuple[Any, 
 
 
 def _add_product(builder: Any, a: Any, b: Any, total: Any) -> None:
-    """total += a b, with one rounding."""
-    builder.store(builder.call(_function(builder, "fma", a.type, 3), [a, b, builder.load(total)]), total)
+    """total += a b, with one rounding where the processor has an instruction for it."""
+    builder.store(builder.call(_function(builder, "fmuladd", a.type, 3), [a, b, builder.load(total)]), total)
 
 
 def _to_float(builder: Any, halves: list[Any]) -> Any:
