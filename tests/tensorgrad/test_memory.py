@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tensorgrad as tg
-from tensorgrad.memory import keep_freed_memory
+from tensorgrad.memory import HUGE_PAGE_SIZE, MAX_HUGE_PAGE_BYTES, keep_freed_memory
 
 if not keep_freed_memory():
     pytest.skip("freed memory is kept on glibc only", allow_module_level=True)
@@ -35,6 +35,28 @@ before = megabytes()
 arrays = [np.ones(2_500_000) for _ in range(20)]
 del arrays
 print(before, megabytes())
+"""
+
+
+# Prints whether huge pages were asked for where arrays of 2 MB lie, which two threads have made.
+HUGE = """
+import re
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from tensorgrad.memory import keep_freed_memory
+
+def is_huge(x):
+    middle = x.ctypes.data + x.nbytes // 2
+    smaps = open("/proc/self/smaps").read()
+    for first, last, flags in re.findall(r"(?m)^([0-9a-f]+)-([0-9a-f]+) (?:.*\\n)+?VmFlags:(.*)$", smaps):
+        if int(first, 16) <= middle < int(last, 16):
+            return " hg" in flags
+
+assert keep_freed_memory()
+arrays = [np.ones(2**18) for _ in range(100)]
+with ThreadPoolExecutor(1) as pool:
+    arrays.append(pool.submit(np.ones, 2**18).result())
+print(*{is_huge(x) for x in arrays})
 """
 
 
@@ -108,3 +130,12 @@ def test_programs_keep_freed_memory(program: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "keep_freed_memory", lambda: sys.exit("kept"))
     with pytest.raises(SystemExit, match="kept"):
         module.main()
+
+
+@pytest.mark.skipif(not HUGE_PAGE_SIZE.exists(), reason="needs a kernel with huge pages")
+@pytest.mark.parametrize("limit", ["", "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))"])
+def test_arrays_of_all_threads_are_in_huge_pages(limit: str) -> None:
+    """Where a limit forbids so large a heap, memory is kept all the same."""
+    result = subprocess.run([sys.executable, "-c", limit + HUGE], capture_output=True, text=True, check=True)
+    asked = int(HUGE_PAGE_SIZE.read_text()) <= MAX_HUGE_PAGE_BYTES and not limit
+    assert result.stdout.split() == [str(asked)]
