@@ -77,12 +77,13 @@ class Ours(Training):
 
     def prepare(self, inputs: str, threads: int, backend: str) -> None:
         """See Training."""
-        from safetensors.numpy import load_file
+        from safetensors import safe_open
 
-        import_tensorgrad(backend, threads)
+        k = import_tensorgrad(backend, threads).get_backend()
         self.make(self.setup)
-        arrays = load_file(inputs)
-        self.model.load_state_dict({name: x for name, x in arrays.items() if name not in ("idx", "targets")})
+        with safe_open(inputs, framework="numpy") as weights:
+            for name, p in self.model.named_parameters():  # one at a time, as for PyTorch: all would leave a hole
+                p.data[...] = k.asarray(weights.get_tensor(name))
 
     def make(self, setup: Setup) -> None:
         """Create the model and the optimiser."""

@@ -1,5 +1,6 @@
 """The benchmarks run, count correctly, and refuse to time contenders with different results. Speed is not tested."""
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -7,11 +8,13 @@ import math
 import mmap
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import tensorgrad as tg
 from benchmarks import common, fusions, train_step, training
@@ -336,6 +339,31 @@ def test_a_worker_that_fails_reports_the_reason() -> None:
         worker.process.kill()
         with pytest.raises(Unavailable, match=r"its process ended with status -9 \(out of memory\?\)"):
             worker.call("gflop")
+
+
+def test_weights_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once, as much memory as they take is free when training begins, which the arrays of a step do not fill."""
+    make = training.Ours.make
+
+    def make_and_forget_the_peak(self: training.Ours, setup: Any) -> None:
+        make(self, setup)
+        tracemalloc.reset_peak()
+
+    monkeypatch.setattr(training.Ours, "make", make_and_forget_the_peak)
+    monkeypatch.setattr(training, "import_tensorgrad", lambda *_: tg)  # settings of the process stay as they are
+    write_inputs(tmp_path / "inputs", TINY, seed=0)
+    sizes = [4 * math.prod(shape) for _, shape in parameter_shapes(TINY)]
+    with tg.use_backend("numpy"):
+        tracemalloc.start()
+        try:
+            contender = training.Ours(dataclasses.asdict(TINY), str(tmp_path / "inputs"), threads=1, backend="numpy")
+            held, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak - held < 2 * max(sizes) < 0.7 * sum(sizes)
+    with safe_open(str(tmp_path / "inputs"), framework="numpy") as weights:
+        for name, p in contender.model.named_parameters():
+            np.testing.assert_array_equal(p.data, weights.get_tensor(name))
 
 
 def test_page_faults_and_peak_memory_are_counted() -> None:
