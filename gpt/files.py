@@ -100,10 +100,13 @@ def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
     require_regular_file(path)
     if path.stat().st_size > max_bytes:
         raise ValueError(f"larger than {max_bytes} bytes, so this program did not write it")
-    values = json.loads(
-        path.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_parse_finite,
-        object_pairs_hook=_refuse_repeated_keys,
-    )  # fmt: skip
+    try:
+        values = json.loads(
+            path.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_parse_finite,
+            object_pairs_hook=_refuse_repeated_keys,
+        )  # fmt: skip
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON, or damaged: {error}") from error
     if not isinstance(values, dict):
         raise ValueError("does not hold a JSON object")
     return values
@@ -130,6 +133,7 @@ def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         raise ValueError("an entry occurs twice")
     return values
+
 
 LOCK = "run.lock"  # exists while a process writes into the folder, and remains after one that was killed
 

@@ -271,7 +271,7 @@ def read_extra(folder: Path, name: str) -> Arrays:
 
 def _is_step(path: Path) -> bool:
     if not path.exists():
-        raise UserError(f"{path}: no such checkpoint")
+        raise UserError(f"{path}: no such checkpoint; python generate.py --list shows the runs")
     if not path.is_dir():
         raise UserError(f"{path}: a checkpoint is a folder, and this is a file")
     return (path / MANIFEST).exists() or step_of(path) is not None

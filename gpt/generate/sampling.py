@@ -47,7 +47,7 @@ class Sampling:
         if not 0 < self.repetition_penalty < math.inf:
             _refuse("repetition_penalty", self.repetition_penalty, "above 0; 1 has no effect")
         if not 0 <= self.temperature < math.inf:
-            _refuse("temperature", self.temperature, "at least 0; 0 takes the most likely token")
+            _refuse("temperature", self.temperature, "at least 0 (0 takes the most likely token)")
         whole = isinstance(self.top_k, int | np.integer)
         if self.top_k is not None and not (whole and self.top_k >= 1):
             _refuse("top_k", self.top_k, "a whole number of at least 1, or None for all tokens")

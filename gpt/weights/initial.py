@@ -11,7 +11,7 @@ from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.checkpoint.files import MANIFEST, MODEL
 from gpt.checkpoint.steps import newest_checkpoint
 from gpt.cli import user_errors
-from gpt.config import GPTConfig, LlamaConfig, UserError
+from gpt.config import GPTConfig, LlamaConfig, UserError, nearest
 from gpt.files import file_errors, sha256_of
 from gpt.lora import LoRA, add_lora, load_adapters
 from gpt.tokenizer import Tokenizer
@@ -97,6 +97,8 @@ def load_initial(
     place = Path(os.path.expanduser(path))
     if path in PUBLISHED and not place.exists():
         place = find_published(path)
+    if not place.exists():
+        raise UserError(f"{path}: no such checkpoint{nearest(path, PUBLISHED) or f'; give {MODEL_HELP}'}")
     if place.name in (MODEL, ADAPTER) and (place.parent / MANIFEST).exists():
         place = place.parent  # of a checkpoint: its names are GPT-2's, but its matrices are stored transposed
     base_path = path

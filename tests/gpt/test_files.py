@@ -1,4 +1,4 @@
-"""The folder lock: one run at a time in a folder, and a killed run does not keep the lock."""
+"""Files: the folder lock, which a killed run does not keep, and JSON that is damaged."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt.config import UserError
-from gpt.files import LOCK, FolderLock
+from gpt.files import LOCK, FolderLock, read_json
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -102,3 +102,9 @@ def test_a_failed_unlock_does_not_hide_the_original_error(tmp_path: Path, monkey
         monkeypatch.setattr(Path, "unlink", refuse)
         raise UserError("cannot be saved")
     FolderLock(tmp_path).check()  # the lock itself is released
+
+
+def test_a_truncated_json_file_is_named_as_damaged(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a": "b')
+    with pytest.raises(ValueError, match="^not JSON, or damaged: Unterminated string"):
+        read_json(tmp_path / "x.json", 100)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt.__main__ import COMMANDS, main
+from gpt.weights.initial import MODEL_HELP
 from tests.processes import HANG_S
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,10 @@ def test_help_lists_every_command_on_its_own_line(argv: list[str], capsys: pytes
         (["data", "x"], "python -m gpt data: error: unknown command 'x': prepare or verify"),
         (["data", "verify", "x"], "python -m gpt data: error: x/manifest.json: missing"),
         (["compare", "x"], "python -m gpt compare: error: x: not a run: there is no metrics.jsonl in it"),
-        (["evaluate", "x", "--data=y", "--backend=numpy"], "python -m gpt evaluate: error: x: no such checkpoint"),
+        (
+            ["evaluate", "x", "--data=y", "--backend=numpy"],
+            f"python -m gpt evaluate: error: x: no such checkpoint; give {MODEL_HELP}",
+        ),
     ],
 )
 def test_user_errors_are_one_line_with_status_2(

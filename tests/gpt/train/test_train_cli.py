@@ -236,7 +236,7 @@ def test_the_error_for_a_bad_configuration_file_names_the_file(content: str | by
         ("--data text.txt --out text.txt", "out text.txt is a file; a run needs a folder"),
         ("--data text.txt --tokenizer bpe --vocab-size 9", "vocab_size 9 is too small"),
         ("--resume", "checkpoints: no such folder, so there is no checkpoint in it"),
-        ("--resume missing", "missing: no such checkpoint"),
+        ("--resume missing", "missing: no such checkpoint; python generate.py --list shows the runs"),
         ("--resume text.txt", "text.txt: a checkpoint is a folder, and this is a file"),
         ("--threads 0", "threads must be at least 1, not 0"),
         ("--threads 100000", "threads: 100000 is not a number from 1 to "),

@@ -77,9 +77,7 @@ def test_trained_weights_get_a_low_learning_rate_and_a_short_warm_up(
     assert (config.lr, config.min_lr, config.warmup_iters) == pytest.approx(schedule)
 
 
-def test_a_dry_run_describes_the_run_that_starts_with_the_weights(
-    old: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_describes_the_run_that_starts_with_the_weights(old: Run, capsys: pytest.CaptureFixture[str]) -> None:
     def dry(**given: Any) -> int:
         return dry_run(Arguments(given={**RUN, "init_from": "old", **given}, resume=None, dry_run=True))
 
@@ -106,7 +104,8 @@ def test_a_shorter_window_uses_the_first_position_embeddings(old: Run) -> None:
         ({"block_size": 9}, "block_size 9: the weights of old have 8"),
         ({"tokenizer": "bpe"}, "tokenizer bpe: the weights of old have char"),
         ({"data": "other.txt"}, "data 'other.txt': the vocabulary, of 28 characters, does not have 'Ä'"),
-        ({"init_from": "missing"}, "missing: no such checkpoint"),
+        ({"init_from": "missing"}, "missing: no such checkpoint; give a run, .* GGUF, smollm2 or gpt2"),
+        ({"init_from": "smolm2"}, r"smolm2: no such checkpoint; did you mean smollm2\?"),
         ({"init_from": "text.txt"}, "text.txt: not a complete safetensors file"),
     ],
 )
