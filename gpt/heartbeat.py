@@ -55,9 +55,13 @@ class Heartbeat:
 
 
 def until_first(activity: str, pieces: Iterator[T]) -> Iterator[T]:
-    """Yield the pieces, with a heartbeat before the first: later a line would stand within what they are printed as."""
+    """Yield the pieces, with a heartbeat before the first: later a line would stand within what they are printed as.
+
+    So would the one that says that kernels are compiled. The second token is the first from the kernels of decoding,
+    so two pieces are computed before one is given away.
+    """
     with Heartbeat(activity):
-        first = list(itertools.islice(pieces, 1))
+        first = list(itertools.islice(pieces, 2))
     yield from first
     yield from pieces
 

@@ -3,6 +3,7 @@
 import io
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import generate
 import train
 from gpt import heartbeat
 from gpt.evaluate import __main__ as evaluate
-from gpt.heartbeat import Heartbeat, progress_bar
+from gpt.heartbeat import Heartbeat, progress_bar, until_first
 from gpt.train import build, loop, task
 from tests.processes import wait_until
 
@@ -41,6 +42,21 @@ def test_a_long_operation_prints_lines_repeatedly(short_interval: None) -> None:
     n = len(lines)
     threading.Event().wait(0.01)
     assert len(lines) == n
+
+
+def test_two_pieces_are_computed_before_the_first_is_given_away() -> None:
+    """The second token may compile kernels, whose line would stand within the text."""
+    computed: list[int] = []
+
+    def pieces() -> Iterator[int]:
+        for n in range(4):
+            computed.append(n)
+            yield n
+
+    given = until_first("generating", pieces())
+    assert next(given) == 0 and computed == [0, 1]
+    assert list(given) == [1, 2, 3]
+    assert list(until_first("generating", iter([7]))) == [7]
 
 
 def test_a_reset_delays_the_next_line(monkeypatch: pytest.MonkeyPatch) -> None:
