@@ -9,6 +9,7 @@ import difflib
 import functools
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -30,6 +31,7 @@ HELP = {
     "batch_size": "sequences", "vocab_size": "different tokens",
 }  # fmt: skip
 PICTURE = Path("roofline.png")
+SILENCE_S = 2.5  # after which a line says how far it is
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,6 +133,21 @@ def _step(options: argparse.Namespace, model_kind: str, plain: bool) -> tuple[Ca
     return lambda: model(*batch).backward(), optim.AdamW(model.parameters(), master_weights=half)
 
 
+def _with_progress(step: Callable[[], None], times: int) -> Callable[[], None]:
+    """The step, which says on stderr how often it was run, where it is slow."""
+    done, last = 0, time.monotonic()
+
+    def run() -> None:
+        nonlocal done, last
+        if done and time.monotonic() - last > SILENCE_S:
+            print(f"measuring: {done} of {times} steps", file=sys.stderr, flush=True)
+            last = time.monotonic()
+        step()
+        done += 1
+
+    return run
+
+
 def _print_step(options: argparse.Namespace, step: Callable[[], None], optimizer: Any) -> Roofline:
     """Measure and print a step, and draw its picture."""
     n, sizes = sum(p.size for p in optimizer.params), options.sizes
@@ -139,7 +156,7 @@ def _print_step(options: argparse.Namespace, step: Callable[[], None], optimizer
         f"n_embd {sizes.n_embd}; batch {sizes.batch_size} x {sizes.block_size}\n",
         flush=True,
     )
-    found = roofline(step, optimizer, rounds=options.rounds)
+    found = roofline(_with_progress(step, 3 + 2 * options.rounds), optimizer, rounds=options.rounds)
     print(found)
     path = options.out or PICTURE
     try:

@@ -51,6 +51,15 @@ def test_it_prints_the_step_the_levels_and_writes_both(capsys: pytest.CaptureFix
     assert {row["op"] for row in found["step"]["rows"]} >= {of_op["op"] for of_op in found["levels"]}
 
 
+def test_a_slow_step_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(SMALL) == 0
+    assert "measuring" not in capsys.readouterr().err
+    monkeypatch.setattr(roofline_command, "SILENCE_S", 0)
+    assert main(SMALL) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"measuring: {n} of 5 steps" for n in range(1, 5)]  # 3 + 2 times one round
+
+
 def test_one_op_at_its_levels(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--op", "softmax"]) == 0
     lines = capsys.readouterr().out.splitlines()
