@@ -141,7 +141,7 @@ _NANOGPT: dict[str, tuple[dict[str, list[str]], str]] = {
     ),
     "init_from": (
         {"scratch": [], "resume": ["--resume"]},
-        "give --init-from the path of a checkpoint, or of GPT-2's model.safetensors",
+        "with a hyphen, --init-from takes gpt2, smollm2, or the path of a checkpoint",
     ),
     "device": ({"cpu": ["--backend=cpu"], "cuda": ["--backend=cupy"]}, "use --backend"),
     "compile": ({"False": []}, "the kernels of --backend numba are compiled anyway"),

@@ -241,7 +241,10 @@ def test_the_error_for_a_bad_configuration_file_names_the_file(content: str | by
         ("--threads 0", "threads must be at least 1, not 0"),
         ("--threads 100000", "threads: 100000 is not a number from 1 to "),
         ("--compile=True", "--compile=True has no counterpart here: "),
-        ("--init_from=gpt2", "--init_from=gpt2 has no counterpart here: "),
+        (
+            "--init_from=gpt2",
+            "--init_from=gpt2 has no counterpart here: with a hyphen, --init-from takes gpt2, smollm2, ",
+        ),
         ("--dataset=openwebtext", "give the text itself with --data"),
         ("--dtype=float8", "argument --dtype: unknown value 'float8'; did you mean float"),
         ("--dtype=tf32", "dtype tf32: a format of NVIDIA's tensor cores, and numpy is not on a GPU: choose float32"),
