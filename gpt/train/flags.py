@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -162,12 +161,14 @@ def translate_nanogpt(word: str) -> list[str]:
     """
     if Path(word).name in _CONFIG_FILES:
         return [f"--config={_CONFIG_FILES[Path(word).name]}"]
-    setting = re.fullmatch(r"--(\w+)=(.*)", word, re.DOTALL)
-    if not setting:
+    flag, equals, value = word.partition("=")
+    name = flag.removeprefix("--")
+    if name == flag:  # no flag, but a file or a value
         return [word]
-    name, value = setting.groups()
-    if name in NANOGPT_NAMES:
-        return [f"--{NANOGPT_NAMES[name]}={value}"]
+    if ours := NANOGPT_NAMES.get(name.replace("-", "_")):
+        return [f"--{ours}{equals}{value}"]
+    if not equals:
+        return [word]
     if name in _WITHOUT_EFFECT:
         return []
     if name not in _NANOGPT:

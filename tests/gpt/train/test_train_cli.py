@@ -107,6 +107,7 @@ def test_the_cpu_command_of_nanogpt_is_accepted() -> None:
     ("word", "given"),
     [
         ("--learning_rate=1e-3", {"lr": 1e-3}),
+        ("--learning-rate=1e-3", {"lr": 1e-3}),
         ("--gradient_accumulation_steps=5", {"grad_accum": 5}),
         ("--out_dir=out/x", {"out": "out/x"}),
         ("--dataset=shakespeare_char", {"data": "shakespeare", "tokenizer": "char"}),
@@ -129,6 +130,10 @@ def test_the_cpu_command_of_nanogpt_is_accepted() -> None:
 )
 def test_the_flags_of_nanogpt_are_translated(word: str, given: dict[str, object]) -> None:
     assert parse([word]).given == given
+
+
+def test_a_value_may_be_the_next_word() -> None:
+    assert parse(["--learning_rate", "1e-3", "--out-dir", "x=y"]).given == {"lr": 1e-3, "out": "x=y"}
 
 
 def test_the_resume_flag_of_nanogpt_is_translated() -> None:
