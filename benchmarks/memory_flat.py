@@ -9,6 +9,7 @@ also draws loss.png: matplotlib needs some 40 MB more, and its memory settles a 
 """
 
 import argparse
+import ctypes
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +27,7 @@ from tensorgrad.memory import keep_freed_memory
 
 EVERY = 50  # steps between two readings, validations and checkpoints
 ALLOWED = 0.02
+PR_SET_THP_DISABLE = 41  # from Linux's prctl.h
 TINY: dict[str, Any] = {
     "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "batch_size": 4, "grad_accum": 2, "dropout": 0.1,
     "eval_interval": EVERY, "eval_iters": 2, "checkpoint_interval": EVERY, "tokenizer": "char",
@@ -35,6 +37,8 @@ TEXT = "".join(f"{i} times {j} is {i * j}.\n" for i in range(100) for j in range
 
 def measure(steps: int, backend: str, plot: bool, folder: Path) -> list[float]:
     """Train, and return the memory held every EVERY steps, in MB."""
+    if sys.platform == "linux":  # with huge pages the memory would grow by 2 MB at a time
+        ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     keep_freed_memory()
     (folder / "text.txt").write_text(TEXT)
     settings = {**TINY, "data": str(folder / "text.txt"), "out": str(folder / "run")}

@@ -1,4 +1,4 @@
-"""The programs on a simulated Windows: without resource, fcntl, pread, pthread_sigmask, SIGHUP and sysconf."""
+"""The programs on a simulated Windows: without glibc, resource, fcntl, pread, pthread_sigmask, SIGHUP and sysconf."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.processes import HANG_S
 ROOT = Path(__file__).parents[2]
 
 WINDOWS = """
-import fcntl, os, signal, sys, types
+import fcntl, os, platform, signal, sys, types
 import multiprocessing, subprocess, tqdm  # what is of POSIX in the standard library stays
 
 
@@ -29,9 +29,10 @@ for module, names in (
 ):
     for name in names:
         delattr(module, name)
-platform, sys.platform = sys.platform, "win32"
+platform.libc_ver = lambda *_: ("", "")
+own, sys.platform = sys.platform, "win32"
 import gpt.files
-sys.platform = platform
+sys.platform = own
 """
 
 TRAIN = ["--backend=numpy", "--n-layer=1", "--n-embd=16", "--block-size=8", "--eval-iters=1", "--plot=False",
