@@ -24,6 +24,8 @@ NEVER_TRIM = -1
 HEAP_GROWTH_BYTES = 64 * 2**20
 HUGE_PAGE_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 MAX_HUGE_PAGE_BYTES = 2**22  # on some ARM systems it is 512 MB: too much for an array of a few
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+STRICT = "2"  # addresses count as memory, whether they are used or not
 
 
 @functools.cache
@@ -37,7 +39,7 @@ def keep_freed_memory() -> bool:
     if not all(libc.mallopt(parameter, value) == 1 for parameter, value in settings.items()):
         return False
     with suppress(OSError, ValueError):  # a kernel without huge pages
-        if int(HUGE_PAGE_SIZE.read_text()) <= MAX_HUGE_PAGE_BYTES:
+        if int(HUGE_PAGE_SIZE.read_text()) <= MAX_HUGE_PAGE_BYTES and OVERCOMMIT.read_text().strip() != STRICT:
             _ask_for_huge_pages(libc)
     return True
 

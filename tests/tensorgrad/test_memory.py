@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tensorgrad as tg
-from tensorgrad.memory import HUGE_PAGE_SIZE, MAX_HUGE_PAGE_BYTES, keep_freed_memory
+from tensorgrad.memory import HUGE_PAGE_SIZE, MAX_HUGE_PAGE_BYTES, OVERCOMMIT, STRICT, keep_freed_memory
 
 if not keep_freed_memory():
     pytest.skip("freed memory is kept on glibc only", allow_module_level=True)
@@ -133,9 +133,18 @@ def test_programs_keep_freed_memory(program: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(not HUGE_PAGE_SIZE.exists(), reason="needs a kernel with huge pages")
-@pytest.mark.parametrize("limit", ["", "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))"])
-def test_arrays_of_all_threads_are_in_huge_pages(limit: str) -> None:
-    """Where a limit forbids so large a heap, memory is kept all the same."""
+@pytest.mark.parametrize(
+    "limit",
+    [
+        "",
+        "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))",
+        "import pathlib, tensorgrad.memory as m; m.OVERCOMMIT = pathlib.Path('strict'); m.OVERCOMMIT.write_text('2')",
+    ],
+)
+def test_arrays_of_all_threads_are_in_huge_pages(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where so large a heap is forbidden, or would be taken from others, memory is kept all the same."""
+    monkeypatch.chdir(tmp_path)
     result = subprocess.run([sys.executable, "-c", limit + HUGE], capture_output=True, text=True, check=True)
-    asked = int(HUGE_PAGE_SIZE.read_text()) <= MAX_HUGE_PAGE_BYTES and not limit
+    strict = OVERCOMMIT.read_text().strip() == STRICT
+    asked = int(HUGE_PAGE_SIZE.read_text()) <= MAX_HUGE_PAGE_BYTES and not (limit or strict)
     assert result.stdout.split() == [str(asked)]
