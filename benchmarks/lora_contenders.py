@@ -10,8 +10,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
-from benchmarks.training import GRAD_CLIP, Training, decay_groups, import_tensorgrad, import_torch
+from benchmarks import common, training
+from benchmarks.training import Training, decay_groups, import_tensorgrad, import_torch
 from benchmarks.workers import Unavailable
 
 LR, BETAS = 1e-4, (0.9, 0.99)
@@ -40,10 +40,6 @@ class Finetuning(Training):
         self.update()
         return float(loss.item())
 
-    def update(self) -> None:
-        """Clip the gradients and update."""
-        raise NotImplementedError
-
     def loss(self, idx: Any, targets: Any) -> Any:
         """The mean loss of a batch."""
         raise NotImplementedError
@@ -55,6 +51,8 @@ class Finetuning(Training):
 
 class Ours(Finetuning):
     """tensorgrad; rank 0 trains all weights."""
+
+    update = training.Ours.update
 
     def prepare(self, file: str, threads: int, backend: str, rank: int) -> None:
         """See Training."""
@@ -89,12 +87,6 @@ class Ours(Finetuning):
     def loss(self, idx: Any, targets: Any) -> Any:
         """See Finetuning."""
         return self.model.loss(idx, targets)
-
-    def update(self) -> None:
-        """See Finetuning."""
-        _, factor = self.norm_and_factor(self.parameters, GRAD_CLIP)
-        self.optimizer.step(grad_scale=factor)
-        self.optimizer.zero_grad()
 
     def version(self) -> str:
         """See Finetuning."""
@@ -134,12 +126,6 @@ class Peft(Finetuning):
     def loss(self, idx: Any, targets: Any) -> Any:
         """See Finetuning."""
         return self.model(input_ids=idx, labels=targets, shift_labels=targets).loss
-
-    def update(self) -> None:
-        """See Finetuning."""
-        self.clip_grad_norm(self.parameters, GRAD_CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
 
     def version(self) -> str:
         """See Finetuning."""

@@ -43,6 +43,12 @@ class Training:
         """Do one training step; returns the loss before it."""
         raise NotImplementedError
 
+    def update(self) -> None:
+        """Clip the gradients, update, and set them to None."""
+        self.clip_grad_norm(self.parameters, GRAD_CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
     def warm_up(self, steps: int) -> dict[str, Any]:
         """Do the first steps, including compilation. Returns their losses, by which contenders are compared."""
         started = time.perf_counter()
@@ -117,7 +123,7 @@ class Ours(Training):
         return float(loss.item())
 
     def update(self) -> None:
-        """Clip and update as gpt/train/step.py: AdamW multiplies the gradients on the way."""
+        """As gpt/train/step.py: AdamW multiplies the gradients on the way."""
         _, factor = self.norm_and_factor(self.parameters, GRAD_CLIP)
         self.optimizer.step(grad_scale=factor)
         self.optimizer.zero_grad()
@@ -153,9 +159,7 @@ class Torch(Training):
         """See Training."""
         loss = self.model(idx, targets)[1]
         loss.backward()
-        self.clip_grad_norm(self.parameters, GRAD_CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.update()
         return float(loss.item())
 
 

@@ -144,13 +144,13 @@ def tokenize(text: str, tokenizer: Tokenizer, *, allow_special: bool = False) ->
 
 def tokenize_cached(text: str, tokenizer: Tokenizer, *, allow_special: bool = False) -> Array:
     """Return tokenize(...), from the cache on disk if it is there; of a long text only the first time takes long."""
+    if not MIN_CACHED <= len(text) <= MAX_CACHED:
+        return tokenize(text, tokenizer, allow_special=allow_special)
     dtype = DTYPES[dtype_name(tokenizer)]
 
     def encode() -> bytes:
         return tokenize(text, tokenizer, allow_special=allow_special).astype(dtype).tobytes()
 
-    if not MIN_CACHED <= len(text) <= MAX_CACHED:
-        return np.frombuffer(encode(), dtype)
     settings = json.dumps([tokenizer.to_dict(), allow_special]).encode()
     depends_on = (code(), settings, text.encode(errors="surrogatepass"))
     return np.frombuffer(cached("tokens", depends_on, encode), dtype)

@@ -118,6 +118,13 @@ def refused() -> str:
     return message
 
 
+def replace_cupy(monkeypatch: pytest.MonkeyPatch, folder: Any, code: str) -> None:
+    """Let `import cupy` run this code."""
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    (folder / "cupy.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+
+
 def test_cupy_is_not_installed(registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     message = refused()
@@ -127,9 +134,7 @@ def test_cupy_is_not_installed(registry: None, monkeypatch: pytest.MonkeyPatch) 
 def test_a_missing_driver_is_found_without_importing_cupy(
     registry: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    (tmp_path / "cupy.py").write_text("raise AssertionError")
-    monkeypatch.syspath_prepend(tmp_path)
+    replace_cupy(monkeypatch, tmp_path, "raise AssertionError")
     monkeypatch.setattr(driver.sys, "platform", "linux")
     monkeypatch.setattr(driver, "driver_version", lambda: None)
     assert refused() == driver.NO_DRIVER
@@ -138,9 +143,7 @@ def test_a_missing_driver_is_found_without_importing_cupy(
 def test_elsewhere_than_on_linux_cupy_looks_for_the_driver(
     registry: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    (tmp_path / "cupy.py").write_text("raise ImportError('was imported')")
-    monkeypatch.syspath_prepend(tmp_path)
+    replace_cupy(monkeypatch, tmp_path, "raise ImportError('was imported')")
     monkeypatch.setattr(driver.sys, "platform", "win32")
     monkeypatch.setattr(driver, "driver_version", lambda: None)
     assert "was imported" in refused()
@@ -148,18 +151,14 @@ def test_elsewhere_than_on_linux_cupy_looks_for_the_driver(
 
 def test_cupy_fails_to_import(registry: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(driver, "driver_version", lambda: (13, 0))
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    (tmp_path / "cupy.py").write_text("raise ImportError('\\n====\\nlibcudart.so.13 is missing\\n')")
-    monkeypatch.syspath_prepend(tmp_path)
+    replace_cupy(monkeypatch, tmp_path, "raise ImportError('\\n====\\nlibcudart.so.13 is missing\\n')")
     message = refused()
     assert message.startswith("CuPy is installed but fails to import (====): pip install")
 
 
 def test_something_that_cupy_needs_is_missing(registry: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(driver, "driver_version", lambda: (13, 0))
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    (tmp_path / "cupy.py").write_text("import tensorgrad_needs_no_such_module")
-    monkeypatch.syspath_prepend(tmp_path)
+    replace_cupy(monkeypatch, tmp_path, "import tensorgrad_needs_no_such_module")
     with pytest.raises(ModuleNotFoundError, match="tensorgrad_needs_no_such_module"):
         tg.use_backend("cupy")
 
