@@ -24,9 +24,9 @@ from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.strided import array, contiguous_row, strided
 
 MIN_PARALLEL_MULTIPLICATIONS = 2**19  # in a smaller product, waking the other threads costs more than they save
-MC = 144  # rows of a block of a, a multiple of MR, and
-KC = 384  # its columns: 0.2 megabytes of float32. So high is a panel of b, too: 24 KB, with AVX-512 48 KB
-NC = 1536  # columns of a block of b: at most 2.4 megabytes
+MC = 72  # rows of a block of a, a multiple of MR, and
+KC = 384  # its columns: 0.1 megabytes of float32. So high is a panel of b, too: 24 KB, with AVX-512 48 KB
+NC = 512  # columns of a block of b: at most 0.8 megabytes, since threads and other programs share that cache
 
 
 @inline
