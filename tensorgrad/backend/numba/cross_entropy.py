@@ -56,8 +56,6 @@ def cross_entropy_backward(
 class CrossEntropy(NumpyBackend):
     """The kernels above, for float32 and float64."""
 
-    logits_block = 2**23  # elements, 32 MB; in smaller blocks the weights would be packed more often
-
     def cross_entropy(
         self, logits: Array, targets: Array, ignore_index: int, label_smoothing: float
     ) -> tuple[Array, Array]:
