@@ -160,6 +160,10 @@ def load_prepared(name: str | os.PathLike[str], *, hashes: bool = False) -> Prep
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read manifest.json and check its format and version; UserError for another file."""
     path = folder / MANIFEST
+    if not path.exists():
+        raise UserError(
+            f"{folder} is not a folder of prepared data: it has no {MANIFEST}; python -m gpt data prepare writes one"
+        )
     with file_errors(path):
         manifest = read_json(path, MAX_MANIFEST_BYTES)
         if manifest.get("format") != FORMAT:

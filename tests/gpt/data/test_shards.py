@@ -191,6 +191,13 @@ def test_an_invalid_shard_entry_in_the_manifest_is_refused(data: Path, key: str,
         load_prepared(data)
 
 
+@pytest.mark.parametrize("name", ["empty", "nowhere"])
+def test_a_folder_without_prepared_data_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"{name} is not a folder of prepared data: .* data prepare writes one$"):
+        load_prepared(str(tmp_path / name))
+
+
 def damaged(path: Path, rng: random.Random) -> None:
     """Flip bytes of the file, truncate, empty or delete it, change its digits, or replace it with another file."""
     how = rng.choice(["flip", "flip", "flip", "cut", "empty", "delete", "swap", "digits"])
