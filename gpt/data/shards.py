@@ -143,8 +143,12 @@ def load_prepared(name: str | os.PathLike[str], *, hashes: bool = False) -> Prep
     also against the contents of every shard, which takes a while. Raises UserError, naming the file that is wrong.
     """
     folder = Path(os.path.expanduser(name))
-    if not (folder / MANIFEST).exists() and (folder / PROGRESS).exists():
-        raise UserError(f"data '{folder}' is incomplete: run the same prepare command again to finish it")
+    if not (folder / MANIFEST).exists():
+        if (folder / PROGRESS).exists():
+            raise UserError(f"data '{folder}' is incomplete: run the same prepare command again to finish it")
+        raise UserError(
+            f"{folder} is not a folder of prepared data: it has no {MANIFEST}; python -m gpt data prepare writes one"
+        )
     manifest = read_manifest(folder)
     tokenizer = _load_tokenizer(folder, manifest)
     with file_errors(folder / MANIFEST):
@@ -160,10 +164,6 @@ def load_prepared(name: str | os.PathLike[str], *, hashes: bool = False) -> Prep
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read manifest.json and check its format and version; UserError for another file."""
     path = folder / MANIFEST
-    if not path.exists():
-        raise UserError(
-            f"{folder} is not a folder of prepared data: it has no {MANIFEST}; python -m gpt data prepare writes one"
-        )
     with file_errors(path):
         manifest = read_json(path, MAX_MANIFEST_BYTES)
         if manifest.get("format") != FORMAT:
