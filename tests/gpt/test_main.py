@@ -34,7 +34,11 @@ def test_help_lists_every_command_on_its_own_line(argv: list[str], capsys: pytes
         (["evalute"], "python -m gpt: error: unknown command 'evalute'; did you mean evaluate?"),
         (["x"], f"python -m gpt: error: unknown command 'x' (one of {', '.join(COMMANDS)})"),
         (["data", "x"], "python -m gpt data: error: unknown command 'x': prepare or verify"),
-        (["data", "verify", "x"], "python -m gpt data: error: x/manifest.json: missing"),
+        (
+            ["data", "verify", "x"],
+            "python -m gpt data: error: x is not a folder of prepared data: it has no manifest.json; "
+            "python -m gpt data prepare writes one",
+        ),
         (["compare", "x"], "python -m gpt compare: error: x: not a run: there is no metrics.jsonl in it"),
         (
             ["evaluate", "x", "--data=y", "--backend=numpy"],
