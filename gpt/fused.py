@@ -20,8 +20,8 @@ class FusedCausalSelfAttention(CausalSelfAttention):
     def forward(self, x: Tensor, pos: Tensor, cache: LayerCache | None = None) -> Tensor:
         """See CausalSelfAttention."""
         B, T, C = x.shape
-        q, k, v = tg.split(self.c_attn(x), 3, axis=2)  # (B, T, C) each
-        q, k, v = (y.reshape(B, T, self.n_head, C // self.n_head).permute_dims(0, 2, 1, 3) for y in (q, k, v))
+        heads = self.c_attn(x).reshape(B, T, 3 * self.n_head, C // self.n_head)  # those of q, of k, of v
+        q, k, v = tg.split(heads.permute_dims(0, 2, 1, 3), 3, axis=1)  # (B, H, T, D) each
         if cache is not None:
             k, v = cache.extend(k, v)  # (B, H, S, D)
         same_length = pos.ndim == 1  # then the last token sees every key, and no mask is needed

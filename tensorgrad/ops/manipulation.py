@@ -123,9 +123,10 @@ def split(k: Backend, x: Array, *, sections: int | Sequence[int], axis: int = 0)
     keys = [(*before, slice(end - n, end)) for n, end in zip(sizes, ends, strict=True)]
 
     def backward(dys: list[Array | None]) -> Array:
-        joined = _shared_base(dys, keys, shape)
-        if joined is not None:
-            return joined
+        first = dys[0]
+        if first is not None and _are_consecutive(dys, axis):
+            joined = k.xp.lib.stride_tricks.as_strided(first, shape, first.strides)
+            return joined[...]  # has a base, in CuPy, too: the tape does not write into it
         dx = k.xp.empty(shape, dtype)
         for key, dy in zip(keys, dys, strict=True):
             dx[key] = 0 if dy is None else dy
@@ -134,25 +135,22 @@ def split(k: Backend, x: Array, *, sections: int | Sequence[int], axis: int = 0)
     return [x[key] for key in keys], backward
 
 
-def _shared_base(parts: list[Array | None], keys: list[Any], shape: Shape) -> Array | None:
-    """Return the array of that shape whose elements at keys[i] are parts[i] in memory; None if there is none.
+def _are_consecutive(parts: list[Array | None], axis: int) -> bool:
+    """Whether the parts are in memory what consecutive parts of one array along the axis would be.
 
-    The gradients of q, k and v are parts of one array where the kernel wrote them so: nothing has to be copied.
+    The gradients of q, k and v are, where the kernel wrote them into one array: nothing has to be copied.
     """
     first = parts[0]
     if first is None or not isinstance(first.base, type(first)):  # the base may be a buffer that is no array
-        return None
-    base = first.base
-    if base.size != math.prod(shape) or not base.flags.c_contiguous:
-        return None
-    joined = base.reshape(shape)
-    for key, part in zip(keys, parts, strict=True):
-        if part is None or part.base is not base or part.dtype != base.dtype:
-            return None
-        view = joined[key]
-        if view.strides != part.strides or _address(view) != _address(part):
-            return None
-    return joined
+        return False
+    address = _address(first)
+    for part in parts:
+        if part is None or part.base is not first.base or part.dtype != first.dtype or part.strides != first.strides:
+            return False
+        if _address(part) != address:
+            return False
+        address += part.shape[axis] * part.strides[axis]
+    return True
 
 
 def _address(x: Array) -> int:

@@ -1,5 +1,6 @@
 """The AdamW update, the global norm of gradients, and their scaling."""
 
+import functools
 import math
 from typing import Any
 
@@ -50,6 +51,7 @@ def scale(x: Any, factor: float, thread: Any = ALONE) -> None:
             own[i] *= number
 
 
+@functools.lru_cache(maxsize=1)  # one call for all parameters of a group
 def _numbers(
     *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float = 1.0
 ) -> tuple[float, ...]:
@@ -72,15 +74,14 @@ class Optimization(NumpyBackend):
 
     def global_norm(self, arrays: list[Array]) -> float:
         """The Euclidean norm of all elements of all arrays together, summed in float64."""
-        total = 0.0
+        total, sums = 0.0, [np.empty(0)]
         for x in map(self.wide, arrays):
-            if not is_supported(x):
+            if is_supported(x):
+                sums.append(np.empty(-(-x.size // BLOCK_ELEMENTS)))
+                sums_of_squares(flat(x), sums[-1])
+            else:
                 total += super().global_norm([x]) ** 2
-                continue
-            sums = np.empty(-(-x.size // BLOCK_ELEMENTS))
-            sums_of_squares(flat(x), sums)
-            total += float(sums.sum())
-        return self.root(total, arrays)
+        return self.root(total + float(np.concatenate(sums).sum()), arrays)
 
     def scale(self, arrays: list[Array], factor: float) -> None:
         """Multiply all arrays by a number, in place."""
