@@ -126,8 +126,8 @@ def print_totals(result: Result) -> None:
         f"\nthe step: {result['plain_ms']:.2f} ms; profiled {profiled:.2f} ms ({phases}), "
         f"of which the clocks {result['clocks_ms']:.2f}\n"
         f"between the ops: {result['between_ops_ms']:.2f} ms (gradients added up and scaled, memory freed, Python)\n"
-        f"Python: {result['skeleton_ms']:.2f} ms, {result['skeleton_share']:.1%} of the step, if all it needs is in the "
-        f"caches: the time of the same step with one token and a width of 1 per head\n"
+        f"Python: {result['skeleton_ms']:.2f} ms, {result['skeleton_share']:.1%} of the step, if all of it is in a "
+        f"cache: the time of the same step with one token and a width of 1 per head\n"
         f"peaks: {peaks['gflops']:.0f} GFLOP/s, {peaks['gb_per_s']:.1f} GB/s"
     )
     for name, chain in result["overhead"].items():

@@ -8,7 +8,6 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 
 from gpt.files import atomic_write
 from tensorgrad.backend.cache import cache_folder
@@ -31,12 +30,6 @@ def cached(kind: str, depends_on: Iterable[bytes], compute: Callable[[], bytes])
         for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT_FILES]:
             path.unlink()
     return data
-
-
-def sources(*paths: str | Path) -> bytes:
-    """Return the code of modules, or of all modules in folders: what is computed depends on it."""
-    files = [path for given in map(Path, paths) for path in (sorted(given.glob("*.py")) if given.is_dir() else [given])]
-    return b"\0".join(path.read_bytes() for path in files)
 
 
 def _key(depends_on: Iterable[bytes]) -> str:

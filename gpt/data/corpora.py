@@ -12,11 +12,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gpt.cache import cached, sources
+from gpt.cache import cached
 from gpt.checkpoint.files import CONFIG, METRICS
 from gpt.config import UserError, nearest
 from gpt.files import find_in_package
-from tensorgrad.backend.cache import cache_folder
+from tensorgrad.backend.cache import cache_folder, sources
 
 TEXT_SUFFIXES, LINES_SUFFIX, GZIP_SUFFIX = (".txt", ".md"), ".jsonl", ".gz"  # in any case
 # Of the files that a folder stands for.

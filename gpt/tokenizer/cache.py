@@ -4,8 +4,9 @@ import importlib.metadata
 import json
 from pathlib import Path
 
-from gpt.cache import cached, sources
+from gpt.cache import cached
 from gpt.tokenizer import BPETokenizer
+from tensorgrad.backend.cache import sources
 
 MIN_CHARACTERS = 2**20  # of a text: training on a shorter one takes no longer than a third of a second
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gpt import cache
-from gpt.cache import cached, sources
+from gpt.cache import cached
+from tensorgrad.backend.cache import sources
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tensorgrad.backend.cache import sources
 from tensorgrad.backend.runtime import BackendUnavailable
 
 try:
@@ -146,8 +147,7 @@ def cache_folder(dispatcher: Any) -> Path | None:
 @functools.cache
 def digest(folder: Path) -> str:
     """One hash of every source file in a folder."""
-    sources = [path.read_bytes() for path in sorted(folder.glob("*.py"))]
-    return hashlib.sha256(b"\0".join(sources)).hexdigest()
+    return hashlib.sha256(sources(folder)).hexdigest()
 
 
 @functools.cache
