@@ -157,8 +157,8 @@ KEYWORDS = {
     "ddof": "correction", "unbiased": "correction", "newshape": "shape", "split_size_or_sections": "sections",
     "indices_or_sections": "sections", "is_causal": "causal", "attn_mask": "mask", "reps": "repetitions",
     "value": "constant", "constant_values": "constant", "shifts": "shift", "target": "targets", "k": "diagonal",
-    "index": "indices", "size": "shape", "fill_value": "value", "tensors": "arrays", "normalized_shape": "weight",
-    "dim0": "axes", "end": "stop", "steps": "num", "device": "dtype",
+    "index": "indices", "size": "shape", "fill_value": "value", "tensors": "arrays",
+    "dim0": "axes", "end": "stop", "steps": "num",
 }  # fmt: skip
 
 # What a small library leaves out, by kind: regular expressions for the names.

@@ -133,6 +133,8 @@ def test_names(use: Any, message: str) -> None:
         (lambda: X.mean(0, keepdim=True), "mean: .*; keepdim= is keepdims= here"),
         (lambda: tg.concat([X, X], dim=0), "concat: .* 'dim'; it takes arrays, axis; dim= is axis= here"),
         (lambda: tg.full((2,), fill_value=1), "full: .*; fill_value= is value= here"),
+        (lambda: tg.zeros((2,), device="cpu"), "zeros: .*; it takes [a-z_, ]+; the shape is one tuple$"),
+        (lambda: tg.layer_norm(X, normalized_shape=(3,)), "layer_norm: .*; it takes x, weight, bias, eps$"),
         (lambda: tg.zeros(2, 3), r"zeros: dtype 3 is unknown: a shape is one tuple, as in zeros\(\(2, 3\)\)"),
         (lambda: tg.zeros(2, 3, 4), "zeros: too many positional arguments; it takes shape.*; the shape is one tuple"),
     ],
