@@ -21,7 +21,7 @@ USAGE = "\n".join(
         "python -m gpt COMMAND --help describes a command. The other programs:",
         "  python train.py        train a model",
         "  python generate.py     generate text with a trained model",
-        "  python -m tensorgrad   list the commands of the library: gradcheck, doctor",
+        "  python -m tensorgrad   list the commands of the library: doctor, gradcheck, roofline",
     ]
 )
 
