@@ -1,6 +1,7 @@
 """Rows with named fields, from a file of CSV, TSV, JSON or JSON lines."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -65,20 +66,23 @@ def _split_fields(text: str, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a field may be a long text
     # In a TSV file a quotation mark is a character as any other, as in the corpora that have this format.
     lines = csv.reader(
-        text.splitlines(keepends=True), delimiter=delimiter, strict=True,
+        io.StringIO(text), delimiter=delimiter, strict=True,
         quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE,
     )  # fmt: skip
+    begins = 1  # the line in which a row begins
     try:
         names = next(lines, [])
         if len(set(names)) != len(names):
             raise ValueError("two columns have the same name")
+        begins = lines.line_num + 1
         for values in lines:
             if len(values) != len(names) and values:
                 raise ValueError(f"line {lines.line_num} has {len(values)} fields, and the first line {len(names)}")
             if values:
                 yield Row(f"line {lines.line_num}", dict(zip(names, values, strict=True)))
+            begins = lines.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"line {lines.line_num}: {error}") from error
+        raise ValueError(f"line {begins}: {error}") from error
 
 
 def _parse_json(text: str, *, lines: bool) -> Iterator[Row]:

@@ -1,5 +1,6 @@
 """Rows of CSV, TSV and JSON, and what is said of files that are none."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def test_a_quotation_mark_in_tsv_is_a_character(tmp_path: Path) -> None:
     assert [row.fields["text"] for row in rows] == ['"So it begins', 'win "now"']
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_a_row_ends_at_a_line_feed_alone(name: str, tmp_path: Path) -> None:
+    text = "one\u2028two\x85three\x0bfour\x0cfive"
+    rows = {
+        "a.csv": f"text,label\n{text},x\n", "a.tsv": f"text\tlabel\n{text}\tx\n",
+        "a.jsonl": json.dumps({"text": text, "label": "x"}, ensure_ascii=False),
+    }  # fmt: skip
+    assert [row.fields for row in read_rows(write(tmp_path, name, rows[name]))] == [{"text": text, "label": "x"}]
+
+
 def test_a_field_may_be_long(tmp_path: Path) -> None:
     rows = read_rows(write(tmp_path, "a.csv", f"text\n{'x' * 200_000}\n"))
     assert len(rows[0].fields["text"]) == 200_000
@@ -52,7 +63,8 @@ def test_numbers_are_labels(tmp_path: Path) -> None:
         ("a.csv", "text\n", "has no rows"),
         ("a.csv", "text,label\na,b\nc\n", "line 3 has 1 fields, and the first line 2"),
         ("a.csv", "text,text\na,b\n", "two columns have the same name"),
-        ("a.csv", 'text\n"a\n', "line 2: unexpected end of data"),
+        ("a.csv", 'text\na\n"b\nc\nd\n', "line 3: unexpected end of data"),
+        ("a.csv", '"text\nb\n', "line 1: unexpected end of data"),
         ("a.jsonl", '{"text": "a"}\n{"text": \n', "line 2 is not JSON: "),
         ("a.jsonl", "[1]\n", "line 1 is no JSON object"),
         ("a.json", '{"text": "a"}', "a list of objects is needed"),
