@@ -20,7 +20,7 @@ from gpt.train.config import TrainConfig
 from gpt.train.describe import describe
 from gpt.train.flags import Arguments, build_parser, to_arguments
 from gpt.train.program import train_to_end
-from gpt.train.run import Run, finetuning_schedule, new_run, resumed_run
+from gpt.train.run import Run, finetuning_schedule, new_run, require_sizes, resumed_run
 from gpt.weights.initial import load_initial
 from tensorgrad.memory import keep_freed_memory
 
@@ -91,6 +91,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
 
 def start(own: Namespace, arguments: Arguments) -> Run:
     """Return a new run before its first step."""
+    require_sizes(arguments.given)
     given = {"init_from": "smollm2", **arguments.given}
     tune = "head" if given.get("lora_rank") else TUNE[0]
     task = Classification(

@@ -20,7 +20,7 @@ from gpt.heartbeat import Heartbeat
 from gpt.train.describe import describe
 from gpt.train.flags import Arguments, build_parser, to_arguments
 from gpt.train.program import train_to_end
-from gpt.train.run import Run, finetuning_schedule, new_run, resumed_run
+from gpt.train.run import Run, finetuning_schedule, new_run, require_sizes, resumed_run
 from gpt.weights import IGNORED, Model
 from gpt.weights.initial import load_initial
 from tensorgrad.memory import keep_freed_memory
@@ -84,6 +84,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
 
 def start(own: Namespace, arguments: Arguments) -> Run:
     """Return a new run before its first step."""
+    require_sizes(arguments.given)
     given: dict[str, Any] = {"init_from": "smollm2", "batch_size": BATCH_SIZE, **arguments.given}
     task = Instruction(given["data"], own.packing is not False, given.get("seed", 1337))
     task.conversations  # noqa: B018  # an error in the data, before the weights are read

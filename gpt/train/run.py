@@ -124,6 +124,12 @@ def finetuning_schedule(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"lr": lr, "min_lr": lr / 10, "warmup_iters": min(TrainConfig.warmup_iters, max_iters // 10)}
 
 
+def require_sizes(given: Mapping[str, Any]) -> None:
+    """Raise UserError for a number of steps, examples or tokens below 1, before anything is divided by it."""
+    names = ("batch_size", "grad_accum", "max_iters", "block_size")
+    Arguments({name: given[name] for name in names if name in given}, None).train_config()
+
+
 def new_run(config: TrainConfig, initial: InitialWeights | None = None, task: Task | None = None) -> Run:
     """Return a run before its first step: tokenizer, data, model and an empty folder."""
     if initial is not None:

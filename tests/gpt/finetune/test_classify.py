@@ -212,6 +212,8 @@ def test_a_step_that_is_not_finite_is_replayed(
         (["--data=few.csv"], "data few.csv: 2 texts are too few: none is left for validation"),
         (["--data=unknown.csv"], "data unknown.csv: "),
         (["--init-from=nowhere"], "nowhere"),
+        (["--batch-size=0"], "batch_size must be at least 1, not 0"),
+        (["--grad-accum=0"], "grad_accum must be at least 1, not 0"),
         (["--epochs=0"], "--epochs must be at least 1"),
         (["--max-iters=3"], "--epochs must be at least 1, and replaces --max-iters"),
         (["--sample-interval=3"], "--cuda-graph and --sample-interval are for texts of one length"),
