@@ -80,7 +80,8 @@ class Classification(Task):
         parts = Split(*split_examples(*self.examples, self.seed))
         for name, indices in zip(PARTS.values(), parts, strict=True):
             if not indices:
-                raise UserError(f"data {self.data}: {len(self.examples[0])} texts are too few: none is left for {name}")
+                what = f"{len(self.examples[0])} texts with {len(self.labels)} labels"
+                raise UserError(f"data {self.data}: {what} are too few: none is left for {name}")
         return parts
 
     def part(self, indices: Sequence[int]) -> tuple[list[str], Array]:

@@ -15,6 +15,7 @@ from gpt.finetune.baseline import BagOfWords
 from gpt.finetune.classification import NAME, PARTS, TUNE, Classification, first_and_last, task_of
 from gpt.finetune.classifier import POOL, Classifier, probabilities
 from gpt.finetune.scores import Scores
+from gpt.finetune.tables import require_for_rows
 from gpt.heartbeat import Heartbeat
 from gpt.train.config import TrainConfig
 from gpt.train.describe import describe
@@ -92,6 +93,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
 def start(own: Namespace, arguments: Arguments) -> Run:
     """Return a new run before its first step."""
     require_sizes(arguments.given)
+    require_for_rows(arguments.given)
     given = {"init_from": "smollm2", **arguments.given}
     tune = "head" if given.get("lora_rank") else TUNE[0]
     task = Classification(

@@ -15,6 +15,7 @@ from gpt.finetune.conversations import Conversation
 from gpt.finetune.instruction import NAME, Instruction, chat_template, task_of
 from gpt.finetune.packing import Examples
 from gpt.finetune.split import normal_form
+from gpt.finetune.tables import require_for_rows
 from gpt.generate import generate
 from gpt.heartbeat import Heartbeat
 from gpt.train.describe import describe
@@ -85,6 +86,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
 def start(own: Namespace, arguments: Arguments) -> Run:
     """Return a new run before its first step."""
     require_sizes(arguments.given)
+    require_for_rows(arguments.given)
     given: dict[str, Any] = {"init_from": "smollm2", "batch_size": BATCH_SIZE, **arguments.given}
     task = Instruction(given["data"], own.packing is not False, given.get("seed", 1337))
     task.conversations  # noqa: B018  # an error in the data, before the weights are read

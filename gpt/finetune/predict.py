@@ -25,6 +25,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if bool(args.texts) == bool(args.data):
         parser.error("give texts, or a file of them with --data")
+    if args.texts and (args.text_column or args.label_column):
+        parser.error("--text-column and --label-column are of a file: give it with --data")
     with Heartbeat("loading the model"):
         use_backend(args.backend, args.threads)
         checkpoint = load_checkpoint(args.run, optimizer=False)

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,15 @@ def read_rows(path: Path) -> list[Row]:
     if not rows:
         raise UserError(f"data {path} has no rows")
     return rows
+
+
+def require_for_rows(given: Mapping[str, Any]) -> None:
+    """Raise UserError for a flag of train.py that changes nothing where the data are rows of a file."""
+    for name in ("encoding_errors", "normalize_whitespace", "allow_special"):
+        of_general_data = name == "encoding_errors" and given.get("general_data") is not None
+        if not of_general_data and given.get(name, False) not in (False, "strict"):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} is for a text to continue, not for rows of a file: leave it out")
 
 
 def column(rows: Iterable[Row], name: str, path: Path, flag: str) -> list[str]:

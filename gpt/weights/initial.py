@@ -114,6 +114,8 @@ def load_initial(
             checkpoint = load_checkpoint(place, optimizer=False)
             if checkpoint.state.base is not None:
                 return replace(_with_adapter(None, checkpoint.path, None, quantize), path=path)
+            if "labels" in checkpoint.state.task:
+                raise UserError(f"{path} is a classifier, which writes no text: python -m gpt finetune predict uses it")
             checkpoint.build_model()  # raises UserError where the weights do not fit the configuration
             config, tokenizer = checkpoint.state.model_config, checkpoint.tokenizer
             weights = {name: converted(name, array, quantize) for name, array in checkpoint.weights.items()}

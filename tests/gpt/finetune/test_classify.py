@@ -28,6 +28,7 @@ from gpt.train.dry_run import dry_run
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.run import make_run, new_run
+from gpt.weights.initial import load_initial
 
 FREEZE = "--freeze=wte,wpe,h.0"
 WORDS = {"ham": ["meeting", "dinner", "report"], "spam": ["prize", "cash", "win"]}
@@ -209,7 +210,10 @@ def test_a_step_that_is_not_finite_is_replayed(
         (["--label-column=lable"], "data data.csv, line 2, has no such column; did you mean label?"),
         (["--text-column=empty"], "data data.csv, line 2: 'empty' is empty: a text is needed"),
         (["--data=one.csv"], "data one.csv: every 'label' is 'ham': at least two labels are needed"),
-        (["--data=few.csv"], "data few.csv: 2 texts are too few: none is left for validation"),
+        (["--data=few.csv"], "data few.csv: 2 texts with 2 labels are too few: none is left for validation"),
+        (["--label-column=text"], "data data.csv: 60 texts with 57 labels are too few: none is left for validation"),
+        (["--encoding-errors=ignore"], "--encoding-errors is for a text to continue, not for rows of a file: leave it"),
+        (["--normalize-whitespace"], "--normalize-whitespace is for a text to continue, not for rows of a file"),
         (["--data=unknown.csv"], "data unknown.csv: "),
         (["--init-from=nowhere"], "nowhere"),
         (["--batch-size=0"], "batch_size must be at least 1, not 0"),
@@ -249,6 +253,7 @@ def test_flags_without_a_file_and_its_columns_are_refused(call: Any) -> None:
     ("flags", "message"),
     [
         (["run"], "give texts, or a file of them with --data"),
+        (["run", "a", "--label-column=label"], "--text-column and --label-column are of a file: give it with --data"),
         (["run", "  "], "a text to label is empty"),
         (["run", "☃"], "a text: "),
         (["base", "a"], "base is no classifier: python -m gpt finetune classify makes them"),
@@ -269,6 +274,9 @@ def test_other_programs_name_the_one_for_a_classifier(call: Any) -> None:
     with pytest.raises(UserError, match="the run is of another program: python -m gpt finetune classify --resume"):
         dry_run(Arguments({"max_iters": 99}, "run"))
     assert "the run is no classifier" in call("classify", "--resume=base")[2]
+    with pytest.raises(UserError) as raised:
+        load_initial("run")  # of generate.py, evaluate, export and --init-from
+    assert str(raised.value) == "run is a classifier, which writes no text: python -m gpt finetune predict uses it"
 
 
 def test_the_commands_are_listed_and_suggested(call: Any) -> None:

@@ -158,6 +158,7 @@ def test_packing_takes_fewer_steps(call: Any, tmp_path: Path) -> None:
         (["--block-size=0"], "block_size must be at least 1, not 0"),
         (["--batch-size=0"], "batch_size must be at least 1, not 0"),
         (["--grad-accum=0"], "grad_accum must be at least 1, not 0"),
+        (["--allow-special"], "--allow-special is for a text to continue, not for rows of a file: leave it out"),
         (["--cuda-graph"], "--cuda-graph needs rows of one length"),
         (["--resume=run"], "--init-from starts a new run, and --resume continues one: give only one of them"),
         (["--resume=run", "--packing=True"], "--epochs and --packing cannot be changed by --resume"),
