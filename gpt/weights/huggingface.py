@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gpt.checkpoint.files import MANIFEST, MODEL, Arrays, read_arrays, write_json
+from gpt.checkpoint.steps import temporary_folder
 from gpt.config import GPTConfig, LlamaConfig
 from gpt.files import read_json
 from gpt.tokenizer import GPT2Tokenizer, Tokenizer
@@ -242,7 +244,7 @@ TYPES = ("f32", "f16")  # that are written
 def write_folder(
     folder: Path, config: GPTConfig | LlamaConfig, weights: WeightArrays, tokenizer: Tokenizer, type: str = "f32"
 ) -> None:
-    """Write a new folder that transformers reads: config.json, model.safetensors and the tokenizer's files."""
+    """Write a new folder that transformers reads, or none: config.json, the weights and the tokenizer's files."""
     files = to_files(tokenizer)  # before the folder is made: it may raise
     names = parameter_names(with_bias(config), "hf")
     arrays = {}
@@ -251,12 +253,18 @@ def write_folder(
         array = to_float16(name, array) if type == "f16" else array
         transposed = isinstance(config, GPTConfig) and _TRANSPOSED.search(name)
         arrays[names[name]] = np.ascontiguousarray(array.T if transposed else array)
-    folder.mkdir(parents=True)
-    save_file(arrays, folder / MODEL, metadata={"format": "pt"})
-    dtype = {"dtype": "float16" if type == "f16" else "float32"}
-    write_json(folder / CONFIG_JSON, {**config_to_entries(config, tokenizer), **dtype})
-    for name, entries in files.items():
-        write_json(folder / name, entries)
+    hidden = temporary_folder(folder)
+    hidden.mkdir(parents=True, exist_ok=True)  # one that a killed process left is written again
+    try:
+        save_file(arrays, hidden / MODEL, metadata={"format": "pt"})
+        dtype = {"dtype": "float16" if type == "f16" else "float32"}
+        write_json(hidden / CONFIG_JSON, {**config_to_entries(config, tokenizer), **dtype})
+        for name, entries in files.items():
+            write_json(hidden / name, entries)
+        shutil.copymode(hidden / CONFIG_JSON, hidden / MODEL)  # safetensors makes files that nobody else can read
+        hidden.rename(folder)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def config_to_entries(config: GPTConfig | LlamaConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -7,10 +7,12 @@ import pytest
 from safetensors import safe_open
 
 from gpt.__main__ import main
+from gpt.cli import EXIT_INTERRUPTED
 from gpt.train.config import NAMED_CONFIGS
 from gpt.train.flags import Arguments
 from gpt.train.loop import train
 from gpt.train.run import make_run
+from gpt.weights import huggingface
 from gpt.weights.initial import load_initial
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
@@ -45,6 +47,23 @@ def test_a_run_is_exported_and_read_again(run: str, capsys: pytest.CaptureFixtur
         assert loaded.tokenizer.encode("to be") == original.tokenizer.encode("to be")
     assert load_initial("q8_0.gguf").weights["wte.weight"].type == "q8_0"
     assert load_initial("q4_0.gguf").weights["wte.weight"].type == "q4_0"
+
+
+def test_an_exported_folder_is_whole_or_absent_and_as_readable_as_any_file(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["weights", "export", run, "--to", "hf", "--out", "exports/folder"]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface, "write_json", interrupted)
+        assert main(words) == EXIT_INTERRUPTED
+    assert list(Path("exports").iterdir()) == []
+    assert main(words) == 0
+    files = list(Path("exports/folder").iterdir())
+    assert len(files) == 4 and len({file.stat().st_mode for file in files}) == 1
 
 
 def test_exported_weights_can_be_trained_and_evaluated(run: str, capsys: pytest.CaptureFixture[str]) -> None:
