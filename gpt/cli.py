@@ -24,6 +24,15 @@ EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE, as of `cat` in `cat file | head`
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of a flag that has one, unless its help tells it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = "(default: " in (action.help or "")
+        none = action.default is False or action.default in (None, "", [])
+        return action.help if told or none else super()._get_help_string(action)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with errors of one line, suggestions for mistyped flags, and nanoGPT's spelling.
 
@@ -31,7 +40,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        options.setdefault("formatter_class", HelpFormatter)
         options.setdefault("allow_abbrev", False)
         super().__init__(**options)
 

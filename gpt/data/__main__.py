@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from gpt.cli import ArgumentParser, one_of
+from gpt.cli import ArgumentParser, HelpFormatter, one_of
 from gpt.cli import run as run_program
 from gpt.config import BPE_VOCAB_SIZE, ENCODING_ERRORS, UserError
 from gpt.data.documents import FIELD, first_few
@@ -85,7 +85,7 @@ def build_parser() -> ArgumentParser:
     return parser  # fmt: skip
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class _HelpFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
     pass
 
 

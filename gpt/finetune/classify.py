@@ -15,17 +15,17 @@ from gpt.finetune.baseline import BagOfWords
 from gpt.finetune.classification import NAME, PARTS, TUNE, Classification, first_and_last, task_of
 from gpt.finetune.classifier import POOL, Classifier, probabilities
 from gpt.finetune.scores import Scores
-from gpt.finetune.tables import require_for_rows
+from gpt.finetune.tables import SUFFIXES, require_for_rows
 from gpt.heartbeat import Heartbeat
 from gpt.train.config import TrainConfig
 from gpt.train.describe import describe
 from gpt.train.flags import Arguments, build_parser, to_arguments
 from gpt.train.program import train_to_end
-from gpt.train.run import Run, finetuning_schedule, new_run, require_sizes, resumed_run
+from gpt.train.run import Run, finetuning_help, finetuning_schedule, new_run, require_sizes, resumed_run
 from gpt.weights.initial import load_initial
 from tensorgrad.memory import keep_freed_memory
 
-EPOCHS = 5
+EPOCHS, BATCH_SIZE = 5, 8
 RESULTS, PICTURE = "results.json", "confusion.png"
 DESCRIPTION = """\
 Finetune a model to label texts. Writes a run as train.py does, with a confusion matrix of the texts that it was not
@@ -61,7 +61,12 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
     """Return the flags of this command, and those that it shares with train.py."""
-    parser = build_parser(f"python -m gpt finetune {NAME}", DESCRIPTION, EXAMPLES)
+    own_help = finetuning_help(
+        block_size="the longest text's, at most that of the weights", max_iters="--epochs", batch_size=str(BATCH_SIZE),
+        init_from="smollm2", eval_interval="an epoch", eval_iters="all",
+    )  # fmt: skip
+    own_help["data"] = f"a file of texts and labels ({', '.join(SUFFIXES)})"
+    parser = build_parser(f"python -m gpt finetune {NAME}", DESCRIPTION, EXAMPLES, own_help)
     add = parser.add_argument_group("labels").add_argument
     add("--text-column", metavar="NAME", help="the column of --data (.csv, .tsv, .jsonl or .json) with texts")
     add("--label-column", metavar="NAME", help="the column with labels")
@@ -103,7 +108,7 @@ def start(own: Namespace, arguments: Arguments) -> Run:
     n_train, n_validation = len(task.split.train), len(task.split.validation)
     initial = load_initial(given["init_from"], given.get("n_head"), quantize="none")
     longest = max(map(len, task.encoded(initial.tokenizer)))
-    batch_size = given.get("batch_size", 8)
+    batch_size = given.get("batch_size", BATCH_SIZE)
     per_epoch = math.ceil(n_train / (batch_size * given.get("grad_accum", 1)))
     max_iters = given.get("max_iters", (own.epochs or EPOCHS) * per_epoch)
     defaults = {

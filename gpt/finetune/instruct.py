@@ -21,7 +21,7 @@ from gpt.heartbeat import Heartbeat
 from gpt.train.describe import describe
 from gpt.train.flags import Arguments, build_parser, to_arguments
 from gpt.train.program import train_to_end
-from gpt.train.run import Run, finetuning_schedule, new_run, require_sizes, resumed_run
+from gpt.train.run import Run, finetuning_help, finetuning_schedule, new_run, require_sizes, resumed_run
 from gpt.weights import IGNORED, Model
 from gpt.weights.initial import load_initial
 from tensorgrad.memory import keep_freed_memory
@@ -65,7 +65,12 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
     """Return the flags of this command, and those that it shares with train.py."""
-    parser = build_parser(f"python -m gpt finetune {NAME}", DESCRIPTION, EXAMPLES)
+    own_help = finetuning_help(
+        block_size=f"{BLOCK_SIZE}, at most that of the weights", max_iters="--epochs", batch_size=str(BATCH_SIZE),
+        init_from="smollm2", eval_interval="an epoch", eval_iters="all",
+    )  # fmt: skip
+    own_help["data"] = "a file of conversations (.json or .jsonl)"
+    parser = build_parser(f"python -m gpt finetune {NAME}", DESCRIPTION, EXAMPLES, own_help)
     add = parser.add_argument_group("instructions").add_argument
     add("--epochs", type=int, metavar="N", help=f"times that each answer is seen (default: {EPOCHS})")
     add("--packing", type=boolean, metavar="True|False", help="several conversations in a row (default: True)")

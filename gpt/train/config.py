@@ -89,7 +89,7 @@ class TrainConfig(Config):
     beta2: float = flag(0.99, "training", "AdamW: decay of the mean of its square")
     grad_clip: float = flag(1.0, "training", "largest norm of the whole gradient; 0: no limit")
     seed: int = flag(1337, "training", "of weights, dropout, batches and the sample")
-    init_from: str | None = flag(None, "training", "a run, Hugging Face folder, GGUF file, smollm2, gpt2 (or random)")
+    init_from: str | None = flag(None, "training", "a run, Hugging Face folder, GGUF file, smollm2 or gpt2")
 
     freeze: str | None = flag(None, "finetuning", "parts that stay as they are: wte, h.3, h.0-20, separated by commas")
     general_data: str | None = flag(None, "finetuning", "text whose loss shows what is forgotten, such as python-docs")

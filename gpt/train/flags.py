@@ -68,8 +68,13 @@ def to_arguments(flags: dict[str, Any]) -> Arguments:
     return Arguments(given=given, resume=resume, replay=replay, dry_run=dry_run)
 
 
-def build_parser(prog: str = "train.py", description: str = DESCRIPTION, epilog: str = EXAMPLES) -> ArgumentParser:
-    """Return the parser; a flag that is not given is absent from its result. --replay and --dry-run are train.py's."""
+def build_parser(
+    prog: str = "train.py", description: str = DESCRIPTION, epilog: str = EXAMPLES, own_help: Mapping[str, str] = {},
+) -> ArgumentParser:
+    """Return the parser; a flag that is not given is absent from its result. --replay and --dry-run are train.py's.
+
+    own_help: of another program, what it says of settings, by their names, that have another meaning or default.
+    """  # fmt: skip
     parser = ArgumentParser(
         prog=prog,
         usage=f"{prog} [flags]",
@@ -84,7 +89,7 @@ def build_parser(prog: str = "train.py", description: str = DESCRIPTION, epilog:
         shown = "" if field.default is None else f" (default: {field.default})"
         kind = str(field.type).removesuffix(" | None")
         options = {**_KINDS[kind], **_SPECIAL.get(field.name, {})}
-        group, text = groups[field.metadata["group"]], field.metadata["help"] + shown
+        group, text = groups[field.metadata["group"]], own_help.get(field.name, field.metadata["help"] + shown)
         group.add_argument(flag, help=text, **options)
         if kind == "bool":
             group.add_argument(f"--no-{flag[2:]}", dest=field.name, action="store_false", help=argparse.SUPPRESS)

@@ -124,6 +124,18 @@ def finetuning_schedule(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"lr": lr, "min_lr": lr / 10, "warmup_iters": min(TrainConfig.warmup_iters, max_iters // 10)}
 
 
+def finetuning_help(**defaults: str) -> dict[str, str]:
+    """Return what --help says where a run from trained weights has another default; defaults: further ones."""
+    known = {field.name: field.metadata for field in fields(TrainConfig)}
+    of_weights = {name for name, at in known.items() if at["group"] == "model"} - {"block_size", "dropout"}
+    defaults = {
+        **dict.fromkeys(("tokenizer", "vocab_size", *of_weights), "that of the weights"),
+        "lr": f"{FINETUNING_LR}; with --lora-rank {LORA_LR}", "min_lr": "a tenth of --lr",
+        "warmup_iters": f"a tenth of the steps, at most {TrainConfig.warmup_iters}", **defaults,
+    }  # fmt: skip
+    return {name: f"{known[name]['help'].partition(' (default')[0]} (default: {defaults[name]})" for name in defaults}
+
+
 def require_sizes(given: Mapping[str, Any]) -> None:
     """Raise UserError for a number of steps, examples or tokens below 1, before anything is divided by it."""
     names = ("batch_size", "grad_accum", "max_iters", "block_size")

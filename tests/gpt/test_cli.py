@@ -90,6 +90,19 @@ def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert "how many (default: 200)" in capsys.readouterr().out
 
 
+def test_help_shows_no_default_that_is_none_or_told_already(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser(prog="prog")
+    parser.add_argument("words", nargs="*", help="texts")
+    parser.add_argument("--stop", action="append", default=[], help="where to end")
+    parser.add_argument("--list", action="store_true", help="list the runs")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: every core)")
+    parser.add_argument("--top-k", type=int, default=0, help="how many")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    out = capsys.readouterr().out
+    assert out.count("(default: ") == 2 and "(default: every core)\n" in out and "how many (default: 0)" in out
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [

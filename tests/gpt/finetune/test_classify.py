@@ -279,6 +279,19 @@ def test_other_programs_name_the_one_for_a_classifier(call: Any) -> None:
     assert str(raised.value) == "run is a classifier, which writes no text: python -m gpt finetune predict uses it"
 
 
+@pytest.mark.parametrize("command", ["classify", "instruct"])
+def test_help_tells_the_defaults_of_finetuning(command: str, call: Any) -> None:
+    status, out, _ = call(command, "--help")
+    told = " ".join(out.split())
+    assert status == 0 and "gpt2 (default: smollm2)" in told and "(default: shakespeare)" not in told
+    for flag, default in {
+        "--lr X": "0.0001; with --lora-rank 0.001", "--warmup-iters N": "a tenth of the steps, at most 100",
+        "--max-iters N": "--epochs", "--batch-size N": {"classify": "8", "instruct": "4"}[command],
+        "--n-layer N": "that of the weights", "--n-kv-head N": "that of the weights", "--dropout X": "0.0",
+    }.items():  # fmt: skip
+        assert re.search(rf" {flag} [^()]*\(default: {re.escape(default)}\)", told), flag
+
+
 def test_the_commands_are_listed_and_suggested(call: Any) -> None:
     status, out, _ = call("--help")
     assert status == 0 and "  classify  train a model to label texts" in out
