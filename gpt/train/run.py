@@ -186,8 +186,9 @@ def resumed_run(arguments: Arguments, task_of: Callable[[RunState], Task] = lang
     out = arguments.given.get("out")
     checkpoint, damaged = load_newest(_path_to_resume(arguments.resume, out))
     state, folder = checkpoint.state, Path(out or checkpoint.path.parent)
-    task = task_of(state)
     config = arguments.train_config(under=state.train_config.to_dict())
+    moved = {"data": config.data} if "data" in state.task else {}
+    task = task_of(replace(state, task=state.task | moved))
     if config.dtype == "auto":
         config = replace(config, dtype=state.train_config.dtype)
     backend = use_backend(config.backend, config.threads, config.dtype, config.cuda_graph, state.numpy_products)

@@ -126,6 +126,19 @@ def test_a_resumed_run_equals_an_uninterrupted_run(call: Any, trained: list[str]
     assert json.loads(Path(run, RESULTS).read_text())["model"] == json.loads(Path(whole, RESULTS).read_text())["model"]
 
 
+def test_a_run_is_resumed_with_the_file_that_is_given(call: Any, tmp_path: Path) -> None:
+    old, new, run = tmp_path / "old.csv", tmp_path / "new.csv", tmp_path / "run"
+    old.write_bytes(Path("data.csv").read_bytes())
+    assert call(*FLAGS[:-1], "--max-iters=1", f"--data={old}", f"--out={run}")[0] == 0
+    old.rename(new)
+    assert f"data {old} cannot be read" in call("classify", f"--resume={run}", "--max-iters=2")[2]
+    assert call("classify", f"--resume={run}", "--max-iters=2", f"--data={new}")[0] == 0
+    assert load_checkpoint(run).state.task["data"] == str(new)
+    new.write_text(new.read_text().replace("meeting", "cash"))
+    expected = f"data '{new}' is not the text that {run} was trained on"
+    assert expected in call("classify", f"--resume={run}", "--max-iters=3")[2]
+
+
 @pytest.mark.parametrize(
     ("flags", "changed", "n_trained"),
     [
