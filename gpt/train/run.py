@@ -137,8 +137,8 @@ def finetuning_help(**defaults: str) -> dict[str, str]:
 
 
 def require_sizes(given: Mapping[str, Any]) -> None:
-    """Raise UserError for a number of steps, examples or tokens below 1, before anything is divided by it."""
-    names = ("batch_size", "grad_accum", "max_iters", "block_size")
+    """Raise UserError for a number of steps, examples or tokens, or a seed, that is too small to split data with."""
+    names = ("batch_size", "grad_accum", "max_iters", "block_size", "seed")
     Arguments({name: given[name] for name in names if name in given}, None).train_config()
 
 

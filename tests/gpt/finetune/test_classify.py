@@ -230,6 +230,7 @@ def test_a_step_that_is_not_finite_is_replayed(
         (["--data=unknown.csv"], "data unknown.csv: "),
         (["--init-from=nowhere"], "nowhere"),
         (["--batch-size=0"], "batch_size must be at least 1, not 0"),
+        (["--seed=-1"], "seed must be at least 0 and below 2**64, not -1"),
         (["--grad-accum=0"], "grad_accum must be at least 1, not 0"),
         (["--epochs=0"], "--epochs must be at least 1"),
         (["--max-iters=3"], "--epochs must be at least 1, and replaces --max-iters"),

@@ -157,6 +157,7 @@ def test_packing_takes_fewer_steps(call: Any, tmp_path: Path) -> None:
         (["--block-size=9"], "data data.jsonl: every prompt is longer than block_size 9: give a larger one"),
         (["--block-size=0"], "block_size must be at least 1, not 0"),
         (["--batch-size=0"], "batch_size must be at least 1, not 0"),
+        (["--seed=-1"], "seed must be at least 0 and below 2**64, not -1"),
         (["--grad-accum=0"], "grad_accum must be at least 1, not 0"),
         (["--allow-special"], "--allow-special is for a text to continue, not for rows of a file: leave it out"),
         (["--cuda-graph"], "--cuda-graph needs rows of one length"),
