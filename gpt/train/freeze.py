@@ -13,7 +13,7 @@ def freeze(model: Model, spec: str) -> None:
     """
     parameters = {name.removeprefix("model."): p for name, p in model.named_parameters()}
     for part in spec.split(","):
-        found = [p for name, p in parameters.items() if _pattern(part).match(name)]
+        found = [p for name, p in parameters.items() if _pattern(part, model.config.n_layer).match(name)]
         if not found:
             parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
             blocks = f"h.0 to h.{model.config.n_layer - 1}"
@@ -24,10 +24,11 @@ def freeze(model: Model, spec: str) -> None:
         raise ValueError(f"freeze {spec!r}: nothing is left to train")
 
 
-def _pattern(part: str) -> re.Pattern[str]:
+def _pattern(part: str, n_layer: int) -> re.Pattern[str]:
     """Return what the names of a part's parameters begin with; it matches nothing for blocks that are not all there."""
     path = re.fullmatch(r"h\.(\d{1,4})-(\d{1,4})((?:\.\w+)*)", part)
     if path is None:
         return re.compile(re.escape(part) + r"\.")
-    blocks = "|".join(map(str, range(int(path[1]), int(path[2]) + 1)))
+    first, last = int(path[1]), int(path[2])
+    blocks = "|".join(map(str, range(first, last + 1))) if last < n_layer else ""
     return re.compile(rf"h\.({blocks or '$.'}){re.escape(path[3])}\.")

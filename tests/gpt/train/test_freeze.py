@@ -57,6 +57,7 @@ def test_parts_are_frozen_by_their_names(spec: str, frozen: set[str]) -> None:
         ("wpe", "freeze: the model has no 'wpe': it has wte, h, norm_f, and in h the blocks h.0 to h.2"),
         ("h.3", "no 'h.3'"),
         ("h.2-1", "no 'h.2-1'"),
+        ("h.0-3", "no 'h.0-3'"),
         ("", "no ''"),
         ("wte,h,norm_f", "freeze 'wte,h,norm_f': nothing is left to train"),
     ],
