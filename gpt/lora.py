@@ -94,6 +94,8 @@ class LoRA:
             raise ValueError(f"freeze {config.freeze!r}: lora_rank {rank} freezes all weights: leave it out")
         if config.init_from is None:
             raise ValueError(f"lora_rank {rank} needs trained weights, which stay as they are: give init_from")
+        if rank > config.n_embd:
+            raise ValueError(f"lora_rank {rank} is above n_embd {config.n_embd}, the largest that a layer can have")
         if alpha is not None and not 0 < alpha < math.inf:
             raise ValueError(f"lora_alpha must be above 0, not {alpha}")
         if not 0 <= config.lora_dropout < 1:

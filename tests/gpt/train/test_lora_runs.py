@@ -176,6 +176,7 @@ def test_a_run_without_adapters_is_no_adapter() -> None:
         ({"init_from": None}, "lora_rank 2 needs trained weights, which stay as they are: give init_from"),
         ({"lora_rank": 0}, "lora_dropout 0.1 is for LoRA: give lora_rank as well"),
         ({"lora_rank": -1}, "lora_rank must be at least 0, not -1"),
+        ({"lora_rank": 100_000}, "lora_rank 100000 is above n_embd"),
         ({"lora_alpha": 0.0}, "lora_alpha must be above 0, not 0.0"),
         ({"lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1, not 1.0"),
         ({"lora_targets": "q_proj,c_attn"}, "lora_targets: 'c_attn' is no linear layer of a block of llama"),
