@@ -217,7 +217,7 @@ def _disk_lines(config: TrainConfig, model: Model) -> Iterator[str]:
 
 def _time_lines(trial: "_Trial", val: Batches, step: int, before: Resident) -> Iterator[str]:
     config = trial.config
-    seconds = list(_timed_steps(trial))
+    seconds, computed = _timed_steps(trial)
     validation = trial.validation_seconds(val)
     left = max(config.max_iters - step, 0)
     validations = math.ceil(left / config.eval_interval)
@@ -225,11 +225,14 @@ def _time_lines(trial: "_Trial", val: Batches, step: int, before: Resident) -> I
     total = left * per_step + validations * config.eval_iters * validation
     yield f"time     {duration(total)} for {left:,} steps and {validations:,} validations:"
     speed = f"{config.tokens_per_step / per_step:,.0f} tokens/s"
-    yield f"{INDENT}{per_step * 1e3:,.3g} ms per step, {speed}, measured over {len(seconds)} steps"
+    over = f"{len(seconds)} step{'s' * (len(seconds) > 1)}"
+    if computed < config.grad_accum:
+        over = f"{computed} batch of the {config.grad_accum} of a step"
+    yield f"{INDENT}{per_step * 1e3:,.3g} ms per step, {speed}, measured over {over}"
     if before.peak and tg.get_backend().array_type.__module__.startswith("numpy"):
-        need = memory(replace(config, async_save=False), trial.model, tg.get_backend().name)
+        need = memory(replace(config, async_save=False, grad_accum=computed), trial.model, tg.get_backend().name)
         expected, measured = predicted_peak(need, before), Resident.now().peak
-        yield f"{INDENT}they used {as_size(measured)} of memory, {measured / expected - 1:+.1%} beside the prediction"
+        yield f"{INDENT}{as_size(measured)} of memory were used, {measured / expected - 1:+.1%} beside the prediction"
 
 
 class _Trial:
@@ -245,10 +248,10 @@ class _Trial:
         eager = replace(config, cuda_graph=False)
         self.step = TrainingStep(self.model, optimizer, eager, scaler=make_scaler(config))
 
-    def take_step(self, step: int) -> float:
-        """Take one step and return its seconds."""
+    def take_step(self, step: int, n_batches: int = 1) -> float:
+        """Take one step of so many batches and return its seconds."""
         started = time.perf_counter()
-        n_windows = self.config.batch_size * self.config.grad_accum
+        n_windows = self.config.batch_size * n_batches
         if self.data is None:
             batch: tuple[Array, ...] = (np.zeros((n_windows, self.config.block_size), np.int64),) * 2
         else:
@@ -267,17 +270,20 @@ class _Trial:
         return time.perf_counter() - started
 
 
-def _timed_steps(trial: _Trial) -> Iterator[float]:
-    """Yield the seconds of a few steps; the first, which touches new memory, only where there is no time for more."""
-    first = trial.take_step(0)
-    end = time.perf_counter() + MAX_SECONDS - first
-    if time.perf_counter() >= end:
-        yield first
-        return
-    for step in range(1, MAX_STEPS + 1):
-        yield trial.take_step(step)
-        if time.perf_counter() >= end:
-            return
+def _timed_steps(trial: _Trial) -> tuple[list[float], int]:
+    """Return the seconds of a few steps, and how many batches of each were computed: all, or one where that is long.
+
+    The first batch, which touches new memory, counts only where there is no time for more.
+    """
+    n_batches = trial.config.grad_accum
+    end = time.perf_counter() + MAX_SECONDS
+    first = trial.take_step(0) * n_batches
+    if first > MAX_SECONDS:
+        return [first], 1
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < MAX_STEPS and time.perf_counter() < end):
+        seconds.append(trial.take_step(1 + len(seconds), n_batches))
+    return seconds, n_batches
 
 
 def duration(seconds: float) -> str:

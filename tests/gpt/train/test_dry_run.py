@@ -26,6 +26,7 @@ from gpt.train.footprint import checkpoint_bytes, disk_bytes, flops_per_token, m
 from gpt.train.freeze import freeze
 from gpt.train.loop import train as train_run
 from gpt.train.run import new_run
+from gpt.train.step import TrainingStep
 from gpt.weights import Model, build_model
 from gpt.weights.arrays import converted
 
@@ -311,6 +312,36 @@ def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatc
     assert call(monkeypatch, *SMALL, "--dry-run", "--data=nowhere.txt") == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not os.path.exists("checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("limit", "windows", "text"),
+    [
+        (1e9, [4, 16, 16, 16, 16, 16], "measured over 5 steps\n"),
+        (0.0, [4], "measured over 1 batch of the 4 of a step\n"),  # as a GPT-2's step of an hour on a CPU
+    ],
+)
+def test_of_a_long_step_one_batch_is_computed(
+    limit: float, windows: list[int], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+
+    class Step(TrainingStep):
+        def __call__(self, x: Any, y: Any, lr: float, *more: Any) -> Any:
+            computed.append(len(x))
+            return super().__call__(x, y, lr, *more)
+
+    monkeypatch.setattr(module, "_warm_up", lambda config: None)
+    monkeypatch.setattr(module, "TrainingStep", Step)
+    monkeypatch.setattr(module, "MAX_SECONDS", limit)
+    assert call(monkeypatch, *SMALL, "--grad-accum=4", "--dry-run") == 0
+    assert computed == windows
+    out = capsys.readouterr().out
+    assert text in out
+    milliseconds, speed = (
+        float(found.replace(",", "")) for found in re.findall(r"([\d.,e+]+) (?:ms per step|tokens/s)", out)
+    )
+    assert speed == pytest.approx(4 * 4 * 16 / milliseconds * 1e3, rel=0.02)
 
 
 def test_a_plot_that_fails_does_not_stop_a_dry_run(
