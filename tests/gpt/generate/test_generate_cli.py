@@ -294,7 +294,7 @@ def refused(answer: tuple[int, str, str]) -> str:
         (["--prompt=Zebra"], "does not have 'Z'"),
         (["--prompt=FILE:none.txt"], "none.txt: No such file or directory"),
         (["--checkpoint=none"], "none: no such checkpoint"),
-        (["--checkpoint=checkpoints/run/step-000005/state.json"], "state.json: not a complete safetensors file"),
+        (["--checkpoint=checkpoints/run/step-000005/state.json"], "state.json: neither safetensors nor GGUF"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

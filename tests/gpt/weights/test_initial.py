@@ -106,7 +106,7 @@ def test_a_shorter_window_uses_the_first_position_embeddings(old: Run) -> None:
         ({"data": "other.txt"}, "data 'other.txt': the vocabulary, of 28 characters, does not have 'Ä'"),
         ({"init_from": "missing"}, "missing: no such checkpoint; give a run, .* GGUF, smollm2 or gpt2"),
         ({"init_from": "smolm2"}, r"smolm2: no such checkpoint; did you mean smollm2\?"),
-        ({"init_from": "text.txt"}, "text.txt: not a complete safetensors file"),
+        ({"init_from": "text.txt"}, "text.txt: neither safetensors nor GGUF; give a run, .* GGUF, smollm2 or gpt2"),
     ],
 )
 def test_settings_that_do_not_fit_the_weights_are_refused(given: dict[str, Any], message: str, old: Run) -> None:
