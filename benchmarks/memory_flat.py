@@ -4,7 +4,8 @@
     python benchmarks/memory_flat.py [--steps 10000] [--backend numba] [--plot]
 
 The run validates and saves every 50 steps, when the physical memory (VmRSS) is read. After the first tenth, which is
-the warm-up, the maximum may be at most 2 % above the minimum; otherwise the program exits with 1. With --plot the run
+the warm-up, the maximum may be at most 3 MB above the minimum; otherwise the program exits with 1. By chance malloc's
+heap takes up to 2 MB more; an array of 4 kB a step that is never freed takes 5 MB in 1,350 steps. With --plot the run
 also draws loss.png: matplotlib needs some 40 MB more, and its memory settles a few MB above its start.
 """
 
@@ -26,7 +27,7 @@ from gpt.train.run import new_run
 from tensorgrad.memory import keep_freed_memory
 
 EVERY = 50  # steps between two readings, validations and checkpoints
-ALLOWED = 0.02
+ALLOWED_MB = 3.0
 PR_SET_THP_DISABLE = 41  # from Linux's prctl.h
 TINY: dict[str, Any] = {
     "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "batch_size": 4, "grad_accum": 2, "dropout": 0.1,
@@ -57,9 +58,9 @@ def measure(steps: int, backend: str, plot: bool, folder: Path) -> list[float]:
 
 
 def growth(mb: list[float]) -> float:
-    """How far the maximum is above the minimum after the first tenth: 0.01 is 1 %."""
+    """How far the maximum is above the minimum after the first tenth, in MB."""
     steady = mb[len(mb) // 10 :]
-    return max(steady) / min(steady) - 1
+    return max(steady) - min(steady)
 
 
 def main() -> int:
@@ -77,17 +78,17 @@ def main() -> int:
     grown = growth(mb)
     marks = ", ".join(f"{mb[len(mb) * i // 10 - 1]:.1f}" for i in range(1, 11))
     print(f"{options.backend}, {options.steps} steps, MB after each tenth: {marks}")
-    print(f"after the first tenth the maximum is {grown:.2%} above the minimum")
+    print(f"after the first tenth the maximum is {grown:.1f} MB above the minimum")
     result = {
         "program": "memory_flat",
         "environment": env,
         "steps": options.steps,
         "plot": options.plot,
         "mb": mb,
-        "growth": grown,
+        "growth_mb": grown,
     }
     common.write_json(common.result_path("memory_flat", options.out), result)
-    return 0 if grown <= ALLOWED else 1
+    return 0 if grown <= ALLOWED_MB else 1
 
 
 if __name__ == "__main__":

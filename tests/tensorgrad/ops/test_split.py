@@ -47,10 +47,10 @@ def test_gradients_that_are_one_array_are_not_copied(data: Any) -> None:
 def test_the_gradient_of_a_joint_projection_is_that_of_attention(backend: str) -> None:
     """As gpt/fused.py splits it: what attention writes is the projection's dy, without a copy."""
     with tg.use_backend(backend):
-        heads = tg.asarray(np.random.default_rng(1).normal(size=(2, 64, 12, 32)), requires_grad=True)
+        heads = tg.asarray(np.random.default_rng(1).normal(size=(2, 64, 12, 32)), "float32", requires_grad=True)
         q, k, v = tg.split(heads.permute_dims(0, 2, 1, 3), 3, axis=1)
         y = tg.attention(q, k, v, causal=True)
-        dys = [dx for _, dx in y.node.pull([np.ones(y.shape)], retain_graph=True)]
+        dys = [dx for _, dx in y.node.pull([np.ones(y.shape, np.float32)], retain_graph=True)]
     [(_, dx)] = q.node.pull(dys, retain_graph=True)
     assert all(np.shares_memory(dx, dy) for dy in dys)
     assert dx.transpose(0, 2, 1, 3).flags.c_contiguous
