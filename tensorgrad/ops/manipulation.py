@@ -123,10 +123,9 @@ def split(k: Backend, x: Array, *, sections: int | Sequence[int], axis: int = 0)
     keys = [(*before, slice(end - n, end)) for n, end in zip(sizes, ends, strict=True)]
 
     def backward(dys: list[Array | None]) -> Array:
-        first = dys[0]
-        if first is not None and _are_consecutive(dys, axis):
-            joined = k.xp.lib.stride_tricks.as_strided(first, shape, first.strides)
-            return joined[...]  # has a base, in CuPy, too: the tape does not write into it
+        joined = _joined(k, dys, axis, shape)
+        if joined is not None:
+            return joined
         dx = k.xp.empty(shape, dtype)
         for key, dy in zip(keys, dys, strict=True):
             dx[key] = 0 if dy is None else dy
@@ -135,22 +134,23 @@ def split(k: Backend, x: Array, *, sections: int | Sequence[int], axis: int = 0)
     return [x[key] for key in keys], backward
 
 
-def _are_consecutive(parts: list[Array | None], axis: int) -> bool:
-    """Whether the parts are in memory what consecutive parts of one array along the axis would be.
+def _joined(k: Backend, parts: list[Array | None], axis: int, shape: Shape) -> Array | None:
+    """Return the array of that shape whose parts along the axis are these, in this memory; None if there is none.
 
-    The gradients of q, k and v are, where the kernel wrote them into one array: nothing has to be copied.
+    The gradients of q, k and v are parts of one array where the kernel wrote them so: nothing has to be copied.
     """
     first = parts[0]
     if first is None or not isinstance(first.base, type(first)):  # the base may be a buffer that is no array
-        return False
+        return None
     address = _address(first)
     for part in parts:
         if part is None or part.base is not first.base or part.dtype != first.dtype or part.strides != first.strides:
-            return False
+            return None
         if _address(part) != address:
-            return False
+            return None
         address += part.shape[axis] * part.strides[axis]
-    return True
+    whole = k.xp.lib.stride_tricks.as_strided(first, shape, first.strides)
+    return whole[...]  # has a base, in CuPy, too: the tape does not write into it
 
 
 def _address(x: Array) -> int:
