@@ -62,10 +62,9 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
     """Return the flags of this command, and those that it shares with train.py."""
     own_help = finetuning_help(
-        block_size="the longest text's, at most that of the weights", max_iters="--epochs", batch_size=str(BATCH_SIZE),
-        init_from="smollm2", eval_interval="an epoch", eval_iters="all",
+        f"a file of texts and labels ({', '.join(SUFFIXES)})", batch_size=str(BATCH_SIZE),
+        block_size="the longest text's, at most that of the weights",
     )  # fmt: skip
-    own_help["data"] = f"a file of texts and labels ({', '.join(SUFFIXES)})"
     parser = build_parser(f"python -m gpt finetune {NAME}", DESCRIPTION, EXAMPLES, own_help)
     add = parser.add_argument_group("labels").add_argument
     add("--text-column", metavar="NAME", help="the column of --data (.csv, .tsv, .jsonl or .json) with texts")

@@ -66,10 +66,9 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> tuple[Namespace, Arguments]:
     """Return the flags of this command, and those that it shares with train.py."""
     own_help = finetuning_help(
-        block_size=f"{BLOCK_SIZE}, at most that of the weights", max_iters="--epochs", batch_size=str(BATCH_SIZE),
-        init_from="smollm2", eval_interval="an epoch", eval_iters="all",
+        "a file of conversations (.json or .jsonl)", batch_size=str(BATCH_SIZE),
+        block_size=f"{BLOCK_SIZE}, at most that of the weights",
     )  # fmt: skip
-    own_help["data"] = "a file of conversations (.json or .jsonl)"
     parser = build_parser(f"python -m gpt finetune {NAME}", DESCRIPTION, EXAMPLES, own_help)
     add = parser.add_argument_group("instructions").add_argument
     add("--epochs", type=int, metavar="N", help=f"times that each answer is seen (default: {EPOCHS})")

@@ -124,16 +124,18 @@ def finetuning_schedule(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"lr": lr, "min_lr": lr / 10, "warmup_iters": min(TrainConfig.warmup_iters, max_iters // 10)}
 
 
-def finetuning_help(**defaults: str) -> dict[str, str]:
-    """Return what --help says where a run from trained weights has another default; defaults: further ones."""
+def finetuning_help(data: str, **defaults: str) -> dict[str, str]:
+    """Return what --help says where a command of finetune differs. data: its file; defaults: those of its own."""
     known = {field.name: field.metadata for field in fields(TrainConfig)}
     of_weights = {name for name, at in known.items() if at["group"] == "model"} - {"block_size", "dropout"}
     defaults = {
         **dict.fromkeys(("tokenizer", "vocab_size", *of_weights), "that of the weights"),
         "lr": f"{FINETUNING_LR}; with --lora-rank {LORA_LR}", "min_lr": "a tenth of --lr",
-        "warmup_iters": f"a tenth of the steps, at most {TrainConfig.warmup_iters}", **defaults,
+        "warmup_iters": f"a tenth of the steps, at most {TrainConfig.warmup_iters}", "init_from": "smollm2",
+        "max_iters": "--epochs", "eval_interval": "an epoch", "eval_iters": "all", **defaults,
     }  # fmt: skip
-    return {name: f"{known[name]['help'].partition(' (default')[0]} (default: {defaults[name]})" for name in defaults}
+    help_of = {name: known[name]["help"].partition(" (default")[0] for name in defaults}
+    return {"data": data} | {name: f"{text} (default: {defaults[name]})" for name, text in help_of.items()}
 
 
 def require_sizes(given: Mapping[str, Any]) -> None:
