@@ -68,6 +68,12 @@ _BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
 _PREFIXES = {"gpt2": "transformer.", "llama": "model."}  # which a file may leave out
 
 
+def is_safetensors(file: Path) -> bool:
+    """Return whether a file begins as this form does: the length of a header of JSON in 8 bytes, and the header."""
+    with file.open("rb") as opened:
+        return opened.read(9)[8:] == b"{"
+
+
 def is_folder(place: Path) -> bool:
     """Return whether a folder holds a model in this form; the folder of a checkpoint does not."""
     return not (place / MANIFEST).exists() and any((place / name).exists() for name in (MODEL, INDEX, CONFIG_JSON))
@@ -254,7 +260,8 @@ def write_folder(
         transposed = isinstance(config, GPTConfig) and _TRANSPOSED.search(name)
         arrays[names[name]] = np.ascontiguousarray(array.T if transposed else array)
     hidden = temporary_folder(folder)
-    hidden.mkdir(parents=True, exist_ok=True)  # one that a killed process left is written again
+    shutil.rmtree(hidden, ignore_errors=True)  # what a killed process left
+    hidden.mkdir(parents=True)
     try:
         save_file(arrays, hidden / MODEL, metadata={"format": "pt"})
         dtype = {"dtype": "float16" if type == "f16" else "float32"}

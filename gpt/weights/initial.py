@@ -106,7 +106,7 @@ def load_initial(
         if place.is_file() and is_gguf(place):
             config, weights, tokenizer = gguf.read_model(place, quantize)
             files: tuple[Path, ...] = (place,)
-        elif place.is_file() and place.suffix != Path(MODEL).suffix:
+        elif place.is_file() and not huggingface.is_safetensors(place):
             raise UserError(f"{path}: neither safetensors nor GGUF; give {MODEL_HELP}")
         elif place.is_file() or huggingface.is_folder(place):
             config, weights = huggingface.read_weights(place, n_head=n_head, quantize=quantize)

@@ -22,7 +22,7 @@ from gpt.config import GPTConfig, LlamaConfig
 from gpt.model import GPT
 from gpt.tokenizer import BPETokenizer, GPT2Tokenizer
 from gpt.weights import build_model
-from gpt.weights.huggingface import INDEX, config_from_entries, read_weights, write_folder
+from gpt.weights.huggingface import INDEX, config_from_entries, is_safetensors, read_weights, write_folder
 from gpt.weights.initial import load_initial
 
 CONFIG = {"block_size": 8, "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 128}
@@ -106,6 +106,13 @@ def test_weights_of_other_models_are_refused(model: GPT, load: Callable) -> None
     del arrays["h.1.ln_2.weight"]
     with pytest.raises(ValueError, match=r"missing transformer\.h\.1\.ln_2\.weight$"):
         load(arrays)
+
+
+def test_a_file_is_known_by_its_contents(model: GPT, tmp_path: Path) -> None:
+    """As in Hugging Face's cache, where a file is named after its hash."""
+    save_file(hugging_face_weights(model), tmp_path / "abc")
+    (tmp_path / "model.safetensors").write_text("some text, and {")
+    assert is_safetensors(tmp_path / "abc") and not is_safetensors(tmp_path / "model.safetensors")
 
 
 def test_a_damaged_file_is_refused(model: GPT, tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def test_an_exported_folder_is_whole_or_absent_and_as_readable_as_any_file(
         patch.setattr(huggingface, "write_json", interrupted)
         assert main(words) == EXIT_INTERRUPTED
     assert list(Path("exports").iterdir()) == []
+    Path("exports/.folder.writing").mkdir()  # as a killed process leaves it
+    Path("exports/.folder.writing/merges.txt").touch()
     assert main(words) == 0
     files = list(Path("exports/folder").iterdir())
     assert len(files) == 4 and len({file.stat().st_mode for file in files}) == 1
