@@ -113,7 +113,7 @@ def _config_of(arguments: Arguments) -> tuple[TrainConfig, Tokenizer | None, int
 def _warm_up(config: TrainConfig) -> None:
     """Load every kernel with a tiny model, and the plotting library, so that they are part of the program's size."""
     tiny = replace(
-        config, n_layer=1, n_head=1, n_kv_head=None, n_embd=64, block_size=128, batch_size=2, grad_accum=1, freeze=None
+        config, n_layer=1, n_head=1, n_kv_head=None, n_embd=64, block_size=128, batch_size=2, freeze=None
     )
     how = "q4_1" if config.quantize == "file" else config.quantize
     weights = build_model(shape := tiny.model_config(16)).state_dict()
