@@ -16,15 +16,16 @@ from tensorgrad.backend.arrays import Array
 from tensorgrad.backend.decoder import WEIGHTS
 from tensorgrad.backend.numba.arrays import is_supported
 from tensorgrad.backend.numba.compile import inline, noinline
+from tensorgrad.backend.numba.dot_products import GROUP_SIZES, dots
 from tensorgrad.backend.numba.linear import Linear
-from tensorgrad.backend.numba.linear_skinny import MAX_GROUP_PREFETCH_BYTES, ROW_PREFETCH_BYTES, WEIGHT_ROWS, dots
+from tensorgrad.backend.numba.linear_skinny import MAX_GROUP_PREFETCH_BYTES, ROW_PREFETCH_BYTES
 from tensorgrad.backend.numba.mathematics import ONE, exp, logistic
 from tensorgrad.backend.numba.parallel import ALONE, prange
 from tensorgrad.backend.numba.reductions import dot, largest, total
 from tensorgrad.backend.numba.rotary_embedding import RotaryEmbedding, rotations
 from tensorgrad.backend.numba.strided import Strided, array, array_at, contiguous_row
 
-GROUP = WEIGHT_ROWS[1]  # rows of the weights that are read at a time
+GROUP = GROUP_SIZES[1]  # rows of the weights that are read at a time
 
 
 def operand(x: Any, weight: Any) -> Any:

@@ -18,6 +18,7 @@ from numba import types
 from numba.extending import overload
 
 from tensorgrad.backend.numba.compile import inline, noinline
+from tensorgrad.backend.numba.dot_products import dots, group_size
 from tensorgrad.backend.numba.microkernel import MR, microkernel, nr_of, round_up
 from tensorgrad.backend.numba.pack import PANEL_PADDING, ROW_PADDING, aligned, pack_panels, pack_transposed
 from tensorgrad.backend.numba.parallel import ALONE, prange
@@ -27,6 +28,7 @@ MIN_PARALLEL_MULTIPLICATIONS = 2**19  # in a smaller product, waking the other t
 MC = 72  # rows of a block of a, a multiple of MR, and
 KC = 384  # its columns: 0.1 megabytes of float32. So high is a panel of b, too: 24 KB, with AVX-512 48 KB
 NC = 512  # columns of a block of b: at most 0.8 megabytes, since threads and other programs share that cache
+MAX_DOT_COLUMNS = 4  # so few columns that are left beside full panels take less time as dot products than as a panel
 
 
 @inline
@@ -53,19 +55,25 @@ overload(pack_block)(
 
 
 @noinline
-def macrokernel(a: Any, panels: Any, c: Any, edge: Any, add: bool) -> None:
-    """c (m, n) = a (m, k) @ panels (n / nr, k, nr), or += with `add`, where m and n are rounded up to MR and nr.
+def macrokernel(a: Any, panels: Any, columns: Any, c: Any, edge: Any, add: bool) -> None:
+    """c (m, n) = a (m, k) @ b, or += with `add`; b (k, n) is packed: its last r columns are the rows of columns (r, k).
 
-    Rows of a are contiguous. edge (MR, nr): where results go that c has no room for.
+    The others are in panels (n / nr, k, nr), where n is rounded up to nr, as m is to MR. Rows of a and of columns are
+    contiguous. edge (MR, nr): where results go that c has no room for.
     """
-    (m, n), k, nr = c.shape, a.shape[1], panels.shape[2]
-    for column in range(0, n, nr):
+    (m, n), k, nr, r = c.shape, a.shape[1], panels.shape[2], len(columns)
+    for column in range(0, n - r, nr):
         for row in range(0, m, MR):
             if row + MR <= m and column + nr <= n:
                 microkernel(a, row, 0, k, panels, column // nr, c, row, column, add)
             else:
                 microkernel(a, row, 0, k, panels, column // nr, edge, 0, 0, False)
                 store(edge, c[row : row + MR, column : column + nr], add)
+    for j in range(r):
+        for row in range(0, m, group_size((j,))):
+            products = dots(columns, (j,), a, row, 0)
+            for i in range(min(len(products), m - row)):
+                c[row + i, n - r + j] = products[i] + (c[row + i, n - r + j] if add else 0)
 
 
 @noinline
@@ -80,6 +88,8 @@ def gemm(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
     kc, nc, mc = min(KC, k), min(NC, round_up(n, nr)), min(MC, round_up(m, MR))
     b_panels = aligned(nc * (kc + PANEL_PADDING), c).reshape(nc // nr, kc + PANEL_PADDING, nr)
     a_block = aligned(mc * (kc + ROW_PADDING), c).reshape(mc, kc + ROW_PADDING)
+    n_dots = n % nr if n % nr <= MAX_DOT_COLUMNS else 0
+    columns = aligned(n_dots * (kc + ROW_PADDING), c).reshape(n_dots, kc + ROW_PADDING)
     edge = aligned(MR * nr, c).reshape(MR, nr)
     in_place = a.strides[1] == a.itemsize
     for left in range(0, n, NC):
@@ -88,15 +98,19 @@ def gemm(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
             last = min(first + KC, k)
             adds = add or first > 0
             pack_block(b, first, last, left, right, b_panels)
+            narrow = columns[: n_dots if right == n else 0, : last - first]
+            for j in range(len(narrow)):
+                for i in range(last - first):
+                    narrow[j, i] = b_panels[(n - left) // nr, i, j]
             for top in range(0, m, MC):
                 bottom = min(top + MC, m)
                 packed = top + (bottom - top) // MR * MR if in_place else top  # from this row on
                 if packed > top:
-                    macrokernel(a[top:packed, first:last], b_panels, c[top:packed, left:right], edge, adds)
+                    macrokernel(a[top:packed, first:last], b_panels, narrow, c[top:packed, left:right], edge, adds)
                 if packed < bottom:
                     pack_transposed(a[packed:bottom, first:last], a_block)
                     a_block[bottom - packed : round_up(bottom - packed, MR), : last - first] = 0  # see `padded_matrix`
-                    macrokernel(a_block[:, : last - first], b_panels, c[packed:bottom, left:right], edge, adds)
+                    macrokernel(a_block[:, : last - first], b_panels, narrow, c[packed:bottom, left:right], edge, adds)
                 if bias.size > 0 and last == k:
                     added = contiguous_row(bias[left:right])
                     for i in range(top, bottom):
