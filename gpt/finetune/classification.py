@@ -172,6 +172,13 @@ def cut(row: list[int], block_size: int) -> list[int]:
     return row if len(row) <= block_size else row[:n_first] + row[len(row) - n_last :]
 
 
+def describe_cut(rows: Sequence[Sequence[int]], block_size: int) -> str | None:
+    """Return how many of these texts `cut` makes shorter, and to what; None for none."""
+    n_cut = sum(len(row) > block_size for row in rows)
+    n_first, n_last = first_and_last(block_size)
+    return f"{n_cut:,} of {len(rows):,} texts to their {n_first:,} first and {n_last:,} last tokens" if n_cut else None
+
+
 def first_and_last(block_size: int) -> tuple[int, int]:
     """Return how many tokens of a long text are kept from its beginning and from its end."""
     return block_size - block_size // 2, block_size // 2

@@ -12,7 +12,7 @@ from gpt.data import Array
 from gpt.evaluate.plot import why_not
 from gpt.files import write_json
 from gpt.finetune.baseline import BagOfWords
-from gpt.finetune.classification import NAME, PARTS, TUNE, Classification, first_and_last, task_of
+from gpt.finetune.classification import NAME, PARTS, TUNE, Classification, describe_cut, task_of
 from gpt.finetune.classifier import POOL, Classifier, probabilities
 from gpt.finetune.scores import Scores
 from gpt.finetune.tables import SUFFIXES, require_for_rows
@@ -122,19 +122,14 @@ def start(own: Namespace, arguments: Arguments) -> Run:
 
 def describe_data(task: Classification, run: Run) -> list[str]:
     """Return the lines about the labels, and about what is cut."""
-    texts, labels = task.examples
-    counts = ", ".join(f"{n:,} {label}" for label, n in Counter(labels).most_common())
-    n_cut = sum(len(row) > run.config.block_size for row in task.encoded(run.tokenizer))
+    counts = ", ".join(f"{n:,} {label}" for label, n in Counter(task.examples[1]).most_common())
     trained = sum(p.size for p in run.model.parameters() if p.requires_grad)
     lines = [
         f"labels   {counts}; {len(task.split.test):,} texts for a test",
         f"trained  {trained:,} parameters: {task.tune}",
     ]
-    if n_cut:
-        n_first, n_last = first_and_last(run.config.block_size)
-        kept = f"their {n_first:,} first and {n_last:,} last tokens"
-        lines.append(f"cut      {n_cut:,} of {len(texts):,} texts to {kept}")
-    return lines
+    cut = describe_cut(task.encoded(run.tokenizer), run.config.block_size)
+    return lines if cut is None else [*lines, f"cut      {cut}"]
 
 
 def report(task: Classification, run: Run) -> None:

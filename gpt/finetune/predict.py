@@ -1,5 +1,6 @@
 """`python -m gpt finetune predict RUN TEXT`: the labels that a classifier gives to new texts."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import ArgumentParser, one_of, use_backend
 from gpt.config import BACKENDS, UserError, nearest
-from gpt.finetune.classification import cut, encode, require_classifier, restore_classifier
+from gpt.finetune.classification import cut, describe_cut, encode, require_classifier, restore_classifier
 from gpt.finetune.classifier import probabilities
 from gpt.finetune.scores import Scores
 from gpt.finetune.tables import DELIMITERS, column, read_rows
@@ -19,7 +20,7 @@ BATCH = 16
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a line for each text: its label, the probability of that label, and the text."""
+    """Print a line for each text: its label, the probability of that label, and the text, with tabs between them."""
     keep_freed_memory()
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -36,24 +37,31 @@ def main(argv: Sequence[str]) -> int:
         texts, true = args.texts, None
         if args.data:
             path = Path(args.data)
-            rows = read_rows(path)
-            texts = column(rows, args.text_column or task["text_column"], path, "--text-column")
+            fields = read_rows(path)
+            texts = column(fields, args.text_column or task["text_column"], path, "--text-column")
             if args.label_column:
-                true = column(rows, args.label_column, path, "--label-column")
-                for row, label in zip(rows, true, strict=True):
+                true = column(fields, args.label_column, path, "--label-column")
+                for row, label in zip(fields, true, strict=True):
                     require_known(label, labels, f"data {path}, {row.place}")
         elif not all(text.strip() for text in texts):
             raise UserError("a text to label is empty")
         model = restore_classifier(checkpoint)
-        tokens = [cut(row, block_size) for row in encode(texts, checkpoint.tokenizer, "a text")]
-        found = probabilities(model, tokens, BATCH)
+        rows = encode(texts, checkpoint.tokenizer, "a text")
+        if shortened := describe_cut(rows, block_size):
+            note(f"cut {shortened}, as in training")
+        found = probabilities(model, [cut(row, block_size) for row in rows], BATCH)
     for text, row in zip(texts, found, strict=True):
         print(f"{labels[row.argmax()]}\t{row.max():.4f}\t{' '.join(text.split())}")
     if true is not None:
         numbers = np.array([labels.index(label) for label in true])
         scores = Scores.of(labels, numbers, found.argmax(1))
-        print(f"\naccuracy {scores.accuracy:.2%}, F1 (macro) {scores.macro_f1:.4f}\n\n{scores.table()}")
+        note(f"\naccuracy {scores.accuracy:.2%}, F1 (macro) {scores.macro_f1:.4f}\n\n{scores.table()}")
     return 0
+
+
+def note(text: str) -> None:
+    """Print on stderr: stdout has a line for each text, and nothing else."""
+    print(text, file=sys.stderr)
 
 
 def build_parser() -> ArgumentParser:

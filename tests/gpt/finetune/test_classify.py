@@ -104,11 +104,19 @@ def test_predict_labels_new_texts(call: Any) -> None:
 
 
 def test_predict_measures_a_file_with_labels(call: Any) -> None:
-    status, out, _ = call("predict", "run", "--data=data.csv", "--label-column=label", "--backend=numpy")
+    status, out, err = call("predict", "run", "--data=data.csv", "--label-column=label", "--backend=numpy")
     with open("data.csv") as file:
         true = [row["label"] for row in csv.DictReader(file)]
-    right = sum(line.split("\t")[0] == label for line, label in zip(out.splitlines(), true, strict=False))
-    assert status == 0 and f"\naccuracy {right / 60:.2%}, F1 (macro) " in out
+    right = sum(line.split("\t")[0] == label for line, label in zip(out.splitlines(), true, strict=True))
+    assert status == 0 and f"\naccuracy {right / 60:.2%}, F1 (macro) " in err  # stdout has the labels alone
+
+
+def test_predict_says_which_texts_it_cuts(call: Any) -> None:
+    longest = load_checkpoint("run", optimizer=False).state.model_config.block_size
+    status, out, err = call("predict", "run", "a" * longest, "b" * (longest + 1), "--backend=numpy")
+    n_first, n_last = longest - longest // 2, longest // 2
+    assert status == 0 and len(out.splitlines()) == 2
+    assert err == f"cut 1 of 2 texts to their {n_first} first and {n_last} last tokens, as in training\n"
 
 
 @pytest.mark.parametrize(
@@ -162,9 +170,9 @@ def test_adapters_or_a_part_are_trained_and_predict_reads_them(
         assert moved == any(f".{part}." in f".{name}" for part in changed), name
     results = json.loads((run / RESULTS).read_text())["model"]
     assert results["train"]["accuracy"] > 0.8
-    _, out, _ = call("predict", str(run), "--data=data.csv", "--label-column=label", "--backend=numpy")
+    _, _, err = call("predict", str(run), "--data=data.csv", "--label-column=label", "--backend=numpy")
     right = sum(round(results[part]["accuracy"] * results[part]["n"]) for part in results)
-    assert f"\naccuracy {right / 60:.2%}, " in out
+    assert f"\naccuracy {right / 60:.2%}, " in err
 
 
 def test_a_classifier_pools_as_in_training_and_one_of_before_pool_reads_the_last_token(
