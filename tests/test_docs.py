@@ -20,7 +20,8 @@ from gpt.config import GPT_CONFIG_124M
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "benchmarks" / "README.md", ROOT / "chapters" / "index.md", ROOT / "checkpoints" / "README.md",
+    ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "measured.md",
+    ROOT / "chapters" / "index.md", ROOT / "checkpoints" / "README.md",
 ]  # fmt: skip
 FOLDERS = ("benchmarks", "chapters", "checkpoints", "docs", "gpt", "tensorgrad", "tests")  # with which paths begin
 COMMANDS: dict[str, ModuleType] = {"gpt": gpt.__main__, "tensorgrad": tensorgrad.__main__}
