@@ -105,8 +105,8 @@ same(derivative(math.sin, 1.0), math.cos(1.0), "the derivative of sin, and cos",
 #
 # $$a = w x, \qquad b = \tanh a, \qquad c = b - 1, \qquad L = c^2$$
 #
-# We need the derivative of tanh. It is defined as $\tanh a = (e^a - e^{-a}) / (e^a + e^{-a})$. The numerator and the
-# denominator are each other's derivative, so the quotient rule gives
+# We need the derivative of tanh. It is defined as $\tanh a = (e^a - e^{-a}) / (e^a + e^{-a})$. The derivative of
+# $e^{-a}$ is $-e^{-a}$, so the numerator and the denominator are each other's derivative. The quotient rule gives
 #
 # $$\tanh' a = \frac{(e^a + e^{-a})^2 - (e^a - e^{-a})^2}{(e^a + e^{-a})^2} = 1 - \tanh^2 a$$
 #
@@ -229,9 +229,9 @@ def as_value(x):
 
 
 # %% [markdown]
-# Why "the latest first"? A value may be passed on only when *all* its contributions have arrived. Everything that
-# uses a value was made after it, so going from the latest to the earliest visits the users first. (Sorting a graph
-# like this is called a topological order.) The neuron again:
+# Why "the latest first"? A gradient may be passed on only when *all* its contributions have arrived. Everything that
+# uses a value was made after it, so going from the latest to the earliest visits all its uses before the value itself.
+# (Such an order is called a topological order.) The neuron again:
 
 # %%
 w, x = Value(0.7), Value(1.5)
@@ -243,8 +243,9 @@ same(x.grad, dx, "dL/dx by the tape, and by hand")
 
 # %% [markdown]
 # The tape differentiates anything that these operations can express. Here it fits a curve: three neurons learn $\sin$
-# at 15 points. Each step computes the loss, asks for the gradients, and moves every weight a little *against* its
-# gradient, because the gradient says in which direction the loss grows. This is **gradient descent**.
+# at 15 points. The loss is the mean of the squared errors. Each step computes it, asks for the gradients, and moves
+# every weight a little *against* its gradient, because the gradient says in which direction the loss grows. This is
+# **gradient descent**.
 
 # %%
 xs = np.linspace(-2, 2, 15)
@@ -365,7 +366,8 @@ print(f"with = the gradient of x·x at 3 is {wrong.grad}, with += it is {right.g
 # %% [markdown]
 # **Forgetting to set gradients to zero.** Because they add up, the next step's gradients are added to this one's. The
 # direction of the step is then a sum of old directions. The library adds, too, on purpose (chapter 12 uses it). In a
-# training loop, `optimizer.zero_grad()` clears the gradients after each step. Without that:
+# training loop, the optimizer, which moves the weights (chapter 05), clears the gradients after each step with
+# `optimizer.zero_grad()`. Without that:
 
 # %%
 x_t.grad = None
@@ -416,7 +418,8 @@ print(f"60 doublings with our loop: the gradient is 2 to the 60th: {x0.grad == 2
 # [`solutions/gradients.py`](solutions/gradients.py). Try first.
 #
 # **1.** The sigmoid squashes any number to between 0 and 1: $y = 1 / (1 + e^{-x})$. Write its backward *from its
-# result y*: $dx$ from $y$ and $dy$. (Hint: $y' = e^{-x} / (1 + e^{-x})^2$. Write both factors with $y$.)
+# result y*: $dx$ from $y$ and $dy$. (Hint: $y' = \frac{1}{1 + e^{-x}} \cdot \frac{e^{-x}}{1 + e^{-x}}$. Write both
+# factors with $y$.)
 
 # %%
 def sigmoid_backward(y, dy):
@@ -451,9 +454,9 @@ exercise(newton, tests.newton)
 
 # %% [markdown]
 # **4.** *Which operation made the largest gradient?* The neuron has three that change the gradient: `pow`, `tanh` and
-# `multiply`. (The subtraction passes it on as it is.) Find out which one makes the largest gradient, without its sign.
-# The page above can check your answer. With $w = 0.05$ and $x = 10$ it is another one than with $w = 0.7$ and
-# $x = 1.5$. Do you see why?
+# `multiply`. (The subtraction passes it on as it is.) Find out which one makes the gradient with the largest absolute
+# value. (`multiply` makes two gradients, and either may be it.) The page above can check your answer. With $w = 0.05$
+# and $x = 10$ it is another operation than with $w = 0.7$ and $x = 1.5$. Do you see why?
 
 # %%
 def largest_gradient(w, x):
