@@ -166,8 +166,9 @@ same(db, differences(lambda b: (dy * (a @ b)).sum(), b), "a matrix that is share
 #
 # $$p_j = \frac{e^{z_j}}{S}, \qquad S = \sum_k e^{z_k}$$
 #
-# The loss is small if the right token, number $t$, got a high probability: $L = -\log p_t$, the **cross-entropy**. It
-# is 0 for $p_t = 1$ and grows without limit as $p_t$ goes to 0. Its gradient is easiest to find if we simplify first:
+# The loss is small if the right token, number $t$, got a high probability: $L = -\log p_t$, the **cross-entropy**
+# ($\log$ is the natural logarithm, as in NumPy). It is 0 for $p_t = 1$ and grows without limit as $p_t$ goes to 0. Its
+# gradient is easiest to find if we simplify first:
 #
 # $$L = -\log \frac{e^{z_t}}{S} = \log S - z_t$$
 #
@@ -198,9 +199,9 @@ right.set(xlabel="token", ylabel="y - p", title="where a step against the gradie
 print("p - y:", np.round(p - y, 3), "sum:", abs(round((p - y).sum(), 12)))
 
 # %% [markdown]
-# Every wrong token is pushed down by the probability that it got, and the right one is pushed up by what it is
-# missing to 1. All these movements add up to 0. If the model is already right ($p$ near $y$), hardly anything moves:
-# learning stops by itself where there is nothing to learn.
+# Every wrong token is pushed down by the probability that it got, and the right one is pushed up by the difference
+# between its probability and 1. All these movements add up to 0. If the model is already right ($p$ near $y$), hardly
+# anything moves: learning stops by itself where there is nothing to learn.
 #
 # The function below computes the mean loss of many rows. It subtracts the largest logit first. The factor
 # $e^{-\max z}$ cancels in the fraction, so that the result is the same, but $e^z$ cannot overflow.
@@ -254,9 +255,9 @@ same(softmax_backward(dp, p), dp @ jacobian, "dz, and the sum over i", 1e-8)
 # ## Layer norm and its gradient, derived step by step
 #
 # In a deep model, numbers may grow or shrink from layer to layer until nothing can be learned. **Layer norm** brings
-# every row $x$ of $n$ numbers to mean $\mu = 0$ and variance $v = 1$ (the variance is the mean of the squared
-# distances from the mean). Then a weight $w$ and a bias $b$, which are learned, let the model choose another scale
-# where it needs one:
+# every row $x$ of $n$ numbers to mean 0 and variance 1: it subtracts the row's mean $\mu$ and divides by the root of
+# its variance $v$, the mean of the squared distances from the mean. Then a weight $w$ and a bias $b$, which are
+# learned, let the model choose another scale where it needs one:
 #
 # $$\mu = \frac{1}{n} \sum_j x_j, \qquad c_j = x_j - \mu, \qquad v = \frac{1}{n} \sum_j c_j^2, \qquad
 #   r = \frac{1}{\sqrt{v + \epsilon}}$$
@@ -357,6 +358,7 @@ same(db, differences(lambda b: (dy * layer_norm(x, w, b)[0]).sum(), b), "db", 1e
 # %% [markdown]
 # ### What the three terms do
 #
+# The first term, $r g$, would be the whole gradient if mean and variance were constants. The other two are corrections.
 # Adding the same small number to a whole row does not change the result of layer norm, nor the loss. By the chain
 # rule the loss changes by that number times $\sum_j dx_j$. So this sum must be 0, and $-\text{mean}(g)$ makes it 0.
 # Multiplying a row of mean 0 by a factor does not change the result either (except through $\epsilon$, which is
@@ -374,8 +376,9 @@ print(f"largest part along xhat                {np.abs((dx * xhat).mean(axis=1))
 #
 # Between two matrix products a model needs a function that is not a straight line, or else the two products could be
 # replaced by one. GPT-2 uses GELU: $y = x\, \Phi(x)$, where $\Phi(x)$ is the probability that a normally distributed
-# random number is below $x$. Large $x$ pass as they are, very negative ones become 0, and in between the change is
-# smooth. The derivative of $\Phi$ is the bell curve $\varphi(x) = e^{-x^2/2} / \sqrt{2\pi}$, so by the product rule:
+# random number (of mean 0 and variance 1) is below $x$. Large $x$ pass almost as they are, very negative ones become
+# almost 0, and in between the change is smooth. The derivative of $\Phi$ is the bell curve
+# $\varphi(x) = e^{-x^2/2} / \sqrt{2\pi}$, so by the product rule:
 #
 # $$y' = \Phi(x) + x\, \varphi(x)$$
 #
@@ -577,7 +580,8 @@ show(tg.softmax, Math.softmax_backward, Math.cross_entropy_backward)
 
 # %% [markdown]
 # In `cross_entropy_backward` you see `p - y`: first `exp(logits - lse)`, which is $e^{z_j - \log S} = p_j$, then 1 is
-# subtracted at the target's place. (`label_smoothing` and `ignore_index` are options that are off here.) In
+# subtracted at the target's place, both times the row's `dlosses`. (`lse` holds $\log S$ as two numbers, the largest
+# logit and the rest. `label_smoothing` and `ignore_index` are options that are off here.) In
 # `layer_norm`, `ctx` only permits the library to compute the result a second time where memory is short. The `dx` of
 # layer norm is the result of our derivation, with $r$ called `rstd` (one over the standard deviation). `dsum` is the
 # gradient of a second path that may join here, as in a block of a GPT (chapter 04b).
