@@ -73,10 +73,10 @@ print("and back:", small.decode(small.encode("not to be")))
 
 # %%
 for character in "a", "é", "я", "€", "字", "\U0001f642":
-    print(f"U+{ord(character):05X} = {ord(character):7,}   {unicodedata.name(character)}")
+    print(f"{f'U+{ord(character):04X}':<7} = {ord(character):7,}   {unicodedata.name(character)}")
 
 # %% [markdown]
-# Why not use code points as ids? The vocabulary would have 1,114,112 entries, and a text in one language uses about a
+# Why not use code points as ids? The vocabulary would have 1,114,112 entries, and an English text uses about a
 # hundred of them. `Characters` above keeps only those that occur. The price is that any other character is an error.
 #
 # ## Bytes
@@ -234,7 +234,7 @@ print(f"{len(new):,} different words of the last tenth do not occur before it, s
 # - **Output.** For each position, the model computes $V$ scores, the **logits**: $B T V$ numbers of 4 bytes, and as
 #   many again for their gradient.
 #
-# GPT-2 has $V = 50257$ and $C = 768$. Its whole model has 124,439,808 parameters:
+# The smallest GPT-2 has $V = 50257$ and $C = 768$, and 124,439,808 parameters in all:
 
 # %%
 V, C, B, T = 50257, 768, 8, 1024
@@ -318,7 +318,8 @@ for n in 100, 256:
 
 # %% [markdown]
 # So we should give tokens to *frequent* pieces of any length, and write the rest in characters or bytes. That is the
-# subject of chapter 02. GPT-2's vocabulary is of this kind: 50,257 tokens, of a little over 3 characters on average.
+# subject of chapter 02. GPT-2's vocabulary is of this kind: with its 50,257 tokens, a token of our text stands for a
+# little over 3 characters on average.
 #
 # ## Losses of different vocabularies
 #
@@ -332,7 +333,7 @@ for n in 100, 256:
 # $$-\ln (p_1 p_2 \cdots p_n) = -\ln p_1 - \ln p_2 - \ldots - \ln p_n = n L$$
 #
 # where $L$ is the mean loss of a token. If the text has $b$ bytes, the loss of a byte is $n L / b$. One **bit** is
-# the loss of a guess between two equal possibilities, $-\ln \frac12 = \ln 2$ nats. So we divide by $\ln 2$ to get
+# the loss of a guess between two equally likely outcomes, $-\ln \frac12 = \ln 2$ nats. So we divide by $\ln 2$ to get
 # **bits per byte**. (A text of $k$ bits then has the probability $2^{-k}$.)
 #
 # $$\text{bits per byte} = \frac{n L}{b \ln 2}$$
