@@ -88,7 +88,7 @@ small_rank = {token: i for i, token in enumerate(tokens)}
 #
 # $$n_M = n_0 - k_1 - k_2 - \ldots - k_M$$
 #
-# tokens are left of the $n_0$ bytes. The best merges come first, and each later one gains less:
+# tokens are left of the $n_0$ bytes. The best merges come first, and later ones gain less and less:
 
 # %%
 same(lengths[1:], len(text) - np.cumsum(times), "the lengths, and the first minus all the occurrences")
@@ -107,7 +107,8 @@ right.grid(axis="x")
 # ## Encoding and decoding
 #
 # To decode, put the bytes of the tokens one after the other. To encode a new text, repeat the merges **in the order
-# in which they were learned**. Nothing is counted any more; the merges are the tokenizer.
+# in which they were learned**. Nothing is counted any more; the merges are the tokenizer. The order matters: in
+# `shells she`, both merge 1 (` s`) and merge 9 (`lls `) want the space, and the earlier one gets it.
 
 # %%
 def encode(text, merges):
@@ -207,7 +208,8 @@ print(sorted(across, key=len)[-16:])
 # - or letters, with a space before them if there is one: ` ?\p{L}+` (`\p{L}` is a letter of any script),
 # - or digits in the same way, ` ?\p{N}+`,
 # - or other visible characters in the same way, ` ?[^\s\p{L}\p{N}]+`,
-# - or white space. With `\s+(?!\S)`, all of it but the last space, which goes with the following word.
+# - or white space. With `\s+(?!\S)`, all of it but its last character: a space goes with the following word, a line
+#   end is a chunk of its own.
 
 # %%
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -215,7 +217,7 @@ print(regex.findall(PATTERN, "I'll pay   $1234 for Anna's café, today!\n\nAgree
 print("put together they are the text:", "".join(regex.findall(PATTERN, shakespeare)) == shakespeare)
 
 # %% [markdown]
-# The space belongs to the word *after* it. A word inside a sentence, ` love`, is thus one token, and not two. The
+# The space belongs to the word *after* it. A word inside a sentence, ` love`, can thus be one token, and not two. The
 # price is that `love` at the beginning of a line is another token than ` love`.
 #
 # Chunks help in a second way. Most words occur many times, so we keep each different chunk once, with its number of
@@ -362,8 +364,8 @@ same(all_third, all_gpt2, "the third program's, and the library's")
 #   The model never sees that both begin with the same four digits. This makes arithmetic hard to learn. GPT-4's
 #   regular expression takes at most three digits.
 # - **Other scripts are expensive.** The merges come from mostly English pages. Greek, Hindi and Chinese take more
-#   tokens than they have characters, and a user of these languages gets less text into the same window.
-# - **A token need not be a character.** The emoji is two tokens, each with a part of its bytes (printed as
+#   tokens than they have characters, and a user of these languages gets less text into the same number of tokens.
+# - **A token need not be a whole character.** The emoji is two tokens, each with a part of its bytes (printed as
 #   `\xf0`).
 # - **Spaces in code** are many tokens in GPT-2: each space of the indentation but the last is one. Later tokenizers
 #   have tokens for several spaces.
@@ -401,7 +403,7 @@ ax.legend(loc="upper left")
 # For the two books, each doubling of the vocabulary gains less than the one before, while the table and the logits
 # double each time (chapter 01). For a small model and a small text, a few thousand tokens are enough. And a tokenizer
 # is trained for a kind of text. On Shakespeare, our 16,000 tokens are a little better than GPT-2's 50,000; on the
-# Bible GPT-2's are better. On lines such as `8507 + 6369 = 14876` ours do not shorten anything, because Shakespeare
+# Bible GPT-2's are better. On lines such as `8506 + 6369 = 14875` ours do not shorten anything, because Shakespeare
 # hardly uses digits, and no two of them were ever merged.
 #
 # Which of the library's tokenizers should you take? `CharTokenizer` for very small models, where a large table would
