@@ -376,6 +376,9 @@ print(f"loss with the leak {leaked_losses[0.3].min():.3f}, ", end="")
 print(f"repaired {repaired.min():.3f}, honest {clean_loss.min():.3f}")
 
 # %% [markdown]
+# The repaired loss is still a little below the honest one: a speech of fewer than 30 characters has no passage of 30,
+# so the few short ones of the leak have stayed.
+#
 # ## Tokens on the disk
 #
 # A text of a few megabytes can be split and encoded whenever a program starts. For a hundred gigabytes we do this
