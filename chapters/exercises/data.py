@@ -21,7 +21,7 @@ def longest_shared(answer: Callable[[str, str], str]) -> None:
         return "".join(drawn.choice(alphabet) for _ in range(n))
 
     passage = "a passage that is in both"
-    for n in (0, 300, 30_000):
+    for n in (0, 300, 10_000):
         train, val = (letters(n, s) + passage + letters(n, s) for s in ("abcdef", "uvwxyz"))
         got = answer(train, val)
         assert got == passage, f"in {2 * n} other characters, the longest shared passage is {passage!r}, not {got!r}"
