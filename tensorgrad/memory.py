@@ -1,4 +1,4 @@
-"""Reuse of freed memory on the CPU, and memory in huge pages.
+"""Reuse of freed memory on the CPU, memory in huge pages, and the pages of a file that nobody reads any more.
 
 By default glibc returns the pages of a large array to the system as soon as it is freed. The next array of that size
 gets new pages, which the kernel clears at the first access: this costs more than most arithmetic on the array. Every
@@ -15,6 +15,7 @@ import functools
 import mmap
 import os
 import platform
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,7 @@ HUGE_PAGE_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 MAX_HUGE_PAGE_BYTES = 2**22  # on some ARM systems it is 512 MB: too much for an array of a few
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 STRICT = "2"  # addresses count as memory, whether they are used or not
+MAPPINGS = Path("/proc/self/smaps")
 
 
 @functools.cache
@@ -53,9 +55,30 @@ def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
     size = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // 2
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     block = libc.malloc(size)
     if block:  # otherwise a limit forbids so many addresses
         first = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
-        libc.madvise(first, (block + size - first) // mmap.PAGESIZE * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
+        _advise(libc, first, (block + size - first) // mmap.PAGESIZE * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
         libc.free(block)
+
+
+def forget_pages(library: str) -> None:
+    """Take the pages of a loaded library that were only read out of this process; a later access brings them back.
+
+    Linux counts a page of a file that a process has mapped as its memory (VmRSS), and so do programs that limit it.
+    When memory is short, it takes such pages back by itself. On other systems nothing happens.
+    """
+    try:
+        mappings = MAPPINGS.read_text()
+    except OSError:
+        return
+    libc = ctypes.CDLL(None)
+    mapping = rf"(?m)^([0-9a-f]+)-([0-9a-f]+) .*/{re.escape(library)}\n((?:\w+:.*\n)+)"
+    for first, last, counts in re.findall(mapping, mappings):
+        if re.search(r"(?m)^Private_Dirty: +0 kB$", counts):  # a page that was written would be lost
+            _advise(libc, int(first, 16), int(last, 16) - int(first, 16), mmap.MADV_DONTNEED)
+
+
+def _advise(libc: ctypes.CDLL, first: int, size: int, advice: int) -> None:
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.madvise(first, size, advice)

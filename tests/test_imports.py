@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 # __init__.py alone. Another package of tensorgrad stands for every module in it that is not named itself; of gpt, every
 # module is named.
 LAYERS = [
-    ["tensorgrad.backend", "tensorgrad.calls", "tensorgrad.cli", "tensorgrad.hints"],
-    ["tensorgrad.memory", "tensorgrad.tree"],
+    ["tensorgrad.backend", "tensorgrad.calls", "tensorgrad.cli", "tensorgrad.hints", "tensorgrad.memory"],
+    ["tensorgrad.tree"],
     ["tensorgrad.random"],
     ["tensorgrad.autograd", "tensorgrad.retain"],
     ["tensorgrad.ops"],

@@ -1,8 +1,9 @@
 """The kernels of a training step, compiled in several processes before they are needed.
 
 Compiling uses one core, and a training step needs some twenty kernels. Each process compiles one kernel after another
-and writes it to the cache on disk, where the process that trains finds it. What is not there by then, it compiles
-itself. What an earlier run has compiled is loaded meanwhile, by a thread, which takes a third of a second.
+and writes it to the cache on disk, from where the process that trains loads it. What is not there by then, it compiles
+itself. What an earlier run has compiled is loaded meanwhile, by a thread, which takes a third of a second. Then LLVM
+has nothing more to do, and its pages, 110 MB, leave the process.
 """
 
 import os
@@ -20,6 +21,7 @@ from tensorgrad.backend.numba.compile import NotCached, cache_folder, cached_onl
 from tensorgrad.backend.numba.progress import show
 from tensorgrad.backend.numba.softmax import softmax
 from tensorgrad.backend.threads import cpu_count
+from tensorgrad.memory import forget_pages
 
 MAX_PROCESSES = 4
 
@@ -80,7 +82,7 @@ class Compilation:
         """Load what the cache has, and compile the rest."""
         missing = not_cached(names)
         if missing:
-            show(f"compiling {len(missing)} kernels, the first time only\n")
+            show(f"compiling {len(missing)} kernel{'s' * (len(missing) > 1)}, the first time only\n")
         self.total = len(missing)
         for name in missing:
             self._names.put(name)
@@ -89,6 +91,8 @@ class Compilation:
             thread.start()
         for thread in threads:
             thread.join()
+        not_cached(missing)  # loads them
+        forget_pages("libllvmlite.so")
 
     def _drive(self) -> None:
         """Start a process, and give it one name after another; where it ends early, the rest is for others."""
