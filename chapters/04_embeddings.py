@@ -169,9 +169,10 @@ print(f"mean loss of the last 500 steps {np.mean(losses[-500:]):.2f}")
 # ### Seen in two dimensions
 #
 # Each character is now a point in 16 dimensions. To look at them we need two directions in which the points differ as
-# much as possible. To find these is called **principal component analysis** (PCA). (You may skip this derivation; the
-# rest of the course does not need it.) Move the mean of the points to zero, and write the points as the rows $r_i$ of
-# a matrix $R$. Along a direction $d$ of length 1, point $i$ is at $r_i \cdot d$, so the spread along $d$ is
+# much as possible. To find these is called **principal component analysis** (PCA). (You may skip this derivation;
+# later only a picture of chapter 06 comes back to it.) Move the mean of the points to zero, and write the points as
+# the rows $r_i$ of a matrix $R$. Along a direction $d$ of length 1, point $i$ is at $r_i \cdot d$, so the spread
+# along $d$ is
 #
 # $$\sum_i (r_i \cdot d)^2 = |R d|^2$$
 #
@@ -238,10 +239,11 @@ draw(right, np.array([c.islower() for c in characters]), "lower-case letters alo
 
 # %% [markdown]
 # Nobody told the model what a letter is. On the left it has made three groups by itself: capitals, lower-case
-# letters, and punctuation at the right edge (`·` is a blank). It had no other information than what follows each
-# character: a lower-case letter or a blank after a lower-case letter, often another capital after a capital (the
-# names of the speakers are printed in capitals), a blank or a new line after punctuation. Most vowels have moved to
-# one side, because similar letters follow them: on the left to the right side of their groups, on the right, with the
+# letters, and punctuation at the right edge. It had no other information than what follows each character: a
+# lower-case letter or a blank after a lower-case letter, often another capital after a capital (the names of the
+# speakers are printed in capitals), a blank or a new line after punctuation. The blank itself (`·`, beside `q`) and
+# the hyphen are among the lower-case letters, since such letters follow both. Most vowels have moved to one side,
+# because similar letters follow them: on the left to the right side of their groups, on the right, with the
 # lower-case letters alone, to the lower right.
 #
 # Two warnings about such pictures. They show only a part of the spread (here less than half), and two points that are
@@ -325,7 +327,8 @@ P = sinusoidal(np.arange(64), 32)
 # $$p(t + k) = \begin{pmatrix} \cos \omega k & \sin \omega k \\ -\sin \omega k & \cos \omega k \end{pmatrix} p(t)$$
 #
 # "Three places further" is the same matrix everywhere in the text, so the model can learn it once, for all positions.
-# A second property follows. In the dot product of the positions $s$ and $t$ each pair gives
+# A second property follows. In the dot product (the sum of the products of the elements) of the positions $s$ and $t$
+# each pair gives
 #
 # $$\sin(\omega s) \sin(\omega t) + \cos(\omega s) \cos(\omega t) = \cos(\omega (s - t))$$
 #
@@ -353,8 +356,9 @@ for ax in (left, middle):
     ax.grid(False)
 
 # %% [markdown]
-# On the left are the clocks: fast ones in the first dimensions, slow ones in the last. In the middle every diagonal
-# has one colour: equal distance, equal product. On the right the curves of two positions lie on each other where both
+# On the left are the clocks (blue is 1, white 0, red -1): fast ones in the first dimensions, slow ones in the last,
+# where within 64 positions the sine hardly leaves 0 and the cosine hardly leaves 1. In the middle every diagonal has
+# one colour: equal distance, equal product. On the right the curves of two positions lie on each other where both
 # have a value.
 #
 # ### Rotary: turn the vectors
@@ -429,7 +433,8 @@ same(np.linalg.norm(rotary(x, positions), axis=1), np.linalg.norm(x, axis=1), "l
 # %% [markdown]
 # Which one is best? GPT-2 has learned positions, and this course's model too. Newer models, such as LLaMA, turn
 # queries and keys: nothing is added to the token's vector, distance comes for free, and there is no table to run out
-# of. Sinusoidal positions are the link between the two, and are rarely used alone today.
+# of (though chapter [11](11_modern.ipynb) shows that longer texts are still read badly). Sinusoidal positions are the
+# link between the two, and are rarely used alone today.
 #
 # ## The library's code
 #
