@@ -117,15 +117,16 @@ axes[0].legend()
 
 # %% [markdown]
 # Without the division, for a large $D$ a single weight is nearly 1, and all others are nearly 0. Then the gradient
-# that passes the softmax is small (on the right), and a token that has chosen the wrong key can hardly learn to
-# choose another one. With the division, $D$ makes no difference.
+# that passes the softmax is small (on the right: its mean length, for random gradients of the weights), and a token
+# that has chosen the wrong key can hardly learn to choose another one. With the division, $D$ makes no difference.
 #
 # ## The mask: no token sees a later one
 #
 # A language model predicts the next token. In training we ask it at all positions at once, and the tokens that it has
 # to predict are in its input, one place further. A token must not look at them. So we set the score of every later
 # key to $-\infty$ *before* the softmax. Then $e^{-\infty} = 0$: the weight is exactly 0, and the other weights still
-# add up to 1.
+# add up to 1. Attention with this mask is called *causal*. (The mask itself tells a little about order: the first
+# token sees one key, the second sees two. Even without positions, a model can learn something from that.)
 
 # %%
 def attention(q, k, v):
@@ -428,8 +429,9 @@ show(MLP, Block, GPT.hidden_states, GPT.run_blocks)
 # %% [markdown]
 # The plain model keeps the weights of all pairs of tokens for its backward: B x H x T x T numbers for each block. The
 # fused model calls `tg.attention`, one operation for everything between the heads' queries and their results. Its
-# backward, in plain array code, is ours. `lse` has the $\log S$ of every row, from which the weights `p` are computed
-# again. `split_heads` and `groups` are for models in which several heads share their keys and values.
+# backward, in plain array code, is ours. `lse` has the logarithm of the softmax's denominator for every row, from
+# which the weights `p` are computed again. `split_heads` and `groups` are for models in which several heads share
+# their keys and values.
 
 # %%
 show(FusedCausalSelfAttention, tg.backend.math.Math.attention_backward)
@@ -605,7 +607,7 @@ exercise(mean_distance, tests.mean_distance)
 # - Ashish Vaswani and others, [Attention Is All You Need](https://arxiv.org/abs/1706.03762), 2017: scaled dot-product
 #   attention, heads, and the block.
 # - Dzmitry Bahdanau, Kyunghyun Cho and Yoshua Bengio, [Neural Machine Translation by Jointly Learning to Align and
-#   Translate](https://arxiv.org/abs/1409.0473), 2014: the first attention, and the first such maps.
+#   Translate](https://arxiv.org/abs/1409.0473), 2014: attention as a learned average, and such maps.
 # - Tri Dao and others, [FlashAttention](https://arxiv.org/abs/2205.14135), 2022: the backward with $dy \cdot y$, and
 #   attention without a matrix of all pairs.
 # - Catherine Olsson and others, [In-context Learning and Induction Heads](https://arxiv.org/abs/2209.11895), 2022:
