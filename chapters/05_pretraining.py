@@ -9,7 +9,7 @@
 # ## What you will be able to do
 #
 # - choose the size of random weights, so that signals neither die out nor explode,
-# - derive every line of AdamW, the optimiser that nearly all language models are trained with,
+# - derive every line of AdamW, the optimiser that most language models are trained with,
 # - say why the learning rate rises at first and falls later, and show what happens if it does not rise,
 # - limit the harm that one bad batch does,
 # - save a run and continue it so that it ends with the same weights, bit for bit,
@@ -66,8 +66,8 @@ rng = np.random.default_rng(0)
 #
 # ## Initialisation
 #
-# If all weights were zero, all units of a layer would compute the same and would get the same gradient: they would
-# stay copies of each other forever. So weights are random. But how large?
+# If all weights were zero, all outputs of a layer would be equal, and their weights would get equal gradients: they
+# would stay copies of each other forever. So weights are random. But how large?
 #
 # Take one output of a linear layer, $y = \sum_{i=1}^{n} w_i x_i$, with $n$ inputs. The weights are independent, with
 # mean 0 and variance $\sigma^2$. Square the sum. A square of a sum is a double sum over all pairs:
@@ -142,10 +142,10 @@ for scale, values in stream.items():
     same(values[-1], expected, f"the stream's std scaled by {scale:.3f}, and √(1 + 48 s²) = {expected:.2f}", 0.05)
 
 # %% [markdown]
-# A gain of 0.8 per layer leaves 1 % of the signal after 20 layers, and 1.2 makes it 40 times as large. In a GPT the
-# layer norms bring every signal back to size 1 before it is used, which makes the exact number less critical: GPT-2
-# simply takes a standard deviation of 0.02, and 0.02 / √(2 `n_layer`) for the two layers of a block that add to the
-# stream.
+# A gain (the factor before $1 / \sqrt n$) of 0.8 leaves 1 % of the signal after 20 layers, and 1.2 makes it nearly 40
+# times as large. In a GPT the layer norms bring every signal back to size 1 before it is used, which makes the exact
+# number less critical: GPT-2 simply takes a standard deviation (the root of the variance) of 0.02, and
+# 0.02 / √(2 `n_layer`) for the two layers of a block that add to the stream.
 #
 # One consequence can be checked before any training. Small weights give logits near zero, so the model believes that
 # all $V$ tokens are equally likely, and its first loss must be about $-\ln(1/V) = \ln V$. If yours is much higher,
@@ -230,8 +230,7 @@ same(corrected[0], gradients[0], "the first corrected average, and the first gra
 #   Remember this for the warm-up below.
 # - *The gradient is only noise* with mean 0 and variance $\sigma^2$. Then $\hat v \approx \sigma^2$. And $m$ is a sum
 #   of independent terms, whose variances add up, as above: $\sigma^2 (1-\beta)^2 (1 + \beta^2 + \beta^4 + \dots)$.
-#   The sum in brackets is a geometric sum again, with $\beta^2$ in place of $\beta$, and tends to
-#   $1 / (1 - \beta^2)$:
+#   The sum in brackets is like $S$ above, with $\beta^2$ in place of $\beta$, and tends to $1 / (1 - \beta^2)$:
 #
 # $$\frac{\text{Var}(m)}{\sigma^2} = \frac{(1-\beta)^2}{1 - \beta^2}
 #   = \frac{(1-\beta)^2}{(1-\beta)(1+\beta)} = \frac{1-\beta}{1+\beta} = \frac{0.1}{1.9} \approx 0.053$$
@@ -454,18 +453,18 @@ right.set(xlabel="step", ylabel="hidden states: in common", ylim=(0, 1.05))
 # the evidence of a single batch. And what do the first gradients say? Nearly all of them say the same: "e" and space
 # are frequent, "Z" is rare. So all weights move together, and after *one* step all hidden states point in nearly the
 # same direction (right picture). A model whose hidden state is the same at every position can only predict how
-# frequent each character is, whatever the text before it. Its gradients say little about anything else: it takes a
-# hundred steps to get out.
+# frequent each character is, whatever the text before it. Its gradients say little about anything else: even after
+# 150 steps it has hardly got out.
 #
-# With warm-up, the frequencies are learned first, too. But the steps are small while the gradients all agree and
-# while $\hat v$ is an average of few values. The directions that tell tokens apart survive, and the model leaves the
-# plateau soon. At a lower learning rate the difference is smaller, because the first step is shorter. With warm-up
-# one can use the higher one.
+# With warm-up, the frequencies are learned first, too: the right curve also rises to 1. But the steps are small while
+# the gradients all agree and while $\hat v$ is an average of few values. The directions that tell tokens apart
+# survive, and the model leaves the plateau soon. At a lower learning rate the difference is smaller, because the
+# first step is shorter. With warm-up one can use the higher one.
 #
 # ### What clipping does to a bad batch
 #
-# In step 90 of these runs, all targets are replaced by one and the same rare character. We compare the loss with that
-# of the same run without the bad batch:
+# In step 90 of runs at half that learning rate, 0.003, all targets are replaced by one and the same rare character.
+# We compare the loss with that of the same run without the bad batch:
 
 # %%
 harm, spike = {}, None
@@ -627,12 +626,13 @@ print(f"{'this model, validation':<25} {validations[-1][1]:.2f}")
 # four things in any such curve.
 #
 # - *Noise.* The thin line jumps because each batch is another text. Judge by an average, never by one step.
-# - *Training and validation.* Here they lie on each other: in 2000 steps the model has seen a third of the text once,
-#   so everything is new to it, and it has no chance to memorise. (Both are measured on single batches or a few, which
-#   is why validation can be below training.)
+# - *Training and validation.* Here they lie close together: in 2000 steps the model has seen a third of the text
+#   once, so everything is new to it, and it has no chance to memorise. (Both are measured on single batches or a few,
+#   which is why validation can be below training.)
 # - *Diminishing returns.* Three quarters of all progress is made in the first 250 steps of 2000. A curve that still
 #   falls is not finished.
-# - *The end.* The last part gets better because the learning rate comes down.
+# - *The end.* The last part gets better also because the learning rate comes down. (Chapter 04b divided it by five in
+#   step 1600: its curve falls there.)
 #
 # And these are three curves of runs that went wrong. We have made two of them already; for the first one, the model
 # trains on just 1,500 characters:
@@ -668,8 +668,8 @@ right.set(title="a spike (it goes up to 7.5)", xlabel="step")
 # - **Overfitting**: training falls, validation turns and rises. The model learns its text by heart. Take more text, a
 #   smaller model, fewer steps, or keep the checkpoint with the best validation (train.py always does).
 # - **A plateau**: nothing happens for a long time. Compare its height with the simple predictors: this run knows the
-#   frequencies and nothing else. The usual reasons are a learning rate that is too high or too low, no warm-up, or
-#   data in which there is nothing more to learn.
+#   frequencies (the dotted line) and little else. The usual reasons are a learning rate that is too high or too low,
+#   no warm-up, or data in which there is nothing more to learn.
 # - **A spike**: one step jumps, and the next is as before. That is one bad batch, and harmless. If the loss stays up
 #   after it, lower the learning rate or the limit of clipping. If spikes come more and more often, the run is about
 #   to diverge.
@@ -757,8 +757,8 @@ for t in [1, 3, 10, 30, 100, 1000]:
     print(f"step {t:>4}: m = {m:.3f}, v = {v:.4f}, without correction a step {m / math.sqrt(v):.2f} times as long")
 
 # %% [markdown]
-# At $\beta_2 = 0.999$, a common choice, the steps are up to six times too long, and just at the start, where we have
-# seen the harm that long steps do.
+# At $\beta_2 = 0.999$, a common choice, the steps are up to 6.5 times as long as they should be, and just at the
+# start, where we have seen the harm that long steps do.
 #
 # **Weight decay inside the gradient.** Two weights start at 1. Both get noise as their gradients, the first with a
 # size of 1, the second 0.01. Decoupled decay shrinks them alike. If $\lambda p$ is added to the gradient, it is
