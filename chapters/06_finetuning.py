@@ -137,8 +137,8 @@ def pretrained():
 # loss was minimised. Near its minimum $g_{\text{old}}$ is small, and the loss has the form of a bowl: whoever walks
 # far enough goes up, in nearly every direction. Nothing in $g_{\text{new}}$ knows about this bowl.
 #
-# We walk in the direction $-g_{\text{new}}$, and look at both losses on the way. (In 64 bits, so that the derivative
-# can be checked by differences.)
+# We walk in the direction $-g_{\text{new}}$, and look at both losses on the way. (The distance is $\eta$. We compute
+# in 64 bits, so that the derivative can be checked by differences.)
 
 # %% tags=["sampled"]
 model.astype("float64")
@@ -217,8 +217,8 @@ right.legend(fontsize=8)
 
 # %% [markdown]
 # On the left we see both reasons. The dot product of the two gradients is negative, so the very first bit of the way
-# makes the plays worse. And on a longer way, their loss rises faster and faster. (The loss on the Bible has a bowl,
-# too: a step that is too long makes both worse.)
+# makes the plays worse. And on a longer way, their loss soon rises several times as fast. (The loss on the Bible has
+# a bowl, too: a step that is too long makes both worse.)
 #
 # On the right is the training. The full lines belong to the finetuned model. It learns the Bible and forgets the
 # plays, and it forgets fast: most of the damage is done in the first 30 steps. The dotted lines belong to a model
@@ -239,9 +239,10 @@ right.legend(fontsize=8)
 #
 # ### Is a change of low rank enough?
 #
-# We have just trained all weights, so we can look at the change that this made. The *singular values* of a matrix say
-# how much of it the best approximation of each rank contains: with rank $r$, the share of the sum of squares is that
-# of the $r$ largest squared singular values. We compare the change of a matrix with a random matrix of that shape:
+# We have just trained all weights, so we can look at the change that this made. The *singular values* of a matrix
+# (chapter 04) answer this. Their squares add up to the sum of the squares of all its elements, and the best
+# approximation of rank $r$ keeps the $r$ largest of them. We compare the change of a matrix with a random matrix of
+# that shape:
 
 # %% tags=["sampled"]
 name = "h.1.mlp.c_fc.weight"
@@ -279,19 +280,20 @@ right.legend()
 # $$y = x W'^T = x W^T + s \, (x A^T) B^T$$
 #
 # The brackets matter: first down to $r$ numbers, then up to $m$. The matrix $BA$ is never computed. Now let
-# $G = dy^T x$ be the gradient with respect to $W'$ (chapter 00b derived it). A small change of $W'$ changes the loss
-# by the sum of all products of its elements with those of $G$; we write this sum as $\langle G, dW' \rangle$. By the
-# product rule,
+# $G = dy^T x$ be the gradient with respect to $W'$ (chapter 00b derived it). A small change $\Delta W'$ changes the
+# loss by the sum of all products of its elements with those of $G$; we write this sum as
+# $\langle G, \Delta W' \rangle$. By the product rule, with changes $\Delta A$ and $\Delta B$,
 #
-# $$dW' = s \, (dB \, A + B \, dA), \qquad
-#   \langle G, dW' \rangle = s \, \langle G, dB \, A \rangle + s \, \langle G, B \, dA \rangle$$
+# $$\Delta W' = s \, (\Delta B \, A + B \, \Delta A), \qquad
+#   \langle G, \Delta W' \rangle = s \, \langle G, \Delta B \, A \rangle + s \, \langle G, B \, \Delta A \rangle$$
 #
-# To read off the gradients, $dB$ and $dA$ have to stand alone. A factor moves to the other side of such a sum with a
-# transpose. (For example, $\langle G, dB \, A \rangle = \sum_{ijk} G_{ij} \, dB_{ik} \, A_{kj}$, and
-# $\sum_j G_{ij} A_{kj}$ is the element $i, k$ of $G A^T$.)
+# To read off the gradients, $\Delta B$ and $\Delta A$ have to stand alone. A factor moves to the other side of such a
+# sum with a transpose. (For example,
+# $\langle G, \Delta B \, A \rangle = \sum_{ijk} G_{ij} \, \Delta B_{ik} \, A_{kj}$, and $\sum_j G_{ij} A_{kj}$ is the
+# element $i, k$ of $G A^T$.)
 #
-# $$\langle G, dB \, A \rangle = \langle G A^T, dB \rangle, \qquad
-#   \langle G, B \, dA \rangle = \langle B^T G, dA \rangle$$
+# $$\langle G, \Delta B \, A \rangle = \langle G A^T, \Delta B \rangle, \qquad
+#   \langle G, B \, \Delta A \rangle = \langle B^T G, \Delta A \rangle$$
 #
 # So the gradients are, with $G$ written out in the last step so that no $m \times n$ matrix is needed:
 #
@@ -464,7 +466,8 @@ right.set(xlabel="loss on the Bible", ylabel="loss on the plays", title="both, a
 #   another place, for its curve lies only a little below that of full finetuning: where both have the same loss on
 #   the Bible, LoRA has forgotten slightly less. What it saves for certain is memory, and the size of a file: one
 #   pretrained model, and a small adapter for each text or task.
-# - **The last block** alone learns least and forgets least. The layers below it read the text as before.
+# - **The last block** alone learns least, and of these three it forgets least. The layers below it read the text as
+#   before.
 # - **Mixed** goes up a little at first, and then comes back. It learns about as much as LoRA, from half as much of
 #   the new text, and at the end the plays are no worse than before. If you have the old text, or one like it, this is
 #   the remedy. Often you do not: the texts that a published model was trained on may not be published.
@@ -519,7 +522,7 @@ for i in (0, 5, 9):
 # Some sentences occur several times. If one copy is in the training data and another one in the test, the test
 # measures what the model has stored, and not what it has understood. (Chapter 03 measured such a leak.) So copies
 # must be kept together. What is a copy? "What's the matter" and "what's  the matter" should count as the same, so we
-# compare a *normal form*: small letters, single spaces. All texts of one form go to the same side.
+# compare a *normal form*: lower case, single spaces. All texts of one form go to the same side.
 
 # %%
 def normal(text):
@@ -686,8 +689,8 @@ f1 = {name: report(name, predicted) for name, predicted in answers.items()}
 # %% [markdown]
 # F1 is one number for precision (which share of the predicted questions are questions) and recall (which share of the
 # questions were found): $2 \cdot \text{precision} \cdot \text{recall} / (\text{precision} + \text{recall})$. It is
-# low if one of the two is low. The first row shows why the share of right answers is not enough: who never says
-# "question" is right in 70 % of all cases, and has an F1 of 0.
+# low if one of the two is low. The first row shows why the share of right answers is not enough: a classifier that
+# never says "question" is right in more than 70 % of all cases, and has an F1 of 0.
 #
 # What do we learn from the others?
 #
@@ -709,8 +712,8 @@ f1 = {name: report(name, predicted) for name, predicted in answers.items()}
 #
 # A language model continues a text. Asked a question, a pretrained model may go on with ten more questions, because
 # that is what texts look like. To make it answer, we write conversations as texts of one fixed form, and train on
-# them. The form is called a **chat template**. The most common one, *ChatML*, puts each message between two special
-# tokens, which no text contains, and after the first of them it says who speaks:
+# them. The form is called a **chat template**. A common one, *ChatML*, puts each message between two special tokens,
+# which no text contains, and after the first of them it says who speaks:
 
 # %%
 def written(messages):
@@ -756,8 +759,9 @@ print(f"{len(taught):,} questions to learn, {len(held_out):,} held out, such as 
 #
 # $$L = \frac{\sum_t m_t \, \ell_t}{\sum_t m_t}, \qquad \ell_t = -\log p_t[\text{target}_t]$$
 #
-# The derivative of $L$ by the logits at position $t$ is then $m_t (p_t - \text{one-hot}) / \sum m$. Where $m_t = 0$
-# it is zero, whatever the target. But the *inputs* of the question matter as before: the answer attends to them.
+# The derivative of $L$ with respect to the logits at position $t$ is then $m_t (p_t - \text{one-hot}) / \sum m$.
+# Where $m_t = 0$ it is zero, whatever the target. But the *inputs* of the question matter as before: the answer
+# attends to them.
 #
 # The token that predicts the first token of the answer is the last one before it. The last target of an answer is
 # `<|im_end|>`.
@@ -845,8 +849,9 @@ right.legend(loc="upper left")
 
 # %% [markdown]
 # Three claims can be checked with numbers, in 64 bits. A changed target of a *question* changes neither the loss nor
-# any gradient, not in the last bit; a changed target of an answer does. A changed *input* in the first conversation
-# changes no hidden state of the second. And the loss of packed rows is that of one conversation in each row.
+# any gradient, not even in the last bit; a changed target of an answer does. A changed *input* in the first
+# conversation changes no hidden state of the second. And the loss of packed rows is that of one conversation in each
+# row.
 
 # %%
 tested = pretrained()
