@@ -121,8 +121,8 @@ print("every share in 20,000 draws is within 0.01 of its probability:", bool(abs
 # ## Temperature
 #
 # This does what the model says, but a small model is often wrong. It gives a little probability to each of many wrong
-# tokens, and one of them is drawn often. With a **temperature** $\tau$ below 1, likely tokens become more likely, and
-# with one above 1 less. The logits are divided by it before the softmax:
+# tokens, and together they are drawn often. With a **temperature** $\tau$ below 1, likely tokens become more likely,
+# and with one above 1 less. The logits are divided by it before the softmax:
 #
 # $$p_i = \frac{e^{z_i / \tau}}{\sum_j e^{z_j / \tau}}$$
 #
@@ -585,7 +585,7 @@ exercise(cache_bytes, tests.cache_bytes)
 # %% [markdown]
 # **3.** A *repetition penalty* above 1 makes tokens less likely that have occurred already: a positive logit is
 # divided by it, a negative one multiplied (why not divided, too?). Each token is penalised once, however often it has
-# occurred.
+# occurred, and `seen` may be empty.
 
 # %%
 def penalise(z, seen, penalty):
