@@ -117,8 +117,9 @@ axes[0].legend()
 
 # %% [markdown]
 # Without the division, for a large $D$ a single weight is nearly 1, and all others are nearly 0. Then the gradient
-# that passes the softmax is small (on the right: its mean length, for random gradients of the weights), and a token
-# that has chosen the wrong key can hardly learn to choose another one. With the division, $D$ makes no difference.
+# that passes the softmax is small (on the right: its mean length, for random gradients of the weights; for most tokens
+# it is much smaller still), and a token that has chosen the wrong key can hardly learn to choose another one. With the
+# division, $D$ makes no difference.
 #
 # ## The mask: no token sees a later one
 #
