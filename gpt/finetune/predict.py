@@ -48,15 +48,20 @@ def main(argv: Sequence[str]) -> int:
         model = restore_classifier(checkpoint)
         rows = encode(texts, checkpoint.tokenizer, "a text")
         if shortened := describe_cut(rows, block_size):
-            note(f"cut {shortened}, as in training")
+            note(f"cut {shortened}: the classifier reads no more")
         found = probabilities(model, [cut(row, block_size) for row in rows], BATCH)
     for text, row in zip(texts, found, strict=True):
-        print(f"{labels[row.argmax()]}\t{row.max():.4f}\t{' '.join(text.split())}")
+        print(one_line(labels[row.argmax()]), f"{row.max():.4f}", one_line(text), sep="\t")
     if true is not None:
         numbers = np.array([labels.index(label) for label in true])
         scores = Scores.of(labels, numbers, found.argmax(1))
         note(f"\naccuracy {scores.accuracy:.2%}, F1 (macro) {scores.macro_f1:.4f}\n\n{scores.table()}")
     return 0
+
+
+def one_line(text: str) -> str:
+    """Return a text with single spaces for its line breaks, tabs and runs of spaces."""
+    return " ".join(text.split())
 
 
 def note(text: str) -> None:

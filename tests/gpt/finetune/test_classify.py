@@ -116,7 +116,19 @@ def test_predict_says_which_texts_it_cuts(call: Any) -> None:
     status, out, err = call("predict", "run", "a" * longest, "b" * (longest + 1), "--backend=numpy")
     n_first, n_last = longest - longest // 2, longest // 2
     assert status == 0 and len(out.splitlines()) == 2
-    assert err == f"cut 1 of 2 texts to their {n_first} first and {n_last} last tokens, as in training\n"
+    assert err == f"cut 1 of 2 texts to their {n_first} first and {n_last} last tokens: the classifier reads no more\n"
+
+
+def test_predict_prints_a_line_a_text_even_for_a_label_of_two_lines(call: Any, tmp_path: Path) -> None:
+    with open("data.csv") as file:
+        lines = [f"{row['label']},{row['text']}" for row in csv.DictReader(file)]
+    data = tmp_path / "data.csv"
+    data.write_text("label,text\n" + re.sub("^(ham|spam)", r'"\1\n\tmail"', "\n".join(lines), flags=re.MULTILINE))
+    assert call(*FLAGS, f"--data={data}", "--epochs=1", f"--out={tmp_path / 'run'}")[0] == 0
+    status, out, err = call("predict", str(tmp_path / "run"), "a  b", "c d", "--backend=numpy")
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert (status, err) == (0, "") and [row[2] for row in rows] == ["a b", "c d"]
+    assert all(row[0] in ("ham mail", "spam mail") for row in rows)
 
 
 @pytest.mark.parametrize(
