@@ -124,15 +124,18 @@ class Terminal:
         return True
 
     def _answer(self, text: str) -> None:
+        held, n_pieces = "", 0  # the second may compile kernels, and their line belongs before the text
         with closing(self.conversation.answer(text)) as pieces, Heartbeat("generating") as heartbeat:
             for piece in pieces:
-                if piece:
-                    sys.stdout.write(piece)
+                held, n_pieces = held + piece, n_pieces + bool(piece)
+                if held and n_pieces > 1:
+                    sys.stdout.write(held)
                     sys.stdout.flush()
                     heartbeat.reset()
+                    held = ""
                 if self._interrupted:
                     break
-        print(flush=True)
+        print(held, flush=True)
         if self.conversation.n_dropped and not self._told_dropped:
             self._told_dropped = True
             note("the window is full: the model no longer sees the oldest turns")

@@ -9,7 +9,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -128,6 +128,24 @@ def test_an_answer_may_be_empty(talk: Talk) -> None:
     made.tokenizer.roles["eos"] = SPECIAL["<|im_end|>"]
     assert talk(made, b"hi\nho\n") == ("\n\n", [])
     assert [turn.answer for turn in made.turns] == ["", ""]
+
+
+def test_the_first_piece_of_an_answer_waits_for_the_second(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That may compile kernels, whose line would stand within the text."""
+    shown = []
+
+    def pieces(*texts: str) -> Iterator[str]:
+        for text in texts:
+            shown.append(capsys.readouterr().out)
+            yield text
+
+    made = conversation()
+    monkeypatch.setattr(made, "answer", lambda text: pieces("", "a", "", "b", "c"))
+    assert talk(made, b"hi\n")[0] == "c\n" and shown == ["", "", "", "", "ab"]
+    monkeypatch.setattr(made, "answer", lambda text: pieces("", "a", ""))
+    assert talk(made, b"hi\n")[0] == "a\n"
 
 
 def test_lines_that_are_too_long_are_refused_and_the_conversation_goes_on(talk: Talk) -> None:
