@@ -28,7 +28,7 @@ MIN_PARALLEL_MULTIPLICATIONS = 2**19  # in a smaller product, waking the other t
 MC = 72  # rows of a block of a, a multiple of MR, and
 KC = 384  # its columns: 0.1 megabytes of float32. So high is a panel of b, too: 24 KB, with AVX-512 48 KB
 NC = 512  # columns of a block of b: at most 0.8 megabytes, since threads and other programs share that cache
-MAX_DOT_COLUMNS = 4  # so few columns that are left beside full panels take less time as dot products than as a panel
+MAX_DOT_BYTES = 16  # columns left beside full panels, 4 of float32: so few are faster as dot products than as a panel
 
 
 @inline
@@ -88,7 +88,7 @@ def gemm(a: Any, b: Any, c: Any, bias: Any, add: bool) -> None:
     kc, nc, mc = min(KC, k), min(NC, round_up(n, nr)), min(MC, round_up(m, MR))
     b_panels = aligned(nc * (kc + PANEL_PADDING), c).reshape(nc // nr, kc + PANEL_PADDING, nr)
     a_block = aligned(mc * (kc + ROW_PADDING), c).reshape(mc, kc + ROW_PADDING)
-    n_dots = n % nr if n % nr <= MAX_DOT_COLUMNS else 0
+    n_dots = n % nr if n % nr * c.itemsize <= MAX_DOT_BYTES else 0
     columns = aligned(n_dots * (kc + ROW_PADDING), c).reshape(n_dots, kc + ROW_PADDING)
     edge = aligned(MR * nr, c).reshape(MR, nr)
     in_place = a.strides[1] == a.itemsize

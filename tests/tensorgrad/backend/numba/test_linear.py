@@ -171,7 +171,7 @@ def test_products_of_all_sizes_and_layouts(dtype: Any, m: int, n_inner: int, n: 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [163, 170])  # the last 3 columns are dot products, the last 10 a panel
+@pytest.mark.parametrize("n", [162, 170])  # the last 2 columns are dot products, the last 10 a panel
 def test_any_number_of_threads_gives_a_product_of_the_same_bits(n: int, dtype: Any) -> None:
     a, b = normal(150, 400, dtype=dtype), normal(400, n, dtype=dtype)
     results = []
@@ -199,7 +199,7 @@ def test_products_run_as_python(threads: int, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(macrokernel, name, getattr(macrokernel, name).py_func)
     monkeypatch.setattr(pack, "pack_transposed", pack.pack_transposed.py_func)
     require_initialised_operands(monkeypatch, macrokernel)
-    a, b = normal(9, 4, dtype=np.float64), normal(4, 35, dtype=np.float64)
+    a, b = normal(9, 4, dtype=np.float64), normal(4, 34, dtype=np.float64)
     for x, y in ((a, b), (b.T, a.T), (a[::-1, ::2], b[::2, ::-1]), (np.asfortranarray(a), np.asfortranarray(b))):
         bias, c = normal(y.shape[1], dtype=np.float64), np.ones((len(x), y.shape[1]))
         macrokernel.parallel_product.py_func(x, y, c, bias, True, threads)
