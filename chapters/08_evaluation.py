@@ -269,8 +269,9 @@ print(f"for comparison, the program bzip2: {8 * len(bz2.compress(exam_bytes)) / 
 # $$\text{Var}\left( \frac{1}{n} \sum_i l_i \right) = \frac{1}{n^2} \text{Var}\left( \sum_i l_i \right)
 #   = \frac{1}{n^2} \cdot n \sigma^2 = \frac{\sigma^2}{n}$$
 #
-# The square root, $\sigma / \sqrt n$, is the **standard error** of the mean. About two thirds of all measurements are
-# within one standard error of the true value, 95 % within two. For half the error one needs four times as much text.
+# The square root, $\sigma / \sqrt n$, is the **standard error** of the mean. Means of many losses nearly follow a
+# normal curve (we will see it in a picture). So about two thirds of them are within one standard error of the true
+# value, 95 % within two. For half the error one needs four times as much text.
 #
 # What are the independent things here? Losses of neighbouring characters share a scene, a speaker, a difficult word.
 # If they rise and fall together, there are fewer independent numbers than characters, and the formula promises too
