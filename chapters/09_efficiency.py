@@ -289,6 +289,10 @@ same(in_blocks, 2 * N**3 / 16 / 16, "misses in blocks of 16: the formula, in lin
 print(f"{plain:,} misses become {in_blocks:,}: {plain / in_blocks:.0f} times fewer")
 
 # %% [markdown]
+# Why 128 times fewer, and not $s = 16$? The formula counts numbers, the cache lines. The plain loops go down the
+# columns of $b$ and use one number of each line that they fetch; the blocks use all 16. On the other hand, the row of
+# $a$ stays in the cache in the plain loops, too, which halves their misses: $16 \cdot 16 / 2 = 128$.
+#
 # A real product does this several times, once for each cache. These are the words of BLIS, a library of products:
 #
 # - The **microkernel** computes a small piece of the result, MR rows and NR columns. Its sums stay in
@@ -464,7 +468,8 @@ ax.legend()
 # A **fused** operation does what several would, without writing what is between them. The loss of a language model is
 # an example. Between the last product and the loss are the logits, one for each token of the vocabulary, at each
 # position. Backward needs as many gradients. `tg.linear_cross_entropy` computes the logits of a few positions, turns
-# them at once into their gradients and these into parts of the result, and takes the next few.
+# them at once into their gradients, computes from these a part of the gradients of its operands, and takes the next
+# few.
 #
 # In attention, the scores of all pairs of tokens are between (chapter 04b), $T^2$ numbers for a head. The fused
 # operation keeps only its operands, its result, and a number for each row.
@@ -493,7 +498,8 @@ for name, (plain, fused) in pairs.items():
 
 # %% [markdown]
 # What "moves" are the operands and results of all operations, forward and backward. Inside a fused operation numbers
-# move, too, but a few at a time, in a cache. What the fused loss keeps are gradients that it has already computed.
+# move, too, but a few at a time, in a cache. What the fused loss keeps are its operands and their gradients, which it
+# has already computed.
 #
 # ## The library's code
 #
