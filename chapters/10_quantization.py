@@ -258,9 +258,9 @@ print(f"relative error of q8_0: {error:.3%}")
 #
 # Why should the largest weight become 127? If it becomes 126 or 125, the step is a little larger, but the 31 other
 # weights may happen to be nearer to its multiples. That is luck, so we try it: for each block, every scale with which
-# the largest weight becomes 127, 126 and so on. We keep the one with the smallest sum of squared errors. The end is 64.
-# The multiples of a scale that makes 63 of the largest weight are also multiples of half this scale, with which it
-# becomes 126. What is compared are the scales as they are stored, in float16.
+# the largest weight becomes 127, 126 and so on, down to 64. We keep the one with the smallest sum of squared errors.
+# (Why not further? The multiples of the scale with which the largest weight becomes 63 are also multiples of half this
+# scale, with which it becomes 126.) What is compared are the scales as they are stored, in float16.
 
 # %%
 to_q8_0_by_largest = to_q8_0
@@ -311,9 +311,10 @@ same(to_q8_0(from_q8_0(stored)), stored, "quantised once more: the same bytes", 
 #
 # $$m = \min x, \qquad d = \frac{\max x - \min x}{15}$$
 #
-# If $a$ is the largest weight without its sign, the step of q4_0 is $a / 8$, sixteen times that of q8_0. So is the
-# error. The step of q4_1 is at most $2 a / 15$, slightly more than that. But it is that large only if a block reaches
-# equally far in both directions. A block usually does not, and then q4_1 is better.
+# If $a$ is the largest weight without its sign, the step of q4_0 is $a / 8$, sixteen times the $a / 127$ of q8_0. So is
+# the error, before the choice of a better scale. The step of q4_1 is at most $2 a / 15$, slightly more than $a / 8$.
+# But it is that large only if a block reaches equally far in both directions. A block usually does not, and then q4_1
+# is better.
 #
 # Two integers share a byte: byte $j$ of a block has $q_j$ in its lower four bits and $q_{j + 16}$ in its upper four.
 # With this order the two halves of a block come out with one operation each, `& 15` and `>> 4`.
@@ -779,8 +780,9 @@ def unpack_in_pairs(packed):
 exercise(unpack_in_pairs, tests.unpack_in_pairs)
 
 # %% [markdown]
-# **3.** Once the integers $q$ of a block are chosen, $\max |x| / 7$ is not the best scale for them. Find the $d$ with
-# the smallest sum of squared errors, $\sum_i (x_i - d \, q_i)^2$. (Its derivative with respect to $d$ is 0 there.)
+# **3.** The integers $q$ of a block, from $-7$ to $7$, were chosen with the scale $\max |x| / 7$. Now that they are
+# fixed, this is not the best scale for them. Find the $d$ with the smallest sum of squared errors,
+# $\sum_i (x_i - d \, q_i)^2$. (Its derivative with respect to $d$ is 0 there.)
 
 # %%
 def best_scale(x, q):
