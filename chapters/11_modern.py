@@ -11,7 +11,7 @@
 #
 # - write RMSNorm, rotary positions, SwiGLU and grouped heads, each in a few lines,
 # - say which problem each of them solves, and whether it lowers the loss,
-# - say why most biases of attention can be left out, and prove it for two of them,
+# - prove that two of the four biases of attention can be left out,
 # - compare two models fairly: equal data, steps and size, and more than one seed,
 # - read [`gpt/llama.py`](../gpt/llama.py) and the configuration of a published model, and compute from it the number
 #   of weights and the memory of the cache.
@@ -57,7 +57,7 @@ rng = np.random.default_rng(0)
 # | positions | a learned table, added | rotation of queries and keys | a table knows no distances, and it ends |
 # | MLP | GELU | SwiGLU | a GELU cannot multiply two features |
 # | heads | every head has keys and values | several heads share them | the cache is large |
-# | biases | in every layer | none | most of them do nothing |
+# | biases | in every layer | none | some of them do nothing |
 #
 # The model with the right column is called **Llama**, after the models of Meta that made it popular. Many others have
 # the same form, and so they can be run by the same code.
@@ -354,9 +354,10 @@ same(attention(q, k, v + b_v), y + b_v.repeat(3, axis=0), "with a bias of the va
 #
 # ## One model with six switches
 #
-# Here is a model in which each change is a switch. With all switches at their first position it is GPT-2, with all at
-# the second it is Llama. It uses the library's operations: `tg.rotary_embedding`, `tg.attention`, which reads shared
-# heads without repeating them, and `tg.swiglu`. `tg.linear_cross_entropy` is the output layer and the loss together.
+# Here is a model in which each change is a switch. With all switches at their first position it is GPT-2, with the
+# first five at the second it is Llama. It uses the library's operations: `tg.rotary_embedding`, `tg.attention`, which
+# reads shared heads without repeating them, and `tg.swiglu`. `tg.linear_cross_entropy` is the output layer and the
+# loss together.
 
 # %%
 C, H, n_layer, window = 64, 4, 2, 32
@@ -780,8 +781,8 @@ for base in (10_000.0, 100.0, 10.0):
     print(f"base {base:>6,.0f}: validation loss {estimate_loss(llama, val_data, 20):.2f}")
 
 # %% [markdown]
-# **Comparing models of different sizes.** A SwiGLU that keeps the hidden width of $4C$ has half as many weights more
-# than the GELU that it replaces. If it is better then, this may be the size alone:
+# **Comparing models of different sizes.** A SwiGLU that keeps the hidden width of $4C$ has one and a half times the
+# weights of the GELU MLP that it replaces. If it is better then, this may be the size alone:
 
 # %%
 for name, n_matrices, hidden in (("GELU, 4C", 2, 4 * C), ("SwiGLU, 4C", 3, 4 * C), ("SwiGLU, 8/3 C", 3, HIDDEN)):
@@ -845,7 +846,8 @@ exercise(base_for_window, tests.base_for_window)
 # - Noam Shazeer, [GLU Variants Improve Transformer](https://arxiv.org/abs/2002.05202), 2020: SwiGLU, with the 8/3.
 # - Joshua Ainslie and others, [GQA](https://arxiv.org/abs/2305.13245), 2023: grouped heads.
 # - Aakanksha Chowdhery and others, [PaLM](https://arxiv.org/abs/2204.02311), 2022: no biases.
-# - Hugo Touvron and others, [LLaMA](https://arxiv.org/abs/2302.13971), 2023, which put these together, and Loubna Ben
-#   Allal and others, [SmolLM2](https://arxiv.org/abs/2502.02737), 2025.
+# - Hugo Touvron and others, [LLaMA](https://arxiv.org/abs/2302.13971), 2023, which put these together (but for grouped
+#   heads, which the largest models of [Llama 2](https://arxiv.org/abs/2307.09288) added in the same year), and Loubna
+#   Ben Allal and others, [SmolLM2](https://arxiv.org/abs/2502.02737), 2025.
 #
 # Next: [12 Parallel](12_parallel.ipynb), where one gradient is computed by several processes.
