@@ -293,10 +293,11 @@ right.legend()
 #
 # $$T(p) = \frac{c}{p} + 2 \left( 1 - \frac1p \right) n \, b$$
 #
-# The first part shrinks with $p$, the second does not. So parallel training is worth it while the computation of a
-# share takes longer than the sending: with large batches and a fast wire. Two tricks help. Accumulate first, and send
-# only after the last micro-batch. And send while computing: the backward pass finishes the gradients of the last
-# layers first, so they can travel while it works on the others. That is called *overlap*.
+# The first part shrinks with $p$, the second does not. The step is faster than with one process, $T(p) < c$, only if
+# $2 n b < c$ (subtract $c / p$, and divide by $1 - 1/p$). It is nearly $p$ times as fast only while the computation of
+# a share takes much longer than the sending: with large batches and a fast wire. Two tricks help. Accumulate first,
+# and send only after the last micro-batch. And send while computing: the backward pass finishes the gradients of the
+# last layers first, so they can travel while it works on the others. That is called *overlap*.
 
 # %%
 n_weights = 124e6  # GPT-2
@@ -317,9 +318,9 @@ show(accumulate_gradients)
 # %% [markdown]
 # What the library needs of a group of processes is a `Communicator`: its `rank`, its `size`, and a few operations.
 # The base class is a group of one. `all_reduce` *starts* the exchange, and the `Exchange` that it returns can be
-# waited for, so that there can be something to do meanwhile. `MPICommunicator` is the one for real processes: it
-# hands the work to MPI, a standard library for programs that run on many machines, which has the ring (and other
-# ways) built in.
+# waited for, so that something else can be done meanwhile. `MPICommunicator` is the one for real processes: it hands
+# the work to MPI, the standard interface for programs that run on many machines, whose implementations have the ring
+# (and other ways) built in.
 
 # %%
 show(tg.distributed.Communicator, tg.distributed.MPICommunicator.all_reduce)
