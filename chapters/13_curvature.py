@@ -141,8 +141,8 @@ right.set(xlabel="direction of v in degrees", ylabel="v · H v", title="between 
 
 # %% [markdown]
 # In the direction of the orange line the loss curves upwards: a valley's wall. Along the blue line the curvature is
-# negative: the loss bends downwards. A place with both kinds is a *saddle*, and models spend most of their training
-# in such places.
+# negative: the loss bends downwards. With both kinds, the loss has the shape of a *saddle* (a tilted one, as the
+# gradient is not zero), and models spend most of their training in such places.
 #
 # ## A Hessian times a vector
 #
@@ -272,7 +272,7 @@ same(H @ v, Hv, "H v of the neuron: by differences, and by the gradient of <grad
 #
 # We can multiply by $H$. How do we get from there to $\lambda_{max}$?
 #
-# **Power iteration.** Begin with any vector $v = \sum_k c_k q_k$ and multiply by $H$ again and again. Each product
+# **Power iteration.** Begin with a random vector $v = \sum_k c_k q_k$ and multiply by $H$ again and again. Each product
 # stretches every component by its eigenvalue, so after $n$ of them
 #
 # $$H^n v = \sum_k c_k \lambda_k^n \, q_k
@@ -345,7 +345,7 @@ ax.legend()
 #
 # At $\eta = 1/\lambda$ a single step reaches the bottom. Beyond it every step jumps across to the other wall. Beyond
 # $2/\lambda$ it lands higher than it was before, and grows without end. One learning rate must serve all directions,
-# so the steepest one decides: $\eta < 2 / \lambda_{max}$.
+# so the one with the largest curvature (the *steepest*) decides: $\eta < 2 / \lambda_{max}$.
 
 # %%
 curvatures, n_steps = np.array([0.5, 3.0, 10.0]), 60
@@ -454,10 +454,10 @@ right.set(xlabel="step", ylabel="loss", title="the loss on this batch")
 # %% [markdown]
 # The curvature starts low. As the model learns, it *rises*, until it has passed the dotted line, $2/\eta$. From there
 # on the limit of the parabola is broken, and the loss jumps up now and then. But a real loss is not a parabola: the
-# jump carries the model to a place that is less steep, and the curvature falls again. So it stays near the limit, a
-# little above it. **Half the learning rate gives nearly twice the curvature.** This is called the *edge of
-# stability*: the loss decides how large a step may be, and the step decides in which places of the loss the model
-# can stay.
+# jump carries the model to a place that is less steep, and the curvature falls again. So it goes up and down around
+# the limit, here mostly above it. **Half the learning rate gives nearly twice the curvature.** This is called the
+# *edge of stability*: the loss decides how large a step may be, and the step decides in which places of the loss the
+# model can stay.
 #
 # ## What warm-up is for
 #
@@ -486,7 +486,7 @@ axes[2].legend(fontsize=8)
 # Without warm-up the curvature rises from 10 to 181 within six steps, eighteen times the limit. Then the loss jumps
 # higher than where it began. The jump carries the model to a place that is less steep, but much of what it had
 # learned is lost, and more jumps follow. With warm-up the limit begins 41 times as high. The curvature rises here,
-# too, and meets the limit on its way down. But the steps are still short at that point: the jumps are small, and each
+# too, and meets the limit, which comes down. But the steps are still short at that point: the jumps are small, and each
 # brings the curvature down a little. In the end both runs live at about the same curvature, that of the edge.
 # **Warm-up brings the model there in small jumps instead of large ones.**
 #
@@ -502,7 +502,7 @@ axes[2].legend(fontsize=8)
 # which is plain gradient descent in $u$. So Adam is gradient descent in other units, where the Hessian is
 # $D^{-1/2} H D^{-1/2}$. Its largest eigenvalue is what counts; we call it Adam's curvature.
 #
-# The second difference is momentum: $m_t = \beta m_{t-1} + (1 - \beta) \lambda p_t$ and $p_{t+1} = p_t - \eta m_t$.
+# Adam's other part is momentum: $m_t = \beta m_{t-1} + (1 - \beta) \lambda p_t$ and $p_{t+1} = p_t - \eta m_t$.
 # Replace both $m$ by steps, $\eta m_t = p_t - p_{t+1}$:
 #
 # $$p_t - p_{t+1} = \beta \, (p_{t-1} - p_t) + (1 - \beta) \, \eta \lambda \, p_t$$
@@ -617,8 +617,8 @@ print(f"loss at the end {large_eps[0][-10:].mean():.2f}")
 
 # %% [markdown]
 # The first step is now below the limit, and the run ends on the same plateau. So the steepness of a few weights in
-# the first step is *not* the reason, and the high curvatures of later steps are the signs of a run in trouble rather
-# than the beginning of the trouble. How did it get there? Chapter 05 has seen it: in the first steps all weights move
+# the first step is *not* the reason, and the high curvatures of later steps are probably the signs of a run in trouble
+# and not its beginning. How did it get there? Chapter 05 has seen it: in the first steps all weights move
 # together, by a third of their size. Over such a distance the loss is no parabola, and a curvature, which describes
 # the loss nearby, says nothing about where one lands. Warm-up does both: it keeps the first steps so short that the
 # gradient can be trusted, and it keeps the learning rate below what the curvature allows.
@@ -674,9 +674,10 @@ show(tg.grad, tg.hvp)
 # %% [markdown]
 # The last two have names from the *Jacobian* $J$, the table of all derivatives of a function with several results,
 # $J_{ij} = \partial y_i / \partial x_j$. A backward pass computes $dx_j = \sum_i dy_i J_{ij}$: a vector times the
-# Jacobian, hence `tg.vjp`. What about $J v$, how the results change if the inputs move along $v$? That is forward
-# mode, and it comes for free. $\langle dx, v \rangle = \sum_i dy_i \sum_j J_{ij} v_j = \langle dy, J v \rangle$ is
-# linear in $dy$, so its gradient with respect to $dy$ is $J v$:
+# Jacobian, hence `tg.vjp`. What about $J v$, how the results change if the inputs move along $v$? (To compute it is
+# called *forward mode*.) No new code is needed:
+# $\langle dx, v \rangle = \sum_i dy_i \sum_j J_{ij} v_j = \langle dy, J v \rangle$ is linear in $dy$, so its
+# gradient with respect to $dy$ is $J v$:
 
 # %%
 show(tg.jvp)
