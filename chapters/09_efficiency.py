@@ -504,7 +504,7 @@ for name, (plain, fused) in pairs.items():
 # ## The library's code
 #
 # The product on one thread, and its macrokernel. The loops are those of our `product`; the rest is for edges, where
-# fewer than MR rows or NR columns are left (up to four columns are computed as dot products), and for matrices whose
+# fewer than MR rows or NR columns are left (a few columns are computed as dot products), and for matrices whose
 # rows do not lie side by side in memory:
 
 # %%
