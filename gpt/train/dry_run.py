@@ -39,6 +39,7 @@ from gpt.train.footprint import (
     n_trained,
     weight_bytes,
 )
+from gpt.train.kernels import compile_ahead
 from gpt.train.run import configure, freeze_parts, model_without_weights
 from gpt.train.step import TrainingStep
 from gpt.train.task import Task, language_model
@@ -72,6 +73,8 @@ def dry_run(arguments: Arguments) -> int:
     more = need.peak
     if has_weights:  # they are in use already
         before, more = Resident(before.in_use - weight_bytes(model), before.peak), more - weight_bytes(model)
+    else:  # a run makes them, and the moments, while it loads its kernels
+        before = Resident(before.in_use, before.peak + need.weights + need.moments)
 
     print(f"backend  {chosen}")
     print(f"data     {config.data}: {train.size:,} {train.unit} for training, {val.size:,} for validation")
@@ -111,7 +114,9 @@ def _config_of(arguments: Arguments) -> tuple[TrainConfig, Tokenizer | None, int
 
 
 def _warm_up(config: TrainConfig) -> None:
-    """Load every kernel with a tiny model, and the plotting library, so that they are part of the program's size."""
+    """Load every kernel as a run does, and the plotting library, so that they are part of the program's size."""
+    if (compilation := compile_ahead(config)) is not None:
+        compilation.wait()
     tiny = replace(
         config, n_layer=1, n_head=1, n_kv_head=None, n_embd=64, block_size=128, batch_size=2, freeze=None
     )

@@ -221,7 +221,7 @@ def test_the_predicted_peak_includes_the_memory_for_reading_the_data() -> None:
             "--batch-size=8",
             "--recompute",
         ],
-        ["--backend=numba", "--n-layer=2", "--n-embd=384", "--block-size=64", "--batch-size=8", "--async-save=False"],
+        ["--backend=numba", "--n-layer=6", "--n-embd=384", "--block-size=64", "--batch-size=8", "--async-save=False"],
     ],
 )
 def test_the_memory_of_a_run_is_predicted_within_10_percent(flags: list[str]) -> None:
