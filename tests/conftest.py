@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+import tensorgrad as tg
 from tensorgrad import backend
 from tensorgrad.backend.threads import cpu_count
 from tests.browser import Browser
@@ -82,6 +83,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     for reason in sorted(reason for reason in reasons if not reason.startswith(known)):
         reporter.write_line(f"ERROR: {path} does not list this reason to skip a test: {reason}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_random_numbers() -> None:
+    """A file of tests draws the same numbers, whatever has run before it in this process."""
+    tg.manual_seed(0)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from gpt.finetune import baseline
 from gpt.finetune.baseline import BagOfWords
@@ -16,6 +15,7 @@ WEIGHTS = np.array([0.5, 2.0], np.float32)
 
 
 def test_training_equals_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
     monkeypatch.setattr(baseline, "BATCH", 4)
     monkeypatch.setattr(baseline, "MIN_STEPS", 60)
     bag = BagOfWords(TEXTS, 2)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import tensorgrad as tg
 from gpt.config import GPTConfig, LlamaConfig
@@ -69,6 +68,7 @@ def test_gradients_are_those_of_finite_differences(model: Classifier, pool: str)
 
 @pytest.mark.parametrize("pool", POOL)
 def test_the_loss_and_its_gradients_are_pytorchs(model: Classifier, pool: str) -> None:
+    torch = pytest.importorskip("torch")
     model.pool = pool
     model.astype("float64")
     y, weights = np.array([2, 0, 1]), np.array([0.5, 2.0, 1.5])
@@ -84,7 +84,8 @@ def test_the_loss_and_its_gradients_are_pytorchs(model: Classifier, pool: str) -
 
 
 def test_probabilities_do_not_depend_on_the_batch(model: Classifier) -> None:
-    expected = torch.softmax(torch.tensor(model(padded(ROWS)).numpy()), dim=1).numpy()
+    exponentials = np.exp(model(padded(ROWS)).numpy())
+    expected = exponentials / exponentials.sum(axis=1, keepdims=True)
     for batch_size in (1, 2, 3):
         np.testing.assert_allclose(probabilities(model, ROWS, batch_size), expected, rtol=0, atol=1e-6)
 

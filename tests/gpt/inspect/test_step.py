@@ -192,6 +192,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     tokenizer = CharTokenizer.train(TEXT)
     config = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=16, n_layer=1, n_head=2, n_embd=8)
+    tg.manual_seed(0)  # which op made the largest gradient depends on the weights
     model = GPT(config)
     fields = {name: value for name, value in config.to_dict().items() if name != "vocab_size"}
     state = RunState(0, config, TrainConfig(**fields), "", tg.random.default_generator.state_dict())
