@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
             note(f"cut {shortened}: the classifier reads no more")
         found = probabilities(model, [cut(row, block_size) for row in rows], BATCH)
     for text, row in zip(texts, found, strict=True):
-        print(one_line(labels[row.argmax()]), f"{row.max():.4f}", one_line(text), sep="\t")
+        print(single_spaced(labels[row.argmax()]), f"{row.max():.4f}", single_spaced(text), sep="\t")
     if true is not None:
         numbers = np.array([labels.index(label) for label in true])
         scores = Scores.of(labels, numbers, found.argmax(1))
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def one_line(text: str) -> str:
+def single_spaced(text: str) -> str:
     """Return a text with single spaces for its line breaks, tabs and runs of spaces."""
     return " ".join(text.split())
 

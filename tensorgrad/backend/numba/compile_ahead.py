@@ -80,7 +80,7 @@ class Compilation:
 
     def _prepare(self, names: Sequence[str], n_processes: int) -> None:
         """Load what the cache has, and compile the rest."""
-        missing = not_cached(names)
+        missing = load_cached(names)
         if missing:
             show(f"compiling {len(missing)} kernel{'s' * (len(missing) > 1)}, the first time only\n")
         self.total = len(missing)
@@ -91,7 +91,7 @@ class Compilation:
             thread.start()
         for thread in threads:
             thread.join()
-        not_cached(missing)  # loads them
+        load_cached(missing)
         forget_pages("libllvmlite.so")
 
     def _drive(self) -> None:
@@ -125,8 +125,8 @@ def start(names: Sequence[str]) -> Compilation | None:
     return Compilation(names, min(cpu_count(), MAX_PROCESSES))
 
 
-def not_cached(names: Sequence[str]) -> list[str]:
-    """The names of those kernels that the cache on disk does not have; the others are loaded."""
+def load_cached(names: Sequence[str]) -> list[str]:
+    """Load those of these kernels that the cache on disk has; returns the names of the others."""
     k, missing = load("numba"), []
     with cached_only():
         for name in names:

@@ -66,7 +66,7 @@ def test_other_processes_compile_everything_and_only_once(tmp_path: Path) -> Non
 def nothing_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cores and an empty cache."""
     monkeypatch.setattr(compile_ahead, "cpu_count", lambda: 2)
-    monkeypatch.setattr(compile_ahead, "not_cached", list)
+    monkeypatch.setattr(compile_ahead, "load_cached", list)
 
 
 @pytest.mark.parametrize(("names", "n_processes"), [(NAMES, 2), (NAMES[:1], 1), ([], 0)])
